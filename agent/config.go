@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// Config is everything a node can be told. Only the command line fills it in;
+// nothing writes to it after New.
+type Config struct {
+	// DataDir is the same folder a server takes; the node keeps its state in
+	// its agent/ and bin/ parts. An absolute path; there is no default here.
+	DataDir string
+	// NodeName is the name the node registers under, a DNS label. There is no
+	// default here: the command line takes the host's name.
+	NodeName string
+	// NodeIPs are the node's addresses, at most one of each family. Empty
+	// means: found from the default route, else loopback, and followed when
+	// the network changes.
+	NodeIPs []net.IP
+
+	// ClusterDNS are the addresses pods ask for names. Empty means pods use
+	// the host's resolvers.
+	ClusterDNS []net.IP
+	// ClusterDomain is the DNS domain of the cluster.
+	ClusterDomain string
+	// ClusterCIDRs are the pod ranges of the whole cluster and ServiceCIDRs
+	// its service ranges, in the server's order.
+	ClusterCIDRs []*net.IPNet
+	ServiceCIDRs []*net.IPNet
+
+	// KubeletArgs are "flag=value" settings handed to the kubelet last, so
+	// they win over mote's own.
+	KubeletArgs []string
+	// NodeLabels ("key=value") and NodeTaints ("key=value:Effect") are set
+	// when the node first registers; later changes belong to the API.
+	NodeLabels []string
+	NodeTaints []string
+	// Disable names in-process services that shall not run on this node.
+	Disable []string
+
+	// RegistriesFile sets mirrors and credentials of image registries. A file
+	// that does not exist means none; empty means /etc/mote/registries.yaml.
+	RegistriesFile string
+
+	// ServerURL is where an agent without a server in its process joins,
+	// https://HOST:PORT. Empty means the server is in this process.
+	ServerURL string
+	// Token is what the agent joins with, TokenFile a file that holds it; at
+	// most one of them. Both are empty beside a server.
+	Token     string
+	TokenFile string
+
+	// Debug makes every part log more.
+	Debug bool
+	// Logger receives all log lines. Nil means none are kept.
+	Logger *zap.Logger
+}
+
+// DefaultRegistriesFile is where registry mirrors and credentials are read.
+const DefaultRegistriesFile = "/etc/mote/registries.yaml"
+
+// Validate joins every fault of the config, each one line that names the
+// setting and says what would be right. It looks at the values only.
+func (c Config) Validate() error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	if !filepath.IsAbs(c.DataDir) {
+		fault("data-dir %q is not an absolute path: give one that starts with /", c.DataDir)
+	}
+	if len(validation.IsDNS1123Subdomain(c.NodeName)) > 0 {
+		fault("node-name %q is no DNS label: use at most 63 lower case letters, digits and '-', starting and ending with a letter or digit", c.NodeName)
+	}
+	for _, a := range c.KubeletArgs {
+		if !strings.Contains(a, "=") {
+			fault("kubelet-arg %q has no value: write it as flag=value", a)
+		}
+	}
+	for _, l := range c.NodeLabels {
+		key, value, ok := strings.Cut(l, "=")
+		if !ok || len(validation.IsQualifiedName(key)) > 0 || len(validation.IsValidLabelValue(value)) > 0 {
+			fault("node-label %q is no label: write it as key=value", l)
+		}
+	}
+	for _, t := range c.NodeTaints {
+		if !validTaint(t) {
+			fault("node-taint %q is no taint: write it as key=value:NoSchedule, :PreferNoSchedule or :NoExecute", t)
+		}
+	}
+	if c.RegistriesFile != "" && !filepath.IsAbs(c.RegistriesFile) {
+		fault("registries-file %q is not an absolute path: give one that starts with /", c.RegistriesFile)
+	}
+	if c.ServerURL != "" {
+		if u, err := url.Parse(c.ServerURL); err != nil || u.Scheme != "https" || u.Host == "" {
+			fault("server %q is no server URL: write it as https://HOST:6443", c.ServerURL)
+		}
+		if c.Token == "" && c.TokenFile == "" {
+			fault("token is missing: give --token or --token-file, as the server printed it")
+		}
+	}
+	if c.Token != "" && c.TokenFile != "" {
+		fault("token and token-file are both set: give one of them")
+	}
+	return errors.Join(errs...)
+}
+
+func validTaint(t string) bool {
+	spec, effect, ok := strings.Cut(t, ":")
+	if !ok {
+		return false
+	}
+	switch corev1.TaintEffect(effect) {
+	case corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute:
+	default:
+		return false
+	}
+	key, value, _ := strings.Cut(spec, "=")
+	return len(validation.IsQualifiedName(key)) == 0 && len(validation.IsValidLabelValue(value)) == 0
+}

@@ -1,0 +1,390 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// What a zero Config field stands for.
+const (
+	// DefaultDataDir is where a server keeps everything it makes.
+	DefaultDataDir = "/var/lib/mote"
+	// DefaultKubeconfigOutput is where the administrator's kubeconfig is written.
+	DefaultKubeconfigOutput = "/etc/mote/kubeconfig.yaml"
+	// DefaultHTTPSListenPort is the one port of the API server.
+	DefaultHTTPSListenPort = 6443
+	// DefaultClusterCIDR is the range pods take their addresses from.
+	DefaultClusterCIDR = "10.42.0.0/16"
+	// DefaultServiceCIDR is the range services take their addresses from.
+	DefaultServiceCIDR = "10.43.0.0/16"
+	// DefaultClusterDomain is the DNS domain of the cluster.
+	DefaultClusterDomain = "cluster.local"
+	// DefaultDatastoreDurability makes every write wait for the disk.
+	DefaultDatastoreDurability = DurabilityFull
+)
+
+// Values of Config.DatastoreDurability.
+const (
+	// DurabilityFull answers a write only when it is safe from a power cut.
+	DurabilityFull = "full"
+	// DurabilityRelaxed may lose the last moments before a power cut, never
+	// the consistency of the file; it writes far less to flash cards.
+	DurabilityRelaxed = "relaxed"
+)
+
+// The pod range each node is given out of the cluster CIDR, in prefix bits.
+const (
+	NodeCIDRMaskSizeIPv4 = 24
+	NodeCIDRMaskSizeIPv6 = 64
+)
+
+// Limits that follow from how the upstream allocators keep their state.
+const (
+	// The node allocator holds one bit a node, at most 2^16 of them.
+	maxNodeCIDRBits = 16
+	// The API server refuses service ranges wider than 2^20 addresses, and
+	// the cluster DNS address is the tenth, so fewer than 16 cannot work.
+	minServiceHostBits = 4
+	maxServiceHostBits = 20
+)
+
+// Disableable are the in-process services that Config.Disable may name.
+var Disableable = []string{"dns", "network-policy", "service-lb", "metrics", "storage", "ingress", "service-proxy"}
+
+// Config is everything a server can be told. Only the command line fills it
+// in; nothing writes to it after New.
+type Config struct {
+	// DataDir holds keys, store, images and unpacked tools. An absolute path;
+	// empty means DefaultDataDir.
+	DataDir string
+	// NodeName is the name of the node this server runs as, a DNS label.
+	// Empty means the host's name in lower case.
+	NodeName string
+	// NodeIPs are the addresses this server is reached at, at most one of
+	// each family. Empty means: found from the default route, else loopback,
+	// and followed when the network changes.
+	NodeIPs []net.IP
+	// BindAddress is where the HTTPS port listens. Nil means all addresses.
+	BindAddress net.IP
+	// HTTPSListenPort is the TCP port of the API server, 1 to 65535. Zero
+	// means DefaultHTTPSListenPort.
+	HTTPSListenPort int
+	// TLSSANs are further host names and addresses the serving certificate is
+	// made out to, beside the ones mote finds itself.
+	TLSSANs []string
+
+	// ClusterCIDRs are the pod ranges, at most one of each family, the first
+	// being the primary. Empty means DefaultClusterCIDR.
+	ClusterCIDRs []*net.IPNet
+	// ServiceCIDRs are the service ranges, of the same families in the same
+	// order as ClusterCIDRs. Empty means DefaultServiceCIDR.
+	ServiceCIDRs []*net.IPNet
+	// ClusterDNS are the addresses of the cluster's DNS service, each inside
+	// a service range. Empty means the tenth address of each range.
+	ClusterDNS []net.IP
+	// ClusterDomain is the DNS domain of the cluster. Empty means
+	// DefaultClusterDomain.
+	ClusterDomain string
+
+	// Token is the secret that agents join with: either "<id>.<secret>" of a
+	// bootstrap token or the whole "M10<hash>::<id>.<secret>". Empty means one
+	// is made at first start.
+	Token string
+	// Disable names in-process services that shall not run; see Disableable.
+	Disable []string
+	// KubeconfigOutput is the file the administrator's kubeconfig is written
+	// to, mode 0600. Empty means DefaultKubeconfigOutput.
+	KubeconfigOutput string
+
+	// KubeAPIServerArgs, KubeControllerManagerArgs and KubeSchedulerArgs are
+	// "flag=value" settings handed to the upstream options last, so they win.
+	KubeAPIServerArgs         []string
+	KubeControllerManagerArgs []string
+	KubeSchedulerArgs         []string
+
+	// DatastoreEndpoint is a comma-separated list of URLs of a real etcd
+	// cluster to use in place of the built-in store. Empty means built-in.
+	DatastoreEndpoint string
+	// DatastoreDurability is DurabilityFull or DurabilityRelaxed. Empty means
+	// DefaultDatastoreDurability.
+	DatastoreDurability string
+
+	// Debug makes every part log more.
+	Debug bool
+	// Logger receives all log lines. Nil means none are kept.
+	Logger *zap.Logger
+}
+
+// WithDefaults returns c with each zero field replaced by what it stands for,
+// except NodeIPs, BindAddress and Token, whose zero stays meaningful.
+func (c Config) WithDefaults() (Config, error) {
+	if c.DataDir == "" {
+		c.DataDir = DefaultDataDir
+	}
+	if c.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return c, fmt.Errorf("read host name: %w", err)
+		}
+		c.NodeName = strings.ToLower(name)
+	}
+	if c.HTTPSListenPort == 0 {
+		c.HTTPSListenPort = DefaultHTTPSListenPort
+	}
+	if len(c.ClusterCIDRs) == 0 {
+		c.ClusterCIDRs = []*net.IPNet{mustCIDR(DefaultClusterCIDR)}
+	}
+	if len(c.ServiceCIDRs) == 0 {
+		c.ServiceCIDRs = []*net.IPNet{mustCIDR(DefaultServiceCIDR)}
+	}
+	if len(c.ClusterDNS) == 0 {
+		for _, n := range c.ServiceCIDRs {
+			c.ClusterDNS = append(c.ClusterDNS, NthAddress(n, 10))
+		}
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = DefaultClusterDomain
+	}
+	if c.KubeconfigOutput == "" {
+		c.KubeconfigOutput = DefaultKubeconfigOutput
+	}
+	if c.DatastoreDurability == "" {
+		c.DatastoreDurability = DefaultDatastoreDurability
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	return c, nil
+}
+
+// Validate joins every fault of a config with its defaults filled in. Each is
+// one line that names the setting and says what would be right. It looks at
+// the values only, never at the host.
+func (c Config) Validate() error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	if !filepath.IsAbs(c.DataDir) {
+		fault("data-dir %q is not an absolute path: give one that starts with /", c.DataDir)
+	} else if filepath.Clean(c.DataDir) == "/" {
+		fault("data-dir must not be the root folder: give a folder of its own, such as %s", DefaultDataDir)
+	}
+	if msgs := validation.IsDNS1123Subdomain(c.NodeName); len(msgs) > 0 {
+		fault("node-name %q is no DNS label: use at most 63 lower case letters, digits and '-', starting and ending with a letter or digit", c.NodeName)
+	} else {
+		for label := range strings.SplitSeq(c.NodeName, ".") {
+			if len(validation.IsDNS1123Label(label)) > 0 {
+				fault("node-name %q has a part longer than 63 characters: choose a shorter name with --node-name", c.NodeName)
+				break
+			}
+		}
+	}
+	if err := validateFamilies("node-ip", c.NodeIPs); err != nil {
+		errs = append(errs, err)
+	}
+	for _, ip := range c.NodeIPs {
+		if ip.IsUnspecified() || ip.IsMulticast() {
+			fault("node-ip %s is no address of a host: give one that other machines reach this one at", ip)
+		}
+	}
+	if c.HTTPSListenPort < 1 || c.HTTPSListenPort > 65535 {
+		fault("https-listen-port %d is no TCP port: use 1 to 65535", c.HTTPSListenPort)
+	}
+	for _, san := range c.TLSSANs {
+		if net.ParseIP(san) == nil && len(validation.IsDNS1123Subdomain(strings.TrimPrefix(san, "*."))) > 0 {
+			fault("tls-san %q is neither a host name nor an address", san)
+		}
+	}
+	errs = append(errs, c.validateNetworks()...)
+	if msgs := validation.IsDNS1123Subdomain(strings.TrimSuffix(c.ClusterDomain, ".")); len(msgs) > 0 {
+		fault("cluster-domain %q is no DNS domain: use one such as %s", c.ClusterDomain, DefaultClusterDomain)
+	}
+	if c.Token != "" {
+		if err := ValidateToken(c.Token); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, d := range c.Disable {
+		if !slices.Contains(Disableable, d) {
+			fault("disable: there is no service %q: the names are %s", d, strings.Join(Disableable, ", "))
+		}
+	}
+	if !filepath.IsAbs(c.KubeconfigOutput) {
+		fault("kubeconfig-output %q is not an absolute path: give one that starts with /", c.KubeconfigOutput)
+	}
+	for name, args := range map[string][]string{
+		"kube-apiserver-arg": c.KubeAPIServerArgs, "kube-controller-manager-arg": c.KubeControllerManagerArgs, "kube-scheduler-arg": c.KubeSchedulerArgs,
+	} {
+		for _, a := range args {
+			if !strings.Contains(a, "=") {
+				fault("%s %q has no value: write it as flag=value", name, a)
+			}
+		}
+	}
+	if c.DatastoreDurability != DurabilityFull && c.DatastoreDurability != DurabilityRelaxed {
+		fault("datastore-durability %q is unknown: use %s or %s", c.DatastoreDurability, DurabilityFull, DurabilityRelaxed)
+	}
+	if c.DatastoreEndpoint != "" {
+		for ep := range strings.SplitSeq(c.DatastoreEndpoint, ",") {
+			u, err := url.Parse(strings.TrimSpace(ep))
+			if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+				fault("datastore-endpoint %q is no etcd URL: write it as https://HOST:2379", ep)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validateNetworks checks the ranges and the DNS addresses against each other.
+func (c Config) validateNetworks() []error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	for _, r := range []struct {
+		flag string
+		nets []*net.IPNet
+	}{{"cluster-cidr", c.ClusterCIDRs}, {"service-cidr", c.ServiceCIDRs}} {
+		ips := make([]net.IP, len(r.nets))
+		for i, n := range r.nets {
+			ips[i] = n.IP
+		}
+		if err := validateFamilies(r.flag, ips); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, n := range c.ClusterCIDRs {
+		ones, bits := n.Mask.Size()
+		per := NodeCIDRMaskSizeIPv4
+		if bits == 128 {
+			per = NodeCIDRMaskSizeIPv6
+		}
+		if ones > per {
+			fault("cluster-cidr %s is too small: every node takes a /%d of it, so use /%d or wider", n, per, per)
+		} else if per-ones > maxNodeCIDRBits {
+			fault("cluster-cidr %s is too wide: use /%d or narrower", n, per-maxNodeCIDRBits)
+		}
+	}
+	for _, n := range c.ServiceCIDRs {
+		ones, bits := n.Mask.Size()
+		if bits-ones < minServiceHostBits {
+			fault("service-cidr %s is too small: use /%d or wider", n, bits-minServiceHostBits)
+		} else if bits-ones > maxServiceHostBits {
+			fault("service-cidr %s is too wide: use /%d or narrower", n, bits-maxServiceHostBits)
+		}
+	}
+	for _, p := range c.ClusterCIDRs {
+		for _, s := range c.ServiceCIDRs {
+			if p.Contains(s.IP) || s.Contains(p.IP) {
+				fault("cluster-cidr %s and service-cidr %s overlap: choose two separate ranges", p, s)
+			}
+		}
+		for _, ip := range c.NodeIPs {
+			if p.Contains(ip) {
+				fault("node-ip %s lies in cluster-cidr %s: choose a --cluster-cidr the host's network does not use", ip, p)
+			}
+		}
+	}
+	for _, s := range c.ServiceCIDRs {
+		for _, ip := range c.NodeIPs {
+			if s.Contains(ip) {
+				fault("node-ip %s lies in service-cidr %s: choose a --service-cidr the host's network does not use", ip, s)
+			}
+		}
+	}
+	if len(c.ClusterCIDRs) != len(c.ServiceCIDRs) {
+		fault("cluster-cidr has %d ranges and service-cidr %d: give one of each family to both", len(c.ClusterCIDRs), len(c.ServiceCIDRs))
+	} else {
+		for i := range c.ClusterCIDRs {
+			if isIPv4(c.ClusterCIDRs[i].IP) != isIPv4(c.ServiceCIDRs[i].IP) {
+				fault("cluster-cidr %s and service-cidr %s are of different families: list both in the same order", c.ClusterCIDRs[i], c.ServiceCIDRs[i])
+			}
+		}
+	}
+	errs = append(errs, c.validateClusterDNS()...)
+	return errs
+}
+
+func (c Config) validateClusterDNS() []error {
+	var errs []error
+	if err := validateFamilies("cluster-dns", c.ClusterDNS); err != nil {
+		errs = append(errs, err)
+	}
+	for _, ip := range c.ClusterDNS {
+		inside := slices.ContainsFunc(c.ServiceCIDRs, func(n *net.IPNet) bool { return n.Contains(ip) })
+		if !inside {
+			errs = append(errs, fmt.Errorf("cluster-dns %s lies outside service-cidr %s: choose an address inside it", ip, joinNets(c.ServiceCIDRs)))
+			continue
+		}
+		for _, n := range c.ServiceCIDRs {
+			if ip.Equal(n.IP) || ip.Equal(NthAddress(n, 1)) {
+				errs = append(errs, fmt.Errorf("cluster-dns %s is reserved in service-cidr %s: choose %s", ip, n, NthAddress(n, 10)))
+			}
+		}
+	}
+	return errs
+}
+
+var (
+	bootstrapToken = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
+	pinnedToken    = regexp.MustCompile(`^M10[0-9a-f]{64}::[a-z0-9]{6}\.[a-z0-9]{16}$`)
+)
+
+// ErrTokenForm says that a token is neither a bootstrap token nor a pinned one.
+var ErrTokenForm = errors.New("token has the wrong form")
+
+// ValidateToken checks the form of a join token. The error never quotes it.
+func ValidateToken(token string) error {
+	if bootstrapToken.MatchString(token) || pinnedToken.MatchString(token) {
+		return nil
+	}
+	return fmt.Errorf("%w: write it as <6 characters>.<16 characters> of a-z and 0-9, or paste the whole M10… token", ErrTokenForm)
+}
+
+// NthAddress is the address n steps above the start of a range.
+func NthAddress(network *net.IPNet, n int) net.IP {
+	ip := slices.Clone(network.IP)
+	if v4 := ip.To4(); v4 != nil {
+		ip = v4
+	}
+	for i := len(ip) - 1; i >= 0 && n > 0; i-- {
+		n += int(ip[i])
+		ip[i] = byte(n)
+		n >>= 8
+	}
+	return ip
+}
+
+func validateFamilies(flag string, ips []net.IP) error {
+	if len(ips) > 2 || (len(ips) == 2 && isIPv4(ips[0]) == isIPv4(ips[1])) {
+		return fmt.Errorf("%s takes at most one value of each address family, IPv4 and IPv6", flag)
+	}
+	return nil
+}
+
+func isIPv4(ip net.IP) bool { return ip.To4() != nil }
+
+func joinNets(nets []*net.IPNet) string {
+	s := make([]string, len(nets))
+	for i, n := range nets {
+		s[i] = n.String()
+	}
+	return strings.Join(s, ",")
+}
+
+func mustCIDR(s string) *net.IPNet {
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
