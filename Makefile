@@ -1,0 +1,83 @@
+# Build, test and run mote. `make help` lists the targets; CONTRIBUTING.md explains them.
+# What a target does beyond one command line lives in scripts/, a file per verb.
+
+GO      ?= go
+BIN     := $(CURDIR)/bin
+MOTE    := $(BIN)/mote
+IMAGES  := $(BIN)/images
+REPORTS := $(BIN)/reports
+
+# kustomize (through kubectl) imports Go's plugin package, which exports every symbol and switches
+# dead-code removal off; the other tags keep libc's resolver and unused snapshotters out.
+TAGS := kustomize_disable_go_plugin_support,osusergo,netgo,sqlite_omit_load_extension,no_btrfs,no_devmapper,no_zfs
+GOBUILD := $(GO) build -trimpath -tags $(TAGS)
+
+K8S_VERSION  := $(shell sed -n 's|^\tk8s.io/kubernetes v|v|p' go.mod)
+K8S_MAJOR    := $(word 1,$(subst ., ,$(K8S_VERSION:v%=%)))
+K8S_MINOR    := $(word 2,$(subst ., ,$(K8S_VERSION:v%=%)))
+MOTE_VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GIT_COMMIT   := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+TREE_STATE   := $(if $(shell git status --porcelain 2>/dev/null),dirty,clean)
+# The commit's date, not the clock's: two builds of one commit are the same bytes.
+BUILD_DATE   := $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo 1970-01-01T00:00:00Z)
+
+version_flags = -X $(1).gitVersion=$(K8S_VERSION) -X $(1).gitMajor=$(K8S_MAJOR) -X $(1).gitMinor=$(K8S_MINOR) \
+	-X $(1).gitCommit=$(GIT_COMMIT) -X $(1).gitTreeState=$(TREE_STATE) -X $(1).buildDate=$(BUILD_DATE)
+VERSION_FLAGS := $(call version_flags,k8s.io/component-base/version) $(call version_flags,k8s.io/client-go/pkg/version) \
+	-X github.com/mote-dev/mote/cmd.Version=$(MOTE_VERSION)
+LDFLAGS := -s -w -linkmode external -extldflags -static $(VERSION_FLAGS)
+
+export GO TAGS VERSION_FLAGS
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+.PHONY: build
+build: bundle ## build bin/mote, one static executable
+	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $(MOTE) .
+	@ls -l $(MOTE) | awk '{printf "%s: %.1f MB\n", $$NF, $$5/1e6}'
+
+.PHONY: bundle
+bundle: ## build what bin/mote embeds: runc, its shim, CNI plugins, pause, the kubectl and ctr helper
+	scripts/bundle.sh
+
+.PHONY: deps
+deps: ## install what a build and the tests need, where apt-get exists (root)
+	scripts/deps.sh
+
+.PHONY: run
+run: deps build ## install build needs, build, and start a server in the foreground (root)
+	$(MOTE) server
+
+.PHONY: test
+test: ## everything CI runs: vet, unit tests, build, end-to-end tests
+	scripts/test.sh
+
+.PHONY: vet
+vet: ## go vet over every module of the repository
+	scripts/vet.sh
+
+.PHONY: lint
+lint: ## staticcheck, pinned as a Go tool in test/tools
+	scripts/lint.sh
+
+.PHONY: unit
+unit: ## unit tests; the light packages also under the race detector
+	scripts/unit.sh
+
+.PHONY: example-images
+example-images: ## build the images of examples/ and of the tests, offline, into bin/images
+	scripts/example-images.sh $(IMAGES)
+
+.PHONY: e2e
+e2e: build example-images ## end-to-end tests against bin/mote (root); RUN=regexp picks some
+	scripts/e2e.sh
+
+.PHONY: bench-idle
+bench-idle: build ## measure bin/mote with no pods: size, memory, idle CPU, start phases (root)
+	scripts/bench-idle.sh
+
+.PHONY: clean
+clean: ## remove build output, and what an interrupted test run left behind
+	scripts/clean.sh
