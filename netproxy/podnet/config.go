@@ -1,0 +1,121 @@
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Backend says how packets reach pods of other nodes.
+type Backend string
+
+const (
+	// BackendVXLAN tunnels packets to other nodes in UDP port 8472. It works across routers.
+	BackendVXLAN Backend = "vxlan"
+	// BackendHostGW routes to other nodes directly. All nodes have to share a link.
+	BackendHostGW Backend = "host-gw"
+	// BackendNone leaves other nodes to the user's own network.
+	BackendNone Backend = "none"
+)
+
+// Firewall says which tool the node's own rules are written with.
+type Firewall string
+
+const (
+	// FirewallNFTables writes one table of nftables, replaced as a whole.
+	FirewallNFTables Firewall = "nftables"
+	// FirewallIPTables writes chains of its own into the tables of iptables.
+	FirewallIPTables Firewall = "iptables"
+)
+
+// DefaultBridge is the bridge pods are attached to when the config names none.
+const DefaultBridge = "mote0"
+
+// defaultCheckInterval bounds how long a change that the kernel did not report can last.
+const defaultCheckInterval = 5 * time.Minute
+
+// Config is what a [Network] is made of. It is not written to after [New].
+type Config struct {
+	// NodeName is this node's name; the tunnel's hardware address is derived from it.
+	NodeName string
+	// ClusterCIDRs are the address ranges of all pods. Traffic between them keeps its source address.
+	ClusterCIDRs []netip.Prefix
+	// LocalServiceIPs are service addresses this node answers itself (cluster DNS); pods may always reach port 53 there.
+	LocalServiceIPs []netip.Addr
+	// Bridge is the name of the pods' bridge; empty means [DefaultBridge].
+	Bridge string
+	// Backend is how other nodes are reached; empty means [BackendVXLAN].
+	Backend Backend
+	// Firewall is the tool for the node's rules; empty means [FirewallNFTables].
+	Firewall Firewall
+	// ConfDir is the folder the container runtime reads network lists from.
+	ConfDir string
+	// BinDir is the folder of the CNI plugins. Optional plugins found there are used.
+	BinDir string
+	// StateDir is where address leases are kept.
+	StateDir string
+	// MTU of pods; zero means the MTU of the default route's link less what the backend needs.
+	MTU int
+	// CheckInterval is how often rules are compared although nothing was reported; zero means five minutes.
+	CheckInterval time.Duration
+	// Logger receives what was changed and why; nil means silence.
+	Logger *zap.Logger
+}
+
+// Validate reports every fault of the config at once.
+func (c Config) Validate() error {
+	var errs []error
+	if c.NodeName == "" {
+		errs = append(errs, errors.New("node name is empty"))
+	}
+	if len(c.ClusterCIDRs) == 0 {
+		errs = append(errs, errors.New("no cluster CIDR"))
+	}
+	for _, d := range []struct{ name, path string }{{"CNI config folder", c.ConfDir}, {"state folder", c.StateDir}} {
+		if !filepath.IsAbs(d.path) {
+			errs = append(errs, fmt.Errorf("%s %q is not an absolute path", d.name, d.path))
+		}
+	}
+	// IFNAMSIZ is 16 with the closing zero byte.
+	if len(c.Bridge) > 15 {
+		errs = append(errs, fmt.Errorf("bridge name %q is longer than 15 bytes", c.Bridge))
+	}
+	switch c.Backend {
+	case "", BackendVXLAN, BackendHostGW, BackendNone:
+	default:
+		errs = append(errs, fmt.Errorf("network backend %q is none of vxlan, host-gw, none", c.Backend))
+	}
+	switch c.Firewall {
+	case "", FirewallNFTables, FirewallIPTables:
+	default:
+		errs = append(errs, fmt.Errorf("firewall %q is none of nftables, iptables", c.Firewall))
+	}
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
+		errs = append(errs, fmt.Errorf("MTU %d is not between %d and %d", c.MTU, minMTU, maxMTU))
+	}
+	return errors.Join(errs...)
+}
+
+// withDefaults returns c with zero values replaced.
+func (c Config) withDefaults() Config {
+	if c.Bridge == "" {
+		c.Bridge = DefaultBridge
+	}
+	if c.Backend == "" {
+		c.Backend = BackendVXLAN
+	}
+	if c.Firewall == "" {
+		c.Firewall = FirewallNFTables
+	}
+	if c.CheckInterval == 0 {
+		c.CheckInterval = defaultCheckInterval
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	return c
+}

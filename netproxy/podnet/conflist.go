@@ -1,0 +1,139 @@
+package podnet
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+// ConflistName is the file the network list is written to. The runtime takes the first file in lexical order, so the name
+// sorts early.
+const ConflistName = "10-mote.conflist"
+
+// NetworkName is the CNI network's name; address leases lie in a folder of this name.
+const NetworkName = "mote"
+
+// conflistSpec is everything the network list depends on.
+type conflistSpec struct {
+	bridge    string
+	podCIDRs  []netip.Prefix
+	mtu       int
+	leaseDir  string
+	firewall  Firewall
+	bandwidth bool
+}
+
+type cniRange struct {
+	Subnet string `json:"subnet"`
+}
+
+type cniRoute struct {
+	Dst string `json:"dst"`
+}
+
+type cniIPAM struct {
+	Type    string       `json:"type"`
+	DataDir string       `json:"dataDir"`
+	Ranges  [][]cniRange `json:"ranges"`
+	Routes  []cniRoute   `json:"routes"`
+}
+
+type cniPlugin struct {
+	Type         string          `json:"type"`
+	Bridge       string          `json:"bridge,omitempty"`
+	IsGateway    bool            `json:"isGateway,omitempty"`
+	ForceAddress bool            `json:"forceAddress,omitempty"`
+	HairpinMode  bool            `json:"hairpinMode,omitempty"`
+	PromiscMode  *bool           `json:"promiscMode,omitempty"`
+	IPMasq       *bool           `json:"ipMasq,omitempty"`
+	MTU          int             `json:"mtu,omitempty"`
+	IPAM         *cniIPAM        `json:"ipam,omitempty"`
+	Capabilities map[string]bool `json:"capabilities,omitempty"`
+	Backend      Firewall        `json:"backend,omitempty"`
+	SNAT         bool            `json:"snat,omitempty"`
+}
+
+type cniConflist struct {
+	CNIVersion   string      `json:"cniVersion"`
+	Name         string      `json:"name"`
+	DisableCheck bool        `json:"disableCheck"`
+	Plugins      []cniPlugin `json:"plugins"`
+}
+
+// renderConflist returns the text of the CNI network list for one node.
+func renderConflist(s conflistSpec) ([]byte, error) {
+	if len(s.podCIDRs) == 0 {
+		return nil, errors.New("render network list: the node has no pod CIDR")
+	}
+	off := false
+	ipam := &cniIPAM{Type: "host-local", DataDir: s.leaseDir}
+	for _, p := range s.podCIDRs {
+		ipam.Ranges = append(ipam.Ranges, []cniRange{{Subnet: p.Masked().String()}})
+		dst := "0.0.0.0/0"
+		if p.Addr().Is6() {
+			dst = "::/0"
+		}
+		ipam.Routes = append(ipam.Routes, cniRoute{Dst: dst})
+	}
+	list := cniConflist{CNIVersion: "1.0.0", Name: NetworkName, Plugins: []cniPlugin{
+		// Masquerading is the node's own ruleset's work: the plugin would add rules for each pod. forceAddress lets the bridge
+		// follow a new pod CIDR instead of failing every pod until someone deletes the bridge.
+		{
+			Type: "bridge", Bridge: s.bridge, IsGateway: true, ForceAddress: true, HairpinMode: true, PromiscMode: &off, IPMasq: &off,
+			MTU: s.mtu, IPAM: ipam,
+		},
+		{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, Backend: s.firewall, SNAT: true},
+	}}
+	if s.bandwidth {
+		list.Plugins = append(list.Plugins, cniPlugin{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}})
+	}
+	text, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("render network list: %w", err)
+	}
+	return append(text, '\n'), nil
+}
+
+// writeFile replaces path by text in one step and reports whether it differed. A reader sees the old or the new file, and
+// after a power cut one of both.
+func writeFile(path string, text []byte) (changed bool, err error) {
+	old, err := os.ReadFile(path)
+	switch {
+	case err == nil && bytes.Equal(old, text):
+		return false, nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return false, fmt.Errorf("read %s: %w", path, err)
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return false, fmt.Errorf("make folder %s: %w", dir, err)
+	}
+	// The runtime only reads names ending in .conf, .conflist and .json, so the temporary name is invisible to it.
+	tmp, err := os.CreateTemp(dir, ".mote-*.tmp")
+	if err != nil {
+		return false, fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(tmp.Name()))
+		}
+	}()
+	if _, err := tmp.Write(text); err != nil {
+		return false, errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync()); err != nil {
+		return false, errors.Join(err, tmp.Close())
+	}
+	if err := tmp.Close(); err != nil {
+		return false, err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return false, err
+	}
+	return true, nil
+}

@@ -1,0 +1,254 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+)
+
+// lockWait is how many seconds an iptables run waits for the lock that other programs hold.
+const lockWait = 20
+
+// iptablesFirewall keeps the node's rules in chains of ours. It is not safe for concurrent use.
+type iptablesFirewall struct {
+	// masquerade also writes the nat chain; otherwise only forwarded traffic is accepted.
+	masquerade bool
+	// onlyIfDropping writes nothing on hosts that let forwarded and incoming packets pass anyway.
+	onlyIfDropping bool
+
+	applied string              // what was last applied, rendered
+	listed  map[string][]string // how iptables listed each chain right afterwards
+}
+
+// iptablesFor returns the tool for a family, or nil where the host has none.
+func iptablesFor(f family) (*iptables.IPTables, error) {
+	name, proto := "iptables", iptables.ProtocolIPv4
+	if f.v6 {
+		name, proto = "ip6tables", iptables.ProtocolIPv6
+		if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+			return nil, nil
+		}
+	}
+	if _, err := exec.LookPath(name); err != nil {
+		return nil, nil
+	}
+	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockWait))
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	return ipt, nil
+}
+
+// Apply implements [firewall].
+func (w *iptablesFirewall) Apply(ctx context.Context, r Rules) error {
+	if w.onlyIfDropping && !w.mayDrop(ctx) {
+		w.applied, w.listed = renderIPTables(nil), map[string][]string{}
+		return nil
+	}
+	var text strings.Builder
+	wanted := make(map[bool][]iptablesChain)
+	for _, f := range families {
+		chains := acceptChains(r, f)
+		if w.masquerade {
+			chains = append(chains, masqueradeChain(r, f))
+		}
+		wanted[f.v6] = chains
+		text.WriteString(renderIPTables(chains))
+	}
+	if w.applied == text.String() {
+		if ok, err := w.Intact(ctx); err == nil && ok {
+			return nil
+		}
+	}
+	w.applied, w.listed = "", nil
+	listed := make(map[string][]string)
+	for _, f := range families {
+		ipt, err := iptablesFor(f)
+		if err != nil {
+			return err
+		}
+		if ipt == nil {
+			if w.masquerade && !f.v6 {
+				return errors.New("apply rules: iptables is not installed")
+			}
+			continue
+		}
+		for _, c := range wanted[f.v6] {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := w.applyChain(ipt, c); err != nil {
+				return err
+			}
+			rules, err := ipt.List(c.table, c.name)
+			if err != nil && len(c.rules) > 0 {
+				return fmt.Errorf("list chain %s: %w", c.name, err)
+			}
+			listed[chainKey(f, c)] = rules
+		}
+	}
+	w.applied, w.listed = text.String(), listed
+	return nil
+}
+
+// applyChain fills one chain of ours and sees that exactly one rule, the first, jumps to it.
+func (w *iptablesFirewall) applyChain(ipt *iptables.IPTables, c iptablesChain) error {
+	if len(c.rules) == 0 {
+		return removeChain(ipt, c)
+	}
+	if err := ipt.ClearChain(c.table, c.name); err != nil {
+		return fmt.Errorf("make chain %s: %w", c.name, err)
+	}
+	for _, rule := range c.rules {
+		if err := ipt.Append(c.table, c.name, rule...); err != nil {
+			return fmt.Errorf("append to chain %s: %w", c.name, err)
+		}
+	}
+	if err := ipt.InsertUnique(c.table, c.parent, 1, c.jump()...); err != nil {
+		return fmt.Errorf("jump to chain %s: %w", c.name, err)
+	}
+	return nil
+}
+
+// Intact implements [firewall].
+func (w *iptablesFirewall) Intact(ctx context.Context) (bool, error) {
+	if w.listed == nil {
+		return false, nil
+	}
+	if w.onlyIfDropping && len(w.listed) == 0 {
+		return !w.mayDrop(ctx), nil
+	}
+	for _, f := range families {
+		ipt, err := iptablesFor(f)
+		if err != nil {
+			return false, err
+		}
+		for _, c := range ourChains() {
+			want := w.listed[chainKey(f, c)]
+			if ipt == nil || len(want) == 0 {
+				continue
+			}
+			have, err := ipt.List(c.table, c.name)
+			if err != nil || !slices.Equal(have, want) {
+				return false, nil
+			}
+			if ok, err := ipt.Exists(c.table, c.parent, c.jump()...); err != nil || !ok {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// Remove implements [firewall].
+func (w *iptablesFirewall) Remove(ctx context.Context) error {
+	w.applied, w.listed = "", nil
+	var errs []error
+	for _, f := range families {
+		ipt, err := iptablesFor(f)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if ipt == nil {
+			continue
+		}
+		for _, c := range ourChains() {
+			errs = append(errs, ctx.Err(), removeChain(ipt, c))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeChain takes the jump and the chain away, each of which may be missing.
+func removeChain(ipt *iptables.IPTables, c iptablesChain) error {
+	ok, err := ipt.ChainExists(c.table, c.name)
+	if err != nil || !ok {
+		// A table that cannot be listed holds nothing of ours: the kernel or the tool does not know it.
+		return nil
+	}
+	if err := ipt.DeleteIfExists(c.table, c.parent, c.jump()...); err != nil {
+		return fmt.Errorf("unlink chain %s: %w", c.name, err)
+	}
+	if err := ipt.ClearAndDeleteChain(c.table, c.name); err != nil {
+		return fmt.Errorf("delete chain %s: %w", c.name, err)
+	}
+	return nil
+}
+
+// mayDrop reports whether the host has iptables rules that could stop pod traffic. Hosts that never used iptables are
+// told apart without running it, because running it may load its kernel tables.
+func (w *iptablesFirewall) mayDrop(ctx context.Context) bool {
+	if !IPTablesInUse(ctx) {
+		return false
+	}
+	for _, f := range families {
+		ipt, err := iptablesFor(f)
+		if err != nil || ipt == nil {
+			continue
+		}
+		for _, parent := range []string{"FORWARD", "INPUT"} {
+			rules, err := ipt.List("filter", parent)
+			if err != nil {
+				continue
+			}
+			if slices.ContainsFunc(rules, dropsPackets) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// dropsPackets tells whether a line of a built-in chain's listing is a dropping policy or leads to rules we cannot judge.
+func dropsPackets(line string) bool {
+	if rest, ok := strings.CutPrefix(line, "-P "); ok {
+		return strings.HasSuffix(rest, " DROP")
+	}
+	_, target, ok := strings.Cut(line, " -j ")
+	return ok && !strings.HasPrefix(target, "MOTE-") && !strings.HasPrefix(target, "KUBE-") && target != "ACCEPT"
+}
+
+// IPTablesInUse reports whether the kernel holds tables of iptables, legacy or kept in nftables. It is cheap, and unlike
+// running iptables does not make the kernel load them.
+func IPTablesInUse(ctx context.Context) bool {
+	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		if text, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(text))) > 0 {
+			return true
+		}
+	}
+	tables, err := runNFT(ctx, "", "list", "tables")
+	if err != nil {
+		// Without nft, whether iptables keeps its tables there cannot be told cheaply; asking iptables is the safe side.
+		return true
+	}
+	for line := range strings.Lines(tables) {
+		switch strings.TrimSpace(line) {
+		case "table ip filter", "table ip6 filter", "table ip nat", "table ip6 nat", "table ip mangle", "table ip6 mangle":
+			return true
+		}
+	}
+	return false
+}
+
+// ourChains names every chain this file ever makes.
+func ourChains() []iptablesChain {
+	return []iptablesChain{
+		{table: "filter", parent: "FORWARD", name: chainForward},
+		{table: "filter", parent: "INPUT", name: chainInput},
+		{table: "nat", parent: "POSTROUTING", name: chainPostrouting},
+	}
+}
+
+func chainKey(f family, c iptablesChain) string {
+	if f.v6 {
+		return "6 " + c.name
+	}
+	return "4 " + c.name
+}

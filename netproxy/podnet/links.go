@@ -1,0 +1,129 @@
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+)
+
+const (
+	// minMTU is the least an IPv6 link must carry.
+	minMTU = 1280
+	maxMTU = 65535
+	// fallbackMTU is assumed for the network that is not there yet: Ethernet's.
+	fallbackMTU = 1500
+	// vxlanOverhead4 and vxlanOverhead6 are the bytes the tunnel adds over IPv4 and IPv6.
+	vxlanOverhead4, vxlanOverhead6 = 50, 70
+)
+
+// hostLinks is what the node's interfaces look like to the pod network.
+type hostLinks struct {
+	// uplink is the interface of the default route with the lowest metric; empty when there is no default route.
+	uplink string
+	// mtu is the uplink's MTU, or without one the least MTU of the physical interfaces that are up, or 0.
+	mtu int
+}
+
+// readHostLinks asks the kernel for the default route's interface.
+func readHostLinks() (hostLinks, error) {
+	best := struct{ index, metric int }{-1, 0}
+	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteList(nil, fam)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return hostLinks{}, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range routes {
+			if !isDefaultRoute(r) || r.LinkIndex <= 0 {
+				continue
+			}
+			if best.index < 0 || r.Priority < best.metric {
+				best.index, best.metric = r.LinkIndex, r.Priority
+			}
+		}
+		// IPv6 counts only on hosts without an IPv4 default route.
+		if best.index >= 0 {
+			break
+		}
+	}
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return hostLinks{}, fmt.Errorf("list interfaces: %w", err)
+	}
+	var out hostLinks
+	for _, l := range links {
+		a := l.Attrs()
+		if a.Index == best.index {
+			return hostLinks{uplink: a.Name, mtu: a.MTU}, nil
+		}
+		if isPhysical(l) && (out.mtu == 0 || a.MTU < out.mtu) {
+			out.mtu = a.MTU
+		}
+	}
+	return out, nil
+}
+
+func isDefaultRoute(r netlink.Route) bool {
+	if r.Dst == nil {
+		return true
+	}
+	ones, _ := r.Dst.Mask.Size()
+	return ones == 0 && r.Dst.IP.IsUnspecified()
+}
+
+// isPhysical tells interfaces a node could be reached by from those the pod network and its like make.
+func isPhysical(l netlink.Link) bool {
+	a := l.Attrs()
+	if a.OperState != netlink.OperUp {
+		return false
+	}
+	switch l.Type() {
+	case "device":
+		_, err := os.Stat(filepath.Join("/sys/class/net", a.Name, "device"))
+		return err == nil
+	case "vlan", "bond":
+		return true
+	}
+	return false
+}
+
+// podMTU returns the MTU for pods: explicit if set, else the link's less what the backend adds.
+func podMTU(explicit, link int, backend Backend, nodeIP netip.Addr) int {
+	if explicit != 0 {
+		return explicit
+	}
+	if link == 0 {
+		link = fallbackMTU
+	}
+	// A loopback-like uplink has an MTU no real network has.
+	if link > 9216 {
+		link = fallbackMTU
+	}
+	if backend == BackendVXLAN {
+		if nodeIP.Is6() {
+			link -= vxlanOverhead6
+		} else {
+			link -= vxlanOverhead4
+		}
+	}
+	return max(link, minMTU)
+}
+
+// removeLink deletes an interface; one that is not there is fine.
+func removeLink(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			return nil
+		}
+		return fmt.Errorf("find interface %s: %w", name, err)
+	}
+	if err := netlink.LinkDel(l); err != nil {
+		return fmt.Errorf("delete interface %s: %w", name, err)
+	}
+	return nil
+}

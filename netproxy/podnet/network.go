@@ -1,0 +1,293 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// settle is how long changes are gathered before they are acted on: interfaces come and go in bursts when pods start.
+const settle = 500 * time.Millisecond
+
+// Waits between attempts to repair what failed.
+const firstRetry, lastRetry = time.Second, time.Minute
+
+// Node is what the pod network has to know of a node.
+type Node struct {
+	Name     string
+	PodCIDRs []netip.Prefix
+	// Addrs are the addresses other nodes reach it by, at most one of each family.
+	Addrs []netip.Addr
+}
+
+// Network keeps the pod network of this node as wanted. Make it with [New].
+type Network struct {
+	cfg       Config
+	firewalls []firewall
+	log       *zap.Logger
+
+	ready     chan struct{}
+	readyOnce sync.Once
+	wake      chan struct{} // has room for one: work is to be done
+
+	mu           sync.Mutex // guards the fields below
+	self         Node
+	peers        []Node
+	known        bool // SetNodes was called, so an absent peer is really gone
+	rulesChanged bool // rules have to be compared at the next pass
+
+	// TableDeleted, if set before Run, is called with the name of every nftables table that is deleted, and with an empty
+	// name when deletions may have been missed. It must not block.
+	TableDeleted func(name string)
+}
+
+// New checks the config.
+func New(c Config) (*Network, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("check pod network config: %w", err)
+	}
+	c = c.withDefaults()
+	return &Network{
+		cfg: c, firewalls: newFirewalls(c.Firewall), log: c.Logger,
+		ready: make(chan struct{}), wake: make(chan struct{}, 1), rulesChanged: true,
+	}, nil
+}
+
+// SetNodes tells which pod CIDRs this node has and which other nodes there are. It returns at once; [Network.Run] acts.
+func (n *Network) SetNodes(self Node, peers []Node) {
+	n.mu.Lock()
+	same := n.known && equalNode(n.self, self) && slices.EqualFunc(n.peers, peers, equalNode)
+	n.self, n.peers, n.known = self, peers, true
+	n.mu.Unlock()
+	if !same {
+		n.poke(false)
+	}
+}
+
+func equalNode(a, b Node) bool {
+	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs)
+}
+
+// Ready is closed once rules stand and the runtime has a network list, that of an earlier run included.
+func (n *Network) Ready() <-chan struct{} { return n.ready }
+
+// poke asks for a pass of Run's loop.
+func (n *Network) poke(rules bool) {
+	if rules {
+		n.mu.Lock()
+		n.rulesChanged = true
+		n.mu.Unlock()
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps the network until ctx ends, and leaves it standing then: pods outlive this process.
+func (n *Network) Run(ctx context.Context) error {
+	if dropped, err := dropStaleLeases(n.cfg.StateDir); err != nil {
+		n.log.Warn("stale address leases could not be dropped", zap.Error(err))
+	} else if dropped > 0 {
+		n.log.Info("dropped address leases of an earlier boot", zap.Int("count", dropped))
+	}
+	if err := n.removeOtherFirewall(ctx); err != nil {
+		n.log.Warn("rules written with another tool could not be removed", zap.Error(err))
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return watchLinks(ctx, n.log, func() { n.poke(false) }) })
+	g.Go(func() error { return watchRules(ctx, n.log, n.ruleEvent) })
+	g.Go(func() error { return n.loop(ctx) })
+	return g.Wait()
+}
+
+// removeOtherFirewall takes away what an earlier run with the other tool left.
+func (n *Network) removeOtherFirewall(ctx context.Context) error {
+	if n.cfg.Firewall == FirewallIPTables {
+		return (&nftFirewall{}).Remove(ctx)
+	}
+	if !IPTablesInUse(ctx) {
+		return nil
+	}
+	return (&iptablesFirewall{}).Remove(ctx)
+}
+
+// ruleEvent decides whether a change of the host's rules concerns us.
+func (n *Network) ruleEvent(ev nftEvent) {
+	lost := ev == nftEvent{}
+	if (lost || ev.kind == nftDelTable) && n.TableDeleted != nil {
+		n.TableDeleted(ev.table)
+	}
+	switch {
+	case lost, ev.kind == nftDelTable:
+		n.poke(true)
+	case ev.table == Table && (ev.kind == nftDelChain || ev.kind == nftDelRule || ev.kind == nftDelSet || ev.kind == nftDelElement || ev.kind == nftNewRule):
+		n.poke(true)
+	case (ev.table == "filter" || ev.table == "nat") && (ev.kind == nftNewChain || ev.kind == nftNewRule || ev.kind == nftDelRule):
+		// iptables keeps its tables under these names; a new chain message also tells a changed policy.
+		n.poke(true)
+	}
+}
+
+func (n *Network) loop(ctx context.Context) error {
+	retry := firstRetry
+	failing := false
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+			n.mu.Lock()
+			n.rulesChanged = true
+			n.mu.Unlock()
+		case <-n.wake:
+			if failing {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(settle):
+			}
+		}
+		err := n.reconcile(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			if !failing {
+				n.log.Error("pod network is incomplete; retrying", zap.Error(err), zap.Duration("retry_in", retry))
+			} else {
+				n.log.Debug("pod network is still incomplete", zap.Error(err), zap.Duration("retry_in", retry))
+			}
+			failing = true
+			timer.Reset(retry)
+			retry = min(2*retry, lastRetry)
+		default:
+			if failing {
+				n.log.Info("pod network is complete again")
+			}
+			failing, retry = false, firstRetry
+			timer.Reset(n.cfg.CheckInterval)
+		}
+	}
+}
+
+// reconcile brings everything to the wanted state once. What can be done is done although another part failed.
+func (n *Network) reconcile(ctx context.Context) error {
+	n.mu.Lock()
+	self, peers, known, checkRules := n.self, n.peers, n.known, n.rulesChanged
+	n.rulesChanged = false
+	n.mu.Unlock()
+
+	var errs []error
+	if checkRules {
+		err := errors.Join(n.ensureSettings(), n.ensureRules(ctx))
+		if err != nil {
+			n.mu.Lock()
+			n.rulesChanged = true
+			n.mu.Unlock()
+			errs = append(errs, err)
+		}
+	}
+	links, err := readHostLinks()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	if known && len(self.PodCIDRs) > 0 {
+		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Backend, firstAddr(self.Addrs))
+		errs = append(errs, n.ensurePeers(self, peers), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if _, err := os.Stat(n.conflistPath()); err == nil {
+		n.readyOnce.Do(func() { close(n.ready) })
+	}
+	return nil
+}
+
+func firstAddr(addrs []netip.Addr) netip.Addr {
+	if len(addrs) == 0 {
+		return netip.Addr{}
+	}
+	return addrs[0]
+}
+
+func (n *Network) conflistPath() string { return filepath.Join(n.cfg.ConfDir, ConflistName) }
+
+func (n *Network) ensureSettings() error {
+	v4 := slices.ContainsFunc(n.cfg.ClusterCIDRs, func(p netip.Prefix) bool { return p.Addr().Is4() })
+	v6 := slices.ContainsFunc(n.cfg.ClusterCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	return ensureKernelSettings(v4, v6)
+}
+
+// ensureRules compares the node's rules with the wanted ones and writes them where they differ.
+func (n *Network) ensureRules(ctx context.Context) error {
+	rules := Rules{Bridge: n.cfg.Bridge, ClusterCIDRs: n.cfg.ClusterCIDRs, LocalServiceIPs: n.cfg.LocalServiceIPs}
+	var errs []error
+	for _, fw := range n.firewalls {
+		intact, err := fw.Intact(ctx)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if intact {
+			continue
+		}
+		if err := fw.Apply(ctx, rules); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		n.log.Debug("wrote packet filter rules", zap.String("with", fmt.Sprintf("%T", fw)))
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Network) ensureConflist(self Node, mtu int) error {
+	_, noBandwidth := os.Stat(filepath.Join(n.cfg.BinDir, "bandwidth"))
+	text, err := renderConflist(conflistSpec{
+		bridge: n.cfg.Bridge, podCIDRs: self.PodCIDRs, mtu: mtu, leaseDir: leaseRoot(n.cfg.StateDir), firewall: n.cfg.Firewall,
+		bandwidth: n.cfg.BinDir != "" && noBandwidth == nil,
+	})
+	if err != nil {
+		return err
+	}
+	changed, err := writeFile(n.conflistPath(), text)
+	if changed {
+		n.log.Info("wrote pod network list", zap.Stringers("pod_cidrs", self.PodCIDRs), zap.Int("mtu", mtu))
+	}
+	return err
+}
+
+// ensureBridgeMTU makes an existing bridge follow a changed MTU; new pods get theirs from the network list, and the bridge
+// answers the older ones' larger packets with the size that fits.
+func (n *Network) ensureBridgeMTU(mtu int) error {
+	link, err := netlink.LinkByName(n.cfg.Bridge)
+	if err != nil {
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			return nil
+		}
+		return fmt.Errorf("find bridge %s: %w", n.cfg.Bridge, err)
+	}
+	if link.Attrs().MTU == mtu {
+		return nil
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set MTU of bridge %s to %d: %w", n.cfg.Bridge, mtu, err)
+	}
+	return nil
+}

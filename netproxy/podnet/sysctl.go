@@ -1,0 +1,89 @@
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// procSys is where kernel settings lie.
+const procSys = "/proc/sys"
+
+// setSysctl writes a kernel setting unless it already has the value. Writing only what differs keeps read-only /proc/sys
+// (containers) usable where the host has been prepared.
+func setSysctl(name, value string) error {
+	path := filepath.Join(procSys, filepath.FromSlash(name))
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read kernel setting %s: %w", name, err)
+	}
+	if strings.TrimSpace(string(old)) == value {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set kernel setting %s to %s (set it on the host with: sysctl -w %s=%s): %w", name, value, strings.ReplaceAll(name, "/", "."), value, err)
+	}
+	return nil
+}
+
+// ensureKernelSettings makes the kernel forward packets and show bridged packets to the packet filter. Without the
+// second, a reply between two pods of one bridge bypasses the translation a service address went through.
+func ensureKernelSettings(ipv4, ipv6 bool) error {
+	var errs []error
+	if ipv4 {
+		errs = append(errs, setSysctl("net/ipv4/ip_forward", "1"))
+	}
+	if ipv6 {
+		errs = append(errs, keepRouterAdvertisements(), setSysctl("net/ipv6/conf/all/forwarding", "1"))
+	}
+	errs = append(errs, ensureBridgeFilter(ipv4, ipv6))
+	return errors.Join(errs...)
+}
+
+// keepRouterAdvertisements lets interfaces go on learning routes from routers: the kernel stops doing so on hosts that
+// forward unless told otherwise, and the host would lose its IPv6 default route when its lifetime ends.
+func keepRouterAdvertisements() error {
+	paths, err := filepath.Glob(filepath.Join(procSys, "net/ipv6/conf/*/accept_ra"))
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	var errs []error
+	for _, path := range paths {
+		old, err := os.ReadFile(path)
+		if err != nil || strings.TrimSpace(string(old)) != "1" {
+			continue
+		}
+		name, err := filepath.Rel(procSys, path)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := setSysctl(name, "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ensureBridgeFilter loads br_netfilter where it is a module and switches it on.
+func ensureBridgeFilter(ipv4, ipv6 bool) error {
+	if _, err := os.Stat(filepath.Join(procSys, "net/bridge")); err != nil {
+		// Its failure shows in the settings being missing below; where the code is built in there is nothing to load.
+		out, loadErr := exec.Command("modprobe", "br_netfilter").CombinedOutput()
+		if _, err := os.Stat(filepath.Join(procSys, "net/bridge")); err != nil {
+			return fmt.Errorf("kernel module br_netfilter is not available (load it with: modprobe br_netfilter): %w: %s", errors.Join(loadErr), strings.TrimSpace(string(out)))
+		}
+	}
+	var errs []error
+	if ipv4 {
+		errs = append(errs, setSysctl("net/bridge/bridge-nf-call-iptables", "1"))
+	}
+	if ipv6 {
+		errs = append(errs, setSysctl("net/bridge/bridge-nf-call-ip6tables", "1"))
+	}
+	return errors.Join(errs...)
+}
