@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/mote-dev/mote/agent/dns"
+	"github.com/mote-dev/mote/agent/kubelet"
+	"github.com/mote-dev/mote/netproxy"
+	"github.com/mote-dev/mote/runtime"
+)
+
+// Connection is how a node reaches its API server and proves who it is.
+type Connection struct {
+	// REST speaks with the node's rights.
+	REST *rest.Config
+	// Informers are the server's own when it runs in this process; nil on a
+	// machine without one.
+	Informers informers.SharedInformerFactory
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity,
+	// ClientCAFile is the authority of those who may call it.
+	ServingCertFile, ServingKeyFile, ClientCAFile string
+}
+
+// Connect returns the connection of this node, waiting for what it needs.
+type Connect func(ctx context.Context) (Connection, error)
+
+// Agent is a node: container runtime, kubelet, service proxy, pod network and DNS.
+type Agent struct {
+	config  Config
+	connect Connect
+	runtime *runtime.Runtime
+}
+
+// New checks c and returns a node that has not touched anything yet. progress
+// hears of long work of the runtime; it may be nil.
+func New(c Config, connect Connect, progress func(phase, name string, done, total int64)) (*Agent, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	rt, err := runtime.New(runtime.Config{
+		DataDir:        filepath.Join(c.DataDir, "agent"),
+		RegistriesFile: c.RegistriesFile,
+		Debug:          c.Debug,
+		Logger:         c.Logger.Named("runtime"),
+		Progress:       progress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Agent{config: c, connect: connect, runtime: rt}, nil
+}
+
+// Run runs the node until ctx ends. Containers go on when it returns.
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return named("container runtime", stopped(ctx, a.runtime.Run(ctx))) })
+	g.Go(func() error {
+		connection, err := a.connect(ctx)
+		if err != nil {
+			return named("connect to API server", stopped(ctx, err))
+		}
+		client, err := kubernetes.NewForConfig(connection.REST)
+		if err != nil {
+			return fmt.Errorf("make node client: %w", err)
+		}
+		if err := a.startNetwork(ctx, g, connection, client); err != nil {
+			return err
+		}
+		select {
+		case <-a.runtime.Ready():
+		case <-ctx.Done():
+			return nil
+		}
+		k, err := a.kubelet(connection)
+		if err != nil {
+			return err
+		}
+		return named("kubelet", stopped(ctx, kubelet.Run(ctx, k)))
+	})
+	return g.Wait()
+}
+
+// startNetwork adds service proxy, pod network and DNS to g.
+func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection Connection, client kubernetes.Interface) error {
+	c := a.config
+	agentDir := filepath.Join(c.DataDir, "agent")
+	proxy, err := netproxy.New(netproxy.Config{
+		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: c.NodeIPs,
+		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, LocalServiceIPs: c.ClusterDNS,
+		CNIConfDir: filepath.Join(agentDir, "cni", "conf"), CNIBinDir: filepath.Join(c.DataDir, "bin", "current"),
+		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(), Logger: c.Logger.Named("netproxy"),
+	})
+	if err != nil {
+		return named("service proxy", err)
+	}
+	g.Go(func() error { return named("service proxy", stopped(ctx, proxy.Run(ctx))) })
+
+	if slices.Contains(c.Disable, "dns") || len(c.ClusterDNS) == 0 {
+		return nil
+	}
+	addresses := make([]string, len(c.ClusterDNS))
+	for i, ip := range c.ClusterDNS {
+		addresses[i] = ip.String()
+	}
+	resolver, err := dns.New(dns.Config{
+		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: c.ClusterDomain, ListenAddrs: addresses,
+		CheckpointFile: filepath.Join(agentDir, "dns.checkpoint"), Logger: c.Logger.Named("dns"),
+	})
+	if err != nil {
+		return named("DNS", err)
+	}
+	g.Go(func() error { return named("DNS", stopped(ctx, resolver.Run(ctx))) })
+	return nil
+}
+
+func (a *Agent) kubelet(connection Connection) (kubelet.Config, error) {
+	c := a.config
+	agentDir := filepath.Join(c.DataDir, "agent")
+	resolvConf := filepath.Join(agentDir, "resolv.conf")
+	if err := writeResolvConf(resolvConf); err != nil {
+		return kubelet.Config{}, err
+	}
+	root, err := a.cgroupRoot()
+	if err != nil {
+		return kubelet.Config{}, err
+	}
+	labels := make(map[string]string, len(c.NodeLabels))
+	for _, l := range c.NodeLabels {
+		key, value, _ := strings.Cut(l, "=")
+		labels[key] = value
+	}
+	var taints []corev1.Taint
+	for _, t := range c.NodeTaints {
+		spec, effect, _ := strings.Cut(t, ":")
+		key, value, _ := strings.Cut(spec, "=")
+		taints = append(taints, corev1.Taint{Key: key, Value: value, Effect: corev1.TaintEffect(effect)})
+	}
+	return kubelet.Config{
+		RootDir:         filepath.Join(agentDir, "kubelet"),
+		PodLogsDir:      a.podLogsDir(),
+		NodeName:        c.NodeName,
+		NodeIPs:         a.nodeIPs(),
+		REST:            connection.REST,
+		ServingCertFile: connection.ServingCertFile,
+		ServingKeyFile:  connection.ServingKeyFile,
+		ClientCAFile:    connection.ClientCAFile,
+		Runtime:         a.runtime.RuntimeService(),
+		Images:          a.runtime.ImageService(),
+		RuntimeSocket:   a.runtime.Socket(),
+		ClusterDNS:      c.ClusterDNS,
+		ClusterDomain:   c.ClusterDomain,
+		ResolvConf:      resolvConf,
+		CgroupRoot:      root,
+		Labels:          labels,
+		Taints:          taints,
+		ExtraArgs:       c.KubeletArgs,
+		Logger:          c.Logger.Named("kubelet"),
+	}, nil
+}
+
+// nodeIPs are the addresses to register the node with.
+func (a *Agent) nodeIPs() []net.IP { return a.config.NodeIPs }
+
+// named says which part an error came from.
+func named(part string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", part, err)
+}
+
+// stopped drops an error that only says that ctx ended.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+		return nil
+	}
+	return err
+}
+
+func mkdir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("create folder %s: %w", dir, err)
+	}
+	return nil
+}

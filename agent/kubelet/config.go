@@ -1,0 +1,126 @@
+package kubelet
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	internalapi "k8s.io/cri-api/pkg/apis"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	"k8s.io/kubernetes/pkg/kubelet/apis/config"
+)
+
+// Config is what a kubelet needs. No field may be zero unless it says so.
+type Config struct {
+	// RootDir is the kubelet's own folder; pods' volumes live below it.
+	RootDir string
+	// PodLogsDir is where containers' logs are written.
+	PodLogsDir string
+	NodeName   string
+	// NodeIPs are the node's addresses; empty lets the kubelet look at each
+	// status report, so that it follows the network.
+	NodeIPs []net.IP
+	// REST reaches the API server with the node's rights.
+	REST *rest.Config
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity;
+	// ClientCAFile is the authority of those who may call it.
+	ServingCertFile, ServingKeyFile, ClientCAFile string
+
+	Runtime internalapi.RuntimeService
+	Images  internalapi.ImageManagerService
+	// RuntimeSocket is the container runtime's socket, for statistics.
+	RuntimeSocket string
+
+	// ClusterDNS and ClusterDomain go into pods' resolv.conf; may be empty.
+	ClusterDNS    []net.IP
+	ClusterDomain string
+	// ResolvConf is the file that pods with the host's DNS get.
+	ResolvConf string
+	// CgroupRoot is the cgroup all pods live in; "/" means the top.
+	CgroupRoot string
+	// Labels and Taints are set when the node first registers; may be empty.
+	Labels map[string]string
+	Taints []corev1.Taint
+	// ExtraArgs are "flag=value" settings for the kubelet's own flags.
+	ExtraArgs []string
+	Logger    *zap.Logger
+}
+
+// server makes upstream's settings from c.
+func (c Config) server() (*options.KubeletServer, error) {
+	s, err := options.NewKubeletServer()
+	if err != nil {
+		return nil, fmt.Errorf("make kubelet options: %w", err)
+	}
+	s.RootDirectory = c.RootDir
+	s.CertDirectory = filepath.Join(c.RootDir, "pki")
+	s.HostnameOverride = c.NodeName
+	s.NodeLabels = c.Labels
+	s.RegisterWithTaints = c.Taints
+	if len(c.NodeIPs) > 0 {
+		s.NodeIP = joinIPs(c.NodeIPs)
+	}
+	// Upstream takes the absence of this file name for standalone mode; the
+	// clients themselves are handed over ready made.
+	s.KubeConfig = "in-process"
+
+	k := &s.KubeletConfiguration
+	k.ContainerRuntimeEndpoint = "unix://" + c.RuntimeSocket
+	k.PodLogsDir = c.PodLogsDir
+	k.VolumePluginDir = filepath.Join(c.RootDir, "volume-plugins")
+	k.StaticPodPath = filepath.Join(filepath.Dir(c.RootDir), "pod-manifests")
+	k.TLSCertFile, k.TLSPrivateKeyFile = c.ServingCertFile, c.ServingKeyFile
+	k.Authentication.X509.ClientCAFile = c.ClientCAFile
+	k.Authentication.Anonymous.Enabled = false
+	k.Authentication.Webhook.Enabled = true
+	k.Authorization.Mode = config.KubeletAuthorizationModeWebhook
+	k.ClusterDomain = c.ClusterDomain
+	for _, ip := range c.ClusterDNS {
+		k.ClusterDNS = append(k.ClusterDNS, ip.String())
+	}
+	k.ResolverConfig = c.ResolvConf
+	k.CgroupRoot = c.CgroupRoot
+	// Older boards and this distribution's tests still have cgroup v1.
+	k.FailCgroupV1 = false
+	k.FailSwapOn = false
+	k.ReadOnlyPort = 0
+	k.HealthzPort = 0
+	k.SerializeImagePulls = false
+	k.EvictionHard = map[string]string{"memory.available": "50Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.available": "5%", "imagefs.inodesFree": "5%"}
+	k.EvictionMinimumReclaim = map[string]string{"nodefs.available": "5%", "imagefs.available": "5%"}
+
+	if err := os.MkdirAll(k.StaticPodPath, 0o755); err != nil {
+		return nil, fmt.Errorf("create folder of static pods: %w", err)
+	}
+	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
+		return nil, fmt.Errorf("create folder of pod logs: %w", err)
+	}
+	return s, c.applyArgs(s)
+}
+
+func (c Config) applyArgs(s *options.KubeletServer) error {
+	all := pflag.NewFlagSet("kubelet", pflag.ContinueOnError)
+	s.AddFlags(all)
+	options.AddKubeletConfigFlags(all, &s.KubeletConfiguration)
+	for _, arg := range c.ExtraArgs {
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if err := all.Set(name, value); err != nil {
+			return fmt.Errorf("kubelet-arg %q: %w", arg, err)
+		}
+	}
+	return nil
+}
+
+func joinIPs(ips []net.IP) string {
+	s := make([]string, len(ips))
+	for i, ip := range ips {
+		s[i] = ip.String()
+	}
+	return strings.Join(s, ",")
+}

@@ -1,0 +1,223 @@
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kubelet/app"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/kubelet"
+	"k8s.io/kubernetes/pkg/kubelet/cadvisor"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
+	"k8s.io/kubernetes/pkg/kubelet/eviction"
+	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
+	kubeletutil "k8s.io/kubernetes/pkg/kubelet/util"
+	"k8s.io/kubernetes/pkg/kubelet/watchdog"
+)
+
+// Run runs a kubelet until ctx ends. It follows the order of upstream's
+// cmd/kubelet/app.run (v1.37.2), which cannot be called itself: it always
+// connects to the runtime through a socket, whatever it is handed.
+func Run(ctx context.Context, c Config) error {
+	s, err := c.server()
+	if err != nil {
+		return err
+	}
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(s.KubeletConfiguration.FeatureGates); err != nil {
+		return fmt.Errorf("set feature gates: %w", err)
+	}
+	if err := options.ValidateKubeletServer(s); err != nil {
+		return fmt.Errorf("check kubelet options: %w", err)
+	}
+	// The statistics collector reads the runtime's socket from this flag alone.
+	if err := flag.Set("containerd", c.RuntimeSocket); err != nil {
+		return fmt.Errorf("set runtime socket for statistics: %w", err)
+	}
+	deps, err := c.dependencies(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := app.RunKubelet(ctx, s, deps); err != nil {
+		return fmt.Errorf("start kubelet: %w", err)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*kubelet.Dependencies, error) {
+	deps, err := app.UnsecuredDependencies(ctx, s, utilfeature.DefaultFeatureGate)
+	if err != nil {
+		return nil, fmt.Errorf("make kubelet dependencies: %w", err)
+	}
+	health, err := watchdog.NewHealthChecker(klog.FromContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("make watchdog: %w", err)
+	}
+	health.Start(ctx)
+	deps.HealthChecker = health
+	deps.RemoteRuntimeService, deps.RemoteImageService = c.Runtime, c.Images
+	if err := c.clients(deps, s); err != nil {
+		return nil, err
+	}
+	auth, runReload, err := app.BuildAuth(types.NodeName(c.NodeName), deps.KubeClient, s.KubeletConfiguration)
+	if err != nil {
+		return nil, fmt.Errorf("make kubelet authentication: %w", err)
+	}
+	runReload(ctx.Done())
+	deps.Auth = auth
+
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: deps.EventClient.Events("")})
+	deps.Recorder = broadcaster.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "kubelet", Host: c.NodeName})
+
+	if err := c.cgroupDriver(ctx, s); err != nil {
+		return nil, err
+	}
+	if deps.CAdvisorInterface, err = c.statistics(ctx, s); err != nil {
+		return nil, err
+	}
+	if deps.ContainerManager, err = c.containerManager(ctx, s, deps); err != nil {
+		return nil, err
+	}
+	deps.PodStartupLatencyTracker = kubeletutil.NewPodStartupLatencyTracker()
+	deps.NodeStartupLatencyTracker = kubeletutil.NewNodeStartupLatencyTracker(klog.FromContext(ctx))
+	if err := deps.OOMAdjuster.ApplyOOMScoreAdj(0, int(s.OOMScoreAdj)); err != nil {
+		// Without CAP_SYS_RESOURCE this cannot work, and the node is fine without.
+		c.Logger.Debug("kept the process's OOM score: " + err.Error())
+	}
+	return deps, nil
+}
+
+// clients makes the kubelet's three API clients: heartbeats must neither wait
+// behind other requests nor hang for longer than their period.
+func (c Config) clients(deps *kubelet.Dependencies, s *options.KubeletServer) error {
+	main := rest.CopyConfig(c.REST)
+	client, err := kubernetes.NewForConfig(main)
+	if err != nil {
+		return fmt.Errorf("make kubelet client: %w", err)
+	}
+	events := rest.CopyConfig(c.REST)
+	events.QPS, events.Burst = float32(s.EventRecordQPS), int(s.EventBurst)
+	if s.EventRecordQPS == 0 {
+		events.QPS = -1
+	}
+	eventClient, err := typedcorev1.NewForConfig(events)
+	if err != nil {
+		return fmt.Errorf("make event client: %w", err)
+	}
+	heartbeat := rest.CopyConfig(c.REST)
+	heartbeat.QPS = -1
+	heartbeat.Timeout = min(s.NodeStatusUpdateFrequency.Duration, time.Duration(s.NodeLeaseDurationSeconds)*time.Second)
+	heartbeatClient, err := kubernetes.NewForConfig(heartbeat)
+	if err != nil {
+		return fmt.Errorf("make heartbeat client: %w", err)
+	}
+	deps.KubeClient, deps.EventClient, deps.HeartbeatClient = client, eventClient, heartbeatClient
+	deps.OnHeartbeatFailure = func() {}
+	return nil
+}
+
+// cgroupDriver takes the driver from the runtime: the two must agree.
+func (c Config) cgroupDriver(ctx context.Context, s *options.KubeletServer) error {
+	response, err := c.Runtime.RuntimeConfig(ctx)
+	if err != nil {
+		return fmt.Errorf("ask container runtime for its cgroup driver: %w", err)
+	}
+	if linux := response.GetLinux(); linux != nil {
+		s.CgroupDriver = "cgroupfs"
+		if linux.GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
+			s.CgroupDriver = "systemd"
+		}
+	}
+	return nil
+}
+
+func (c Config) statistics(ctx context.Context, s *options.KubeletServer) (cadvisor.Interface, error) {
+	logger := klog.FromContext(ctx)
+	roots := []string{cm.NodeAllocatableRoot(s.CgroupRoot, s.CgroupsPerQOS, s.CgroupDriver)}
+	if own, err := cm.GetKubeletContainer(logger, s.KubeletCgroups); err == nil && own != "" {
+		roots = append(roots, own)
+	}
+	stats, err := cadvisor.New(logger, cadvisor.NewImageFsInfoProvider(s.ContainerRuntimeEndpoint), s.RootDirectory, roots,
+		cadvisor.UsingLegacyCadvisorStats(s.ContainerRuntimeEndpoint), s.LocalStorageCapacityIsolation, false)
+	if err != nil {
+		return nil, fmt.Errorf("make statistics collector: %w", err)
+	}
+	return stats, nil
+}
+
+func (c Config) containerManager(ctx context.Context, s *options.KubeletServer, deps *kubelet.Dependencies) (cm.ContainerManager, error) {
+	kubeReserved, err := resources("kube-reserved", s.KubeReserved)
+	if err != nil {
+		return nil, err
+	}
+	systemReserved, err := resources("system-reserved", s.SystemReserved)
+	if err != nil {
+		return nil, err
+	}
+	var hard []evictionapi.Threshold
+	if !s.ExperimentalNodeAllocatableIgnoreEvictionThreshold {
+		if hard, err = eviction.ParseThresholdConfig(nil, s.EvictionHard, nil, nil, nil); err != nil {
+			return nil, fmt.Errorf("read eviction thresholds: %w", err)
+		}
+	}
+	qos, err := cm.ParseQOSReserved(s.QOSReserved)
+	if err != nil {
+		return nil, fmt.Errorf("read qos-reserved: %w", err)
+	}
+	if s.ReservedSystemCPUs != "" {
+		return nil, errors.New("kubelet-arg reserved-cpus is not supported: reserve CPU with system-reserved=cpu=N")
+	}
+	manager, err := cm.NewContainerManager(ctx, deps.Mounter, deps.CAdvisorInterface, cm.NodeConfig{
+		NodeName:              types.NodeName(c.NodeName),
+		RuntimeCgroupsName:    s.RuntimeCgroups,
+		SystemCgroupsName:     s.SystemCgroups,
+		KubeletCgroupsName:    s.KubeletCgroups,
+		KubeletOOMScoreAdj:    s.OOMScoreAdj,
+		CgroupsPerQOS:         s.CgroupsPerQOS,
+		CgroupRoot:            s.CgroupRoot,
+		CgroupDriver:          s.CgroupDriver,
+		KubeletRootDir:        s.RootDirectory,
+		ProtectKernelDefaults: s.ProtectKernelDefaults,
+		NodeAllocatableConfig: cm.NodeAllocatableConfig{
+			KubeReservedCgroupName:   s.KubeReservedCgroup,
+			SystemReservedCgroupName: s.SystemReservedCgroup,
+			EnforceNodeAllocatable:   sets.New(s.EnforceNodeAllocatable...),
+			KubeReserved:             kubeReserved,
+			SystemReserved:           systemReserved,
+			HardEvictionThresholds:   hard,
+		},
+		QOSReserved:                  *qos,
+		CPUManagerPolicy:             s.CPUManagerPolicy,
+		CPUManagerPolicyOptions:      s.CPUManagerPolicyOptions,
+		CPUManagerReconcilePeriod:    s.CPUManagerReconcilePeriod.Duration,
+		MemoryManagerPolicy:          s.MemoryManagerPolicy,
+		MemoryManagerReservedMemory:  s.ReservedMemory,
+		MemoryReservationPolicy:      s.MemoryReservationPolicy,
+		MemoryThrottlingFactor:       s.MemoryThrottlingFactor,
+		PodPidsLimit:                 s.PodPidsLimit,
+		EnforceCPULimits:             s.CPUCFSQuota,
+		CPUCFSQuotaPeriod:            s.CPUCFSQuotaPeriod.Duration,
+		TopologyManagerPolicy:        s.TopologyManagerPolicy,
+		TopologyManagerScope:         s.TopologyManagerScope,
+		TopologyManagerPolicyOptions: s.TopologyManagerPolicyOptions,
+	}, s.FailSwapOn, deps.Recorder, deps.KubeClient)
+	if err != nil {
+		return nil, fmt.Errorf("make container manager: %w", err)
+	}
+	return manager, nil
+}

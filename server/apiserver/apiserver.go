@@ -1,0 +1,183 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/util/wait"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/apiserver/pkg/storage/etcd3"
+	"k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
+
+	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
+
+	"github.com/mote-dev/mote/server/loopback"
+	"github.com/mote-dev/mote/server/pki"
+)
+
+const (
+	// compactionInterval is how much history the store keeps for watchers that
+	// fell behind, as kube-apiserver does with etcd.
+	compactionInterval = 5 * time.Minute
+	// storeCheckTimeout bounds the health check's read.
+	storeCheckTimeout = 2 * time.Second
+)
+
+// Config is what an API server needs. No field may be zero unless it says so.
+type Config struct {
+	PKI *pki.Set
+	// Etcd is the one client all resources are stored through.
+	Etcd *etcdkubernetes.Client
+	// DialStore connects to the same store over gRPC.
+	DialStore func(context.Context) (net.Conn, error)
+	// Loopback is the door through which this process reaches the API server.
+	Loopback *loopback.Server
+	// Informers are shared with controllers and scheduler; see NewInformers.
+	Informers informers.SharedInformerFactory
+	// Listener is the one HTTPS port; Run closes it.
+	Listener net.Listener
+	// BindAddress is what Listener was opened for.
+	BindAddress net.IP
+	// AdvertiseAddress is the address of this server when it started.
+	AdvertiseAddress net.IP
+	// Addresses returns the addresses other machines and pods reach this server at now.
+	Addresses func() []net.IP
+	// ServiceCIDRs are the service ranges, the primary first.
+	ServiceCIDRs []*net.IPNet
+	// ClusterDomain is the cluster's DNS domain, without dot at the end.
+	ClusterDomain string
+	// Wrap puts handlers in front of the API, before authentication. May be nil.
+	Wrap func(http.Handler) http.Handler
+	// ExtraArgs are "flag=value" settings for kube-apiserver's own flags.
+	ExtraArgs []string
+	Logger    *zap.Logger
+}
+
+// Server is a composed API server.
+type Server struct {
+	config Config
+	chain  *aggregatorapiserver.APIAggregator
+}
+
+// New composes the API server. Nothing runs and nothing is written yet.
+func New(ctx context.Context, c Config) (*Server, error) {
+	c.Etcd.KV = etcd3.NewETCDLatencyTracker(c.Etcd.KV)
+	o, err := newOptions(c)
+	if err != nil {
+		return nil, err
+	}
+	completed, err := o.Complete(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("complete API server options: %w", err)
+	}
+	if err := errors.Join(completed.Validate()...); err != nil {
+		return nil, fmt.Errorf("check API server options: %w", err)
+	}
+	config, err := c.chainConfig(completed)
+	if err != nil {
+		return nil, err
+	}
+	ready, err := config.Complete()
+	if err != nil {
+		return nil, fmt.Errorf("complete API server configuration: %w", err)
+	}
+	chain, err := app.CreateServerChain(ready)
+	if err != nil {
+		return nil, fmt.Errorf("compose API servers: %w", err)
+	}
+	return &Server{config: c, chain: chain}, nil
+}
+
+// chainConfig makes the configurations of the three servers of the chain.
+func (c Config) chainConfig(o options.CompletedOptions) (*app.Config, error) {
+	generic, storageFactory, err := c.genericConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	if c.Wrap != nil {
+		next := generic.BuildHandlerChainFunc
+		generic.BuildHandlerChainFunc = func(h http.Handler, g *genericapiserver.Config) http.Handler { return c.Wrap(next(h, g)) }
+	}
+	kubeAPIs, resolver, initializers, err := app.CreateKubeAPIServerConfig(o, generic, c.Informers, storageFactory)
+	if err != nil {
+		return nil, fmt.Errorf("configure API server: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(generic.LoopbackClientConfig)
+	if err != nil {
+		return nil, fmt.Errorf("make endpoint client: %w", err)
+	}
+	kubeAPIs.Extra.EndpointReconcilerConfig.Reconciler = newEndpointReconciler(client, c.Addresses)
+
+	authResolver := webhook.NewDefaultAuthenticationInfoResolverWrapper(
+		kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Generic.EgressSelector,
+		kubeAPIs.ControlPlane.Generic.LoopbackClientConfig, kubeAPIs.ControlPlane.Generic.TracerProvider)
+	extensions, err := controlplaneapiserver.CreateAPIExtensionsConfig(*kubeAPIs.ControlPlane.Generic, c.Informers, initializers, o.CompletedOptions, o.MasterCount, resolver, authResolver)
+	if err != nil {
+		return nil, fmt.Errorf("configure custom resources: %w", err)
+	}
+	extensions.GenericConfig.RESTOptionsGetter = &restOptions{next: extensions.GenericConfig.RESTOptionsGetter, client: c.Etcd}
+	extensions.ExtraConfig.CRDRESTOptionsGetter = &restOptions{next: extensions.ExtraConfig.CRDRESTOptionsGetter, client: c.Etcd}
+
+	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*kubeAPIs.ControlPlane.Generic, o.CompletedOptions, c.Informers, resolver, kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Extra.PeerProxy, initializers)
+	if err != nil {
+		return nil, fmt.Errorf("configure aggregation: %w", err)
+	}
+	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter, client: c.Etcd}
+	return &app.Config{Options: o, Aggregator: aggregator, KubeAPIs: kubeAPIs, ApiExtensions: extensions}, nil
+}
+
+// Run serves until ctx ends and all requests that can end have ended.
+func (s *Server) Run(ctx context.Context) error {
+	prepared, err := s.chain.PrepareRun()
+	if err != nil {
+		return fmt.Errorf("prepare API server: %w", err)
+	}
+	compactor := etcd3.StartCompactorPerEndpoint(s.config.Etcd.Client, compactionInterval)
+	defer compactor.Stop()
+	s.config.Loopback.Serve(s.chain.GenericAPIServer.Handler)
+	if err := prepared.Run(ctx); err != nil {
+		return fmt.Errorf("serve API: %w", err)
+	}
+	return nil
+}
+
+// WaitReady returns once /readyz says ok, or when ctx ends.
+func (s *Server) WaitReady(ctx context.Context) error {
+	client, err := kubernetes.NewForConfig(s.config.Loopback.Config(self))
+	if err != nil {
+		return fmt.Errorf("make readiness client: %w", err)
+	}
+	var last error
+	err = wait.PollUntilContextCancel(ctx, 20*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		_, last = client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		return last == nil, nil
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("wait for API server: %w", err), last)
+	}
+	return nil
+}
+
+// storeCheck is the "etcd" check of /healthz, /livez and /readyz.
+func (c Config) storeCheck() healthz.HealthChecker {
+	return healthz.NamedGroupedCheck("etcd", "etcd", func(r *http.Request) error {
+		ctx, cancel := context.WithTimeout(r.Context(), storeCheckTimeout)
+		defer cancel()
+		if _, err := c.Etcd.Client.Get(ctx, "/registry/health"); err != nil {
+			return fmt.Errorf("read from store: %w", err)
+		}
+		return nil
+	})
+}

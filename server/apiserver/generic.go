@@ -1,0 +1,135 @@
+package apiserver
+
+import (
+	"fmt"
+	"time"
+
+	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/filters"
+	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/util/openapi"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/controlplane"
+	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
+	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
+	"k8s.io/kubernetes/pkg/kubeapiserver"
+
+	"github.com/mote-dev/mote/server/loopback"
+)
+
+// informerResync is how often informers replay what they hold to their
+// handlers. Handlers here are driven by watches; the replay is only a last net.
+const informerResync = 12 * time.Hour
+
+// self is who the API server is to itself.
+var self = &user.DefaultInfo{
+	Name:   user.APIServerUser,
+	Groups: []string{user.AllAuthenticated, user.SystemPrivilegedGroup},
+}
+
+// NewInformers makes the informer factory that the API server, controllers and
+// scheduler of this process share: one cache of each resource instead of one
+// per component. Managed fields are dropped: nothing that reads a cache needs them.
+func NewInformers(l *loopback.Server) (informers.SharedInformerFactory, error) {
+	client, err := kubernetes.NewForConfig(l.Config(self))
+	if err != nil {
+		return nil, fmt.Errorf("make client of the shared informers: %w", err)
+	}
+	return informers.NewSharedInformerFactoryWithOptions(client, informerResync, informers.WithTransform(Trim)), nil
+}
+
+// Trim removes from an object what no cache needs.
+func Trim(obj any) (any, error) {
+	if accessor, err := meta.Accessor(obj); err == nil && accessor.GetManagedFields() != nil {
+		accessor.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// genericConfig makes what the three API servers of the chain have in common.
+// It follows the order of controlplaneapiserver.BuildGenericConfig (v1.37.2):
+// several steps read what earlier ones set.
+func (c Config) genericConfig(o options.CompletedOptions) (*genericapiserver.Config, *serverstorage.DefaultStorageFactory, error) {
+	g := genericapiserver.NewConfig(legacyscheme.Codecs)
+	g.MergedResourceConfig = controlplane.DefaultAPIResourceConfigSource()
+
+	if err := o.GenericServerRunOptions.ApplyTo(g); err != nil {
+		return nil, nil, fmt.Errorf("apply general options: %w", err)
+	}
+	if err := o.SecureServing.SecureServingOptions.ApplyTo(&g.SecureServing); err != nil {
+		return nil, nil, fmt.Errorf("apply serving options: %w", err)
+	}
+	g.LoopbackClientConfig = c.Loopback.Config(self)
+	client, err := kubernetes.NewForConfig(g.LoopbackClientConfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make loopback client: %w", err)
+	}
+
+	if err := o.Features.ApplyTo(g, client, c.Informers); err != nil {
+		return nil, nil, fmt.Errorf("apply features: %w", err)
+	}
+	if err := o.APIEnablement.ApplyTo(g, controlplane.DefaultAPIResourceConfigSource(), legacyscheme.Scheme); err != nil {
+		return nil, nil, fmt.Errorf("apply enabled APIs: %w", err)
+	}
+	if err := o.EgressSelector.ApplyTo(g); err != nil {
+		return nil, nil, fmt.Errorf("apply egress selector: %w", err)
+	}
+	if err := o.Traces.ApplyTo(g.EgressSelector, g); err != nil {
+		return nil, nil, fmt.Errorf("apply tracing: %w", err)
+	}
+
+	definitions := openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
+	namer := openapinamer.NewDefinitionNamer([]*runtime.Scheme{legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme}...)
+	g.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
+	g.OpenAPIConfig.Info.Title = "Kubernetes"
+	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
+	g.OpenAPIV3Config.Info.Title = "Kubernetes"
+
+	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"),
+		sets.NewString("attach", "exec", "proxy", "log", "portforward"),
+	)
+
+	o.Etcd.StorageConfig.Transport.TracerProvider = g.TracerProvider
+	storageConfig := kubeapiserver.NewStorageFactoryConfigEffectiveVersion(g.EffectiveVersion)
+	storageConfig.APIResourceConfig = g.MergedResourceConfig
+	storageConfig.DefaultResourceEncoding.SetEffectiveVersion(g.EffectiveVersion)
+	storageFactory, err := storageConfig.Complete(o.Etcd).New()
+	if err != nil {
+		return nil, nil, fmt.Errorf("make storage factory: %w", err)
+	}
+	storageFactory.StorageConfig.StorageObjectCountTracker = g.StorageObjectCountTracker
+	if err := o.Etcd.ApplyWithStorageFactoryTo(storageFactory, g); err != nil {
+		return nil, nil, fmt.Errorf("apply storage options: %w", err)
+	}
+	g.RESTOptionsGetter = &restOptions{next: g.RESTOptionsGetter, client: c.Etcd}
+	g.AddHealthChecks(c.storeCheck())
+
+	ctx := wait.ContextForChannel(g.DrainedNotify())
+	if err := o.Authentication.ApplyTo(ctx, &g.Authentication, g.SecureServing, g.EgressSelector, g.OpenAPIConfig, g.OpenAPIV3Config, client, c.Informers, g.APIServerID); err != nil {
+		return nil, nil, fmt.Errorf("apply authentication options: %w", err)
+	}
+	g.Authentication.Authenticator = loopback.Authenticator(g.Authentication.Authenticator)
+
+	g.Authorization.Authorizer, g.RuleResolver, _, err = controlplaneapiserver.BuildAuthorizer(ctx, o.CompletedOptions, g.EgressSelector, g.APIServerID, c.Informers)
+	if err != nil {
+		return nil, nil, fmt.Errorf("apply authorization options: %w", err)
+	}
+	if err := o.Audit.ApplyTo(g); err != nil {
+		return nil, nil, fmt.Errorf("apply audit options: %w", err)
+	}
+	g.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	return g, storageFactory, nil
+}

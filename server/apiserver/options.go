@@ -1,0 +1,83 @@
+package apiserver
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+)
+
+// newOptions fills upstream's options from c. c.ExtraArgs are applied last, so they win.
+func newOptions(c Config) (*options.ServerRunOptions, error) {
+	o := options.NewServerRunOptions()
+
+	o.GenericServerRunOptions.AdvertiseAddress = c.AdvertiseAddress
+	o.SecureServing.Required = true
+	o.SecureServing.Listener = c.Listener
+	o.SecureServing.BindAddress = c.BindAddress
+	o.SecureServing.BindPort = c.Listener.Addr().(*net.TCPAddr).Port
+	o.SecureServing.ServerCert.CertKey.CertFile = c.PKI.APIServer.CertFile
+	o.SecureServing.ServerCert.CertKey.KeyFile = c.PKI.APIServer.KeyFile
+
+	o.Authentication.ClientCert.ClientCA = c.PKI.CAFile
+	o.Authentication.BootstrapToken.Enable = true
+	o.Authentication.RequestHeader.ClientCAFile = c.PKI.FrontProxyCAFile
+	o.Authentication.RequestHeader.AllowedNames = []string{"front-proxy-client"}
+	o.Authentication.RequestHeader.UsernameHeaders = []string{"X-Remote-User"}
+	o.Authentication.RequestHeader.GroupHeaders = []string{"X-Remote-Group"}
+	o.Authentication.RequestHeader.ExtraHeaderPrefixes = []string{"X-Remote-Extra-"}
+	o.Authentication.ServiceAccounts.Issuers = []string{"https://kubernetes.default.svc." + c.ClusterDomain}
+	o.Authentication.ServiceAccounts.KeyFiles = []string{c.PKI.ServiceAccountPubFile}
+	o.ServiceAccountSigningKeyFile = c.PKI.ServiceAccountKeyFile
+	o.Authorization.Modes = []string{"Node", "RBAC"}
+	o.Admission.GenericAdmission.EnablePlugins = []string{"NodeRestriction"}
+
+	o.ProxyClientCertFile, o.ProxyClientKeyFile = c.PKI.FrontProxy.CertFile, c.PKI.FrontProxy.KeyFile
+	// The server need not be a node, so it may not know the way to a cluster IP.
+	o.EnableAggregatorRouting = true
+	o.AllowPrivileged = true
+	o.KubeletConfig.PreferredAddressTypes = []string{"InternalIP", "ExternalIP", "Hostname"}
+	o.KubeletConfig.TLSClientConfig.CertFile = c.PKI.KubeletClient.CertFile
+	o.KubeletConfig.TLSClientConfig.KeyFile = c.PKI.KubeletClient.KeyFile
+	o.KubeletConfig.TLSClientConfig.CAFile = c.PKI.CAFile
+
+	ranges := make([]string, len(c.ServiceCIDRs))
+	for i, r := range c.ServiceCIDRs {
+		ranges[i] = r.String()
+	}
+	o.ServiceClusterIPRanges = strings.Join(ranges, ",")
+	// The addresses behind the service "kubernetes" are kept by a reconciler of
+	// ours (endpoints.go): it follows the network and writes only on changes.
+	o.EndpointReconcilerType = string(reconcilers.NoneEndpointReconcilerType)
+
+	o.Etcd.StorageConfig.Transport.ServerList = []string{"http://" + storeAddress}
+	o.Etcd.StorageConfig.Transport.EgressLookup = c.storeDialer()
+	// Compaction runs once, on the client all resources share.
+	o.Etcd.StorageConfig.CompactionInterval = 0
+	o.Etcd.StorageConfig.DBMetricPollInterval = 0
+	o.Etcd.StorageConfig.CountMetricPollPeriod = 0
+	o.Etcd.SkipHealthEndpoints = true
+
+	if err := applyArgs(o, c.ExtraArgs); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+func applyArgs(o *options.ServerRunOptions, args []string) error {
+	all := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
+	sections := o.Flags()
+	for _, section := range sections.FlagSets {
+		all.AddFlagSet(section)
+	}
+	for _, arg := range args {
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if err := all.Set(name, value); err != nil {
+			return fmt.Errorf("kube-apiserver-arg %q: %w", arg, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/features"
+	"k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/server/egressselector"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/etcd3"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/tools/cache"
+
+	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
+)
+
+// storeAddress stands for the store where upstream insists on an address; the
+// dialer below answers for it.
+const storeAddress = "store.mote.in-process:2379"
+
+// storeDialer leads the few parts of upstream that make an etcd client of their
+// own (the node port allocator) to the store.
+func (c Config) storeDialer() egressselector.Lookup {
+	return func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
+		return func(ctx context.Context, _, _ string) (net.Conn, error) { return c.DialStore(ctx) }, nil
+	}
+}
+
+// restOptions makes every resource use one etcd client. Upstream makes one
+// gRPC client a resource, which costs memory and a socket each.
+type restOptions struct {
+	next   generic.RESTOptionsGetter
+	client *etcdkubernetes.Client
+}
+
+// GetRESTOptions implements generic.RESTOptionsGetter.
+func (g *restOptions) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
+	o, err := g.next.GetRESTOptions(resource, example)
+	if err != nil {
+		return o, err
+	}
+	o.Decorator = g.cached
+	if resource.Resource == "events" {
+		// As upstream: events are many, written once and hardly read.
+		o.Decorator = g.plain
+	}
+	return o, nil
+}
+
+// plain is a generic.StorageDecorator without a watch cache.
+func (g *restOptions) plain(
+	config *storagebackend.ConfigForResource, resourcePrefix string, _ func(runtime.Object) (string, error),
+	newFunc, newListFunc func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs, _ *cache.Indexers,
+) (storage.Interface, factory.DestroyFunc, error) {
+	transformer := config.Transformer
+	if transformer == nil {
+		transformer = identity.NewEncryptCheckTransformer()
+	}
+	versioner := storage.APIObjectVersioner{}
+	decoder := etcd3.NewDefaultDecoder(config.Codec, versioner)
+	unsafeDeletion := utilfeature.DefaultFeatureGate.Enabled(features.AllowUnsafeMalformedObjectDeletion)
+	if unsafeDeletion {
+		transformer = etcd3.WithCorruptObjErrorHandlingTransformer(transformer)
+		decoder = etcd3.WithCorruptObjErrorHandlingDecoder(decoder)
+	}
+	store, err := etcd3.New(g.client, nil, config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix,
+		config.GroupResource, transformer, config.LeaseManagerConfig, decoder, versioner)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open storage of %s: %w", config.GroupResource, err)
+	}
+	var result storage.Interface = store
+	if unsafeDeletion {
+		result = etcd3.NewStoreWithUnsafeCorruptObjectDeletion(store, config.GroupResource)
+	}
+	// The client is shared and outlives every resource, so only the store is closed.
+	return result, sync.OnceFunc(store.Close), nil
+}
+
+// cached is a generic.StorageDecorator with upstream's watch cache.
+func (g *restOptions) cached(
+	config *storagebackend.ConfigForResource, resourcePrefix string, keyFunc func(runtime.Object) (string, error),
+	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers,
+) (storage.Interface, factory.DestroyFunc, error) {
+	raw, destroy, err := g.plain(config, resourcePrefix, keyFunc, newFunc, newListFunc, attrs, triggers, indexers)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := cacher.NewCacherFromConfig(cacher.Config{
+		Storage:             raw,
+		Versioner:           storage.APIObjectVersioner{},
+		GroupResource:       config.GroupResource,
+		EventsHistoryWindow: config.EventsHistoryWindow,
+		ResourcePrefix:      resourcePrefix,
+		KeyFunc:             keyFunc,
+		NewFunc:             newFunc,
+		NewListFunc:         newListFunc,
+		GetAttrsFunc:        attrs,
+		IndexerFuncs:        triggers,
+		Indexers:            indexers,
+		Codec:               config.Codec,
+	})
+	if err != nil {
+		destroy()
+		return nil, nil, fmt.Errorf("open watch cache of %s: %w", config.GroupResource, err)
+	}
+	delegator := cacher.NewCacheDelegator(c, raw)
+	return delegator, sync.OnceFunc(func() {
+		delegator.Stop()
+		c.Stop()
+		destroy()
+	}), nil
+}

@@ -1,0 +1,6 @@
+// Package controllers owns how Kubernetes' controllers run in this process: on
+// the shared informers and the in-memory transport, each under its own service
+// account's rights.
+//
+// It must not import the API server package, the scheduler or the agent.
+package controllers

@@ -1,0 +1,252 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/rest"
+
+	"github.com/mote-dev/mote/server/apiserver"
+	"github.com/mote-dev/mote/server/controllers"
+	"github.com/mote-dev/mote/server/loopback"
+	"github.com/mote-dev/mote/server/pki"
+	"github.com/mote-dev/mote/server/scheduler"
+)
+
+// Server is the control plane in one process.
+type Server struct {
+	config   Config
+	loopback *loopback.Server
+	// shared is the one set of informers of this process.
+	shared informers.SharedInformerFactory
+	ready  chan struct{}
+	// pki is set before opened is closed.
+	opened chan struct{}
+	pki    *pki.Set
+}
+
+// New checks c and returns a server that has not touched anything yet.
+func New(c Config) (*Server, error) {
+	c, err := c.WithDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	door := loopback.NewServer()
+	shared, err := apiserver.NewInformers(door)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{config: c, loopback: door, shared: shared, ready: make(chan struct{}), opened: make(chan struct{})}, nil
+}
+
+// Ready is closed when the API answers and the objects every cluster has exist.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Node is what a node in the server's own process connects with.
+type Node struct {
+	// REST reaches the API server in memory with the node's own rights.
+	REST *rest.Config
+	// Informers are the ones this process shares.
+	Informers informers.SharedInformerFactory
+	// Serving is the kubelet's serving certificate, ClientCAFile what it trusts.
+	Serving      pki.Pair
+	ClientCAFile string
+}
+
+// Node returns the identity of a node in this process, once the cluster's keys exist.
+func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string) (Node, error) {
+	select {
+	case <-s.opened:
+	case <-ctx.Done():
+		return Node{}, ctx.Err()
+	}
+	serving, err := s.pki.NodeServing(dir, name, ips, time.Now())
+	if err != nil {
+		return Node{}, err
+	}
+	return Node{
+		REST: s.loopback.Config(&user.DefaultInfo{
+			Name:   "system:node:" + name,
+			Groups: []string{user.NodesGroup, user.AllAuthenticated},
+		}),
+		Informers:    s.shared,
+		Serving:      serving,
+		ClientCAFile: s.pki.CAFile,
+	}, nil
+}
+
+// Run opens everything, serves until ctx ends and closes in reverse order. It
+// returns nil when it was asked to stop, else the first cause.
+func (s *Server) Run(ctx context.Context) error {
+	c := s.config
+	keys, err := pki.Open(filepath.Join(c.DataDir, "server", "tls"), s.names(), time.Now())
+	if err != nil {
+		return fmt.Errorf("open the cluster's keys: %w", err)
+	}
+	s.pki = keys
+	close(s.opened)
+
+	listener, err := net.Listen("tcp", net.JoinHostPort(s.bindHost(), strconv.Itoa(c.HTTPSListenPort)))
+	if err != nil {
+		return fmt.Errorf("open the API server's port: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+	data, err := openDatastore(ctx, c)
+	if err != nil {
+		return err
+	}
+	storeLayer := startLayer(ctx, data.run)
+	err = s.runAPI(ctx, listener, data, storeLayer)
+	return errors.Join(err, storeLayer.stop(), data.close())
+}
+
+// runAPI runs the API server on an open store, and on it all that is its client.
+func (s *Server) runAPI(ctx context.Context, listener net.Listener, data *datastore, below *layer) error {
+	c := s.config
+	apiLayerContext, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	api, err := apiserver.New(apiLayerContext, apiserver.Config{
+		PKI:              s.pki,
+		Etcd:             data.client,
+		DialStore:        data.dial,
+		Loopback:         s.loopback,
+		Informers:        s.shared,
+		Listener:         listener,
+		BindAddress:      net.ParseIP(s.bindHost()),
+		AdvertiseAddress: s.advertise(),
+		Addresses:        s.addresses,
+		ServiceCIDRs:     c.ServiceCIDRs,
+		ClusterDomain:    c.ClusterDomain,
+		ExtraArgs:        c.KubeAPIServerArgs,
+		Logger:           c.Logger.Named("apiserver"),
+	})
+	if err != nil {
+		return err
+	}
+	apiLayer := startLayer(ctx, api.Run)
+	err = s.runClients(ctx, api, apiLayer, below)
+	// In-process watches end only when their clients do, so the door is shut first.
+	s.loopback.Close()
+	return errors.Join(err, apiLayer.stop())
+}
+
+// runClients runs controllers and scheduler until ctx ends or a layer fails.
+func (s *Server) runClients(ctx context.Context, api *apiserver.Server, below ...*layer) error {
+	c := s.config
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range below {
+		g.Go(func() error { return l.watch(ctx) })
+	}
+	g.Go(func() error {
+		if err := api.WaitReady(ctx); err != nil {
+			return stopped(ctx, err)
+		}
+		if err := s.ensureSystemObjects(ctx); err != nil {
+			return stopped(ctx, err)
+		}
+		if err := s.pki.WriteKubeconfig(c.KubeconfigOutput, s.url()); err != nil {
+			return err
+		}
+		close(s.ready)
+		g.Go(func() error {
+			return stopped(ctx, controllers.Run(ctx, controllers.Config{
+				PKI: s.pki, Loopback: s.loopback, Informers: s.shared,
+				ClusterCIDRs: c.ClusterCIDRs, NodeMaskV4: NodeCIDRMaskSizeIPv4, NodeMaskV6: NodeCIDRMaskSizeIPv6,
+				ServiceCIDRs: c.ServiceCIDRs, ExtraArgs: c.KubeControllerManagerArgs,
+				Logger: c.Logger.Named("controllers"),
+			}))
+		})
+		g.Go(func() error {
+			return stopped(ctx, scheduler.Run(ctx, scheduler.Config{
+				Loopback: s.loopback, Informers: s.shared, ExtraArgs: c.KubeSchedulerArgs, Logger: c.Logger.Named("scheduler"),
+			}))
+		})
+		return nil
+	})
+	return g.Wait()
+}
+
+// stopped drops an error that only says that ctx ended.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) bindHost() string {
+	if s.config.BindAddress == nil {
+		return "0.0.0.0"
+	}
+	return s.config.BindAddress.String()
+}
+
+// url is the API server's address for clients on this machine.
+func (s *Server) url() string {
+	host := "127.0.0.1"
+	if b := s.config.BindAddress; b != nil && !b.IsUnspecified() {
+		host = b.String()
+	}
+	return "https://" + net.JoinHostPort(host, strconv.Itoa(s.config.HTTPSListenPort))
+}
+
+// addresses are those this server is reached at now, the preferred one first.
+func (s *Server) addresses() []net.IP {
+	if len(s.config.NodeIPs) > 0 {
+		return s.config.NodeIPs
+	}
+	if b := s.config.BindAddress; b != nil && !b.IsUnspecified() {
+		return []net.IP{b}
+	}
+	if found := hostAddresses(); len(found) > 0 {
+		return found[:1]
+	}
+	return nil
+}
+
+// advertise is the address the API server starts with; loopback without a network.
+func (s *Server) advertise() net.IP {
+	if found := s.addresses(); len(found) > 0 {
+		return found[0]
+	}
+	return net.IPv4(127, 0, 0, 1)
+}
+
+// names are all names and addresses the serving certificate is for.
+func (s *Server) names() pki.Names {
+	c := s.config
+	n := pki.Names{
+		DNSNames: []string{
+			"localhost", c.NodeName, "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+			"kubernetes.default.svc." + c.ClusterDomain,
+		},
+		IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	for _, r := range c.ServiceCIDRs {
+		n.IPs = append(n.IPs, NthAddress(r, 1))
+	}
+	n.IPs = append(n.IPs, hostAddresses()...)
+	n.IPs = append(n.IPs, c.NodeIPs...)
+	if b := c.BindAddress; b != nil && !b.IsUnspecified() {
+		n.IPs = append(n.IPs, b)
+	}
+	for _, san := range c.TLSSANs {
+		if ip := net.ParseIP(san); ip != nil {
+			n.IPs = append(n.IPs, ip)
+		} else {
+			n.DNSNames = append(n.DNSNames, san)
+		}
+	}
+	return n
+}
