@@ -1,0 +1,110 @@
+package netproxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"go.uber.org/zap"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/mote-dev/mote/netproxy/podnet"
+)
+
+// Modes of the service proxy.
+const (
+	// ModeAuto takes nftables where kernel and tool have what it needs, else iptables.
+	ModeAuto     = ""
+	ModeNFTables = "nftables"
+	ModeIPTables = "iptables"
+)
+
+// Config is what a [Proxy] is made of. It is not written to after [New].
+type Config struct {
+	// Client reads services, endpoint slices, nodes and service CIDRs. It is used for informers only, and only if
+	// Informers is nil.
+	Client kubernetes.Interface
+	// Informers is the process' shared factory. With it, no second copy of an object is kept; its owner may start it at any
+	// time, and Run starts what it added. Nil makes Run use one of its own.
+	Informers informers.SharedInformerFactory
+	// NodeName is the name of this node.
+	NodeName string
+	// NodeIPs are the node's addresses, the primary one first. Empty means those of the Node object are not waited for.
+	NodeIPs []net.IP
+	// ClusterCIDRs are the address ranges of all pods, ServiceCIDRs those of services.
+	ClusterCIDRs, ServiceCIDRs []*net.IPNet
+	// LocalServiceIPs are service addresses that this node answers itself (cluster DNS). The service proxy leaves them
+	// alone whatever services say.
+	LocalServiceIPs []net.IP
+	// Mode forces the backend: "nftables" or "iptables". Empty probes.
+	Mode string
+	// CNIConfDir is the folder of the container runtime's network lists, CNIBinDir that of the CNI plugins.
+	CNIConfDir, CNIBinDir string
+	// StateDir keeps address leases; <data-dir>/agent/cni is its place.
+	StateDir string
+	// Bridge is the name of the pods' bridge; empty means mote0.
+	Bridge string
+	// Backend is how pods of other nodes are reached: "vxlan" (also if empty), "host-gw" or "none".
+	Backend string
+	// MTU of pods; zero means to find it out.
+	MTU int
+	// NodePortAddresses limits the addresses NodePort services answer on, as CIDRs; empty means all of the node.
+	NodePortAddresses []string
+	// HealthzAddress is where load balancers may ask for the proxy's health (upstream's is 0.0.0.0:10256); empty means nowhere.
+	HealthzAddress string
+	// Logger receives what happens; nil means silence.
+	Logger *zap.Logger
+}
+
+// Validate reports every fault of the config at once.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Client == nil && c.Informers == nil {
+		errs = append(errs, errors.New("neither client nor informers"))
+	}
+	if c.NodeName == "" {
+		errs = append(errs, errors.New("node name is empty"))
+	}
+	switch c.Mode {
+	case ModeAuto, ModeNFTables, ModeIPTables:
+	default:
+		errs = append(errs, fmt.Errorf("proxy mode %q is none of nftables, iptables", c.Mode))
+	}
+	for _, cidr := range c.NodePortAddresses {
+		if _, err := netip.ParsePrefix(cidr); err != nil {
+			errs = append(errs, fmt.Errorf("node port address: %w", err))
+		}
+	}
+	errs = append(errs, c.podnet(ModeNFTables).Validate())
+	return errors.Join(errs...)
+}
+
+// podnet is the part of the config the pod network needs.
+func (c Config) podnet(mode string) podnet.Config {
+	out := podnet.Config{
+		NodeName: c.NodeName, Bridge: c.Bridge, Backend: podnet.Backend(c.Backend), Firewall: podnet.Firewall(mode),
+		ConfDir: c.CNIConfDir, BinDir: c.CNIBinDir, StateDir: c.StateDir, MTU: c.MTU, Logger: c.Logger,
+	}
+	for _, n := range c.ClusterCIDRs {
+		if p, ok := prefixOf(n); ok {
+			out.ClusterCIDRs = append(out.ClusterCIDRs, p)
+		}
+	}
+	for _, ip := range c.LocalServiceIPs {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out.LocalServiceIPs = append(out.LocalServiceIPs, a.Unmap())
+		}
+	}
+	return out
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok
+}

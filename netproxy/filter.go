@@ -1,0 +1,126 @@
+package netproxy
+
+import (
+	"net/netip"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	"k8s.io/kubernetes/pkg/proxy"
+	proxyapis "k8s.io/kubernetes/pkg/proxy/apis"
+)
+
+// serviceFilter stands between the shared service informer and the proxier. kube-proxy asks the API server for the
+// services that concern it; a shared informer carries all, so the same selection is made here.
+type serviceFilter struct {
+	proxier proxy.Provider
+	local   []netip.Addr
+}
+
+func newServiceFilter(proxier proxy.Provider, local []netip.Addr) *serviceFilter {
+	return &serviceFilter{proxier: proxier, local: local}
+}
+
+// concerns tells whether the proxier has to know the service: it has a cluster IP, no other proxy is named for it, and its
+// address is not one this node answers itself. For those the proxier would reject packets for want of endpoints.
+func (f *serviceFilter) concerns(s *v1.Service) bool {
+	if _, other := s.Labels[proxyapis.LabelServiceProxyName]; other || s.Spec.ClusterIP == v1.ClusterIPNone {
+		return false
+	}
+	for _, text := range append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...) {
+		if ip, err := netip.ParseAddr(text); err == nil && slices.Contains(f.local, ip) {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *serviceFilter) OnServiceAdd(s *v1.Service) {
+	if f.concerns(s) {
+		f.proxier.OnServiceAdd(s)
+	}
+}
+
+func (f *serviceFilter) OnServiceUpdate(old, s *v1.Service) {
+	switch was, is := f.concerns(old), f.concerns(s); {
+	case was && is:
+		f.proxier.OnServiceUpdate(old, s)
+	case was:
+		f.proxier.OnServiceDelete(old)
+	case is:
+		f.proxier.OnServiceAdd(s)
+	}
+}
+
+func (f *serviceFilter) OnServiceDelete(s *v1.Service) {
+	if f.concerns(s) {
+		f.proxier.OnServiceDelete(s)
+	}
+}
+
+func (f *serviceFilter) OnServiceSynced() { f.proxier.OnServiceSynced() }
+
+// OnServiceCIDRsChanged hands on the ranges in which packets to addresses without a service are dropped, with the
+// addresses this node answers itself cut out.
+func (f *serviceFilter) OnServiceCIDRsChanged(cidrs []string) {
+	var out []string
+	for _, text := range cidrs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			continue
+		}
+		for _, rest := range without(p.Masked(), f.local) {
+			out = append(out, rest.String())
+		}
+	}
+	slices.Sort(out)
+	f.proxier.OnServiceCIDRsChanged(out)
+}
+
+// without returns the ranges that together are p less the addresses of holes.
+func without(p netip.Prefix, holes []netip.Addr) []netip.Prefix {
+	if !slices.ContainsFunc(holes, p.Contains) {
+		return []netip.Prefix{p}
+	}
+	if p.IsSingleIP() {
+		return nil
+	}
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	bytes := p.Addr().AsSlice()
+	bytes[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	upper, _ := netip.AddrFromSlice(bytes)
+	return append(without(low, holes), without(netip.PrefixFrom(upper, p.Bits()+1), holes)...)
+}
+
+// endpointFilter keeps the slices of headless services from the proxier, which would hold them for nothing.
+type endpointFilter struct{ proxier proxy.Provider }
+
+func headless(s *discovery.EndpointSlice) bool {
+	_, ok := s.Labels[v1.IsHeadlessService]
+	return ok
+}
+
+func (f endpointFilter) OnEndpointSliceAdd(s *discovery.EndpointSlice) {
+	if !headless(s) {
+		f.proxier.OnEndpointSliceAdd(s)
+	}
+}
+
+func (f endpointFilter) OnEndpointSliceUpdate(old, s *discovery.EndpointSlice) {
+	switch was, is := !headless(old), !headless(s); {
+	case was && is:
+		f.proxier.OnEndpointSliceUpdate(old, s)
+	case was:
+		f.proxier.OnEndpointSliceDelete(old)
+	case is:
+		f.proxier.OnEndpointSliceAdd(s)
+	}
+}
+
+func (f endpointFilter) OnEndpointSliceDelete(s *discovery.EndpointSlice) {
+	if !headless(s) {
+		f.proxier.OnEndpointSliceDelete(s)
+	}
+}
+
+func (f endpointFilter) OnEndpointSlicesSynced() { f.proxier.OnEndpointSlicesSynced() }

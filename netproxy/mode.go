@@ -1,0 +1,97 @@
+package netproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/version"
+	utiliptables "k8s.io/kubernetes/pkg/util/iptables"
+	utilkernel "k8s.io/kubernetes/pkg/util/kernel"
+	"sigs.k8s.io/knftables"
+)
+
+// ErrNoBackend is returned when the host has neither a usable nftables nor a usable iptables.
+var ErrNoBackend = errors.New("no usable packet filter: install nftables (nft 1.0.1 or newer, kernel 5.13 or newer) or iptables")
+
+// probeTable is the table the probe checks rules in. Checking does not make it.
+const probeTable = "mote-probe"
+
+// chooseMode decides on the backend by trying what it needs; forced is used as it is, but tried as well.
+func chooseMode(ctx context.Context, forced string) (string, error) {
+	switch forced {
+	case ModeNFTables:
+		if err := probeNFTables(ctx); err != nil {
+			return "", fmt.Errorf("use nftables: %w", err)
+		}
+		return ModeNFTables, nil
+	case ModeIPTables:
+		if err := probeIPTables(); err != nil {
+			return "", fmt.Errorf("use iptables: %w", err)
+		}
+		return ModeIPTables, nil
+	}
+	nftErr := probeNFTables(ctx)
+	if nftErr == nil {
+		return ModeNFTables, nil
+	}
+	if err := probeIPTables(); err != nil {
+		return "", fmt.Errorf("%w (nftables: %w; iptables: %w)", ErrNoBackend, nftErr, err)
+	}
+	return ModeIPTables, nil
+}
+
+// probeNFTables asks tool and kernel to check, without applying, a rule of every kind the proxier and the pod network
+// write: kernels are built without single expressions, and then fail only when the first such rule is applied.
+func probeNFTables(ctx context.Context) error {
+	kernel, err := utilkernel.GetVersion()
+	if err != nil {
+		return fmt.Errorf("read kernel version: %w", err)
+	}
+	if kernel.LessThan(version.MustParseGeneric(utilkernel.NFTablesKubeProxyKernelVersion)) {
+		return fmt.Errorf("kernel %s is older than %s", kernel, utilkernel.NFTablesKubeProxyKernelVersion)
+	}
+	nft, err := knftables.New(knftables.IPv4Family, probeTable)
+	if err != nil {
+		return err
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Add(&knftables.Chain{Name: "nat", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PreroutingHook), Priority: knftables.PtrTo(knftables.DNATPriority)})
+	tx.Add(&knftables.Chain{Name: "snat", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(knftables.SNATPriority)})
+	tx.Add(&knftables.Chain{Name: "filter", Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.ForwardHook), Priority: knftables.PtrTo(knftables.FilterPriority)})
+	tx.Add(&knftables.Chain{Name: "endpoint"})
+	tx.Add(&knftables.Map{Name: "services", Type: "ipv4_addr . inet_proto . inet_service : verdict"})
+	tx.Add(&knftables.Set{Name: "pods", Type: "ipv4_addr", Flags: []knftables.SetFlag{knftables.IntervalFlag}})
+	tx.Add(&knftables.Set{Name: "affinity", Type: "ipv4_addr", Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}})
+	for chain, rules := range map[string][]string{
+		"nat":      {"ip daddr . meta l4proto . th dport vmap @services", "fib daddr type local numgen random mod 2 vmap { 0 : goto endpoint, 1 : goto endpoint }"},
+		"endpoint": {"update @affinity { ip saddr timeout 10s }", "meta l4proto tcp dnat to 192.0.2.1:80"},
+		"snat":     {"ip saddr @pods mark and 0x4000 != 0 mark set mark xor 0x4000 masquerade fully-random"},
+		"filter":   {"ct state new reject", "ct status dnat accept"},
+	} {
+		for _, rule := range rules {
+			tx.Add(&knftables.Rule{Chain: chain, Rule: rule})
+		}
+	}
+	if err := nft.Check(ctx, tx); err != nil {
+		return fmt.Errorf("check rules: %w", err)
+	}
+	return nil
+}
+
+// probeIPTables asks whether the tool is there and the kernel knows its tables.
+func probeIPTables() error {
+	return utiliptables.New(utiliptables.ProtocolIPv4).Present()
+}
+
+// ipv6Enabled tells whether the kernel has IPv6 and it is not switched off.
+func ipv6Enabled() bool {
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		return false
+	}
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	return err != nil || strings.TrimSpace(string(off)) != "1"
+}

@@ -1,0 +1,280 @@
+package netproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/proxy"
+	"k8s.io/kubernetes/pkg/proxy/config"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+
+	"github.com/mote-dev/mote/netproxy/podnet"
+)
+
+// healthTimeout is how long a change may wait for the kernel before the proxy calls itself unhealthy.
+const healthTimeout = 2 * syncPeriod
+
+// serviceTable is the nftables table upstream's proxier keeps, in each address family.
+const serviceTable = "kube-proxy"
+
+// Proxy is the service proxy and the pod network of one node. Make it with [New].
+type Proxy struct {
+	cfg     Config
+	log     *zap.Logger
+	factory informers.SharedInformerFactory
+	ready   chan struct{}
+	node    nodeState
+	health  *healthcheck.ProxyHealthServer
+
+	modeMu sync.Mutex
+	mode   string // the backend in use, empty before Run decided
+}
+
+// New checks the config.
+func New(c Config) (*Proxy, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("check network config: %w", err)
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	p := &Proxy{cfg: c, log: c.Logger, factory: c.Informers, ready: make(chan struct{})}
+	if p.factory == nil {
+		p.factory = informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(trim))
+	}
+	p.health = healthcheck.NewProxyHealthServer(c.HealthzAddress, healthTimeout, &p.node)
+	return p, nil
+}
+
+// Ready is closed once all services known at start are in the kernel and pods can be given a network.
+func (p *Proxy) Ready() <-chan struct{} { return p.ready }
+
+// Mode is the backend in use, or empty before [Proxy.Run] chose one.
+func (p *Proxy) Mode() string {
+	p.modeMu.Lock()
+	defer p.modeMu.Unlock()
+	return p.mode
+}
+
+// Run keeps services and pod network until ctx ends. All rules stay then.
+func (p *Proxy) Run(ctx context.Context) error {
+	mode, err := chooseMode(ctx, p.cfg.Mode)
+	if err != nil {
+		return fmt.Errorf("choose packet filter: %w", err)
+	}
+	p.modeMu.Lock()
+	p.mode = mode
+	p.modeMu.Unlock()
+	p.log.Info("packet filter chosen", zap.String("mode", mode))
+	ctx = klog.NewContext(ctx, zapr.NewLogger(p.log))
+
+	network, err := podnet.New(p.cfg.podnet(mode))
+	if err != nil {
+		return err
+	}
+	if err := removeOtherMode(ctx, mode); err != nil {
+		p.log.Warn("leftover rules could not be removed", zap.Error(err))
+	}
+	for _, err := range setConntrack(ctx, upstreamConfig(mode, p.cfg).Linux.Conntrack) {
+		// Containers and some VMs may not write these; the kernel's own limits serve a small node well.
+		p.log.Info("connection tracking setting kept as it is", zap.Error(err))
+	}
+	proxier, err := newProxier(ctx, mode, p.cfg, p.health)
+	if err != nil {
+		return err
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	synced, err := p.watch(ctx, g, proxier, network)
+	if err != nil {
+		return err
+	}
+	network.TableDeleted = func(name string) {
+		if mode == ModeNFTables && (name == serviceTable || name == "") {
+			p.restoreServices(proxier)
+		}
+	}
+	g.Go(func() error { return network.Run(ctx) })
+	if p.cfg.HealthzAddress != "" {
+		g.Go(func() error { return p.serveHealth(ctx) })
+	}
+	g.Go(func() error {
+		for _, c := range []<-chan struct{}{synced, network.Ready()} {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-c:
+			}
+		}
+		close(p.ready)
+		p.log.Info("network ready")
+		return nil
+	})
+	// Upstream's loop has no way to be stopped: it ends with the process. After ctx nothing feeds it, so it only sleeps.
+	go proxier.SyncLoop()
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("run network: %w", err)
+	}
+	return nil
+}
+
+// restoreServices makes the proxier write everything anew. It has no such method, but does so when the node's topology
+// changes, also to what it was.
+func (p *Proxy) restoreServices(proxier proxy.Provider) {
+	p.log.Info("service rules were deleted by another program; writing them again")
+	proxier.OnTopologyChange(p.node.topology())
+}
+
+// watch registers the proxier and the pod network with the informers and starts those. The channel is closed when the
+// proxier has written what was there at the start.
+func (p *Proxy) watch(ctx context.Context, g *errgroup.Group, proxier proxy.Provider, network *podnet.Network) (<-chan struct{}, error) {
+	filter := newServiceFilter(proxier, p.cfg.podnet("").LocalServiceIPs)
+	services := config.NewServiceConfig(ctx, p.factory.Core().V1().Services(), 0)
+	services.RegisterEventHandler(filter)
+	slices := config.NewEndpointSliceConfig(ctx, p.factory.Discovery().V1().EndpointSlices(), 0)
+	slices.RegisterEventHandler(endpointFilter{proxier})
+	cidrs := config.NewServiceCIDRConfig(ctx, p.factory.Networking().V1().ServiceCIDRs(), 0)
+	cidrs.RegisterEventHandler(filter)
+
+	nodes := p.factory.Core().V1().Nodes()
+	nodeSynced, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { p.nodesChanged(nodes.Informer().GetStore(), proxier, network) },
+		UpdateFunc: func(any, any) { p.nodesChanged(nodes.Informer().GetStore(), proxier, network) },
+		DeleteFunc: func(any) { p.nodesChanged(nodes.Informer().GetStore(), proxier, network) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch nodes: %w", err)
+	}
+	p.factory.Start(ctx.Done())
+	done := make(chan struct{})
+	g.Go(func() error {
+		var all sync.WaitGroup
+		all.Go(func() { services.Run(ctx.Done()) })
+		all.Go(func() { slices.Run(ctx.Done()) })
+		all.Go(func() { cidrs.Run(ctx.Done()) })
+		all.Wait()
+		if cache.WaitForCacheSync(ctx.Done(), nodeSynced.HasSynced) {
+			close(done)
+		}
+		return nil
+	})
+	return done, nil
+}
+
+// nodesChanged hands the nodes to the pod network and this node's topology to the proxier. Heartbeats bring an update of
+// every node each few minutes; both receivers compare before they act.
+func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network *podnet.Network) {
+	var self *v1.Node
+	var peers []podnet.Node
+	for _, obj := range store.List() {
+		node, ok := obj.(*v1.Node)
+		switch {
+		case !ok:
+		case node.Name == p.cfg.NodeName:
+			self = node
+		default:
+			peers = append(peers, networkNode(node))
+		}
+	}
+	if self == nil {
+		// The node is not registered yet, or was deleted while its pods run on: what is known stays.
+		return
+	}
+	slices.SortFunc(peers, func(a, b podnet.Node) int { return strings.Compare(a.Name, b.Name) })
+	if p.node.set(self) {
+		proxier.OnTopologyChange(p.node.topology())
+	}
+	network.SetNodes(networkNode(self), peers)
+}
+
+// trim drops from cached objects what nothing here reads and what makes up most of their size.
+func trim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+	}
+	if n, ok := obj.(*v1.Node); ok {
+		n.Annotations = nil
+		n.Status = v1.NodeStatus{Addresses: n.Status.Addresses}
+	}
+	return obj, nil
+}
+
+// networkNode reduces a Node object to what the pod network needs. The first internal address of each family counts, else
+// the first external one.
+func networkNode(n *v1.Node) podnet.Node {
+	out := podnet.Node{Name: n.Name}
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	for _, text := range cidrs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out.PodCIDRs = append(out.PodCIDRs, p)
+		}
+	}
+	var have4, have6 bool
+	for _, kind := range []v1.NodeAddressType{v1.NodeInternalIP, v1.NodeExternalIP} {
+		for _, a := range n.Status.Addresses {
+			ip, err := netip.ParseAddr(a.Address)
+			if a.Type != kind || err != nil || (ip.Is4() && have4) || (ip.Is6() && have6) {
+				continue
+			}
+			have4, have6 = have4 || ip.Is4(), have6 || ip.Is6()
+			out.Addrs = append(out.Addrs, ip)
+		}
+	}
+	return out
+}
+
+// nodeState holds the latest Node object of this node.
+type nodeState struct {
+	mu   sync.Mutex
+	node *v1.Node
+}
+
+// Node implements what upstream's health server asks for.
+func (s *nodeState) Node() *v1.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.node
+}
+
+// set remembers the node and reports whether its zone, the only topology label the proxier reads, changed.
+func (s *nodeState) set(n *v1.Node) (zoneChanged bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var old string
+	if s.node != nil {
+		old = s.node.Labels[v1.LabelTopologyZone]
+	}
+	s.node = n
+	return old != n.Labels[v1.LabelTopologyZone]
+}
+
+// topology returns the node's labels that traffic distribution looks at.
+func (s *nodeState) topology() map[string]string {
+	out := make(map[string]string)
+	if n := s.Node(); n != nil {
+		if zone, ok := n.Labels[v1.LabelTopologyZone]; ok {
+			out[v1.LabelTopologyZone] = zone
+		}
+	}
+	return out
+}
+
+// shutdownTimeout bounds the end of the health server.
+const shutdownTimeout = 2 * time.Second

@@ -1,0 +1,153 @@
+package netproxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilsysctl "k8s.io/component-helpers/node/util/sysctl"
+	"k8s.io/kubernetes/pkg/proxy"
+	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
+	"k8s.io/kubernetes/pkg/proxy/conntrack"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	"k8s.io/kubernetes/pkg/proxy/iptables"
+	proxymetrics "k8s.io/kubernetes/pkg/proxy/metrics"
+	"k8s.io/kubernetes/pkg/proxy/nftables"
+	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
+	utiliptables "k8s.io/kubernetes/pkg/util/iptables"
+
+	"github.com/mote-dev/mote/netproxy/podnet"
+)
+
+// Periods of upstream's proxiers.
+const (
+	// minSyncPeriod gathers changes; upstream's default.
+	minSyncPeriod = time.Second
+	// syncPeriod is the wait before a failed sync is repeated, and for iptables how often it looks whether its rules are
+	// still there. For nftables the kernel reports that.
+	syncPeriod = time.Minute
+)
+
+// upstreamConfig is the part of kube-proxy's configuration the proxiers read. It mirrors the defaults of
+// pkg/proxy/apis/config/v1alpha1 in v1.37.2, which are made for a file and reachable only through its scheme.
+func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfiguration {
+	masqueradeBit, maxPerCore, minConntrack := int32(14), int32(32*1024), int32(128*1024)
+	localhostNodePorts := true
+	out := &kubeproxyconfig.KubeProxyConfiguration{
+		Mode:              kubeproxyconfig.ProxyMode(mode),
+		IPTables:          kubeproxyconfig.KubeProxyIPTablesConfiguration{MasqueradeBit: &masqueradeBit, LocalhostNodePorts: &localhostNodePorts},
+		NFTables:          kubeproxyconfig.KubeProxyNFTablesConfiguration{MasqueradeBit: &masqueradeBit},
+		DetectLocalMode:   kubeproxyconfig.LocalModeClusterCIDR,
+		NodePortAddresses: c.NodePortAddresses,
+		SyncPeriod:        metav1.Duration{Duration: syncPeriod},
+		MinSyncPeriod:     metav1.Duration{Duration: minSyncPeriod},
+		Linux: kubeproxyconfig.KubeProxyLinuxConfiguration{
+			Conntrack: kubeproxyconfig.KubeProxyConntrackConfiguration{
+				MaxPerCore: &maxPerCore, Min: &minConntrack,
+				TCPEstablishedTimeout: &metav1.Duration{Duration: 24 * time.Hour},
+				TCPCloseWaitTimeout:   &metav1.Duration{Duration: time.Hour},
+			},
+		},
+	}
+	if len(out.NodePortAddresses) == 0 {
+		// Not the keyword for the node's own addresses: those change on home networks, and the proxier reads them once.
+		out.NodePortAddresses = []string{proxyutil.IPv4ZeroCIDR, proxyutil.IPv6ZeroCIDR}
+	}
+	for _, n := range c.ClusterCIDRs {
+		out.DetectLocal.ClusterCIDRs = append(out.DetectLocal.ClusterCIDRs, n.String())
+	}
+	return out
+}
+
+// conntrackParts splits the connection tracking settings, so that one that cannot be set does not keep back the others.
+func conntrackParts(c kubeproxyconfig.KubeProxyConntrackConfiguration) []kubeproxyconfig.KubeProxyConntrackConfiguration {
+	return []kubeproxyconfig.KubeProxyConntrackConfiguration{
+		{MaxPerCore: c.MaxPerCore, Min: c.Min},
+		{TCPEstablishedTimeout: c.TCPEstablishedTimeout},
+		{TCPCloseWaitTimeout: c.TCPCloseWaitTimeout},
+	}
+}
+
+// setConntrack sets the connection tracking limits and returns why some could not be set.
+func setConntrack(ctx context.Context, c kubeproxyconfig.KubeProxyConntrackConfiguration) []error {
+	var errs []error
+	for _, part := range conntrackParts(c) {
+		if err := conntrack.SetSysctls(ctx, &part); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
+}
+
+// nodeAddresses maps the node's addresses to families. Loopback stands in for a family without one, as upstream has it: the
+// proxiers need the addresses only to tell whether a load balancer's source ranges include the node.
+func nodeAddresses(ips []net.IP) map[v1.IPFamily]net.IP {
+	out := map[v1.IPFamily]net.IP{v1.IPv4Protocol: net.IPv4(127, 0, 0, 1), v1.IPv6Protocol: net.IPv6loopback}
+	for i := len(ips) - 1; i >= 0; i-- {
+		if ips[i].To4() != nil {
+			out[v1.IPv4Protocol] = ips[i]
+		} else {
+			out[v1.IPv6Protocol] = ips[i]
+		}
+	}
+	return out
+}
+
+// newProxier makes upstream's proxier for both address families, or for IPv4 where the host has no IPv6.
+func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.ProxyHealthServer) (proxy.Provider, error) {
+	config := upstreamConfig(mode, c)
+	proxymetrics.RegisterMetrics(config.Mode)
+	detectors := map[v1.IPFamily]proxyutil.LocalTrafficDetector{
+		v1.IPv4Protocol: proxyutil.NewNoOpLocalDetector(),
+		v1.IPv6Protocol: proxyutil.NewNoOpLocalDetector(),
+	}
+	for family, cidrs := range proxyutil.MapCIDRsByIPFamily(config.DetectLocal.ClusterCIDRs) {
+		detectors[family] = proxyutil.NewDetectLocalByCIDR(cidrs[0].String())
+	}
+	ips := nodeAddresses(c.NodeIPs)
+	var proxier proxy.Provider
+	var err error
+	switch {
+	case mode == ModeNFTables && ipv6Enabled():
+		proxier, err = nftables.NewDualStackProxier(ctx, config, detectors, c.NodeName, ips, nil, health, false)
+	case mode == ModeNFTables:
+		proxier, err = nftables.NewProxier(ctx, config, v1.IPv4Protocol, detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
+	default:
+		proxier, err = newIPTablesProxier(ctx, config, detectors, c.NodeName, ips, health)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make %s proxier: %w", mode, err)
+	}
+	return proxier, nil
+}
+
+func newIPTablesProxier(ctx context.Context, config *kubeproxyconfig.KubeProxyConfiguration, detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector,
+	nodeName string, ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
+) (proxy.Provider, error) {
+	tools := utiliptables.NewBestEffort()
+	if tools[v1.IPv6Protocol] != nil && ipv6Enabled() {
+		return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, nodeName, ips, nil, health, false)
+	}
+	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, tools[v1.IPv4Protocol], utilsysctl.New(), detectors[v1.IPv4Protocol],
+		nodeName, ips[v1.IPv4Protocol], nil, health, false)
+}
+
+// removeOtherMode takes away what a run in another mode left, so that packets are not translated twice.
+func removeOtherMode(ctx context.Context, mode string) error {
+	var failed bool
+	if mode == ModeNFTables {
+		// Only where there is something to remove: asking iptables may load its kernel tables.
+		if podnet.IPTablesInUse(ctx) {
+			failed = iptables.CleanupLeftovers(ctx)
+		}
+	} else {
+		failed = nftables.CleanupLeftovers(ctx)
+	}
+	if failed {
+		return fmt.Errorf("remove service rules of another mode than %s: see the log", mode)
+	}
+	return nil
+}
