@@ -1,0 +1,190 @@
+package settings
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Kind is the form of a setting's value.
+type Kind int
+
+const (
+	// String is one word.
+	String Kind = iota
+	// Int is a whole number.
+	Int
+	// Bool is on or off; on the command line the bare flag means on.
+	Bool
+	// List is a list whose items may also be separated by commas.
+	List
+	// Args is a list whose items may contain commas: one flag each, and in the
+	// environment separated by ";".
+	Args
+)
+
+// Setting is one thing that can be set. Its environment variable is MOTE_ and
+// the name in capitals with "_" for "-"; its key in a file is the name.
+type Setting struct {
+	Name    string
+	Kind    Kind
+	Default string
+	Usage   string
+}
+
+// Env is the name of the setting's environment variable.
+func (s Setting) Env() string {
+	return "MOTE_" + strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_"))
+}
+
+// value is what was found, and where, for messages.
+type value struct {
+	items  []string
+	source string
+}
+
+// Values are the settings of one run.
+type Values struct {
+	known map[string]Setting
+	found map[string]value
+}
+
+// Sources are the places values are looked up in, strongest first.
+type Sources struct {
+	// Flags are the flags that were given, by name.
+	Flags map[string][]string
+	// LookupEnv finds an environment variable.
+	LookupEnv func(string) (string, bool)
+	// Files are the configuration files as read by ReadFiles.
+	Files File
+}
+
+// Resolve finds the value of every setting. Numbers and switches are checked
+// here, so that what Values returns is always of the right form.
+func Resolve(all []Setting, from Sources) (Values, error) {
+	v := Values{known: make(map[string]Setting, len(all)), found: make(map[string]value, len(all))}
+	for _, s := range all {
+		v.known[s.Name] = s
+		got, err := lookup(s, from)
+		if err != nil {
+			return Values{}, err
+		}
+		if err := check(s, got); err != nil {
+			return Values{}, err
+		}
+		v.found[s.Name] = got
+	}
+	return v, nil
+}
+
+func lookup(s Setting, from Sources) (value, error) {
+	if items, ok := from.Flags[s.Name]; ok {
+		return value{split(s, items), "--" + s.Name}, nil
+	}
+	if from.LookupEnv != nil {
+		// Empty counts as not set: unit files and shells often leave it so.
+		if text, ok := from.LookupEnv(s.Env()); ok && text != "" {
+			items := []string{text}
+			if s.Kind == Args {
+				items = strings.Split(text, ";")
+			}
+			return value{split(s, items), s.Env()}, nil
+		}
+	}
+	if entry, ok := from.Files[s.Name]; ok {
+		if len(entry.items) != 1 && s.Kind != List && s.Kind != Args {
+			return value{}, fmt.Errorf("%s in %s is a list: it takes one value", s.Name, entry.path)
+		}
+		return value{split(s, entry.items), entry.path}, nil
+	}
+	if s.Default == "" {
+		return value{}, nil
+	}
+	return value{split(s, []string{s.Default}), ""}, nil
+}
+
+// split breaks the items of a List at commas and drops empty ones.
+func split(s Setting, items []string) []string {
+	switch s.Kind {
+	case List:
+		items = strings.Split(strings.Join(items, ","), ",")
+	case Args:
+	default:
+		// As with other tools, the last of several flags counts.
+		return items[len(items)-1:]
+	}
+	out := make([]string, 0, len(items))
+	for _, item := range items {
+		if item = strings.TrimSpace(item); item != "" {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+func check(s Setting, v value) error {
+	if len(v.items) == 0 {
+		return nil
+	}
+	switch s.Kind {
+	case Int:
+		if _, err := strconv.Atoi(v.items[0]); err != nil {
+			return fmt.Errorf("%s %q%s is no number", s.Name, v.items[0], v.from())
+		}
+	case Bool:
+		if _, err := strconv.ParseBool(v.items[0]); err != nil {
+			return fmt.Errorf("%s %q%s is neither true nor false", s.Name, v.items[0], v.from())
+		}
+	}
+	return nil
+}
+
+func (v value) from() string {
+	if v.source == "" {
+		return ""
+	}
+	return " (from " + v.source + ")"
+}
+
+func (v Values) get(name string, kinds ...Kind) value {
+	s, ok := v.known[name]
+	if !ok || !slices.Contains(kinds, s.Kind) {
+		// Only a mistake in this program leads here; a wrong default would hide it.
+		panic("no setting " + name + " of that kind")
+	}
+	return v.found[name]
+}
+
+// String is the value of a String setting, empty when it was not set.
+func (v Values) String(name string) string {
+	if items := v.get(name, String).items; len(items) > 0 {
+		return items[0]
+	}
+	return ""
+}
+
+// Int is the value of an Int setting, 0 when it was not set.
+func (v Values) Int(name string) int {
+	if items := v.get(name, Int).items; len(items) > 0 {
+		n, _ := strconv.Atoi(items[0])
+		return n
+	}
+	return 0
+}
+
+// Bool is the value of a Bool setting, false when it was not set.
+func (v Values) Bool(name string) bool {
+	if items := v.get(name, Bool).items; len(items) > 0 {
+		b, _ := strconv.ParseBool(items[0])
+		return b
+	}
+	return false
+}
+
+// List is the items of a List or Args setting.
+func (v Values) List(name string) []string { return v.get(name, List, Args).items }
+
+// From names where a value comes from, as " (from MOTE_X)", for messages; it is
+// empty for a default.
+func (v Values) From(name string) string { return v.found[name].from() }
