@@ -1,0 +1,133 @@
+package store
+
+import (
+	"bytes"
+	"database/sql/driver"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sum is the checksum a row carries. SQLite checks the form of its pages, not their content; this finds a changed bit
+// in a value when it is read.
+func (r *row) sum() int64 {
+	var head [40]byte
+	for i, n := range []int64{r.id, r.prev, r.created, r.version, r.lease} {
+		binary.LittleEndian.PutUint64(head[8*i:], uint64(n))
+	}
+	c := crc32.Update(0, castagnoli, head[:])
+	c = crc32.Update(c, castagnoli, r.key)
+	return int64(crc32.Update(c, castagnoli, r.value))
+}
+
+const fileMagic = "SQLite format 3\x00"
+
+// prepareFile makes the file if there is none, and refuses one that is no database at all.
+func prepareFile(path string) error {
+	// Made here, so that it is never readable by others.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("open store file: %w", err)
+	}
+	defer f.Close()
+	head := make([]byte, len(fileMagic))
+	n, err := io.ReadFull(f, head)
+	switch {
+	case n == 0 && errors.Is(err, io.EOF):
+		return nil
+	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("read start of store file: %w", err)
+	case !bytes.Equal(head[:n], []byte(fileMagic)):
+		return fmt.Errorf("%s does not begin like a database: %w", path, ErrDamaged)
+	}
+	return nil
+}
+
+// isEmpty reports whether the file has no tables: it is new, or its first start ended before the first commit.
+func isEmpty(c *conn) (bool, error) {
+	n, err := c.queryInt("SELECT count(*) FROM sqlite_master")
+	return n == 0, err
+}
+
+// checkStore checks that an open file is a store of ours, and with deep that its pages are sound.
+func checkStore(c *conn, deep bool) error {
+	id, err := c.queryInt("PRAGMA application_id")
+	if err != nil {
+		return fmt.Errorf("check store: %w", fault(err))
+	}
+	if id != applicationID {
+		return ErrForeign
+	}
+	v, err := c.queryInt("PRAGMA user_version")
+	if err != nil {
+		return fmt.Errorf("check store: %w", fault(err))
+	}
+	if v > schemaVersion {
+		return fmt.Errorf("its format is %d, the newest known is %d: %w", v, schemaVersion, ErrNewer)
+	}
+	if !deep {
+		return nil
+	}
+	var bad []byte
+	if err := c.query("PRAGMA quick_check(1)", func(v []driver.Value) (bool, error) {
+		switch s := v[0].(type) {
+		case string:
+			bad = []byte(s)
+		case []byte:
+			bad = s
+		}
+		return false, nil
+	}); err != nil {
+		return fmt.Errorf("check pages of store: %w", fault(err))
+	}
+	if string(bad) != "ok" {
+		return fmt.Errorf("%s: %w", bad, ErrDamaged)
+	}
+	return nil
+}
+
+// checkRows reads every row and compares its checksum, and that each key's newest version is there.
+func checkRows(c *conn) error {
+	if err := c.query("SELECT "+rowColumns+", l.key FROM log l ORDER BY l.id", func(v []driver.Value) (bool, error) {
+		_, err := scanRow(asBytes(v[7]), v)
+		return err == nil, err
+	}); err != nil {
+		return fault(err)
+	}
+	lost, err := c.queryInt("SELECT count(*) FROM cur c LEFT JOIN log l ON l.id = c.id WHERE l.id IS NULL OR l.key <> c.key OR (l.version = 0) <> c.dead")
+	if err != nil {
+		return fault(err)
+	}
+	if lost > 0 {
+		return fmt.Errorf("%d keys without their newest version: %w", lost, ErrDamaged)
+	}
+	return nil
+}
+
+// migrations bring a file from one format to the next; entry i leads from format i+1. Each needs a test that opens a
+// file of the old format.
+var migrations = []func(c *conn) error{}
+
+func migrate(c *conn) error {
+	v, err := c.queryInt("PRAGMA user_version")
+	if err != nil {
+		return fmt.Errorf("read format of store: %w", fault(err))
+	}
+	for ; v < schemaVersion; v++ {
+		if err := c.exec("BEGIN IMMEDIATE"); err != nil {
+			return fmt.Errorf("begin migration from format %d: %w", v, fault(err))
+		}
+		if err := migrations[v-1](c); err != nil {
+			return errors.Join(fmt.Errorf("migrate store from format %d: %w", v, fault(err)), c.exec("ROLLBACK"))
+		}
+		if err := c.script(fmt.Sprintf("PRAGMA user_version = %d; COMMIT", v+1)); err != nil {
+			return fmt.Errorf("commit migration from format %d: %w", v, fault(err))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,263 @@
+package store
+
+import (
+	"context"
+	"math"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+)
+
+// grpcOverhead is what etcd adds to the request limit for the wire.
+const grpcOverhead = 512 << 10
+
+func (s *Store) slow(op string, key []byte, start time.Time, err error) {
+	d := time.Since(start)
+	s.metrics.observe(op, d, err)
+	if d > s.opts.SlowAfter {
+		s.log.Warn("request is slow", zap.String("op", op), zap.ByteString("key", key), zap.Duration("took", d), zap.Error(err))
+	}
+}
+
+func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
+	defer func(start time.Time) { s.slow("Range", r.Key, start, err) }(time.Now())
+	if err := checkRange(r); err != nil {
+		return nil, err
+	}
+	err = s.view(ctx, func(sn *snap) (err error) {
+		resp, err = sn.rangeKeys(r, true)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	resp.Header = s.header(resp.Header.Revision)
+	return resp, nil
+}
+
+func (s *Store) checkSize(m proto.Message) (int, error) {
+	n := proto.Size(m)
+	if n > s.opts.MaxRequestBytes {
+		return n, ErrTooLarge
+	}
+	if s.opts.MaxBytes > 0 && s.fileBytes() > s.opts.MaxBytes {
+		s.alarm.Store(true)
+		return n, ErrNoSpace
+	}
+	return n, nil
+}
+
+func (s *Store) put(ctx context.Context, r *pb.PutRequest) (resp *pb.PutResponse, err error) {
+	defer func(start time.Time) { s.slow("Put", r.Key, start, err) }(time.Now())
+	if err := checkPut(r); err != nil {
+		return nil, err
+	}
+	size, err := s.checkSize(r)
+	if err != nil {
+		return nil, err
+	}
+	err = s.propose(ctx, size, func(tx *writeTx) (err error) {
+		if err := tx.checkPut(r); err != nil {
+			return err
+		}
+		resp, err = tx.applyPut(r)
+		return err
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp.Header = s.header(resp.Header.Revision)
+	return resp, nil
+}
+
+func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (resp *pb.DeleteRangeResponse, err error) {
+	defer func(start time.Time) { s.slow("DeleteRange", r.Key, start, err) }(time.Now())
+	if err := checkDelete(r); err != nil {
+		return nil, err
+	}
+	err = s.propose(ctx, proto.Size(r), func(tx *writeTx) (err error) {
+		resp, err = tx.applyDelete(r)
+		return err
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp.Header = s.header(resp.Header.Revision)
+	return resp, nil
+}
+
+func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (resp *pb.TxnResponse, err error) {
+	defer func(start time.Time) { s.slow("Txn", firstKey(r), start, err) }(time.Now())
+	if err := checkTxn(r, s.opts.MaxTxnOps); err != nil {
+		return nil, err
+	}
+	if readOnly(r) {
+		err = s.view(ctx, func(sn *snap) error {
+			path, err := comparePath(sn, r)
+			if err != nil {
+				return err
+			}
+			if _, err := checkPath(sn, r, path, nil); err != nil {
+				return err
+			}
+			resp, _, err = runPath(r, path, func() *snap { return sn }, nil)
+			if err != nil {
+				return err
+			}
+			resp.Header = s.header(sn.rev)
+			return nil
+		})
+		return resp, err
+	}
+	size := proto.Size(r)
+	if size > s.opts.MaxRequestBytes {
+		return nil, ErrTooLarge
+	}
+	if hasPut(r) {
+		if _, err := s.checkSize(r); err != nil {
+			return nil, err
+		}
+	}
+	err = s.propose(ctx, size, func(tx *writeTx) (err error) {
+		resp, err = tx.applyTxn(r)
+		return err
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp.Header = s.header(resp.Header.Revision)
+	return resp, nil
+}
+
+func hasPut(r *pb.TxnRequest) bool {
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if op.GetRequestPut() != nil || op.GetRequestTxn() != nil && hasPut(op.GetRequestTxn()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func firstKey(r *pb.TxnRequest) []byte {
+	if len(r.Compare) > 0 {
+		return r.Compare[0].Key
+	}
+	return nil
+}
+
+// Sizes of a stream's pieces: it starts small, for the first answer to come soon, and grows.
+const (
+	firstPiece  = 10
+	targetPiece = 1 << 20
+)
+
+// rangeStream answers a range in pieces that are small in memory, each its own short snapshot at one revision.
+func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*pb.RangeStreamResponse) error) (err error) {
+	defer func(start time.Time) { s.slow("RangeStream", r.Key, start, err) }(time.Now())
+	if err := checkRangeStream(r); err != nil {
+		return err
+	}
+	left := r.Limit
+	if left == 0 {
+		left = math.MaxInt64
+	}
+	q := &pb.RangeRequest{Key: r.Key, RangeEnd: r.RangeEnd, Revision: r.Revision, KeysOnly: r.KeysOnly, CountOnly: r.CountOnly}
+	count, head := int64(0), int64(0)
+	for piece := int64(firstPiece); ; {
+		q.Limit = min(piece, left)
+		if q.CountOnly {
+			q.Limit = 0
+		}
+		var resp *pb.RangeResponse
+		var behind int64
+		last := false
+		err := s.view(ctx, func(sn *snap) (err error) {
+			if resp, err = sn.rangeKeys(q, false); err != nil {
+				return err
+			}
+			last = !resp.More || int64(len(resp.Kvs)) == left
+			if last && resp.More {
+				rev, err := sn.checkRevision(q.Revision)
+				if err != nil {
+					return err
+				}
+				next := append([]byte(nil), resp.Kvs[len(resp.Kvs)-1].Key...)
+				behind, err = sn.total(newSpan(append(next, 0), r.RangeEnd), rev)
+				return err
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if head == 0 {
+			head = resp.Header.Revision
+			if q.Revision <= 0 {
+				q.Revision = head
+			}
+		}
+		out := &pb.RangeResponse{Kvs: resp.Kvs}
+		count += int64(len(resp.Kvs))
+		if last {
+			out.Header, out.More, out.Count = s.header(head), resp.More, count+behind
+			if q.CountOnly {
+				out.Count = resp.Count
+			}
+		}
+		if err := send(&pb.RangeStreamResponse{RangeResponse: out}); err != nil {
+			return err
+		}
+		if last {
+			return nil
+		}
+		left -= int64(len(resp.Kvs))
+		q.Key = append(append([]byte(nil), resp.Kvs[len(resp.Kvs)-1].Key...), 0)
+		switch n := proto.Size(out); {
+		case n < targetPiece/2:
+			piece *= 2
+		case n > targetPiece*2:
+			piece = max(piece/2, 1)
+		}
+	}
+}
+
+type kvServer struct {
+	pb.UnimplementedKVServer
+	s *Store
+}
+
+var _ pb.KVServer = kvServer{}
+
+func (k kvServer) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	resp, err := k.s.rangeKeys(ctx, r)
+	return resp, toGRPC(err)
+}
+
+func (k kvServer) RangeStream(r *pb.RangeRequest, out grpc.ServerStreamingServer[pb.RangeStreamResponse]) error {
+	return toGRPC(k.s.rangeStream(out.Context(), r, out.Send))
+}
+
+func (k kvServer) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
+	resp, err := k.s.put(ctx, r)
+	return resp, toGRPC(err)
+}
+
+func (k kvServer) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	resp, err := k.s.deleteRange(ctx, r)
+	return resp, toGRPC(err)
+}
+
+func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	resp, err := k.s.txn(ctx, r)
+	return resp, toGRPC(err)
+}
+
+func (k kvServer) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	resp, err := k.s.compactTo(ctx, r)
+	return resp, toGRPC(err)
+}

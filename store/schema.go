@@ -1,0 +1,91 @@
+package store
+
+import (
+	"crypto/rand"
+	"database/sql/driver"
+	"encoding/binary"
+	"fmt"
+)
+
+// schemaVersion is kept in the file's user_version; applicationID marks a file as ours.
+const (
+	schemaVersion = 1
+	applicationID = 0x6d6f7465 // "mote"
+)
+
+// pageSize is the size of a page of the file.
+const pageSize = 4096
+
+// subBits is how many bits of a row's id count the changes within one revision; the revision is above them.
+const subBits = 22
+
+// maxChanges is how many changes one revision can hold.
+const maxChanges = 1<<subBits - 1
+
+// schema is what a new file gets. log holds every version of every key in revision order, so that a write appends and
+// history is one scan. cur has one small row a key that points at its newest version, tombstones included until they
+// are compacted; older versions are found by following prev. That way a write touches two pages and lists are one
+// range scan. A version of zero marks a tombstone, and sum
+// is a checksum of the row.
+const schema = `
+CREATE TABLE log(id INTEGER PRIMARY KEY, prev INTEGER, created INTEGER, version INTEGER, lease INTEGER, sum INTEGER, key BLOB, value BLOB);
+CREATE INDEX log_lease ON log(lease) WHERE lease <> 0;
+CREATE TABLE cur(key BLOB PRIMARY KEY, id INTEGER, dead INTEGER) WITHOUT ROWID;
+CREATE TABLE lease(id INTEGER PRIMARY KEY, ttl INTEGER, remaining INTEGER);
+CREATE TABLE meta(name TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
+`
+
+// Names in meta.
+const (
+	metaCompacted = "compacted" // revision asked to compact to
+	metaSwept     = "swept"     // revision up to which superseded rows are gone
+	metaFloor     = "floor"     // the store's revision is at least this one
+	metaCluster   = "cluster"
+	metaMember    = "member"
+	metaUnsynced  = "unsynced" // 1 while a store with relaxed durability has the file open
+)
+
+func idOf(rev, sub int64) int64 { return rev<<subBits | sub }
+func revOf(id int64) int64      { return id >> subBits }
+
+// lastID is the greatest id a row of rev can have.
+func lastID(rev int64) int64 { return rev<<subBits | maxChanges }
+
+// createSchema makes the tables in an empty file. page_size and auto_vacuum only take effect before the first table.
+func createSchema(c *conn) error {
+	var ids [16]byte
+	if _, err := rand.Read(ids[:]); err != nil {
+		return fmt.Errorf("choose cluster id: %w", err)
+	}
+	if err := c.script("BEGIN IMMEDIATE;" + schema); err != nil {
+		return err
+	}
+	for name, n := range map[string]int64{
+		metaCompacted: 0, metaSwept: 0, metaFloor: 1, metaUnsynced: 0,
+		metaCluster: int64(binary.LittleEndian.Uint64(ids[:8]) >> 1),
+		metaMember:  int64(binary.LittleEndian.Uint64(ids[8:]) >> 1),
+	} {
+		if err := c.exec("INSERT INTO meta(name, n) VALUES(?, ?)", name, n); err != nil {
+			return err
+		}
+	}
+	return c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT; PRAGMA wal_checkpoint(TRUNCATE)", applicationID, schemaVersion))
+}
+
+func readMeta(c *conn) (map[string]int64, error) {
+	m := map[string]int64{}
+	err := c.query("SELECT name, n FROM meta", func(row []driver.Value) (bool, error) {
+		switch name := row[0].(type) {
+		case string:
+			m[name] = asInt(row[1])
+		case []byte:
+			m[string(name)] = asInt(row[1])
+		}
+		return true, nil
+	})
+	return m, err
+}
+
+func setMeta(c *conn, name string, n int64) error {
+	return c.exec("UPDATE meta SET n = ?2 WHERE name = ?1", name, n)
+}

@@ -1,0 +1,461 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/version"
+	"go.uber.org/zap"
+)
+
+// SnapshotInfo describes a snapshot.
+type SnapshotInfo struct {
+	Path     string
+	Revision int64
+	// Taken is when, to the second.
+	Taken time.Time
+	// Bytes is the size of the snapshot's file.
+	Bytes int64
+}
+
+const (
+	snapshotPrefix = "mote-"
+	snapshotSuffix = ".db.zst"
+	snapshotTime   = "20060102T150405Z"
+)
+
+// Snapshot writes a consistent copy of the store file at path to dest, also while another process has it open. dest is
+// a file that is not there yet, or a folder, in which the snapshot gets a name of its own. The copy is checked before it gets its name.
+func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
+	info := SnapshotInfo{Taken: time.Now().UTC().Truncate(time.Second)}
+	dir, name := filepath.Dir(dest), filepath.Base(dest)
+	if st, err := os.Stat(dest); err == nil {
+		if !st.IsDir() {
+			return info, fmt.Errorf("write snapshot: %s: %w", dest, os.ErrExist)
+		}
+		dir, name = dest, ""
+	}
+	if _, err := os.Stat(path); err != nil {
+		return info, fmt.Errorf("look at store file: %w", err)
+	}
+	tmp, err := os.MkdirTemp(dir, ".snapshot-")
+	if err != nil {
+		return info, fmt.Errorf("make folder for snapshot: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	raw := filepath.Join(tmp, "raw.db")
+	if err := copyStore(ctx, path, raw); err != nil {
+		return info, err
+	}
+	if info.Revision, err = verify(raw); err != nil {
+		return info, fmt.Errorf("check snapshot: %w", err)
+	}
+	packed := filepath.Join(tmp, "packed")
+	if err := pack(raw, packed); err != nil {
+		return info, err
+	}
+	if name == "" {
+		name = fmt.Sprintf("%s%d-%s%s", snapshotPrefix, info.Revision, info.Taken.Format(snapshotTime), snapshotSuffix)
+	}
+	info.Path = filepath.Join(dir, name)
+	if err := os.Rename(packed, info.Path); err != nil {
+		return info, fmt.Errorf("name snapshot: %w", err)
+	}
+	st, err := os.Stat(info.Path)
+	if err != nil {
+		return info, fmt.Errorf("look at snapshot: %w", err)
+	}
+	info.Bytes = st.Size()
+	return info, syncDir(dir)
+}
+
+// copyStore copies the store as it is at one moment. It is one read transaction, which keeps nobody from writing.
+func copyStore(ctx context.Context, path, dest string) error {
+	c, err := openConn(path, false, "query_only = OFF", "cache_size = -2048", "wal_autocheckpoint = 0")
+	if err != nil {
+		return fmt.Errorf("open store for snapshot: %w", fault(err))
+	}
+	defer c.close()
+	if err := checkStore(c, false); err != nil {
+		return err
+	}
+	s, err := c.c.PrepareContext(ctx, "VACUUM INTO ?")
+	if err != nil {
+		return fmt.Errorf("prepare snapshot: %w", fault(err))
+	}
+	defer s.Close()
+	if _, err := s.Exec([]driver.Value{dest}); err != nil {
+		return fmt.Errorf("copy store: %w", fault(err))
+	}
+	return ctx.Err()
+}
+
+// verify checks every page and row of a file that nobody writes to and tells its revision.
+func verify(path string) (int64, error) {
+	if err := prepareFile(path); err != nil {
+		return 0, err
+	}
+	c, err := openConn(path, false)
+	if err != nil {
+		return 0, fault(err)
+	}
+	defer c.close()
+	if err := checkStore(c, true); err != nil {
+		return 0, err
+	}
+	if err := checkRows(c); err != nil {
+		return 0, err
+	}
+	meta, err := readMeta(c)
+	if err != nil {
+		return 0, fault(err)
+	}
+	newest, err := c.queryInt("SELECT max(id) FROM log")
+	return max(meta[metaFloor], revOf(newest)), fault(err)
+}
+
+// pack compresses a file. The compressed form carries a checksum of the content.
+func pack(src, dest string) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return fmt.Errorf("open copy: %w", err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("create snapshot: %w", err)
+	}
+	defer out.Close()
+	z, err := zstd.NewWriter(out, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return fmt.Errorf("start compression: %w", err)
+	}
+	if _, err := io.Copy(z, in); err != nil {
+		return fmt.Errorf("compress snapshot: %w", err)
+	}
+	if err := z.Close(); err != nil {
+		return fmt.Errorf("finish snapshot: %w", err)
+	}
+	if err := out.Sync(); err != nil {
+		return fmt.Errorf("sync snapshot: %w", err)
+	}
+	return out.Close()
+}
+
+// unpack writes the database in a snapshot to dest. It knows the compressed form, a plain database, and what
+// `etcdctl snapshot save` wrote: a database with its SHA-256 behind it.
+func unpack(src, dest string) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return fmt.Errorf("open snapshot: %w", err)
+	}
+	defer in.Close()
+	var head [4]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return fmt.Errorf("read snapshot: %w", errors.Join(ErrDamaged, err))
+	}
+	if _, err := in.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("rewind snapshot: %w", err)
+	}
+	out, err := os.OpenFile(dest, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("create file: %w", err)
+	}
+	defer out.Close()
+	switch {
+	case head == [4]byte{0x28, 0xb5, 0x2f, 0xfd}:
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+		if err != nil {
+			return fmt.Errorf("start decompression: %w", err)
+		}
+		defer z.Close()
+		if _, err := io.Copy(out, z); err != nil {
+			return fmt.Errorf("decompress snapshot: %w", errors.Join(ErrDamaged, err))
+		}
+	case string(head[:]) == fileMagic[:4]:
+		if err := copyPlain(in, out); err != nil {
+			return err
+		}
+	default:
+		return ErrForeign
+	}
+	if err := out.Sync(); err != nil {
+		return fmt.Errorf("sync file: %w", err)
+	}
+	return out.Close()
+}
+
+func copyPlain(in, out *os.File) error {
+	h := sha256.New()
+	st, err := in.Stat()
+	if err != nil {
+		return fmt.Errorf("look at snapshot: %w", err)
+	}
+	size, trailer := st.Size(), st.Size()%512 == sha256.Size
+	if trailer {
+		size -= sha256.Size
+	}
+	if _, err := io.CopyN(io.MultiWriter(out, h), in, size); err != nil {
+		return fmt.Errorf("copy snapshot: %w", err)
+	}
+	if !trailer {
+		return nil
+	}
+	want, err := io.ReadAll(in)
+	if err != nil {
+		return fmt.Errorf("read checksum of snapshot: %w", err)
+	}
+	if !bytes.Equal(want, h.Sum(nil)) {
+		return fmt.Errorf("checksum of snapshot does not match: %w", ErrDamaged)
+	}
+	return nil
+}
+
+// CheckFile checks every page and every row of a snapshot, or of a store file that no process has open.
+func CheckFile(ctx context.Context, path string) (SnapshotInfo, error) {
+	info := SnapshotInfo{Path: path}
+	st, err := os.Stat(path)
+	if err != nil {
+		return info, fmt.Errorf("look at file: %w", err)
+	}
+	info.Bytes, info.Taken = st.Size(), st.ModTime().UTC().Truncate(time.Second)
+	tmp, err := os.MkdirTemp(filepath.Dir(path), ".check-")
+	if err != nil {
+		return info, fmt.Errorf("make folder for check: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	raw := filepath.Join(tmp, "raw.db")
+	if _, err := os.Stat(path + "-wal"); err == nil {
+		// A store file whose log was not copied back: what counts is both together.
+		if err := copyStore(ctx, path, raw); err != nil {
+			return info, err
+		}
+	} else if err := unpack(path, raw); err != nil {
+		return info, err
+	}
+	info.Revision, err = verify(raw)
+	return info, err
+}
+
+// restoredAhead is how far a restored store starts past its snapshot, so that no revision given out since the snapshot
+// gets a second meaning. It is etcd's recommendation.
+const restoredAhead = 1_000_000_000
+
+// Restored tells what Restore did.
+type Restored struct {
+	// Revision is where the store goes on.
+	Revision int64
+	// Kept is the folder with the files that were there before, empty if there were none.
+	Kept string
+}
+
+// Restore puts the content of a snapshot in place of the store file at path. The snapshot is checked first; a damaged
+// or foreign one changes nothing. The files that were there are moved to a folder beside. The store must not be open.
+func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
+	var res Restored
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return res, fmt.Errorf("make folder of store: %w", err)
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return res, err
+	}
+	defer lock.Close()
+	tmp, err := os.MkdirTemp(dir, ".restore-")
+	if err != nil {
+		return res, fmt.Errorf("make folder for restore: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	raw := filepath.Join(tmp, "raw.db")
+	if err := unpack(snapshot, raw); err != nil {
+		return res, err
+	}
+	rev, err := verify(raw)
+	if err != nil {
+		return res, fmt.Errorf("check snapshot: %w", err)
+	}
+	res.Revision = rev + restoredAhead
+	if err := moveAhead(raw, res.Revision); err != nil {
+		return res, err
+	}
+	if err := ctx.Err(); err != nil {
+		return res, err
+	}
+	if res.Kept, err = setAside(path); err != nil {
+		return res, err
+	}
+	if err := os.Rename(raw, path); err != nil {
+		return res, fmt.Errorf("put store in place: %w", err)
+	}
+	return res, syncDir(dir)
+}
+
+// moveAhead makes a store go on at rev and refuse watches from before: their history is not this one.
+func moveAhead(path string, rev int64) error {
+	c, err := openConn(path, false, "journal_mode = DELETE", "synchronous = FULL")
+	if err != nil {
+		return fmt.Errorf("open restored store: %w", fault(err))
+	}
+	if err := errors.Join(c.exec("BEGIN IMMEDIATE"), setMeta(c, metaFloor, rev), setMeta(c, metaCompacted, rev),
+		setMeta(c, metaUnsynced, 0), c.exec("COMMIT"), c.close()); err != nil {
+		return fmt.Errorf("move restored store ahead: %w", fault(err))
+	}
+	return nil
+}
+
+// setAside moves a store's files to a new folder beside theirs.
+func setAside(path string) (string, error) {
+	var found []string
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if _, err := os.Stat(path + suffix); err == nil {
+			found = append(found, path+suffix)
+		}
+	}
+	if len(found) == 0 {
+		return "", nil
+	}
+	kept, err := os.MkdirTemp(filepath.Dir(filepath.Dir(path)), filepath.Base(filepath.Dir(path))+"-before-restore-")
+	if err != nil {
+		return "", fmt.Errorf("make folder for the old store: %w", err)
+	}
+	for _, f := range found {
+		if err := os.Rename(f, filepath.Join(kept, filepath.Base(f))); err != nil {
+			return kept, fmt.Errorf("move the old store aside: %w", err)
+		}
+	}
+	return kept, syncDir(kept)
+}
+
+// ListSnapshots lists the snapshots in a folder that have names of their own, newest first.
+func ListSnapshots(dir string) ([]SnapshotInfo, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	var all []SnapshotInfo
+	for _, e := range entries {
+		mid, ok := strings.CutPrefix(e.Name(), snapshotPrefix)
+		if mid, ok2 := strings.CutSuffix(mid, snapshotSuffix); ok && ok2 {
+			revText, taken, _ := strings.Cut(mid, "-")
+			rev, rerr := strconv.ParseInt(revText, 10, 64)
+			at, terr := time.Parse(snapshotTime, taken)
+			st, serr := e.Info()
+			if rerr != nil || terr != nil || serr != nil {
+				continue
+			}
+			all = append(all, SnapshotInfo{Path: filepath.Join(dir, e.Name()), Revision: rev, Taken: at, Bytes: st.Size()})
+		}
+	}
+	slices.SortFunc(all, func(a, b SnapshotInfo) int {
+		if c := b.Taken.Compare(a.Taken); c != 0 {
+			return c
+		}
+		return cmp64(b.Revision, a.Revision)
+	})
+	return all, nil
+}
+
+// autoSnapshots takes snapshots on schedule and removes old ones. Nothing is taken while nothing changes.
+func (s *Store) autoSnapshots(ctx context.Context) error {
+	if err := os.MkdirAll(s.opts.SnapshotDir, 0o700); err != nil {
+		return fmt.Errorf("make folder for snapshots: %w", err)
+	}
+	wait := s.opts.SnapshotEvery
+	last := int64(0)
+	if all, err := ListSnapshots(s.opts.SnapshotDir); err == nil && len(all) > 0 {
+		last = all[0].Revision
+		wait = min(wait, max(time.Until(all[0].Taken.Add(s.opts.SnapshotEvery)), time.Second))
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		timer.Reset(s.opts.SnapshotEvery)
+		if s.rev.Load() == last {
+			continue
+		}
+		info, err := Snapshot(ctx, s.opts.Path, s.opts.SnapshotDir)
+		if err != nil {
+			s.log.Error("automatic snapshot did not work", zap.Error(err))
+			continue
+		}
+		last = info.Revision
+		s.log.Info("snapshot taken", zap.String("path", info.Path), zap.Int64("revision", info.Revision), zap.Int64("bytes", info.Bytes))
+		if err := s.dropSnapshots(); err != nil {
+			s.log.Warn("old snapshots could not be removed", zap.Error(err))
+		}
+	}
+}
+
+func (s *Store) dropSnapshots() error {
+	all, err := ListSnapshots(s.opts.SnapshotDir)
+	if err != nil || len(all) <= s.opts.SnapshotKeep {
+		return err
+	}
+	var errs []error
+	for _, old := range all[s.opts.SnapshotKeep:] {
+		errs = append(errs, os.Remove(old.Path))
+	}
+	return errors.Join(errs...)
+}
+
+// streamSnapshot sends a snapshot as etcd does: the database in pieces and its SHA-256 last.
+func (s *Store) streamSnapshot(ctx context.Context, send func(*pb.SnapshotResponse) error) error {
+	tmp, err := os.MkdirTemp(filepath.Dir(s.opts.Path), ".snapshot-")
+	if err != nil {
+		return fmt.Errorf("make folder for snapshot: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	raw := filepath.Join(tmp, "raw.db")
+	if err := copyStore(ctx, s.opts.Path, raw); err != nil {
+		return err
+	}
+	rev, err := verify(raw)
+	if err != nil {
+		return fmt.Errorf("check snapshot: %w", err)
+	}
+	f, err := os.Open(raw)
+	if err != nil {
+		return fmt.Errorf("open snapshot: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("look at snapshot: %w", err)
+	}
+	h := sha256.New()
+	for left := st.Size(); left > 0; {
+		// A new buffer each time: sending may still use the last one.
+		buf := make([]byte, min(left, 32<<10))
+		if _, err := io.ReadFull(f, buf); err != nil {
+			return fmt.Errorf("read snapshot: %w", err)
+		}
+		left -= int64(len(buf))
+		h.Write(buf)
+		if err := send(&pb.SnapshotResponse{Header: s.header(rev), RemainingBytes: uint64(left), Blob: buf, Version: version.Version}); err != nil {
+			return err
+		}
+	}
+	return send(&pb.SnapshotResponse{Header: s.header(rev), Blob: h.Sum(nil), Version: version.Version})
+}

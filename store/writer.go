@@ -1,0 +1,252 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.uber.org/zap"
+)
+
+// change is one change of one key as watchers see it. prev is the version before, if there was one.
+type change struct {
+	event *mvccpb.Event
+	prev  *mvccpb.KeyValue
+}
+
+// proposal is a write waiting for its turn.
+type proposal struct {
+	ctx context.Context
+	// apply does the write inside the batch's transaction. An answer that is an error must have changed nothing.
+	apply func(tx *writeTx) error
+	// committed, if set, runs in the writer after the commit and before the proposer is told.
+	committed func()
+	size      int
+	err       error
+	done      chan struct{}
+}
+
+// writer is the one goroutine that changes the file. While a commit waits for the disk, proposals gather; the next
+// commit takes them all.
+type writer struct {
+	s       *Store
+	c       *conn
+	queue   chan *proposal
+	stop    chan struct{}
+	stopped chan struct{}
+	wg      sync.WaitGroup
+	rev     int64 // newest revision in the file
+	frames  int64 // written to the write-ahead log since the last checkpoint, at most
+}
+
+const (
+	maxBatch      = 1024
+	maxBatchBytes = 8 << 20
+)
+
+func newWriter(s *Store, c *conn) *writer {
+	w := &writer{s: s, c: c, queue: make(chan *proposal, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
+		rev: s.rev.Load()}
+	s.counts.rev = w.rev
+	w.wg.Go(w.run)
+	return w
+}
+
+// propose hands a write to the writer and waits until it is on disk or refused.
+func (s *Store) propose(ctx context.Context, size int, apply func(tx *writeTx) error, committed func()) error {
+	p := &proposal{ctx: ctx, apply: apply, committed: committed, size: size, done: make(chan struct{})}
+	select {
+	case s.w.queue <- p:
+	case <-s.w.stop:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-p.done:
+		return p.err
+	case <-s.w.stopped:
+		// The writer answers what it took; only what stayed in the queue is left.
+		select {
+		case <-p.done:
+			return p.err
+		default:
+			return ErrClosed
+		}
+	case <-ctx.Done():
+		// The write may still happen, as with any cancelled call to a server.
+		return ctx.Err()
+	}
+}
+
+func (w *writer) run() {
+	defer close(w.stopped)
+	batch := make([]*proposal, 0, maxBatch)
+	for {
+		batch = batch[:0]
+		select {
+		case p := <-w.queue:
+			batch = append(batch, p)
+		case <-w.stop:
+			return
+		}
+		for bytes := batch[0].size; len(batch) < maxBatch && bytes < maxBatchBytes; {
+			select {
+			case p := <-w.queue:
+				batch = append(batch, p)
+				bytes += p.size
+				continue
+			default:
+			}
+			break
+		}
+		w.commit(batch)
+		clear(batch)
+	}
+}
+
+// commit applies a batch in one transaction. When the batch does not fit on the disk, or anything else goes wrong
+// with the file, its proposals are tried one by one, so that one of them cannot fail the others.
+func (w *writer) commit(batch []*proposal) {
+	start := time.Now()
+	err := w.try(batch)
+	if err != nil && len(batch) > 1 {
+		for _, p := range batch {
+			p.err = nil
+			if err := w.try([]*proposal{p}); err != nil {
+				p.err = err
+			}
+		}
+	} else if err != nil {
+		batch[0].err = err
+	}
+	for _, p := range batch {
+		close(p.done)
+	}
+	if d := time.Since(start); d > w.s.opts.SlowAfter {
+		w.s.log.Warn("commit is slow", zap.Duration("took", d), zap.Int("proposals", len(batch)))
+	}
+	w.s.metrics.batchSize.Observe(float64(len(batch)))
+	if err := w.checkpointIfDue(); err != nil {
+		w.s.log.Warn("checkpoint did not work and is tried again later", zap.Error(err))
+	}
+}
+
+// try applies and commits a batch; an error means nothing of it is in the file.
+func (w *writer) try(batch []*proposal) error {
+	if err := w.c.exec("BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin write: %w", fault(err))
+	}
+	tx := &writeTx{w: w, rev: w.rev}
+	for _, p := range batch {
+		if p.ctx.Err() != nil {
+			p.err = p.ctx.Err()
+			continue
+		}
+		if err := tx.apply(p); err != nil {
+			w.rollback()
+			w.noteFault(err)
+			return fault(err)
+		}
+	}
+	var left map[int64]int64
+	if tx.wrote {
+		if left = w.s.lessor.stale(time.Now()); left != nil {
+			for id, seconds := range left {
+				if err := tx.exec("UPDATE lease SET remaining = ?2 WHERE id = ?1", id, seconds); err != nil {
+					w.rollback()
+					w.noteFault(err)
+					return fault(err)
+				}
+			}
+		}
+	}
+	start := time.Now()
+	if err := w.c.exec("COMMIT"); err != nil {
+		w.rollback()
+		w.noteFault(err)
+		return fmt.Errorf("commit write: %w", fault(err))
+	}
+	if tx.wrote {
+		w.s.metrics.commitSeconds.Observe(time.Since(start).Seconds())
+		w.s.alarm.Store(false)
+	}
+	for id, seconds := range left {
+		w.s.lessor.setSaved(id, seconds)
+	}
+	w.rev = tx.rev
+	w.s.publish(tx.changes, tx.rev)
+	for _, p := range batch {
+		if p.err == nil && p.committed != nil {
+			p.committed()
+		}
+	}
+	return nil
+}
+
+func (w *writer) noteFault(err error) {
+	if errors.Is(fault(err), ErrNoSpace) {
+		w.s.alarm.Store(true)
+	}
+	w.s.log.Error("write was refused by the file", zap.Error(err))
+}
+
+func (w *writer) rollback() {
+	// SQLite may have rolled back already; then this says so and nothing else is wrong.
+	if w.c.c.AutoCommit() {
+		return
+	}
+	if err := w.c.exec("ROLLBACK"); err != nil {
+		w.s.log.Error("rollback failed", zap.Error(err))
+	}
+}
+
+// publish tells everyone of new revisions, in order, after they are on disk.
+func (s *Store) publish(changes []change, rev int64) {
+	if rev == s.rev.Load() {
+		return
+	}
+	s.counts.advance(changes, rev)
+	s.rev.Store(rev)
+	s.hub.publish(changes, rev)
+}
+
+// checkpointIfDue copies the write-ahead log back into the file when enough was written since the last time. The
+// count of frames is an estimate from above; SQLite does not tell without checkpointing.
+func (w *writer) checkpointIfDue() error {
+	if w.frames*pageSize < w.s.opts.WALBytes {
+		return nil
+	}
+	start := time.Now()
+	defer func() { w.s.metrics.checkpointSeconds.Observe(time.Since(start).Seconds()) }()
+	var busy, left int64
+	err := w.c.query("PRAGMA wal_checkpoint(PASSIVE)", func(v []driver.Value) (bool, error) {
+		busy, left = asInt(v[0]), asInt(v[1])-asInt(v[2])
+		return false, nil
+	})
+	if err == nil && busy == 0 {
+		w.frames = left
+	}
+	return fault(err)
+}
+
+func (w *writer) close() error {
+	close(w.stop)
+	w.wg.Wait()
+	return nil
+}
+
+// finish closes the writer's connection, which as the last one copies the log back and removes it.
+func (w *writer) finish() error {
+	var errs []error
+	errs = append(errs, w.s.lessor.saveRemaining(w.c))
+	if w.s.opts.Durability == DurabilityRelaxed {
+		errs = append(errs, w.c.script("PRAGMA synchronous = FULL"), setMeta(w.c, metaUnsynced, 0))
+	}
+	errs = append(errs, w.c.script("PRAGMA wal_checkpoint(TRUNCATE)"), w.c.close())
+	return errors.Join(errs...)
+}
