@@ -1,0 +1,276 @@
+package datadir
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// layout counts the changes of what lies where in a data folder that an older
+// mote would not understand.
+const layout = 1
+
+// Files of this package in a data folder.
+const (
+	lockName    = "mote.lock"
+	versionName = "version"
+	outsideName = "outside"
+)
+
+// Names are the files of this package in a data folder, for removal.
+var Names = []string{outsideName, versionName, lockName}
+
+var (
+	// ErrInUse means that another mote runs on the folder.
+	ErrInUse = errors.New("data-dir is in use")
+	// ErrNewer means that a newer mote wrote the folder.
+	ErrNewer = errors.New("data-dir was written by a newer mote")
+)
+
+// Versions are what the version file records beside the layout, both for people
+// and to refuse a step back.
+type Versions struct {
+	// Mote is this program's version, for people.
+	Mote string
+	// Kubernetes is its Kubernetes version, "v1.37.2". A folder that held a newer
+	// minor version is refused: its objects may be stored in a form this one
+	// cannot read.
+	Kubernetes string
+}
+
+// Dir is a data folder this process holds.
+type Dir struct {
+	path string
+	lock *os.File
+	// madeLock and madeDir undo what Open made when nothing came of it.
+	madeLock bool
+	madeDirs []string
+}
+
+// Open makes the folder if it is not there, takes it for this process, and
+// checks that no newer mote wrote it. When it refuses, nothing has changed.
+func Open(path string, v Versions) (_ *Dir, err error) {
+	d := &Dir{path: path}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Abandon())
+		}
+	}()
+	if d.madeDirs, err = makeDirs(path); err != nil {
+		return nil, err
+	}
+	if err := checkVersion(filepath.Join(path, versionName), v); err != nil {
+		return nil, err
+	}
+	if err := d.take(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// take locks the folder. The kernel frees the lock with the process, so a crash
+// leaves nothing that has to be removed by hand.
+func (d *Dir) take() error {
+	name := filepath.Join(d.path, lockName)
+	_, statErr := os.Lstat(name)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return fmt.Errorf("open lock of data-dir: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid := readPID(f)
+		_ = f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("lock data-dir %s: %w", d.path, err)
+		}
+		by := ""
+		if pid > 0 {
+			by = fmt.Sprintf(" by another mote (process %d)", pid)
+		}
+		return fmt.Errorf("%w%s: %s: stop that one, or give this one a --data-dir of its own", ErrInUse, by, d.path)
+	}
+	d.lock, d.madeLock = f, errors.Is(statErr, fs.ErrNotExist)
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("write lock of data-dir: %w", err)
+	}
+	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+		return fmt.Errorf("write lock of data-dir: %w", err)
+	}
+	return nil
+}
+
+// Commit records the versions: from here on the folder is this mote's.
+func (d *Dir) Commit(v Versions) error {
+	d.madeLock, d.madeDirs = false, nil
+	text := fmt.Sprintf("layout %d\nmote %s\nkubernetes %s\n", layout, v.Mote, v.Kubernetes)
+	return writeAtomically(filepath.Join(d.path, versionName), []byte(text))
+}
+
+// RecordOutside notes a file that mote makes outside of the folder, so that
+// `mote uninstall` knows it.
+func (d *Dir) RecordOutside(path string) error {
+	known, err := Outside(d.path)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(known, path) {
+		return nil
+	}
+	return writeAtomically(filepath.Join(d.path, outsideName), []byte(strings.Join(append(known, path), "\n")+"\n"))
+}
+
+// Close gives the folder free.
+func (d *Dir) Close() error {
+	if d.lock == nil {
+		return nil
+	}
+	err := d.lock.Close()
+	d.lock = nil
+	return err
+}
+
+// Abandon gives the folder free and removes what Open made.
+func (d *Dir) Abandon() error {
+	var errs []error
+	if d.madeLock {
+		errs = append(errs, os.Remove(filepath.Join(d.path, lockName)))
+	}
+	errs = append(errs, d.Close())
+	for _, dir := range slices.Backward(d.madeDirs) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove folder made for nothing: %w", err))
+		}
+	}
+	d.madeLock, d.madeDirs = false, nil
+	return errors.Join(errs...)
+}
+
+// Outside lists the files mote made outside of a data folder.
+func Outside(path string) ([]string, error) {
+	data, err := os.ReadFile(filepath.Join(path, outsideName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read list of files outside data-dir: %w", err)
+	}
+	return strings.FieldsFunc(string(data), func(r rune) bool { return r == '\n' }), nil
+}
+
+// Holder returns the process that runs on a data folder, or 0. Unlike the
+// number in the lock file, it is never that of a process long gone.
+func Holder(path string) (int, error) {
+	f, err := os.Open(filepath.Join(path, lockName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open lock of data-dir: %w", err)
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		return 0, nil
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return 0, fmt.Errorf("look at lock of data-dir: %w", err)
+	}
+	if pid := readPID(f); pid > 0 {
+		return pid, nil
+	}
+	return 0, fmt.Errorf("%w by a process that has not told its number yet", ErrInUse)
+}
+
+func readPID(f *os.File) int {
+	buf := make([]byte, 32)
+	n, _ := f.ReadAt(buf, 0)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:n])))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+func checkVersion(path string, v Versions) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || (err == nil && len(bytes.TrimSpace(data)) == 0) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read version of data-dir: %w", err)
+	}
+	fields := map[string]string{}
+	for scanner := bufio.NewScanner(bytes.NewReader(data)); scanner.Scan(); {
+		key, value, _ := strings.Cut(scanner.Text(), " ")
+		fields[key] = value
+	}
+	was, err := strconv.Atoi(fields["layout"])
+	if err != nil || was > layout || newerMinor(fields["kubernetes"], v.Kubernetes) {
+		by := fields["mote"]
+		if by == "" {
+			by = "one this mote does not know"
+		}
+		return fmt.Errorf("%w (%s) than this one (%s): %s: install that version again, or give another --data-dir", ErrNewer, by, v.Mote, filepath.Dir(path))
+	}
+	return nil
+}
+
+// newerMinor reports whether Kubernetes version a is of a later minor than b. A
+// version that cannot be read is not.
+func newerMinor(a, b string) bool {
+	var aMajor, aMinor, bMajor, bMinor int
+	if _, err := fmt.Sscanf(a, "v%d.%d", &aMajor, &aMinor); err != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(b, "v%d.%d", &bMajor, &bMinor); err != nil {
+		return false
+	}
+	return aMajor > bMajor || (aMajor == bMajor && aMinor > bMinor)
+}
+
+// makeDirs makes a folder and those above it, and returns the ones it made.
+func makeDirs(path string) (made []string, err error) {
+	var missing []string
+	for dir := filepath.Clean(path); ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(dir); err == nil {
+			break
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("look at data-dir: %w", err)
+		}
+		missing = append(missing, dir)
+	}
+	for _, dir := range slices.Backward(missing) {
+		// Pods' processes of any user walk through to their files.
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return made, fmt.Errorf("make data-dir: %w", err)
+		}
+		made = append(made, dir)
+	}
+	return made, nil
+}
+
+func writeAtomically(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,139 @@
+package datadir
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+var now = Versions{Mote: "v0.1.0", Kubernetes: "v1.37.2"}
+
+func open(t *testing.T, path string) *Dir {
+	t.Helper()
+	d, err := Open(path, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+func TestOpen_SecondMote(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "b")
+	d := open(t, path)
+	_, err := Open(path, now)
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) || !strings.Contains(err.Error(), path) {
+		t.Fatalf("second open: %v, want ErrInUse that names process and folder", err)
+	}
+	if pid, err := Holder(path); err != nil || pid != os.Getpid() {
+		t.Fatalf("holder is %d, %v; want this process", pid, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if pid, err := Holder(path); err != nil || pid != 0 {
+		t.Fatalf("holder after close is %d, %v; want none", pid, err)
+	}
+	open(t, path)
+}
+
+func TestHolder_NoFolder(t *testing.T) {
+	if pid, err := Holder(filepath.Join(t.TempDir(), "none")); pid != 0 || err != nil {
+		t.Fatalf("got %d, %v; want nobody", pid, err)
+	}
+}
+
+func TestAbandon_LeavesNothing(t *testing.T) {
+	root := t.TempDir()
+	d := open(t, filepath.Join(root, "a", "b"))
+	if err := d.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil || len(entries) != 0 {
+		t.Fatalf("left %v, %v", entries, err)
+	}
+}
+
+func TestAbandon_KeepsWhatWasThere(t *testing.T) {
+	path := t.TempDir()
+	if err := open(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, path).Abandon(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(path, lockName)); err != nil {
+		t.Errorf("lock file of an earlier run: %v", err)
+	}
+}
+
+func TestOpen_Version(t *testing.T) {
+	for _, test := range []struct {
+		name, file string
+		refused    bool
+	}{
+		{"none", "", false},
+		{"same", "layout 1\nmote v0.1.0\nkubernetes v1.37.2\n", false},
+		{"older", "layout 1\nmote v0.0.9\nkubernetes v1.36.9\n", false},
+		{"newer patch", "layout 1\nmote v0.1.1\nkubernetes v1.37.9\n", false},
+		{"newer minor", "layout 1\nmote v0.2.0\nkubernetes v1.38.0\n", true},
+		{"newer layout", "layout 2\nmote v9.0.0\nkubernetes v1.37.2\n", true},
+		{"unknown form", "v999.0.0\n", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := t.TempDir()
+			if test.file != "" {
+				if err := os.WriteFile(filepath.Join(path, versionName), []byte(test.file), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d, err := Open(path, now)
+			if err == nil {
+				defer d.Close()
+			}
+			if got := errors.Is(err, ErrNewer); got != test.refused || (err != nil && !got) {
+				t.Fatalf("error is %v, want refused: %v", err, test.refused)
+			}
+			if !test.refused {
+				return
+			}
+			if _, err := os.Stat(filepath.Join(path, lockName)); !errors.Is(err, os.ErrNotExist) {
+				t.Error("a refused folder was changed")
+			}
+		})
+	}
+}
+
+func TestCommit_RecordsVersions(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	newer := Versions{Mote: "v1.0.0", Kubernetes: "v1.38.0"}
+	if err := d.Commit(newer); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path, now); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "v1.0.0") {
+		t.Fatalf("error is %v, want ErrNewer naming v1.0.0", err)
+	}
+}
+
+func TestRecordOutside_Once(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	for _, f := range []string{"/etc/a", "/etc/b", "/etc/a"} {
+		if err := d.RecordOutside(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := Outside(path)
+	if err != nil || !slices.Equal(got, []string{"/etc/a", "/etc/b"}) {
+		t.Fatalf("outside is %q, %v", got, err)
+	}
+}
