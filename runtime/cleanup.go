@@ -1,0 +1,219 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// killTimeout bounds the wait for killed processes; SIGKILL takes effect at
+// once unless a process hangs in the kernel.
+const killTimeout = 20 * time.Second
+
+// Where CNI's library and its host-local plugin keep one file for each pod
+// unless told otherwise; the files name the pod's sandbox.
+var cniCaches = []string{"/var/lib/cni/results", "/var/lib/cni/networks"}
+
+// KillAll ends every pod of an agent's data folder as a power cut would, and
+// takes away what the kernel would have forgotten: processes, mounts, network
+// namespaces, cgroups and sockets. The data folder stays. It may be repeated.
+// No Runtime may run over the folder meanwhile.
+func KillAll(ctx context.Context, dataDir string) error {
+	c := Config{DataDir: dataDir}.withDefaults()
+	return killAll(ctx, c, c.paths())
+}
+
+func killAll(ctx context.Context, c Config, p paths) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	cgroups, err := containerCgroups(p)
+	if err != nil {
+		return err
+	}
+	if err := killOurs(ctx, p); err != nil {
+		return err
+	}
+	// Unmounting a network namespace's file ends the namespace, and with it
+	// the pod's ends of its interfaces.
+	if err := errors.Join(unmountBelow(c.RunDir), unmountBelow(p.root)); err != nil {
+		return err
+	}
+	if err := removeCgroups(ctx, cgroups); err != nil {
+		return err
+	}
+	kept, err := RemoveTree(c.RunDir)
+	if err != nil {
+		return fmt.Errorf("remove state of pods: %w", err)
+	}
+	if len(kept) > 0 {
+		return fmt.Errorf("remove state of pods: still mounted: %s", strings.Join(kept, ", "))
+	}
+	return nil
+}
+
+// Cleanup ends every pod of an agent's data folder and removes what the
+// container runtime made: its part of the data folder, the run-time folder, the
+// pods' files in CNI's caches. What is mounted inside is neither unmounted, if
+// it is not containerd's, nor deleted: it is returned. It may be repeated, also
+// after it was interrupted.
+func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error) {
+	c := Config{DataDir: dataDir}.withDefaults()
+	p := c.paths()
+	if _, err := os.Stat(c.DataDir); err == nil {
+		if err := p.mkdirs(c); err != nil {
+			return nil, err
+		}
+		unlock, err := lock(p)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, unlock()) }()
+	}
+	sandboxes := sandboxIDs(p)
+	if err := killAll(ctx, c, p); err != nil {
+		return nil, err
+	}
+	if err := forgetCNI(sandboxes); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{p.root, p.certs, p.marks, filepath.Join(c.DataDir, "cni"), c.ImagesDir, c.BinDir} {
+		kept, err := RemoveTree(dir)
+		if err != nil {
+			return leftovers, err
+		}
+		leftovers = append(leftovers, kept...)
+	}
+	// Folders shared with others go when they are empty.
+	for _, dir := range []string{c.DataDir, filepath.Dir(c.RunDir)} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+			return leftovers, fmt.Errorf("remove folder: %w", err)
+		}
+	}
+	return leftovers, nil
+}
+
+// containerCgroups lists the cgroups runc made for this data folder's containers.
+func containerCgroups(p paths) ([]string, error) {
+	list, err := containers(p.runcRoot)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, c := range list {
+		for _, dir := range c.CgroupPaths {
+			if strings.HasPrefix(dir, "/sys/fs/cgroup/") {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs, nil
+}
+
+// removeCgroups removes containers' cgroups with all below, and the pods'
+// cgroups above when they are empty then. The kernel takes a moment to let go of
+// a cgroup whose last process was killed.
+func removeCgroups(ctx context.Context, dirs []string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for _, dir := range dirs {
+		for {
+			err := removeCgroup(dir)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, unix.EBUSY) {
+				return fmt.Errorf("remove cgroup: %w", err)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return fmt.Errorf("remove cgroup %s: %w", dir, ctx.Err())
+			}
+		}
+		for d := filepath.Dir(dir); isPodCgroup(filepath.Base(d)); d = filepath.Dir(d) {
+			if os.Remove(d) != nil {
+				break // not empty: another pod's, or another mote's
+			}
+		}
+	}
+	return nil
+}
+
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// isPodCgroup tells the cgroups the kubelet makes for pods by their names, in
+// both of its drivers' spellings.
+func isPodCgroup(name string) bool {
+	return strings.HasPrefix(name, "pod") || strings.HasPrefix(name, "kubepods") ||
+		name == "burstable" || name == "besteffort"
+}
+
+// sandboxIDs lists the pods CRI has files of.
+func sandboxIDs(p paths) []string {
+	entries, err := os.ReadDir(filepath.Join(p.root, criFolder, "sandboxes"))
+	if err != nil {
+		return nil // none were ever run
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids
+}
+
+// forgetCNI removes the files that name one of the pods from CNI's caches.
+func forgetCNI(sandboxes []string) error {
+	if len(sandboxes) == 0 {
+		return nil
+	}
+	for _, cache := range cniCaches {
+		err := filepath.WalkDir(cache, func(path string, e fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for _, id := range sandboxes {
+				if strings.Contains(path, id) || strings.Contains(string(data), id) {
+					return os.Remove(path)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("remove pods from CNI's cache: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,352 @@
+package runtime
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/runtime/bundle"
+)
+
+const (
+	// importedDir, in the images folder, keeps the archives given to `mote image
+	// import`, so that their images can be rebuilt after damage without asking
+	// for the file again.
+	importedDir = "imported"
+	// loadedDir, among the marks, holds one record for each archive loaded.
+	loadedDir = "loaded"
+)
+
+// archiveRecord says what an archive was when it was loaded and what it gave, so
+// that it is read again only when it changed or its images are not whole.
+type archiveRecord struct {
+	Path    string                   `json:"path"`
+	Size    int64                    `json:"size"`
+	ModTime time.Time                `json:"modTime"`
+	SHA256  string                   `json:"sha256"`
+	Images  map[string]v1.Descriptor `json:"images"`
+}
+
+// imageLoader loads archives into a running containerd.
+type imageLoader struct {
+	client      *containerd.Client
+	snapshotter string
+	log         *zap.Logger
+	p           paths
+	progress    func(phase, name string, done, total int64)
+	// verify reads all content of the images and compares hashes, for the start
+	// after an unclean stop; otherwise sizes are compared.
+	verify bool
+}
+
+// loadAll loads the bundled images and then every archive in dir and its folder
+// of imported ones. A bad archive is reported and passed over: it must not keep
+// the node from starting.
+func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) error {
+	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	if err := l.loadBundled(ctx, b); err != nil {
+		return err
+	}
+	archives, err := listArchives(dir, filepath.Join(dir, importedDir))
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, file := range archives {
+		known[recordName(file)] = true
+		if err := l.loadArchive(ctx, file); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			l.log.Error("image archive was not loaded", zap.String("file", file), zap.Error(err))
+		}
+	}
+	return l.forgetRecords(known)
+}
+
+// loadBundled makes sure the pause image is there and whole.
+func (l imageLoader) loadBundled(ctx context.Context, b bundle.Bundle) error {
+	name := b.Manifest.PauseImage
+	img, err := l.client.ImageService().Get(ctx, name)
+	if err == nil {
+		if err = l.whole(ctx, img.Target); err == nil {
+			return nil
+		}
+		l.log.Warn("bundled image is damaged: loading it again", zap.String("image", name), zap.Error(err))
+	} else if !errdefs.IsNotFound(err) {
+		return fmt.Errorf("look for image %s: %w", name, err)
+	}
+	f, err := os.Open(b.Path(bundle.PauseArchive))
+	if err != nil {
+		return fmt.Errorf("open bundled image: %w", err)
+	}
+	defer f.Close()
+	if _, err := importChecked(ctx, l.client, l.snapshotter, f, originBundled); err != nil {
+		return fmt.Errorf("load bundled image %s: %w", name, err)
+	}
+	return nil
+}
+
+// loadArchive loads one archive unless it was loaded before and nothing changed.
+func (l imageLoader) loadArchive(ctx context.Context, file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return fmt.Errorf("find image archive: %w", err)
+	}
+	recordFile := filepath.Join(l.p.marks, loadedDir, recordName(file))
+	if rec, err := readRecord(recordFile); err == nil && rec.Size == info.Size() && rec.ModTime.Equal(info.ModTime()) {
+		err := l.unchanged(ctx, rec)
+		if err == nil {
+			return nil
+		}
+		l.log.Warn("image is not whole: loading its archive again", zap.String("file", file), zap.Error(err))
+	}
+	start := time.Now()
+	rec, err := loadFile(ctx, l.client, l.snapshotter, file, func(done, total int64) {
+		l.progress("import", filepath.Base(file), done, total)
+	})
+	if err != nil {
+		return err
+	}
+	l.log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)), zap.Duration("took", time.Since(start)))
+	return writeRecord(recordFile, rec)
+}
+
+// unchanged reports why an archive's images must be loaded again, or nil.
+func (l imageLoader) unchanged(ctx context.Context, rec archiveRecord) error {
+	for name, target := range rec.Images {
+		img, err := l.client.ImageService().Get(ctx, name)
+		if err != nil {
+			return fmt.Errorf("look for image %s: %w", name, err)
+		}
+		if img.Target.Digest != target.Digest {
+			continue // replaced by a later pull or import: that is the user's choice
+		}
+		if err := l.whole(ctx, img.Target); err != nil {
+			return fmt.Errorf("check image %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// whole checks that all content of an image is on disk as its descriptors say,
+// and that it is unpacked. Damaged content is removed on the way, as containerd
+// takes a file with the right name for the right content.
+func (l imageLoader) whole(ctx context.Context, target v1.Descriptor) error {
+	cs := l.client.ContentStore()
+	var errs []error
+	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+		if err := l.checkBlob(ctx, cs, d); err != nil {
+			errs = append(errs, err)
+			return nil, images.ErrSkipDesc
+		}
+		return images.Children(ctx, cs, d)
+	})
+	if err := images.Walk(ctx, images.FilterPlatforms(handler, platforms.Default()), target); err != nil {
+		return err
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	unpacked, err := containerd.NewImage(l.client, images.Image{Name: "check", Target: target}).IsUnpacked(ctx, l.snapshotter)
+	if err != nil {
+		return fmt.Errorf("check whether it is unpacked: %w", err)
+	}
+	if !unpacked {
+		return errors.New("it is not unpacked")
+	}
+	return nil
+}
+
+func (l imageLoader) checkBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
+	file := filepath.Join(l.p.root, contentFolder, blobName(d.Digest))
+	info, err := os.Stat(file)
+	if err != nil {
+		return fmt.Errorf("find content: %w", errors.Join(err, l.dropBlob(ctx, cs, file, d)))
+	}
+	if info.Size() != d.Size {
+		return errors.Join(fmt.Errorf("content %s has %d bytes, not %d", d.Digest, info.Size(), d.Size), l.dropBlob(ctx, cs, file, d))
+	}
+	if !l.verify {
+		return nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("open content: %w", err)
+	}
+	defer f.Close()
+	verifier := d.Digest.Verifier()
+	if _, err := io.Copy(verifier, f); err != nil {
+		return errors.Join(fmt.Errorf("read content %s: %w", d.Digest, err), l.dropBlob(ctx, cs, file, d))
+	}
+	if !verifier.Verified() {
+		return errors.Join(fmt.Errorf("content %s is damaged", d.Digest), l.dropBlob(ctx, cs, file, d))
+	}
+	return nil
+}
+
+// dropBlob makes containerd forget a blob and removes what there is of it.
+func (l imageLoader) dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descriptor) error {
+	if err := cs.Delete(ctx, d.Digest); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("forget damaged content: %w", err)
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove damaged content: %w", err)
+	}
+	return nil
+}
+
+// loadFile checks an archive and imports it. The archive is read twice: what is
+// refused must not have changed anything.
+func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file string, progress func(done, total int64)) (archiveRecord, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return archiveRecord{}, fmt.Errorf("open image archive: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return archiveRecord{}, fmt.Errorf("open image archive: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return archiveRecord{}, notAnImage("%s is not a regular file", file)
+	}
+	total := 2 * info.Size()
+	sum := sha256.New()
+	counted := &countingReader{r: io.TeeReader(f, sum), total: total, progress: progress}
+	if _, err := checkArchive(counted); err != nil {
+		return archiveRecord{}, err
+	}
+	if _, err := io.Copy(io.Discard, counted); err != nil {
+		return archiveRecord{}, fmt.Errorf("read image archive: %w", err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return archiveRecord{}, fmt.Errorf("read image archive again: %w", err)
+	}
+	counted.r = f
+	names, err := importChecked(ctx, client, snapshotter, counted, originImported)
+	if err != nil {
+		return archiveRecord{}, err
+	}
+	progress(total, total)
+	rec := archiveRecord{
+		Path:    file,
+		Size:    info.Size(),
+		ModTime: info.ModTime(),
+		SHA256:  hex.EncodeToString(sum.Sum(nil)),
+		Images:  map[string]v1.Descriptor{},
+	}
+	for _, name := range names {
+		img, err := client.ImageService().Get(namespaces.WithNamespace(ctx, k8sNamespace), name)
+		if err != nil {
+			return archiveRecord{}, fmt.Errorf("look for imported image: %w", err)
+		}
+		rec.Images[name] = img.Target
+	}
+	return rec, nil
+}
+
+// listArchives returns the archives in the folders, in the order of their names.
+func listArchives(dirs ...string) ([]string, error) {
+	var found []string
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list image archives: %w", err)
+		}
+		for _, e := range entries {
+			if !e.IsDir() && strings.Contains(e.Name(), ".tar") && !strings.HasPrefix(e.Name(), ".") {
+				found = append(found, filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return found, nil
+}
+
+func recordName(file string) string {
+	sum := sha256.Sum256([]byte(file))
+	return hex.EncodeToString(sum[:8]) + ".json"
+}
+
+func readRecord(name string) (archiveRecord, error) {
+	var rec archiveRecord
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return rec, fmt.Errorf("read record of image archive: %w", err)
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return rec, fmt.Errorf("parse record of image archive: %w", err)
+	}
+	return rec, nil
+}
+
+func writeRecord(name string, rec archiveRecord) error {
+	data, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode record of image archive: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return fmt.Errorf("create folder for records: %w", err)
+	}
+	return writeSynced(name, data)
+}
+
+// forgetRecords removes the records of archives that are gone.
+func (l imageLoader) forgetRecords(known map[string]bool) error {
+	entries, err := os.ReadDir(filepath.Join(l.p.marks, loadedDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list records of image archives: %w", err)
+	}
+	for _, e := range slices.Clone(entries) {
+		if known[e.Name()] {
+			continue
+		}
+		if err := os.Remove(filepath.Join(l.p.marks, loadedDir, e.Name())); err != nil {
+			return fmt.Errorf("remove record of image archive: %w", err)
+		}
+	}
+	return nil
+}
+
+// countingReader reports how far a reader is, at most every so many bytes.
+type countingReader struct {
+	r           io.Reader
+	done, total int64
+	reported    int64
+	progress    func(done, total int64)
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.done += int64(n)
+	if c.done-c.reported >= 4<<20 {
+		c.reported = c.done
+		c.progress(c.done, c.total)
+	}
+	return n, err
+}

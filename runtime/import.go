@@ -1,0 +1,142 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Labels on the records of imported images. The first two are CRI's: an image
+// with the first is visible to the kubelet, one with the second is never
+// garbage-collected by it.
+const (
+	labelManaged      = "io.cri-containerd.image"
+	labelManagedValue = "managed"
+	labelPinned       = "io.cri-containerd.pinned"
+	labelPinnedValue  = "pinned"
+	// labelOrigin says how the image came here: "bundled" or "imported".
+	labelOrigin = "mote.dev/origin"
+)
+
+const (
+	originBundled  = "bundled"
+	originImported = "imported"
+)
+
+// importChecked imports an archive that checkArchive found good: content,
+// unpacked snapshots, and at last the image records, under a lease that makes
+// containerd drop all of it if anything fails before.
+func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader, origin string) (names []string, err error) {
+	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	tr, err := decompress(r)
+	if err != nil {
+		return nil, err
+	}
+	defer tr.Close()
+	ctx, done, err := client.WithLease(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("create lease for import: %w", err)
+	}
+	// The lease must go even when the caller gave up.
+	defer func() { err = errors.Join(err, done(context.WithoutCancel(ctx))) }()
+
+	cs := client.ContentStore()
+	index, err := archive.ImportIndex(ctx, cs, tr)
+	if err != nil {
+		return nil, fmt.Errorf("import image archive: %w", err)
+	}
+	var found []images.Image
+	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+		if d.Digest != index.Digest {
+			return images.Children(ctx, cs, d)
+		}
+		entries, err := readIndex(ctx, cs, d)
+		if err != nil {
+			return nil, err
+		}
+		var use []v1.Descriptor
+		for _, m := range entries {
+			if m.Platform != nil && !platforms.Default().Match(*m.Platform) {
+				continue
+			}
+			if name := imageNameOf(m.Annotations); name != "" {
+				found = append(found, images.Image{Name: name, Target: m})
+				use = append(use, m)
+			}
+		}
+		return use, nil
+	})
+	walk := images.SetChildrenLabels(cs, images.FilterPlatforms(handler, platforms.Default()))
+	if err := images.WalkNotEmpty(ctx, walk, index); err != nil {
+		return nil, fmt.Errorf("walk imported image: %w", err)
+	}
+	for _, img := range found {
+		// SyncFs: the metadata must not name as complete what a power cut can
+		// still take.
+		if err := containerd.NewImage(client, img).Unpack(ctx, snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
+		}
+	}
+	for _, img := range found {
+		if err := recordImage(ctx, client, img, origin); err != nil {
+			return nil, err
+		}
+		names = append(names, img.Name)
+	}
+	return names, nil
+}
+
+// recordImage writes the records CRI expects of an image: one under its name,
+// one under its digest, so that pods may ask for it by either, and one under the
+// id of its configuration.
+func recordImage(ctx context.Context, client *containerd.Client, img images.Image, origin string) error {
+	config, err := containerd.NewImage(client, img).Config(ctx)
+	if err != nil {
+		return fmt.Errorf("read configuration of image %s: %w", img.Name, err)
+	}
+	refs := []string{config.Digest.String(), img.Name}
+	if named, err := reference.ParseDockerRef(img.Name); err == nil {
+		refs = append(refs, reference.TrimNamed(named).String()+"@"+img.Target.Digest.String())
+	}
+	store := client.ImageService()
+	for _, ref := range refs {
+		record := images.Image{Name: ref, Target: img.Target, Labels: map[string]string{
+			labelManaged: labelManagedValue,
+			labelPinned:  labelPinnedValue,
+			labelOrigin:  origin,
+		}}
+		_, err := store.Create(ctx, record)
+		if errdefs.IsAlreadyExists(err) {
+			_, err = store.Update(ctx, record, "target", "labels."+labelManaged, "labels."+labelPinned, "labels."+labelOrigin)
+		}
+		if err != nil {
+			return fmt.Errorf("record image %s: %w", ref, err)
+		}
+	}
+	return nil
+}
+
+func readIndex(ctx context.Context, cs content.Provider, d v1.Descriptor) ([]v1.Descriptor, error) {
+	data, err := content.ReadBlob(ctx, cs, d)
+	if err != nil {
+		return nil, fmt.Errorf("read image index: %w", err)
+	}
+	var index v1.Index
+	if err := json.Unmarshal(data, &index); err != nil {
+		return nil, fmt.Errorf("parse image index: %w", err)
+	}
+	return index.Manifests, nil
+}

@@ -1,0 +1,75 @@
+package runtime
+
+import (
+	"fmt"
+	"io"
+	goruntime "runtime"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// bridgeLogs sends what containerd says, which goes to logrus' one standard
+// logger, to ours. Containerd's info is our debug: it reports every call. Its
+// fatal errors, which would end the process, are sent to fatal, and only the
+// goroutine that met one ends.
+func bridgeLogs(log *zap.Logger, debug bool, fatal chan<- error) {
+	std := logrus.StandardLogger()
+	std.SetOutput(io.Discard)
+	std.SetFormatter(discardFormatter{})
+	std.SetLevel(logrus.WarnLevel)
+	if debug {
+		std.SetLevel(logrus.InfoLevel)
+	}
+	std.ReplaceHooks(logrus.LevelHooks{})
+	std.AddHook(&zapHook{log: log, fatal: fatal})
+	std.ExitFunc = func(int) { goruntime.Goexit() }
+}
+
+type discardFormatter struct{}
+
+func (discardFormatter) Format(*logrus.Entry) ([]byte, error) { return nil, nil }
+
+type zapHook struct {
+	log   *zap.Logger
+	fatal chan<- error
+}
+
+func (*zapHook) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (h *zapHook) Fire(e *logrus.Entry) error {
+	if e.Level == logrus.FatalLevel {
+		select {
+		case h.fatal <- fmt.Errorf("run containerd: %s: %v", e.Message, e.Data[logrus.ErrorKey]):
+		default: // the first one is already on its way
+		}
+	}
+	ce := h.log.Check(zapLevel(e.Level), e.Message)
+	if ce == nil {
+		return nil
+	}
+	ce.Time = e.Time
+	if ce.Time.IsZero() {
+		ce.Time = time.Now()
+	}
+	fields := make([]zap.Field, 0, len(e.Data))
+	for k, v := range e.Data {
+		fields = append(fields, zap.Any(k, v))
+	}
+	ce.Write(fields...)
+	return nil
+}
+
+// zapLevel maps containerd's levels to ours, one quieter below error.
+func zapLevel(l logrus.Level) zapcore.Level {
+	switch l {
+	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:
+		return zapcore.ErrorLevel
+	case logrus.WarnLevel:
+		return zapcore.WarnLevel
+	default:
+		return zapcore.DebugLevel
+	}
+}

@@ -1,0 +1,101 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// mountsBelow lists mount points in dir or equal to it, the deepest first.
+func mountsBelow(dir string) ([]string, error) {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return nil, fmt.Errorf("list mounts below %s: %w", dir, err)
+	}
+	var points []string
+	for _, i := range infos {
+		points = append(points, i.Mountpoint)
+	}
+	// The kernel lists a later mount later; equal paths are stacked.
+	slices.SortStableFunc(points, func(a, b string) int {
+		return strings.Count(b, "/") - strings.Count(a, "/")
+	})
+	return points, nil
+}
+
+// unmountBelow takes away every mount below dir. Only for folders in which
+// nobody but containerd mounts.
+func unmountBelow(dir string) error {
+	points, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range points {
+		if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveTree removes a folder and what is in it, except what is mounted inside:
+// a mount point, its content and the folders above it stay. It returns those
+// mount points. Removing what does not exist is no error.
+func RemoveTree(dir string) (kept []string, err error) {
+	points, err := mountsBelow(dir)
+	if err != nil {
+		return nil, err
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	mounted := map[string]bool{}
+	above := map[string]bool{}
+	for _, p := range points {
+		mounted[p] = true
+		for d := filepath.Dir(p); len(d) >= len(dir); d = filepath.Dir(d) {
+			above[d] = true
+		}
+	}
+	if len(points) == 0 {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, fmt.Errorf("remove folder: %w", err)
+		}
+		return nil, nil
+	}
+	return points, removeAround(dir, mounted, above)
+}
+
+// removeAround removes what is neither a mount point nor leads to one. Folders
+// without mounts are removed whole; no mount can be hidden in them.
+func removeAround(dir string, mounted, above map[string]bool) error {
+	if mounted[dir] {
+		return nil
+	}
+	if !above[dir] {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove: %w", err)
+		}
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list folder to remove: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, removeAround(filepath.Join(dir, e.Name()), mounted, above))
+	}
+	return errors.Join(errs...)
+}

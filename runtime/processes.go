@@ -1,0 +1,208 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/runtime/bundle"
+)
+
+// process is one entry of /proc, as far as finding ours needs.
+type process struct {
+	pid, parent int
+	start       string // ticks since boot: with the pid, names a process for good
+	args        []string
+}
+
+// processes lists what runs now. A process that ends meanwhile is left out.
+func processes() (map[int]process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	found := map[int]process{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if p, ok := readProcess(pid); ok {
+			found[pid] = p
+		}
+	}
+	return found, nil
+}
+
+func readProcess(pid int) (process, bool) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return process{}, false
+	}
+	// The command's name stands in parentheses and may hold anything.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" {
+		return process{}, false
+	}
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return process{}, false
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return process{}, false
+	}
+	return process{
+		pid:    pid,
+		parent: parent,
+		start:  fields[19],
+		args:   strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00"),
+	}, true
+}
+
+// isShim reports whether a process is a shim that serves the containerd of this
+// data folder: the socket it reports to is its own.
+func (p process) isShim(socket string) bool {
+	if len(p.args) == 0 || filepath.Base(p.args[0]) != bundle.Shim {
+		return false
+	}
+	i := slices.Index(p.args, "-address")
+	return i >= 0 && i+1 < len(p.args) && p.args[i+1] == socket
+}
+
+// container is what runc wrote about one of its containers.
+type container struct {
+	InitPid     int               `json:"init_process_pid"`
+	InitStart   uint64            `json:"init_process_start"`
+	CgroupPaths map[string]string `json:"cgroup_paths"`
+}
+
+// containers lists what runc knows of, by folder. A file that cannot be read or
+// parsed is skipped: its processes are found through the shims.
+func containers(runcRoot string) ([]container, error) {
+	files, err := filepath.Glob(filepath.Join(runcRoot, "*", "*", "state.json"))
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	var found []container
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		var c container
+		if json.Unmarshal(data, &c) == nil {
+			found = append(found, c)
+		}
+	}
+	return found, nil
+}
+
+// findOurs returns the processes of this data folder's pods: its shims, all
+// they started, and what runs in the cgroups of its containers.
+func findOurs(p paths) (map[int]process, error) {
+	all, err := processes()
+	if err != nil {
+		return nil, err
+	}
+	ours := map[int]process{}
+	for _, pr := range all {
+		if pr.isShim(p.socket) {
+			ours[pr.pid] = pr
+		}
+	}
+	// A shim takes in the orphans of its containers, so everything a container
+	// started is below it.
+	for grown := true; grown; {
+		grown = false
+		for _, pr := range all {
+			if _, known := ours[pr.pid]; known {
+				continue
+			}
+			if _, ok := ours[pr.parent]; ok {
+				ours[pr.pid] = pr
+				grown = true
+			}
+		}
+	}
+	// Containers whose shim was killed have no parent of ours left.
+	list, err := containers(p.runcRoot)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range list {
+		if pr, ok := all[c.InitPid]; ok && pr.start == strconv.FormatUint(c.InitStart, 10) {
+			ours[pr.pid] = pr
+		}
+		for _, dir := range c.CgroupPaths {
+			for _, pid := range cgroupProcesses(dir) {
+				if pr, ok := all[pid]; ok {
+					ours[pid] = pr
+				}
+			}
+		}
+	}
+	delete(ours, os.Getpid())
+	return ours, nil
+}
+
+// cgroupProcesses lists the processes of a container's cgroup and those below.
+func cgroupProcesses(dir string) []int {
+	if filepath.Clean(dir) == "/sys/fs/cgroup" || !strings.HasPrefix(dir, "/sys/fs/cgroup/") {
+		return nil
+	}
+	var pids []int
+	// A cgroup that is gone has no processes.
+	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Name() != "cgroup.procs" {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil
+		}
+		for _, line := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(line); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	return pids
+}
+
+// killOurs kills every process of this data folder's pods and waits until all
+// are gone. New ones that were started meanwhile are killed too.
+func killOurs(ctx context.Context, p paths) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ours, err := findOurs(p)
+		if err != nil {
+			return err
+		}
+		if len(ours) == 0 {
+			return nil
+		}
+		for pid := range ours {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill process %d of a pod: %w", pid, err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %d processes of pods to end: %w", len(ours), ctx.Err())
+		}
+	}
+}

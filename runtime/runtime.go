@@ -1,0 +1,219 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	internalapi "k8s.io/cri-api/pkg/apis"
+
+	"github.com/mote-dev/mote/runtime/bundle"
+)
+
+// stopTimeout bounds the work done after the caller asked to stop.
+const stopTimeout = 5 * time.Second
+
+// errStopped ends the parts of a Run whose caller asked it to stop.
+var errStopped = errors.New("container runtime was asked to stop")
+
+// Runtime is the container runtime of one node. Containers outlive it: the next
+// Run over the same folders finds them again.
+type Runtime struct {
+	cfg   Config
+	p     paths
+	log   *zap.Logger
+	ready chan struct{}
+
+	// mu guards what Run learns and others ask for.
+	mu     sync.Mutex
+	daemon *daemon
+	bundle bundle.Bundle
+}
+
+// New checks the configuration. Nothing on disk is touched before Run.
+func New(c Config) (*Runtime, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	c = c.withDefaults()
+	return &Runtime{cfg: c, p: c.paths(), log: c.Logger, ready: make(chan struct{})}, nil
+}
+
+// Ready is closed when CRI answers, running pods were found again, and the
+// bundled and local images are there.
+func (r *Runtime) Ready() <-chan struct{} { return r.ready }
+
+// Socket returns the path of containerd's socket, which also serves CRI.
+func (r *Runtime) Socket() string { return r.p.socket }
+
+// BinDir returns the folder of the unpacked tools; paths in it stay valid over
+// upgrades.
+func (r *Runtime) BinDir() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bundle.Dir
+}
+
+// PauseImage returns the reference of the pods' sandbox image, known once Ready.
+func (r *Runtime) PauseImage() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bundle.Manifest.PauseImage
+}
+
+// RuntimeService returns CRI's runtime service without a socket between. Nil
+// before Ready.
+func (r *Runtime) RuntimeService() internalapi.RuntimeService {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.daemon == nil {
+		return nil
+	}
+	return &runtimeService{s: r.daemon.cri}
+}
+
+// ImageService returns CRI's image service without a socket between. Nil before
+// Ready.
+func (r *Runtime) ImageService() internalapi.ImageManagerService {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.daemon == nil {
+		return nil
+	}
+	return &imageService{s: r.daemon.cri}
+}
+
+// Run starts containerd, repairs what the last stop left damaged, loads images,
+// and blocks until the context ends or containerd fails. Pods are left running.
+// It may be called once.
+func (r *Runtime) Run(ctx context.Context) (err error) {
+	fatal := make(chan error, 1)
+	bridgeLogs(r.log.Named("containerd"), r.cfg.Debug, fatal)
+
+	if err := r.p.mkdirs(r.cfg); err != nil {
+		return err
+	}
+	unlock, err := lock(r.p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+
+	last, err := readLastStop(r.p)
+	if err != nil {
+		return err
+	}
+	b, err := bundle.Unpack(bundle.Options{
+		Dir:           r.cfg.BinDir,
+		VerifyContent: !last.clean,
+		Progress:      func(done, total int64) { r.cfg.Progress("unpack", "bundled tools", done, total) },
+	})
+	if err != nil {
+		return err
+	}
+	d, snapshotter, err := r.start(ctx, b, last)
+	if err != nil {
+		return err
+	}
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.serve(gctx, r.p) })
+	g.Go(func() error {
+		select {
+		case err := <-fatal:
+			return err
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error {
+		if err := r.becomeReady(gctx, d, b, snapshotter, last); err != nil {
+			return err
+		}
+		<-gctx.Done()
+		return errStopped
+	})
+	err = g.Wait()
+	if ctx.Err() != nil {
+		// Whatever a part says while it is being stopped is no failure.
+		err = nil
+	}
+	if err := d.close(); err != nil {
+		r.log.Warn("containerd did not close all it had open", zap.Error(err))
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	return markCleanStop(r.p)
+}
+
+// start brings containerd up, repairing its state first.
+func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*daemon, string, error) {
+	registries, err := readRegistries(r.cfg.RegistriesFile)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := registries.writeHosts(r.p.certs); err != nil {
+		return nil, "", err
+	}
+	snapshotter, reason := chooseSnapshotter(r.cfg, r.p)
+	if reason != nil {
+		r.log.Warn("overlayfs does not work here: images are copied for each container, which takes more disk and time", zap.Error(reason))
+	}
+	settings := pluginSettings(r.cfg, r.p, b, snapshotter, registries, lacksSysResource())
+	if err := r.repair(ctx, last); err != nil {
+		return nil, "", err
+	}
+	// The plugins keep this context for as long as they live, beyond the moment
+	// the caller asks to stop: what is under way then may finish.
+	pluginCtx := context.WithoutCancel(ctx)
+	d, err := startDaemon(pluginCtx, r.p, settings, snapshotter)
+	if err != nil {
+		// The checks before did not see the damage that containerd does. One
+		// more try from nothing is better than never starting again.
+		r.log.Error("containerd does not start from the state on disk: setting it aside", zap.Error(err))
+		if err := r.setAside(ctx, err.Error(), damagedAll); err != nil {
+			return nil, "", err
+		}
+		if d, err = startDaemon(pluginCtx, r.p, settings, snapshotter); err != nil {
+			return nil, "", fmt.Errorf("start containerd: %w", err)
+		}
+	}
+	return d, snapshotter, nil
+}
+
+// becomeReady waits for CRI, loads images and announces readiness.
+func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, snapshotter string, last lastStop) error {
+	recovered := make(chan struct{})
+	go func() {
+		// Ends when the plugin is ready, or with the process if it never is.
+		d.ready.Wait()
+		close(recovered)
+	}()
+	select {
+	case <-recovered:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	l := imageLoader{
+		client:      d.client,
+		snapshotter: snapshotter,
+		log:         r.log,
+		p:           r.p,
+		progress:    r.cfg.Progress,
+		verify:      !last.clean,
+	}
+	if err := l.loadAll(ctx, b, r.cfg.ImagesDir); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.daemon, r.bundle = d, b
+	r.mu.Unlock()
+	close(r.ready)
+	return nil
+}

@@ -1,0 +1,42 @@
+package runtime
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// checkSnapshotFolders compares a snapshotter's database, found whole before,
+// with the folders beside it. A committed snapshot whose folder is gone would
+// only show when a container starts from it.
+func checkSnapshotFolders(db string) (err error) {
+	b, err := bbolt.Open(db, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return fmt.Errorf("open snapshot database: %w", err)
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	folders := filepath.Join(filepath.Dir(db), snapshotsFolder)
+	return b.View(func(tx *bbolt.Tx) error {
+		v1 := tx.Bucket([]byte("v1"))
+		if v1 == nil {
+			return nil
+		}
+		list := v1.Bucket([]byte("snapshots"))
+		if list == nil {
+			return nil
+		}
+		return list.ForEachBucket(func(key []byte) error {
+			id, _ := binary.Uvarint(list.Bucket(key).Get([]byte("id")))
+			if _, err := os.Stat(filepath.Join(folders, strconv.FormatUint(id, 10))); err != nil {
+				return fmt.Errorf("%w: snapshot %s: %w", errDamagedDB, key, err)
+			}
+			return nil
+		})
+	})
+}

@@ -1,0 +1,109 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInUse is wrapped by Run when another process runs a Runtime over the same
+// data folder.
+var ErrInUse = errors.New("the container runtime's data folder is in use by another mote")
+
+const (
+	lockFile  = "lock"
+	cleanMark = "clean-stop"
+	bootFile  = "boot-id"
+	// bootIDSource changes with every start of the kernel.
+	bootIDSource = "/proc/sys/kernel/random/boot_id"
+)
+
+// lock takes the data folder for this process and returns how to give it back.
+// The kernel gives it back by itself when the process ends.
+func lock(p paths) (unlock func() error, err error) {
+	f, err := os.OpenFile(filepath.Join(p.marks, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock file: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%w: %s", ErrInUse, p.root)
+		} else {
+			err = fmt.Errorf("lock data folder: %w", err)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return f.Close, nil
+}
+
+// lastStop is what is known of the end of the Run before this one.
+type lastStop struct {
+	// clean: it closed its files. If not, what it wrote last may be damaged.
+	clean bool
+	// sameBoot: the kernel has not started since, so its containers may run.
+	sameBoot bool
+}
+
+// readLastStop reads the marks of the last Run and takes the clean one away, so
+// that it stands only if this Run ends cleanly too.
+func readLastStop(p paths) (lastStop, error) {
+	var last lastStop
+	mark := filepath.Join(p.marks, cleanMark)
+	switch err := os.Remove(mark); {
+	case err == nil:
+		last.clean = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return last, fmt.Errorf("remove mark of clean stop: %w", err)
+	}
+	now, err := os.ReadFile(bootIDSource)
+	if err != nil {
+		return last, fmt.Errorf("read boot id: %w", err)
+	}
+	file := filepath.Join(p.marks, bootFile)
+	before, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return last, fmt.Errorf("read last boot id: %w", err)
+	}
+	last.sameBoot = strings.TrimSpace(string(before)) == strings.TrimSpace(string(now))
+	if last.sameBoot {
+		return last, syncDir(p.marks)
+	}
+	return last, writeSynced(file, now)
+}
+
+// markCleanStop leaves the mark readLastStop looks for.
+func markCleanStop(p paths) error {
+	return writeSynced(filepath.Join(p.marks, cleanMark), nil)
+}
+
+// writeSynced replaces a file so that after a power cut it is either the old or
+// the new one, whole.
+func writeSynced(name string, data []byte) (err error) {
+	temp := name + ".tmp"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(name), err)
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(name), err)
+	}
+	if err := os.Rename(temp, name); err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(name), err)
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open folder to sync: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
