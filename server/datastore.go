@@ -48,7 +48,7 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of the store: %w", err)
 	}
-	s, err := store.Open(ctx, store.Options{Path: file, Logger: c.Logger.Named("store"), Relaxed: c.DatastoreDurability == DurabilityRelaxed})
+	s, err := store.Open(ctx, store.Options{Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability)})
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", file, err)
 	}

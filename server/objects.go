@@ -40,6 +40,11 @@ func (s *Server) ensureDNSService(ctx context.Context, client kubernetes.Interfa
 	if len(s.config.ClusterDNS) == 0 {
 		return nil
 	}
+	services := client.CoreV1().Services(metav1.NamespaceSystem)
+	// Asked first: creating it again would fail on its address, not on its name.
+	if _, err := services.Get(ctx, "kube-dns", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
 	addresses := make([]string, len(s.config.ClusterDNS))
 	for i, ip := range s.config.ClusterDNS {
 		addresses[i] = ip.String()
@@ -61,9 +66,6 @@ func (s *Server) ensureDNSService(ctx context.Context, client kubernetes.Interfa
 			},
 		},
 	}
-	_, err := client.CoreV1().Services(metav1.NamespaceSystem).Create(ctx, service, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
+	_, err := services.Create(ctx, service, metav1.CreateOptions{})
 	return err
 }

@@ -64,6 +64,9 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	if err := applyArgs(o, c.ExtraArgs); err != nil {
 		return nil, err
 	}
+	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return nil, fmt.Errorf("set feature gates: %w", err)
+	}
 	return o, nil
 }
 

@@ -23,7 +23,10 @@ type clientBuilder struct {
 var _ clientbuilder.ControllerClientBuilder = clientBuilder{}
 
 func (b clientBuilder) Config(name string) (*rest.Config, error) {
-	return b.loopback.Config(serviceaccount.UserInfo("kube-system", name, "")), nil
+	account := serviceaccount.UserInfo("kube-system", name, "")
+	return b.loopback.Config(&user.DefaultInfo{
+		Name: account.GetName(), Groups: append(account.GetGroups(), user.AllAuthenticated),
+	}), nil
 }
 
 func (b clientBuilder) ConfigOrDie(name string) *rest.Config {

@@ -42,6 +42,11 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 
 func (w *responseWriter) Flush() { w.start(http.StatusOK) }
 
+// CloseNotify exists because upstream's wrappers pass http.Flusher on only for a
+// writer that has this, too (responsewriter.WrapForHTTP1Or2). A client that goes
+// away is told by the request's context.
+func (w *responseWriter) CloseNotify() <-chan bool { return make(chan bool) }
+
 // SetReadDeadline and SetWriteDeadline exist for http.ResponseController; there
 // is no connection that could hang, so a deadline has nothing to guard.
 func (w *responseWriter) SetReadDeadline(time.Time) error  { return nil }
