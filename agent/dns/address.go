@@ -1,0 +1,144 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// addressCheck is how often the interface is looked at although nothing was reported.
+const addressCheck = time.Minute
+
+// addressKeeper keeps the listen addresses on an interface of the node.
+type addressKeeper struct {
+	name  string
+	addrs []netip.AddrPort
+	log   *zap.Logger
+}
+
+// ensure makes the interface, sets it up and gives it the addresses, whichever of it is missing.
+func (k addressKeeper) ensure() error {
+	link, err := netlink.LinkByName(k.name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		link, err = makeLink(k.name)
+	}
+	if err != nil {
+		return fmt.Errorf("find interface %s: %w", k.name, err)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set interface %s up: %w", k.name, err)
+		}
+	}
+	for _, a := range k.addrs {
+		ip := a.Addr()
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}}
+		if ip.Is6() {
+			// Nobody else has it on this link; without this it could not be used for a second or two.
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("add %s to interface %s: %w", ip, k.name, err)
+		}
+	}
+	return nil
+}
+
+// makeLink makes an interface that leads nowhere. Kernels without the dummy driver have bridges, and one without ports does.
+func makeLink(name string) (netlink.Link, error) {
+	err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}})
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	return netlink.LinkByName(name)
+}
+
+// run repairs the interface until ctx ends.
+func (k addressKeeper) run(ctx context.Context) error {
+	updates := make(chan netlink.AddrUpdate, 16)
+	if err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
+		k.log.Debug("watch of addresses interrupted", zap.Error(err))
+	}}); err != nil {
+		// The tick below still repairs.
+		k.log.Info("address changes are not reported", zap.Error(err))
+		updates = nil
+	}
+	tick := time.NewTicker(addressCheck)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			// The subscription ends by closing its channel; until then it may wait for room in it.
+			for updates != nil {
+				if _, ok := <-updates; !ok {
+					break
+				}
+			}
+			return nil
+		case u, ok := <-updates:
+			if !ok {
+				updates = nil
+				continue
+			}
+			if u.NewAddr || !k.ours(u.LinkAddress.IP) {
+				continue
+			}
+		case <-tick.C:
+		}
+		if err := k.ensure(); err != nil {
+			if !failing {
+				k.log.Error("cluster DNS address is missing; retrying", zap.Error(err))
+			}
+			failing = true
+			continue
+		}
+		failing = false
+	}
+}
+
+func (k addressKeeper) ours(ip net.IP) bool {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return false
+	}
+	for _, own := range k.addrs {
+		if own.Addr() == a.Unmap() {
+			return true
+		}
+	}
+	return false
+}
+
+// Cleanup removes the interface a [Server] made; name is its config's, empty means mote-dns. It succeeds if there is none.
+func Cleanup(name string) error {
+	if name == "" {
+		name = DefaultInterface
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			return nil
+		}
+		return fmt.Errorf("find interface %s: %w", name, err)
+	}
+	if t := link.Type(); t != "dummy" && t != "bridge" {
+		return fmt.Errorf("remove interface %s: it is a %s, not made by mote", name, t)
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		return fmt.Errorf("remove interface %s: %w", name, err)
+	}
+	return nil
+}

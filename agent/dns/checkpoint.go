@@ -1,0 +1,178 @@
+package dns
+
+import (
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// checkpointDelay gathers changes, and spares storage that wears out.
+	checkpointDelay = 30 * time.Second
+	// checkpointVersion is raised when the form changes; others are not read.
+	checkpointVersion = 1
+)
+
+// checkpoint is the form of the file: everything an index holds.
+type checkpoint struct {
+	Version    int
+	Domain     string
+	Namespaces []string
+	Services   []checkpointService
+}
+
+type checkpointService struct {
+	Namespace, Name string
+	service
+	Slices map[string]*slice `json:",omitempty"`
+}
+
+// restore answers from the checkpoint until the informers know better, and reports whether there was one.
+func (s *Server) restore() bool {
+	if s.cfg.CheckpointFile == "" {
+		return false
+	}
+	x, err := readCheckpoint(s.cfg.CheckpointFile, s.cfg.ClusterDomain)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil:
+		// It is only what the API server will say again.
+		s.log.Warn("DNS checkpoint is of no use", zap.Error(err))
+		return false
+	}
+	s.names.Store(x)
+	s.log.Info("DNS answers from its checkpoint", zap.Int("services", len(x.services)))
+	return true
+}
+
+// keepCheckpoint writes the checkpoint some time after changes, and at the end.
+func (s *Server) keepCheckpoint(ctx context.Context) error {
+	if s.cfg.CheckpointFile == "" {
+		return nil
+	}
+	var last [sha256.Size]byte
+	write := func() {
+		// An incomplete index would replace a better file.
+		if s.names.Load() != s.live {
+			return
+		}
+		select {
+		case <-s.ready:
+		default:
+			return
+		}
+		text, err := s.live.encode(s.cfg.ClusterDomain)
+		if err == nil {
+			sum := sha256.Sum256(text)
+			if sum == last {
+				return
+			}
+			if err = writeCheckpoint(s.cfg.CheckpointFile, text); err == nil {
+				last = sum
+			}
+		}
+		if err != nil {
+			s.log.Warn("DNS checkpoint was not written", zap.Error(err))
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			write()
+			return nil
+		case <-s.dirty:
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(checkpointDelay):
+			write()
+		}
+	}
+}
+
+// encode returns the index in the checkpoint's form, equal for equal indexes.
+func (x *index) encode(domain string) ([]byte, error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	c := checkpoint{Version: checkpointVersion, Domain: domain}
+	for n := range x.namespaces {
+		c.Namespaces = append(c.Namespaces, n)
+	}
+	slices.Sort(c.Namespaces)
+	for k, s := range x.services {
+		c.Services = append(c.Services, checkpointService{Namespace: k.ns, Name: k.name, service: *s, Slices: x.slices[k]})
+	}
+	slices.SortFunc(c.Services, func(a, b checkpointService) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+	return json.Marshal(c)
+}
+
+// readCheckpoint returns the index a file holds.
+func readCheckpoint(path, domain string) (*index, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open checkpoint: %w", err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoint: %w", err)
+	}
+	var c checkpoint
+	if err := json.NewDecoder(z).Decode(&c); err != nil {
+		return nil, fmt.Errorf("read checkpoint: %w", err)
+	}
+	if c.Version != checkpointVersion || c.Domain != domain {
+		return nil, fmt.Errorf("read checkpoint: it is version %d for %s, not version %d for %s", c.Version, c.Domain, checkpointVersion, domain)
+	}
+	x := newIndex(func() {})
+	for _, n := range c.Namespaces {
+		x.setNamespace(n, true)
+	}
+	for _, each := range c.Services {
+		k := key{each.Namespace, each.Name}
+		record := each.service
+		x.setService(k, &record)
+		for name, s := range each.Slices {
+			x.setSlice(k, name, s)
+		}
+	}
+	return x, nil
+}
+
+// writeCheckpoint replaces the file in one step.
+func writeCheckpoint(path string, text []byte) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make folder of checkpoint: %w", err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".dns-*")
+	if err != nil {
+		return fmt.Errorf("make checkpoint: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("write checkpoint: %w", err), os.Remove(tmp.Name()))
+		}
+	}()
+	z := gzip.NewWriter(tmp)
+	if _, err := z.Write(text); err != nil {
+		return errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(z.Close(), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}

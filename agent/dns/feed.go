@@ -1,0 +1,203 @@
+package dns
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+)
+
+// feed hands what informers report on to an index.
+type feed struct {
+	index  *index
+	slices cache.Indexer
+	synced []cache.InformerSynced
+}
+
+// newFeed registers with the factory's informers, which have to be started afterwards.
+func newFeed(x *index, factory informers.SharedInformerFactory) (*feed, error) {
+	f := &feed{index: x}
+	services := factory.Core().V1().Services().Informer()
+	endpointSlices := factory.Discovery().V1().EndpointSlices().Informer()
+	namespaces := factory.Core().V1().Namespaces().Informer()
+	f.slices = endpointSlices.GetIndexer()
+	for _, r := range []struct {
+		informer cache.SharedIndexInformer
+		set      func(obj any, exists bool)
+	}{{namespaces, f.namespace}, {services, f.service}, {endpointSlices, f.slice}} {
+		registration, err := r.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(obj any) { r.set(obj, true) },
+			UpdateFunc: func(old, obj any) {
+				// Resyncs and, for all that matters here, heartbeats of annotations repeat an object.
+				if resourceVersion(old) != resourceVersion(obj) {
+					r.set(obj, true)
+				}
+			},
+			DeleteFunc: func(obj any) {
+				if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+					obj = gone.Obj
+				}
+				r.set(obj, false)
+			},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("watch names of the cluster: %w", err)
+		}
+		f.synced = append(f.synced, registration.HasSynced)
+	}
+	return f, nil
+}
+
+func resourceVersion(obj any) string {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return ""
+	}
+	return m.GetResourceVersion()
+}
+
+func (f *feed) namespace(obj any, exists bool) {
+	if n, ok := obj.(*corev1.Namespace); ok {
+		f.index.setNamespace(n.Name, exists)
+	}
+}
+
+func (f *feed) service(obj any, exists bool) {
+	s, ok := obj.(*corev1.Service)
+	if !ok {
+		return
+	}
+	k := key{s.Namespace, s.Name}
+	if !exists {
+		f.index.setService(k, nil)
+		return
+	}
+	record := serviceRecord(s)
+	f.index.setService(k, record)
+	// Slices of services with an address are not kept. A service that is headless now may have been none when they came.
+	for _, obj := range f.slices.List() {
+		if each, ok := obj.(*discovery.EndpointSlice); ok && sliceOwner(each) == k {
+			f.keepSlice(k, each, record)
+		}
+	}
+}
+
+func (f *feed) slice(obj any, exists bool) {
+	s, ok := obj.(*discovery.EndpointSlice)
+	if !ok {
+		return
+	}
+	k := sliceOwner(s)
+	switch {
+	case k.name == "":
+	case !exists:
+		f.index.setSlice(k, s.Name, nil)
+	default:
+		f.keepSlice(k, s, f.index.service(k))
+	}
+}
+
+// keepSlice stores the slice if its service needs it. Without the service yet, it is looked at again when that comes.
+func (f *feed) keepSlice(k key, s *discovery.EndpointSlice, owner *service) {
+	if owner != nil && owner.headless() {
+		f.index.setSlice(k, s.Name, sliceRecord(s))
+	} else if f.index.hasSlice(k, s.Name) {
+		f.index.setSlice(k, s.Name, nil)
+	}
+}
+
+func (x *index) hasSlice(k key, name string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.slices[k][name] != nil
+}
+
+func sliceOwner(s *discovery.EndpointSlice) key {
+	return key{s.Namespace, s.Labels[discovery.LabelServiceName]}
+}
+
+// serviceRecord reduces a Service to its names.
+func serviceRecord(s *corev1.Service) *service {
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		alias, err := domainName(s.Spec.ExternalName)
+		if err != nil {
+			// The API server checks names; an address in this field passes it and cannot be an alias.
+			return &service{}
+		}
+		return &service{Alias: alias}
+	}
+	out := &service{Unready: s.Spec.PublishNotReadyAddresses}
+	ips := s.Spec.ClusterIPs
+	if len(ips) == 0 {
+		ips = []string{s.Spec.ClusterIP}
+	}
+	for _, text := range ips {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			out.IPs = append(out.IPs, ip.Unmap())
+		}
+	}
+	if len(out.IPs) > 0 {
+		for _, p := range s.Spec.Ports {
+			if p.Name != "" {
+				out.Ports = append(out.Ports, port{p.Name, strings.ToLower(string(p.Protocol)), uint16(p.Port)})
+			}
+		}
+	}
+	return out
+}
+
+// sliceRecord reduces an EndpointSlice to its names.
+func sliceRecord(s *discovery.EndpointSlice) *slice {
+	out := &slice{}
+	if s.AddressType == discovery.AddressTypeFQDN {
+		return out
+	}
+	for _, p := range s.Ports {
+		if p.Name != nil && *p.Name != "" && p.Port != nil {
+			proto := corev1.ProtocolTCP
+			if p.Protocol != nil {
+				proto = *p.Protocol
+			}
+			out.Ports = append(out.Ports, port{*p.Name, strings.ToLower(string(proto)), uint16(*p.Port)})
+		}
+	}
+	for _, e := range s.Endpoints {
+		for _, text := range e.Addresses {
+			ip, err := netip.ParseAddr(text)
+			if err != nil {
+				continue
+			}
+			host := dashed(ip)
+			if e.Hostname != nil && *e.Hostname != "" {
+				host = strings.ToLower(*e.Hostname)
+			}
+			out.Endpoints = append(out.Endpoints, endpoint{Host: host, IP: ip.Unmap(), Ready: e.Conditions.Ready == nil || *e.Conditions.Ready})
+		}
+	}
+	return out
+}
+
+// dashed writes an address as one label. An IPv6 address must not begin or end with a dash, so it is written in full there.
+func dashed(ip netip.Addr) string {
+	text := ip.Unmap().String()
+	if ip.Is6() && (strings.HasPrefix(text, "::") || strings.HasSuffix(text, "::")) {
+		text = ip.StringExpanded()
+	}
+	return strings.NewReplacer(".", "-", ":", "-").Replace(text)
+}
+
+// undashed reads what dashed wrote.
+func undashed(label string) (netip.Addr, bool) {
+	if strings.Count(label, "-") == 3 {
+		if ip, err := netip.ParseAddr(strings.ReplaceAll(label, "-", ".")); err == nil {
+			return ip, true
+		}
+	}
+	ip, err := netip.ParseAddr(strings.ReplaceAll(label, "-", ":"))
+	return ip, err == nil && ip.Zone() == ""
+}
