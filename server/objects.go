@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -27,10 +29,50 @@ func (s *Server) ensureSystemObjects(ctx context.Context) error {
 	if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("keep namespace kube-system: %w", err)
 	}
+	if err := ensureNodeRole(ctx, client); err != nil {
+		return fmt.Errorf("keep rights of nodes: %w", err)
+	}
 	if err := s.ensureDNSService(ctx, client); err != nil {
 		return fmt.Errorf("keep service kube-system/kube-dns: %w", err)
 	}
 	return nil
+}
+
+// nodeRole is what a node's service proxy, network policy and DNS read beside
+// what upstream's Node authorizer lets its kubelet do. It is the same for all
+// nodes, so it holds nothing secret.
+var nodeRole = []rbacv1.PolicyRule{
+	{APIGroups: []string{""}, Resources: []string{"services", "nodes", "namespaces", "pods"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies", "servicecidrs"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"mote-dns"}, Verbs: []string{"get", "list", "watch"}},
+}
+
+// ensureNodeRole gives nodeRole to all nodes, also after an upgrade changed it.
+func ensureNodeRole(ctx context.Context, client kubernetes.Interface) error {
+	const name = "mote:node"
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: nodeRole}
+	roles := client.RbacV1().ClusterRoles()
+	have, err := roles.Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = roles.Create(ctx, role, metav1.CreateOptions{})
+	case err == nil && !equality.Semantic.DeepEqual(have.Rules, role.Rules):
+		have.Rules = role.Rules
+		_, err = roles.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return err
+	}
+	_, err = client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}},
+	}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
 }
 
 // ensureDNSService makes the service people look for when they ask about

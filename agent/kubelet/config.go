@@ -58,6 +58,11 @@ func (c Config) server() (*options.KubeletServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make kubelet options: %w", err)
 	}
+	// Declaring the flags comes first: it sets some fields to the flags' defaults.
+	flags := pflag.NewFlagSet("kubelet", pflag.ContinueOnError)
+	s.AddFlags(flags)
+	options.AddKubeletConfigFlags(flags, &s.KubeletConfiguration)
+
 	s.RootDirectory = c.RootDir
 	s.CertDirectory = filepath.Join(c.RootDir, "pki")
 	s.HostnameOverride = c.NodeName
@@ -101,20 +106,13 @@ func (c Config) server() (*options.KubeletServer, error) {
 	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
 		return nil, fmt.Errorf("create folder of pod logs: %w", err)
 	}
-	return s, c.applyArgs(s)
-}
-
-func (c Config) applyArgs(s *options.KubeletServer) error {
-	all := pflag.NewFlagSet("kubelet", pflag.ContinueOnError)
-	s.AddFlags(all)
-	options.AddKubeletConfigFlags(all, &s.KubeletConfiguration)
 	for _, arg := range c.ExtraArgs {
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if err := all.Set(name, value); err != nil {
-			return fmt.Errorf("kubelet-arg %q: %w", arg, err)
+		if err := flags.Set(name, value); err != nil {
+			return nil, fmt.Errorf("kubelet-arg %q: %w", arg, err)
 		}
 	}
-	return nil
+	return s, nil
 }
 
 func joinIPs(ips []net.IP) string {

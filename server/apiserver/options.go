@@ -13,6 +13,12 @@ import (
 // newOptions fills upstream's options from c. c.ExtraArgs are applied last, so they win.
 func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o := options.NewServerRunOptions()
+	// Declaring the flags comes first: it sets some fields to the flags' defaults.
+	flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
+	sections := o.Flags()
+	for _, section := range sections.FlagSets {
+		flags.AddFlagSet(section)
+	}
 
 	o.GenericServerRunOptions.AdvertiseAddress = c.AdvertiseAddress
 	o.SecureServing.Required = true
@@ -61,26 +67,14 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.Etcd.StorageConfig.CountMetricPollPeriod = 0
 	o.Etcd.SkipHealthEndpoints = true
 
-	if err := applyArgs(o, c.ExtraArgs); err != nil {
-		return nil, err
+	for _, arg := range c.ExtraArgs {
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if err := flags.Set(name, value); err != nil {
+			return nil, fmt.Errorf("kube-apiserver-arg %q: %w", arg, err)
+		}
 	}
 	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return nil, fmt.Errorf("set feature gates: %w", err)
 	}
 	return o, nil
-}
-
-func applyArgs(o *options.ServerRunOptions, args []string) error {
-	all := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
-	sections := o.Flags()
-	for _, section := range sections.FlagSets {
-		all.AddFlagSet(section)
-	}
-	for _, arg := range args {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if err := all.Set(name, value); err != nil {
-			return fmt.Errorf("kube-apiserver-arg %q: %w", arg, err)
-		}
-	}
-	return nil
 }

@@ -114,9 +114,15 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make controller options: %w", err)
 	}
-	cidrs := join(c.ClusterCIDRs)
+	known, disabled, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	// Declaring the flags comes first: it sets some fields to the flags' defaults.
+	all := pflag.NewFlagSet("kube-controller-manager", pflag.ContinueOnError)
+	sections := o.Flags(known, disabled, aliases)
+	for _, section := range sections.FlagSets {
+		all.AddFlagSet(section)
+	}
 	o.KubeCloudShared.AllocateNodeCIDRs = true
-	o.KubeCloudShared.ClusterCIDR = cidrs
+	o.KubeCloudShared.ClusterCIDR = join(c.ClusterCIDRs)
 	o.KubeCloudShared.ConfigureCloudRoutes = false
 	o.KubeCloudShared.UseServiceAccountCredentials = true
 	o.NodeIPAMController.ServiceCIDR = join(c.ServiceCIDRs)
@@ -137,12 +143,6 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	// large cluster; here it would only delay the first pod.
 	o.Generic.ControllerStartInterval.Duration = 0
 
-	known, disabled, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
-	all := pflag.NewFlagSet("kube-controller-manager", pflag.ContinueOnError)
-	sections := o.Flags(known, disabled, aliases)
-	for _, section := range sections.FlagSets {
-		all.AddFlagSet(section)
-	}
 	for _, arg := range c.ExtraArgs {
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		if err := all.Set(name, value); err != nil {

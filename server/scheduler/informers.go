@@ -28,7 +28,9 @@ func (v activeCoreV1) Pods() corev1informers.TypedPodInformer {
 	return activePodInformer{v.Interface.Pods()}
 }
 
-type activePodInformer struct{ corev1informers.TypedPodInformer }
+type activePodInformer struct {
+	corev1informers.TypedPodInformer
+}
 
 func (p activePodInformer) Informer() cache.SharedIndexInformer {
 	return activePodIndexInformer{p.TypedPodInformer.Informer()}
