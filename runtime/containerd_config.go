@@ -3,6 +3,7 @@ package runtime
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -36,6 +37,8 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 	return map[string]any{
 		id(plugins.ShimPlugin, "manager"): map[string]any{
 			"socket_dir": p.shims,
+			// A shim asked what it can do looks for runc on its path.
+			"env": []string{"PATH=" + b.Dir + string(filepath.ListSeparator) + os.Getenv("PATH")},
 		},
 		id(plugins.TaskMonitorPlugin, "cgroups"): map[string]any{
 			"no_prometheus": true,

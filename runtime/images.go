@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,26 +62,31 @@ type imageLoader struct {
 // loadAll loads the bundled images and then every archive in dir and its folder
 // of imported ones. A bad archive is reported and passed over: it must not keep
 // the node from starting.
-func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) error {
+//
+// It returns the names of all images that were checked or loaded.
+func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) ([]string, error) {
 	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
 	if err := l.loadBundled(ctx, b); err != nil {
-		return err
+		return nil, err
 	}
 	archives, err := listArchives(dir, filepath.Join(dir, importedDir))
 	if err != nil {
-		return err
+		return nil, err
 	}
+	names := []string{b.Manifest.PauseImage}
 	known := map[string]bool{}
 	for _, file := range archives {
 		known[recordName(file)] = true
-		if err := l.loadArchive(ctx, file); err != nil {
+		loaded, err := l.loadArchive(ctx, file)
+		if err != nil {
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return nil, ctx.Err()
 			}
 			l.log.Error("image archive was not loaded", zap.String("file", file), zap.Error(err))
 		}
+		names = append(names, loaded...)
 	}
-	return l.forgetRecords(known)
+	return names, l.forgetRecords(known)
 }
 
 // loadBundled makes sure the pause image is there and whole.
@@ -107,16 +113,16 @@ func (l imageLoader) loadBundled(ctx context.Context, b bundle.Bundle) error {
 }
 
 // loadArchive loads one archive unless it was loaded before and nothing changed.
-func (l imageLoader) loadArchive(ctx context.Context, file string) error {
+func (l imageLoader) loadArchive(ctx context.Context, file string) ([]string, error) {
 	info, err := os.Stat(file)
 	if err != nil {
-		return fmt.Errorf("find image archive: %w", err)
+		return nil, fmt.Errorf("find image archive: %w", err)
 	}
 	recordFile := filepath.Join(l.p.marks, loadedDir, recordName(file))
 	if rec, err := readRecord(recordFile); err == nil && rec.Size == info.Size() && rec.ModTime.Equal(info.ModTime()) {
 		err := l.unchanged(ctx, rec)
 		if err == nil {
-			return nil
+			return slices.Collect(maps.Keys(rec.Images)), nil
 		}
 		l.log.Warn("image is not whole: loading its archive again", zap.String("file", file), zap.Error(err))
 	}
@@ -125,10 +131,10 @@ func (l imageLoader) loadArchive(ctx context.Context, file string) error {
 		l.progress("import", filepath.Base(file), done, total)
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l.log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)), zap.Duration("took", time.Since(start)))
-	return writeRecord(recordFile, rec)
+	return slices.Collect(maps.Keys(rec.Images)), writeRecord(recordFile, rec)
 }
 
 // unchanged reports why an archive's images must be loaded again, or nil.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	goruntime "runtime"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -28,6 +29,13 @@ func bridgeLogs(log *zap.Logger, debug bool, fatal chan<- error) {
 	std.ExitFunc = func(int) { goruntime.Goexit() }
 }
 
+// expectedWarnings are said at each start of a healthy node.
+var expectedWarnings = []string{
+	"failed check for fsverity support",
+	// The pod network writes its configuration when the node has its addresses.
+	"failed to load cni during init, please check CRI plugin status before setting up network for pods",
+}
+
 type discardFormatter struct{}
 
 func (discardFormatter) Format(*logrus.Entry) ([]byte, error) { return nil, nil }
@@ -46,7 +54,11 @@ func (h *zapHook) Fire(e *logrus.Entry) error {
 		default: // the first one is already on its way
 		}
 	}
-	ce := h.log.Check(zapLevel(e.Level), e.Message)
+	level := zapLevel(e.Level)
+	if level == zapcore.WarnLevel && slices.Contains(expectedWarnings, e.Message) {
+		level = zapcore.DebugLevel
+	}
+	ce := h.log.Check(level, e.Message)
 	if ce == nil {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	internalapi "k8s.io/cri-api/pkg/apis"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mote-dev/mote/runtime/bundle"
 )
@@ -208,12 +209,40 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, s
 		progress:    r.cfg.Progress,
 		verify:      !last.clean,
 	}
-	if err := l.loadAll(ctx, b, r.cfg.ImagesDir); err != nil {
+	names, err := l.loadAll(ctx, b, r.cfg.ImagesDir)
+	if err != nil {
+		return err
+	}
+	if err := waitForImages(ctx, d.cri, names); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	r.daemon, r.bundle = d, b
 	r.mu.Unlock()
 	close(r.ready)
+	return nil
+}
+
+// waitForImages waits until CRI knows the images: it hears of new ones by events
+// and would answer that they are missing until then.
+func waitForImages(ctx context.Context, cri criServer, names []string) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for _, name := range names {
+		for {
+			resp, err := call(ctx, criTimeout, cri.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+			if err != nil {
+				return fmt.Errorf("look for loaded image %s: %w", name, err)
+			}
+			if resp.Image != nil {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
 	return nil
 }

@@ -1,0 +1,198 @@
+package runtime_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/runtime/runtimetest"
+)
+
+func TestMain(m *testing.M) {
+	runtimetest.Main()
+	os.Exit(m.Run())
+}
+
+// needRoot skips what needs root, cgroups and the bundle, and says why.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("runs containers: not in -short")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("runs containers: needs root")
+	}
+	if _, err := bundle.ReadManifest(); err != nil {
+		t.Skip(err)
+	}
+}
+
+// node is one test's data folder, with its cgroup and everything taken away at
+// the end.
+type node struct {
+	cfg    runtime.Config
+	cgroup string
+	logs   string
+}
+
+func newNode(t *testing.T) node {
+	t.Helper()
+	needRoot(t)
+	base, err := os.MkdirTemp("", "mote-runtime-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := node{
+		cfg:    runtime.Config{DataDir: filepath.Join(base, "agent"), RegistriesFile: filepath.Join(base, "registries.yaml")},
+		cgroup: "/" + filepath.Base(base),
+		logs:   filepath.Join(base, "logs"),
+	}
+	if err := os.MkdirAll(n.logs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		leftovers, err := runtime.Cleanup(context.Background(), n.cfg.DataDir)
+		if err != nil || len(leftovers) > 0 {
+			t.Errorf("clean up: %v, left: %v", err, leftovers)
+		}
+		checkNothingLeft(t, base)
+		dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup)
+		for _, d := range append(dirs, "/sys/fs/cgroup"+n.cgroup) {
+			if err := os.Remove(d); err != nil && !os.IsNotExist(err) {
+				t.Errorf("test's cgroup is not empty: %v", err)
+			}
+		}
+		if err := os.RemoveAll(base); err != nil {
+			t.Error(err)
+		}
+	})
+	runtimetest.WriteBusybox(t, filepath.Join(n.cfg.DataDir, "images", "busybox.tar"))
+	return n
+}
+
+// checkNothingLeft looks for processes and mounts that name the test's folder.
+func checkNothingLeft(t *testing.T, base string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(line, base) {
+			t.Errorf("mount is left: %s", line)
+		}
+	}
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range cmdlines {
+		data, err := os.ReadFile(f)
+		if err == nil && strings.Contains(string(data), base) {
+			t.Errorf("process is left: %s: %q", f, data)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(base, "agent")); !os.IsNotExist(err) {
+		t.Errorf("data folder is left: %v", err)
+	}
+}
+
+func (n node) pod(ctx context.Context, c runtimetest.CRI, name string) (runtimetest.Pod, error) {
+	return runtimetest.RunPod(ctx, c, name, runtimetest.PodOptions{CgroupParent: n.cgroup, HostNetwork: true, LogDir: n.logs})
+}
+
+func (n node) socket() string { return runtime.SocketPath(n.cfg.DataDir) }
+
+func timeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestRuntime_InProcess drives the CRI services as the kubelet does, by calls.
+func TestRuntime_InProcess(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 60*time.Second)
+	n.cfg.Logger = zaptest.NewLogger(t, zaptest.WrapOptions())
+	r, err := runtime.New(n.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runCtx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	start := time.Now()
+	go func() { done <- r.Run(runCtx) }()
+	select {
+	case <-r.Ready():
+	case err := <-done:
+		t.Fatalf("runtime ended: %v", err)
+	}
+	t.Logf("first start took %s", time.Since(start))
+	c := runtimetest.CRI{Runtime: r.RuntimeService(), Images: r.ImageService()}
+	if err := useContainers(ctx, n, c); err != nil {
+		t.Error(err)
+	}
+	stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("runtime did not stop within 10 s")
+	}
+}
+
+func useContainers(ctx context.Context, n node, c runtimetest.CRI) error {
+	version, err := c.Runtime.Version(ctx, "v1")
+	if err != nil || version.RuntimeName != "containerd" {
+		return fmt.Errorf("version is %v: %w", version, err)
+	}
+	start := time.Now()
+	p, err := n.pod(ctx, c, "pod")
+	if err != nil {
+		return err
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, "main", "sh", "-c", "echo hello; exec sleep 1000")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("pod and container started in %s\n", time.Since(start))
+	out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "from exec"}, 5*time.Second)
+	if err != nil || string(out) != "from exec\n" {
+		return fmt.Errorf("exec gave %q: %w", out, err)
+	}
+	if _, _, err := c.Runtime.ExecSync(ctx, id, []string{"false"}, 5*time.Second); err == nil {
+		return fmt.Errorf("exec of a failing command gave no error")
+	}
+	if _, err := c.Runtime.ContainerStatus(ctx, "no-such-container", false); err == nil {
+		return fmt.Errorf("status of a container that is not there gave no error")
+	}
+	if _, err := c.Runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh"}, Stdin: true, Stdout: true}); err != nil {
+		return fmt.Errorf("prepare exec: %w", err)
+	}
+	if err := c.Runtime.StopContainer(ctx, id, 0); err != nil {
+		return err
+	}
+	if _, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_EXITED); err != nil {
+		return err
+	}
+	log, err := os.ReadFile(filepath.Join(n.logs, "main.log"))
+	if err != nil || !strings.Contains(string(log), "stdout F hello") {
+		return fmt.Errorf("container's log is %q: %w", log, err)
+	}
+	if err := c.Runtime.StopPodSandbox(ctx, p.ID); err != nil {
+		return err
+	}
+	return c.Runtime.RemovePodSandbox(ctx, p.ID)
+}
