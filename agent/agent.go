@@ -2,9 +2,7 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,9 +10,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/agent/kubelet"
@@ -42,6 +45,7 @@ type Agent struct {
 	config  Config
 	connect Connect
 	runtime *runtime.Runtime
+	ready   chan struct{}
 }
 
 // New checks c and returns a node that has not touched anything yet. progress
@@ -60,8 +64,14 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 	if err != nil {
 		return nil, err
 	}
-	return &Agent{config: c, connect: connect, runtime: rt}, nil
+	return &Agent{config: c, connect: connect, runtime: rt, ready: make(chan struct{})}, nil
 }
+
+// RuntimeReady is closed when containers can be started.
+func (a *Agent) RuntimeReady() <-chan struct{} { return a.runtime.Ready() }
+
+// Ready is closed when the API server has seen the node ready for pods.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // Run runs the node until ctx ends. Containers go on when it returns.
 func (a *Agent) Run(ctx context.Context) error {
@@ -84,6 +94,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		g.Go(func() error { return a.watchReady(ctx, client) })
 		k, err := a.kubelet(connection)
 		if err != nil {
 			return err
@@ -91,6 +102,27 @@ func (a *Agent) Run(ctx context.Context) error {
 		return named("kubelet", stopped(ctx, kubelet.Run(ctx, k)))
 	})
 	return g.Wait()
+}
+
+// watchReady closes ready at the node's first Ready condition.
+func (a *Agent) watchReady(ctx context.Context, client kubernetes.Interface) error {
+	list := cache.NewFilteredListWatchFromClient(client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll, func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", a.config.NodeName).String()
+	})
+	_, err := watchtools.UntilWithSync(ctx, list, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
+		node, ok := e.Object.(*corev1.Node)
+		if !ok {
+			return false, nil
+		}
+		return slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}), nil
+	})
+	if err != nil {
+		return stopped(ctx, fmt.Errorf("wait for node %s: %w", a.config.NodeName, err))
+	}
+	close(a.ready)
+	return nil
 }
 
 // startNetwork adds service proxy, pod network and DNS to g.
@@ -152,7 +184,7 @@ func (a *Agent) kubelet(connection Connection) (kubelet.Config, error) {
 		RootDir:         filepath.Join(agentDir, "kubelet"),
 		PodLogsDir:      a.podLogsDir(),
 		NodeName:        c.NodeName,
-		NodeIPs:         a.nodeIPs(),
+		NodeIPs:         c.NodeIPs,
 		REST:            connection.REST,
 		ServingCertFile: connection.ServingCertFile,
 		ServingKeyFile:  connection.ServingKeyFile,
@@ -171,9 +203,6 @@ func (a *Agent) kubelet(connection Connection) (kubelet.Config, error) {
 	}, nil
 }
 
-// nodeIPs are the addresses to register the node with.
-func (a *Agent) nodeIPs() []net.IP { return a.config.NodeIPs }
-
 // named says which part an error came from.
 func named(part string, err error) error {
 	if err == nil {
@@ -184,7 +213,7 @@ func named(part string, err error) error {
 
 // stopped drops an error that only says that ctx ended.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+	if ctx.Err() != nil {
 		return nil
 	}
 	return err

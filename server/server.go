@@ -215,6 +215,11 @@ func (s *Server) addresses() []net.IP {
 	return nil
 }
 
+// URL is the API server's address for other machines, by what is known now.
+func (s *Server) URL() string {
+	return "https://" + net.JoinHostPort(s.advertise().String(), strconv.Itoa(s.config.HTTPSListenPort))
+}
+
 // advertise is the address the API server starts with; loopback without a network.
 func (s *Server) advertise() net.IP {
 	if found := s.addresses(); len(found) > 0 {

@@ -1,0 +1,106 @@
+package cmd
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/server"
+)
+
+// runServer runs a server and, unless node is nil, a node beside it until ctx
+// ends. Either one failing stops both; the node stops first, so that it can
+// still tell the server what it has to.
+func runServer(ctx context.Context, control server.Config, node *agent.Config, ui UI) error {
+	start := time.Now()
+	s, err := server.New(control)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	ready := Ready{Kubeconfig: control.KubeconfigOutput, URL: s.URL()}
+	nodeDone := make(chan struct{})
+	if node == nil {
+		close(nodeDone)
+	} else {
+		a, err := agent.New(*node, connectTo(s, *node), ui.Progress)
+		if err != nil {
+			return err
+		}
+		ready.NodeName = node.NodeName
+		g.Go(func() error {
+			defer close(nodeDone)
+			return a.Run(ctx)
+		})
+		follow(ctx, g, ui, "start container runtime", a.RuntimeReady())
+		follow(ctx, g, ui, "register node", a.Ready())
+		g.Go(func() error {
+			if wait(ctx, s.Ready()) && wait(ctx, a.Ready()) {
+				ready.Took = time.Since(start)
+				ui.Ready(ready)
+			}
+			return nil
+		})
+	}
+	follow(ctx, g, ui, "start API server", s.Ready())
+	if node == nil {
+		g.Go(func() error {
+			if wait(ctx, s.Ready()) {
+				ready.Took = time.Since(start)
+				ui.Ready(ready)
+			}
+			return nil
+		})
+	}
+	// The server's own context ends only after the node has stopped.
+	serverContext, stopServer := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error {
+		defer stopServer()
+		<-ctx.Done()
+		<-nodeDone
+		return nil
+	})
+	g.Go(func() error { return s.Run(serverContext) })
+	return g.Wait()
+}
+
+// connectTo returns how a node in this process connects to s.
+func connectTo(s *server.Server, node agent.Config) agent.Connect {
+	return func(ctx context.Context) (agent.Connection, error) {
+		n, err := s.Node(ctx, node.NodeName, node.NodeIPs, filepath.Join(node.DataDir, "agent", "pki"))
+		if err != nil {
+			return agent.Connection{}, fmt.Errorf("make identity of node %s: %w", node.NodeName, err)
+		}
+		return agent.Connection{
+			REST: n.REST, Informers: n.Informers,
+			ServingCertFile: n.Serving.CertFile, ServingKeyFile: n.Serving.KeyFile, ClientCAFile: n.ClientCAFile,
+		}, nil
+	}
+}
+
+// follow shows a phase until done is closed.
+func follow(ctx context.Context, g *errgroup.Group, ui UI, name string, done <-chan struct{}) {
+	ended := ui.Phase(name)
+	g.Go(func() error {
+		if wait(ctx, done) {
+			ended(nil)
+		} else {
+			ended(context.Cause(ctx))
+		}
+		return nil
+	})
+}
+
+// wait reports whether done was closed before ctx ended.
+func wait(ctx context.Context, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
