@@ -59,18 +59,18 @@ func probeNFTables(ctx context.Context) error {
 	}
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
-	tx.Add(&knftables.Chain{Name: "nat", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PreroutingHook), Priority: knftables.PtrTo(knftables.DNATPriority)})
-	tx.Add(&knftables.Chain{Name: "snat", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(knftables.SNATPriority)})
-	tx.Add(&knftables.Chain{Name: "filter", Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.ForwardHook), Priority: knftables.PtrTo(knftables.FilterPriority)})
-	tx.Add(&knftables.Chain{Name: "endpoint"})
+	tx.Add(&knftables.Chain{Name: "probe-nat", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PreroutingHook), Priority: knftables.PtrTo(knftables.DNATPriority)})
+	tx.Add(&knftables.Chain{Name: "probe-snat", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(knftables.SNATPriority)})
+	tx.Add(&knftables.Chain{Name: "probe-filter", Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.ForwardHook), Priority: knftables.PtrTo(knftables.FilterPriority)})
+	tx.Add(&knftables.Chain{Name: "probe-endpoint"})
 	tx.Add(&knftables.Map{Name: "services", Type: "ipv4_addr . inet_proto . inet_service : verdict"})
 	tx.Add(&knftables.Set{Name: "pods", Type: "ipv4_addr", Flags: []knftables.SetFlag{knftables.IntervalFlag}})
 	tx.Add(&knftables.Set{Name: "affinity", Type: "ipv4_addr", Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag}})
 	for chain, rules := range map[string][]string{
-		"nat":      {"ip daddr . meta l4proto . th dport vmap @services", "fib daddr type local numgen random mod 2 vmap { 0 : goto endpoint, 1 : goto endpoint }"},
-		"endpoint": {"update @affinity { ip saddr timeout 10s }", "meta l4proto tcp dnat to 192.0.2.1:80"},
-		"snat":     {"ip saddr @pods mark and 0x4000 != 0 mark set mark xor 0x4000 masquerade fully-random"},
-		"filter":   {"ct state new reject", "ct status dnat accept"},
+		"probe-nat":      {"ip daddr . meta l4proto . th dport vmap @services", "fib daddr type local numgen random mod 2 vmap { 0 : goto probe-endpoint, 1 : goto probe-endpoint }"},
+		"probe-endpoint": {"update @affinity { ip saddr timeout 10s }", "meta l4proto tcp dnat to 192.0.2.1:80"},
+		"probe-snat":     {"ip saddr @pods mark and 0x4000 != 0 mark set mark xor 0x4000 masquerade fully-random"},
+		"probe-filter":   {"ct state new reject", "ct status dnat accept"},
 	} {
 		for _, rule := range rules {
 			tx.Add(&knftables.Rule{Chain: chain, Rule: rule})

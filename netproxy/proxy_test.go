@@ -1,0 +1,253 @@
+package netproxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	networking "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+func cidr(t *testing.T, text string) *net.IPNet {
+	t.Helper()
+	_, n, err := net.ParseCIDR(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// eventually waits until check returns "" and fails with its last answer otherwise.
+func eventually(t *testing.T, check func() string) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		problem := check()
+		if problem == "" {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatal(problem)
+		case <-tick.C:
+		}
+	}
+}
+
+// testHost is a namespace laid out like a node: an address, a default route, and one pod behind the bridge.
+type testHost struct {
+	pod string // the pod's namespace
+}
+
+// newHost makes the pod in a namespace of its own, joined to the bridge as the plugin would.
+func newHost(t *testing.T) testHost {
+	t.Helper()
+	h := testHost{pod: fmt.Sprintf("mote-np-%d", os.Getpid())}
+	run(t, "ip", "link", "add", "up0", "type", "bridge")
+	run(t, "ip", "addr", "add", "192.0.2.5/24", "dev", "up0")
+	run(t, "ip", "link", "set", "up0", "up")
+	run(t, "ip", "route", "add", "default", "via", "192.0.2.1")
+	run(t, "ip", "link", "add", "mote0", "type", "bridge")
+	run(t, "ip", "addr", "add", "10.42.0.1/24", "dev", "mote0")
+	run(t, "ip", "link", "set", "mote0", "up")
+	run(t, "ip", "netns", "add", h.pod)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", h.pod) })
+	run(t, "ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", h.pod)
+	run(t, "ip", "link", "set", "pod0", "master", "mote0")
+	run(t, "ip", "link", "set", "dev", "pod0", "type", "bridge_slave", "hairpin", "on")
+	run(t, "ip", "link", "set", "pod0", "up")
+	run(t, "ip", "-n", h.pod, "addr", "add", "10.42.0.2/24", "dev", "eth0")
+	run(t, "ip", "-n", h.pod, "link", "set", "eth0", "up")
+	run(t, "ip", "-n", h.pod, "link", "set", "lo", "up")
+	run(t, "ip", "-n", h.pod, "route", "add", "default", "via", "10.42.0.1")
+	return h
+}
+
+// clusterObjects is a cluster of one node with a service whose only endpoint is at ip:port.
+func clusterObjects(ip string, port int32) []runtime.Object {
+	tcp, name, yes, node := v1.ProtocolTCP, "http", true, "n1"
+	return []runtime.Object{
+		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: v1.NodeSpec{PodCIDR: "10.42.0.0/24", PodCIDRs: []string{"10.42.0.0/24"}}},
+		&v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: v1.ServiceSpec{
+			Type: v1.ServiceTypeNodePort, ClusterIP: "10.43.0.80", ClusterIPs: []string{"10.43.0.80"}, IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
+			Ports: []v1.ServicePort{{Name: "http", Protocol: tcp, Port: 80, TargetPort: intstr.FromInt32(port), NodePort: 30080}},
+		}},
+		&discovery.EndpointSlice{
+			ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discovery.LabelServiceName: "web"}},
+			AddressType: discovery.AddressTypeIPv4, Ports: []discovery.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
+			Endpoints: []discovery.Endpoint{{Addresses: []string{ip}, NodeName: &node, Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}}},
+		},
+		&v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "kube-dns"}, Spec: v1.ServiceSpec{
+			ClusterIP: "10.43.0.10", ClusterIPs: []string{"10.43.0.10"}, IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
+			Ports: []v1.ServicePort{{Name: "dns-tcp", Protocol: tcp, Port: 53}},
+		}},
+		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}}},
+	}
+}
+
+// serve answers every connection to addr with text until the test ends.
+func serve(t *testing.T, addr, text string) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(l)
+	}()
+	t.Cleanup(func() {
+		_ = server.Close()
+		<-done
+	})
+}
+
+// get asks url from the host and returns the answer or the error.
+func get(url string) string {
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
+}
+
+// TestProxy_Run drives each backend with real packets. The one endpoint is an address of the host, which needs no pod that
+// serves; the pod asks.
+func TestProxy_Run_NFTables(t *testing.T) { testProxyRun(t, ModeNFTables) }
+func TestProxy_Run_IPTables(t *testing.T) { testProxyRun(t, ModeIPTables) }
+
+func testProxyRun(t *testing.T, mode string) {
+	if !inNamespace(t) {
+		return
+	}
+	h := newHost(t)
+	run(t, "ip", "addr", "add", "10.43.0.10/32", "dev", "lo")
+	serve(t, "192.0.2.5:8080", "web")
+	serve(t, "10.43.0.10:53", "dns")
+	dir := t.TempDir()
+	c := Config{
+		Client: fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")},
+		ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16")}, ServiceCIDRs: []*net.IPNet{cidr(t, "10.43.0.0/16")},
+		LocalServiceIPs: []net.IP{net.ParseIP("10.43.0.10")}, Mode: mode, HealthzAddress: "127.0.0.1:10256",
+		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
+	}
+	p, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	select {
+	case <-p.Ready():
+		t.Logf("ready after %v with %s", time.Since(start), p.Mode())
+	case err := <-done:
+		t.Fatal(err)
+	case <-time.After(60 * time.Second):
+		t.Fatal("not ready")
+	}
+	reaches := func(url, want string) {
+		t.Helper()
+		eventually(t, func() string {
+			if got := get(url); got != want {
+				return fmt.Sprintf("%s: %s", url, got)
+			}
+			return ""
+		})
+	}
+	reaches("http://10.43.0.80/", "web")
+	reaches("http://192.0.2.5:30080/", "web")
+	// The service of the cluster DNS has no endpoints, and must not make the proxier reject what the node answers itself.
+	reaches("http://10.43.0.10:53/", "dns")
+	if got := get("http://127.0.0.1:10256/healthz"); !strings.Contains(got, `"nodeEligible":true`) {
+		t.Errorf("health: %s", got)
+	}
+	fromPod := func(addr string) string {
+		return run(t, "ip", "netns", "exec", h.pod, "timeout", "5", "bash", "-c",
+			fmt.Sprintf(`exec 3<>/dev/tcp/%s; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3`, strings.Replace(addr, ":", "/", 1)))
+	}
+	for addr, want := range map[string]string{"10.43.0.80:80": "web", "192.0.2.5:30080": "web", "10.43.0.10:53": "dns"} {
+		if got := fromPod(addr); got != want {
+			t.Errorf("pod to %s: %q", addr, got)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(c.CNIConfDir, "10-mote.conflist")); err != nil {
+		t.Error(err)
+	}
+
+	if mode == ModeNFTables {
+		run(t, "nft", "flush", "ruleset")
+		reaches("http://10.43.0.80/", "web")
+		reaches("http://10.43.0.10:53/", "dns")
+	}
+
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+	reaches("http://10.43.0.80/", "web")
+	for range 2 {
+		if err := Cleanup(context.Background(), CleanupConfig{CNIConfDir: c.CNIConfDir, StateDir: c.StateDir, Logger: c.Logger}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := run(t, "nft", "list", "ruleset") + run(t, "iptables-save")
+	for _, trace := range []string{"kube-proxy", "KUBE-SVC", "KUBE-SERVICES", "mote", "MOTE", "10.43.0.80"} {
+		if strings.Contains(left, trace) {
+			t.Errorf("%q is left:\n%s", trace, left)
+		}
+	}
+}
+
+func TestChooseMode(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	ctx := context.Background()
+	for forced, want := range map[string]string{ModeAuto: ModeNFTables, ModeNFTables: ModeNFTables, ModeIPTables: ModeIPTables} {
+		if got, err := chooseMode(ctx, forced); err != nil || got != want {
+			t.Errorf("chooseMode(%q) = %q, %v", forced, got, err)
+		}
+	}
+	if got := run(t, "nft", "list", "ruleset"); strings.Contains(got, probeTable) {
+		t.Errorf("the probe left its table:\n%s", got)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if got, err := chooseMode(ctx, ModeAuto); err == nil || !strings.Contains(err.Error(), ErrNoBackend.Error()) {
+		t.Errorf("without tools: %q, %v", got, err)
+	}
+}
+
+func TestConfig_Validate(t *testing.T) {
+	err := Config{Mode: "ipvs", NodePortAddresses: []string{"primary"}, Backend: "pigeon"}.Validate()
+	for _, want := range []string{"neither client", "node name", "ipvs", "node port", "pigeon", "cluster CIDR"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error does not name %s: %v", want, err)
+		}
+	}
+}
