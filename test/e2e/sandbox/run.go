@@ -17,6 +17,12 @@ import (
 // stageVariable tells the three processes apart: the one the user started, the first process of the sandbox, and the test in it.
 const stageVariable = "MOTE_SANDBOX_STAGE"
 
+// dirVariable names the folder that Dir returns.
+const dirVariable = "MOTE_SANDBOX_DIR"
+
+// Dir is a folder on the host's disk for this run. It goes with the sandbox, and its name is short: sockets are put below it.
+func Dir() string { return os.Getenv(dirVariable) }
+
 // Run calls test inside a sandbox and returns its exit code. It re-executes the running program twice to get there, so it belongs at the very start of TestMain.
 func Run(test func() int) int {
 	var (
@@ -51,6 +57,14 @@ func outside() (int, error) {
 		return 0, err
 	}
 	defer groups.remove()
+	dir := fmt.Sprintf("/tmp/mote-e2e-%d", os.Getpid())
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return 0, fmt.Errorf("make sandbox folder: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Setenv(dirVariable, dir); err != nil {
+		return 0, fmt.Errorf("name sandbox folder: %w", err)
+	}
 	if err := groups.enter(); err != nil {
 		return 0, err
 	}

@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// command is `mote kubectl` against the cluster, not yet started.
+func (c *cluster) command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, options.mote, append([]string{"kubectl", "--kubeconfig", c.kubeconfig}, args...)...)
+}
+
+// try runs kubectl and returns its output; standard error is part of the error.
+func (c *cluster) try(ctx context.Context, stdin string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	cmd := c.command(ctx, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("kubectl %s: %w: %s%s", strings.Join(args, " "), err, tailOf(out.String()), tailOf(errOut.String()))
+	}
+	return out.String(), nil
+}
+
+func tailOf(s string) string { return s[max(0, len(s)-2000):] }
+
+// kubectl runs one command that must succeed.
+func (c *cluster) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := c.try(t.Context(), "", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// space is a namespace made for one test.
+type space struct {
+	*cluster
+	t    *testing.T
+	name string
+}
+
+var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
+
+// namespace makes one named for the test. What it holds is written to the artifacts if the test fails, then deleted.
+func (c *cluster) namespace(t *testing.T) *space {
+	t.Helper()
+	last := t.Name()[strings.LastIndex(t.Name(), "/")+1:]
+	return c.namespaceNamed(t, strings.Trim(notInNames.ReplaceAllString(strings.ToLower(last), "-"), "-"))
+}
+
+func (c *cluster) namespaceNamed(t *testing.T, name string) *space {
+	t.Helper()
+	s := &space{cluster: c, t: t, name: name}
+	c.kubectl(t, "create", "namespace", name)
+	s.collectAtEnd()
+	return s
+}
+
+// collectAtEnd leaves the namespace as it is when the server is not there to be asked, or the test asked for it with keep.
+func (s *space) collectAtEnd() {
+	s.t.Cleanup(func() {
+		if !s.running() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		defer cancel()
+		if s.t.Failed() {
+			s.explain(ctx)
+		}
+		if _, err := s.try(ctx, "", "delete", "namespace", s.name, "--wait=false", "--ignore-not-found"); err != nil {
+			s.t.Errorf("delete namespace: %v", err)
+		}
+	})
+}
+
+// explain writes what helps to understand a failure in this namespace.
+func (s *space) explain(ctx context.Context) {
+	dir := filepath.Join(options.artifacts, strings.ReplaceAll(s.t.Name(), "/", "_"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		s.t.Log(err)
+		return
+	}
+	for name, args := range map[string][]string{
+		"objects.txt":  {"get", "all,endpointslices,configmaps,networkpolicies", "-o", "wide"},
+		"pods.txt":     {"describe", "pods"},
+		"events.txt":   {"events"},
+		"nodes.txt":    {"describe", "nodes"},
+		"logs.txt":     {"logs", "--all-pods=true", "--all-containers", "--prefix", "--ignore-errors", "--tail=200"},
+		"all-pods.txt": {"get", "pods", "-A", "-o", "wide"},
+	} {
+		full := append([]string{"-n", s.name}, args...)
+		if name == "logs.txt" {
+			full = []string{"-n", s.name, "logs", "-l", "", "--all-containers", "--prefix", "--ignore-errors", "--tail=200", "--max-log-requests=50"}
+		}
+		out, err := s.try(ctx, "", full...)
+		if err != nil {
+			out += "\n" + err.Error() + "\n"
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(out), 0o644); err != nil {
+			s.t.Log(err)
+		}
+	}
+	s.t.Logf("see %s and %s", dir, s.log.Name())
+}
+
+func (s *space) kubectl(args ...string) string {
+	s.t.Helper()
+	return s.cluster.kubectl(s.t, append([]string{"-n", s.name}, args...)...)
+}
+
+func (s *space) try(ctx context.Context, stdin string, args ...string) (string, error) {
+	return s.cluster.try(ctx, stdin, append([]string{"-n", s.name}, args...)...)
+}
+
+// apply applies a manifest given as text.
+func (s *space) apply(manifest string) {
+	s.t.Helper()
+	if _, err := s.try(s.t.Context(), manifest, "apply", "-f", "-"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// refused applies a manifest that must be rejected, and returns what was said.
+func (s *space) refused(manifest string, args ...string) string {
+	s.t.Helper()
+	if len(args) == 0 {
+		args = []string{"apply", "-f", "-"}
+	}
+	_, err := s.try(s.t.Context(), manifest, args...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		s.t.Fatalf("kubectl %v was not refused (%v):\n%s", args, err, manifest)
+	}
+	return err.Error()
+}
+
+// exec runs a program in a pod and returns its output.
+func (s *space) exec(pod string, args ...string) string {
+	s.t.Helper()
+	return s.kubectl(append([]string{"exec", pod, "--"}, args...)...)
+}
+
+func (s *space) pod(name string) *corev1.Pod {
+	s.t.Helper()
+	p, err := s.client.CoreV1().Pods(s.name).Get(s.t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return p
+}
+
+// pods lists those with a label.
+func (s *space) pods(selector string) []corev1.Pod {
+	s.t.Helper()
+	l, err := s.client.CoreV1().Pods(s.name).List(s.t.Context(), metav1.ListOptions{LabelSelector: selector})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return l.Items
+}
+
+// ready waits for a pod to be Ready.
+func (s *space) ready(name string) *corev1.Pod {
+	s.t.Helper()
+	return s.podUntil(name, 60*time.Second, "ready", func(p *corev1.Pod) error {
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+				return nil
+			}
+		}
+		return fmt.Errorf("pod is %s: %s", p.Status.Phase, containerStates(p))
+	})
+}
+
+func (s *space) podUntil(name string, within time.Duration, what string, check func(*corev1.Pod) error) *corev1.Pod {
+	s.t.Helper()
+	var p *corev1.Pod
+	eventually(s.t, within, "pod "+name+" "+what, func(ctx context.Context) error {
+		var err error
+		if p, err = s.client.CoreV1().Pods(s.name).Get(ctx, name, metav1.GetOptions{}); err != nil {
+			return err
+		}
+		return check(p)
+	})
+	return p
+}
+
+func (s *space) rollout(resource string) {
+	s.t.Helper()
+	s.kubectl("rollout", "status", resource, "--timeout=120s")
+}
+
+func containerStates(p *corev1.Pod) string {
+	var states []string
+	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for _, c := range list {
+			switch {
+			case c.State.Waiting != nil:
+				states = append(states, c.Name+" waits: "+c.State.Waiting.Reason+" "+c.State.Waiting.Message)
+			case c.State.Terminated != nil:
+				states = append(states, fmt.Sprintf("%s ended: %s %d", c.Name, c.State.Terminated.Reason, c.State.Terminated.ExitCode))
+			case c.State.Running != nil:
+				states = append(states, fmt.Sprintf("%s runs, ready %v", c.Name, c.Ready))
+			}
+		}
+	}
+	return strings.Join(states, "; ")
+}
