@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
@@ -37,8 +38,6 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 	return map[string]any{
 		id(plugins.ShimPlugin, "manager"): map[string]any{
 			"socket_dir": p.shims,
-			// A shim asked what it can do looks for runc on its path.
-			"env": []string{"PATH=" + b.Dir + string(filepath.ListSeparator) + os.Getenv("PATH")},
 		},
 		id(plugins.TaskMonitorPlugin, "cgroups"): map[string]any{
 			"no_prometheus": true,
@@ -86,7 +85,6 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 				"default_runtime_name": runtimeName,
 				"runtimes": map[string]any{runtimeName: map[string]any{
 					"runtime_type": plugins.RuntimeRuncV2,
-					"runtime_path": b.Path(bundle.Shim),
 					"sandboxer":    "podsandbox",
 					"options": map[string]any{
 						"BinaryName":    b.Path(bundle.Runc),
@@ -145,6 +143,21 @@ func lacksSysResource() bool {
 		return true
 	}
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0
+}
+
+// useTools puts the bundled tools first on this process' path. containerd knows
+// its own shim by name only, looks for that name on the path, and treats one
+// given by path as a stranger it asks for its abilities before each start; a
+// shim in turn looks for runc there when asked.
+func useTools(dir string) error {
+	path := os.Getenv("PATH")
+	if first, _, _ := strings.Cut(path, string(filepath.ListSeparator)); first == dir {
+		return nil
+	}
+	if err := os.Setenv("PATH", dir+string(filepath.ListSeparator)+path); err != nil {
+		return fmt.Errorf("put the bundled tools on the path: %w", err)
+	}
+	return nil
 }
 
 // wanted says whether a registered plugin is started. Another package linked

@@ -196,3 +196,116 @@ func useContainers(ctx context.Context, n node, c runtimetest.CRI) error {
 	}
 	return c.Runtime.RemovePodSandbox(ctx, p.ID)
 }
+
+// TestRuntime_RestartKeepsContainers stops the runtime cleanly and then by
+// kill -9; each time the next one must find the very same running container.
+func TestRuntime_RestartKeepsContainers(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 120*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	t.Logf("first start took %s", child.StartTook)
+	c := runtimetest.Dial(t, n.socket())
+	p, err := n.pod(ctx, c, "pod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, "main", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, how := range []struct {
+		name string
+		stop func(*runtimetest.Child)
+	}{
+		{"stop", (*runtimetest.Child).Stop},
+		{"kill", (*runtimetest.Child).Kill},
+		{"stop again", (*runtimetest.Child).Stop},
+	} {
+		how.stop(child)
+		child = runtimetest.Start(t, n.cfg)
+		t.Logf("start after %s took %s", how.name, child.StartTook)
+		c = runtimetest.Dial(t, n.socket())
+		after, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_RUNNING)
+		if err != nil {
+			t.Fatalf("after %s: %v", how.name, err)
+		}
+		if after.StartedAt != before.StartedAt {
+			t.Errorf("after %s the container started at %d, before at %d", how.name, after.StartedAt, before.StartedAt)
+		}
+		if out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "alive"}, 5*time.Second); err != nil || string(out) != "alive\n" {
+			t.Errorf("after %s exec gave %q: %v", how.name, out, err)
+		}
+	}
+	child.Stop()
+}
+
+// TestRuntime_Reboot ends everything as a reboot does and expects the pods to be
+// known as ended, and new ones to run.
+func TestRuntime_Reboot(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 120*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	c := runtimetest.Dial(t, n.socket())
+	p, err := n.pod(ctx, c, "pod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, "main", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	child.Kill()
+	if err := runtime.KillAll(ctx, n.cfg.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := runtime.KillAll(ctx, n.cfg.DataDir); err != nil {
+		t.Fatalf("second time: %v", err)
+	}
+	child = runtimetest.Start(t, n.cfg)
+	t.Logf("start after reboot took %s", child.StartTook)
+	c = runtimetest.Dial(t, n.socket())
+	if _, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_EXITED); err != nil {
+		t.Error(err)
+	}
+	status, err := c.Runtime.PodSandboxStatus(ctx, p.ID, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.Status.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("pod is %s after a reboot", status.Status.State)
+	}
+	if err := c.Runtime.RemovePodSandbox(ctx, p.ID); err != nil {
+		t.Errorf("remove pod of before the reboot: %v", err)
+	}
+	if err := runOne(ctx, n, c, "after"); err != nil {
+		t.Error(err)
+	}
+	child.Stop()
+}
+
+// runOne runs a pod with a container that ends well, and removes it.
+func runOne(ctx context.Context, n node, c runtimetest.CRI, name string) error {
+	p, err := n.pod(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, name, "true")
+	if err != nil {
+		return err
+	}
+	status, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_EXITED)
+	if err != nil {
+		return err
+	}
+	if status.ExitCode != 0 {
+		return fmt.Errorf("container ended with %d", status.ExitCode)
+	}
+	if err := c.Runtime.StopPodSandbox(ctx, p.ID); err != nil {
+		return err
+	}
+	return c.Runtime.RemovePodSandbox(ctx, p.ID)
+}

@@ -116,6 +116,9 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := useTools(b.Dir); err != nil {
+		return err
+	}
 	d, snapshotter, err := r.start(ctx, b, last)
 	if err != nil {
 		return err
