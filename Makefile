@@ -40,11 +40,11 @@ build: bundle ## build bin/mote, one static executable
 
 .PHONY: bundle
 bundle: ## build what bin/mote embeds: runc, its shim, CNI plugins, pause, the kubectl and ctr helper
-	scripts/bundle.sh
+	scripts/bundle
 
 .PHONY: deps
 deps: ## install what a build and the tests need, where apt-get exists (root)
-	scripts/deps.sh
+	scripts/deps
 
 .PHONY: run
 run: deps build ## install build needs, build, and start a server in the foreground (root)
@@ -52,32 +52,32 @@ run: deps build ## install build needs, build, and start a server in the foregro
 
 .PHONY: test
 test: ## everything CI runs: vet, unit tests, build, end-to-end tests
-	scripts/test.sh
+	scripts/test
 
 .PHONY: vet
 vet: ## go vet over every module of the repository
-	scripts/vet.sh
+	scripts/vet
 
 .PHONY: lint
 lint: ## staticcheck, pinned as a Go tool in test/tools
-	scripts/lint.sh
+	scripts/lint
 
 .PHONY: unit
 unit: ## unit tests; the light packages also under the race detector
-	scripts/unit.sh
+	scripts/unit
 
 .PHONY: example-images
 example-images: ## build the images of examples/ and of the tests, offline, into bin/images
-	scripts/example-images.sh $(IMAGES)
+	scripts/example-images $(IMAGES)
 
 .PHONY: e2e
 e2e: build example-images ## end-to-end tests against bin/mote (root); RUN=regexp picks some
-	scripts/e2e.sh
+	scripts/e2e
 
 .PHONY: bench-idle
 bench-idle: build ## measure bin/mote with no pods: size, memory, idle CPU, start phases (root)
-	scripts/bench-idle.sh
+	scripts/bench-idle
 
 .PHONY: clean
 clean: ## remove build output, and what an interrupted test run left behind
-	scripts/clean.sh
+	scripts/clean

@@ -14,7 +14,7 @@ import (
 // testHelm takes a chart through its life.
 func testHelm(t *testing.T, c *cluster) {
 	if options.helm == "" {
-		t.Fatal("no helm to test with; pass -helm, as scripts/e2e.sh does")
+		t.Fatal("no helm to test with; pass -helm, as scripts/e2e does")
 	}
 	s := c.namespace(t)
 	home := t.TempDir()

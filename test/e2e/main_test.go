@@ -21,7 +21,7 @@ var options struct {
 
 func TestMain(m *testing.M) {
 	flag.StringVar(&options.mote, "mote", "", "the executable to test; without it nothing is tested, for it needs root")
-	flag.StringVar(&options.helm, "helm", "", "helm's executable, built by scripts/e2e.sh")
+	flag.StringVar(&options.helm, "helm", "", "helm's executable, built by scripts/e2e")
 	flag.StringVar(&options.images, "images", "../../bin/images", "folder of image archives made by `make example-images`")
 	flag.StringVar(&options.podtool, "podtool", "../../build/images/podtool", "podtool's executable, for the host outside the cluster")
 	flag.StringVar(&options.examples, "examples", "../../examples", "the example applications")
