@@ -1,39 +1,13 @@
+// Command mote is a whole Kubernetes in one executable: a server, an agent and
+// the tools around them.
 package main
 
 import (
-	_ "github.com/containerd/containerd/v2/client"
-	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins"
-	_ "github.com/containerd/containerd/v2/cmd/containerd/server"
-	_ "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
-	_ "github.com/containerd/containerd/v2/cmd/ctr/app"
-	_ "github.com/containerd/containerd/v2/core/images/archive"
-	_ "github.com/coreos/go-iptables/iptables"
-	_ "github.com/klauspost/compress/zstd"
-	_ "github.com/mattn/go-sqlite3"
-	_ "github.com/miekg/dns"
-	_ "github.com/urfave/cli/v2"
-	_ "github.com/vishvananda/netlink"
-	_ "go.etcd.io/etcd/api/v3/etcdserverpb"
-	_ "go.etcd.io/etcd/client/v3"
-	_ "go.etcd.io/etcd/client/v3/concurrency"
-	_ "go.uber.org/zap"
-	_ "golang.org/x/sync/errgroup"
-	_ "github.com/opencontainers/cgroups"
-	_ "github.com/go-logr/zapr"
-	_ "github.com/sirupsen/logrus"
-	_ "github.com/prometheus/client_golang/prometheus"
-	_ "golang.org/x/term"
-	_ "go.uber.org/goleak"
-	_ "k8s.io/kubectl/pkg/cmd"
-	_ "k8s.io/metrics/pkg/apis/metrics/v1beta1"
-	_ "k8s.io/kubernetes/cmd/kube-apiserver/app"
-	_ "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
-	_ "k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	_ "k8s.io/kubernetes/cmd/kubelet/app"
-	_ "k8s.io/kubernetes/pkg/proxy/iptables"
-	_ "k8s.io/kubernetes/pkg/proxy/nftables"
-	_ "k8s.io/kubernetes/pkg/scheduler"
-	_ "sigs.k8s.io/yaml"
+	"os"
+
+	"github.com/mote-dev/mote/cmd"
 )
 
-func main() {}
+func main() {
+	os.Exit(cmd.Main(os.Args))
+}

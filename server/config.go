@@ -388,3 +388,9 @@ func mustCIDR(s string) *net.IPNet {
 	}
 	return n
 }
+
+// StoreFile is where the built-in store of a data folder lies.
+func StoreFile(dataDir string) string { return filepath.Join(dataDir, "server", "db", "state.db") }
+
+// SnapshotDir is where snapshots of the built-in store of a data folder go.
+func SnapshotDir(dataDir string) string { return filepath.Join(dataDir, "server", "db", "snapshots") }

@@ -71,7 +71,10 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 	case <-ctx.Done():
 		return Node{}, ctx.Err()
 	}
-	serving, err := s.pki.NodeServing(dir, name, ips, time.Now())
+	if len(ips) == 0 {
+		ips = hostAddresses()
+	}
+	serving, err := s.pki.NodeServing(dir, name, append([]net.IP{net.IPv4(127, 0, 0, 1)}, ips...), time.Now())
 	if err != nil {
 		return Node{}, err
 	}

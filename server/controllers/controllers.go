@@ -34,6 +34,7 @@ import (
 
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 
+	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/pki"
 )
@@ -70,7 +71,8 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	builder := clientBuilder{c.Loopback}
-	controllerContext, refresh, err := c.controllerContext(ctx, componentConfig, builder)
+	view := informer.NewView(c.Informers, nil)
+	controllerContext, refresh, err := c.controllerContext(ctx, componentConfig, builder, view)
 	if err != nil {
 		return err
 	}
@@ -81,11 +83,12 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("build controllers: %w", err)
 	}
-	tokens, err := c.tokensController(ctx, builder)
+	tokens, err := c.tokensController(ctx, builder, view)
 	if err != nil {
 		return err
 	}
 
+	view.Open()
 	controllerContext.InformerFactory.Start(ctx.Done())
 	controllerContext.ObjectOrMetadataInformerFactory.Start(ctx.Done())
 	close(controllerContext.InformersStarted)
@@ -162,7 +165,7 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 // controllerContext is upstream's app.CreateControllerContext on the shared
 // informers instead of a second set. The returned function makes the garbage
 // collector see resources that appeared since.
-func (c Config) controllerContext(ctx context.Context, component *config.Config, builder clientBuilder) (app.ControllerContext, func(), error) {
+func (c Config) controllerContext(ctx context.Context, component *config.Config, builder clientBuilder, shared informers.SharedInformerFactory) (app.ControllerContext, func(), error) {
 	rootConfig := c.Loopback.Config(manager)
 	metadataClient, err := metadata.NewForConfig(rootConfig)
 	if err != nil {
@@ -176,8 +179,8 @@ func (c Config) controllerContext(ctx context.Context, component *config.Config,
 	metadataInformers := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, resync)
 	controllerContext := app.ControllerContext{
 		ClientBuilder:                   builder,
-		InformerFactory:                 c.Informers,
-		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(c.Informers, metadataInformers),
+		InformerFactory:                 shared,
+		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(shared, metadataInformers),
 		ComponentConfig:                 component.ComponentConfig,
 		RESTMapper:                      mapper,
 		InformersStarted:                make(chan struct{}),
@@ -197,7 +200,7 @@ func (c Config) controllerContext(ctx context.Context, component *config.Config,
 }
 
 // tokensController fills Secrets of type service-account-token.
-func (c Config) tokensController(ctx context.Context, builder clientBuilder) (*serviceaccountcontroller.TokensController, error) {
+func (c Config) tokensController(ctx context.Context, builder clientBuilder, shared informers.SharedInformerFactory) (*serviceaccountcontroller.TokensController, error) {
 	key, err := keyutil.PrivateKeyFromFile(c.PKI.ServiceAccountKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("read service account key: %w", err)
@@ -216,7 +219,7 @@ func (c Config) tokensController(ctx context.Context, builder clientBuilder) (*s
 		return nil, err
 	}
 	controller, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx),
-		c.Informers.Core().V1().ServiceAccounts(), c.Informers.Core().V1().Secrets(), client,
+		shared.Core().V1().ServiceAccounts(), shared.Core().V1().Secrets(), client,
 		serviceaccountcontroller.TokensControllerOptions{TokenGenerator: generator, RootCA: ca})
 	if err != nil {
 		return nil, fmt.Errorf("make service account token controller: %w", err)

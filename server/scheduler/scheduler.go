@@ -8,9 +8,11 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
+	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
 )
 
@@ -64,8 +67,8 @@ func Run(ctx context.Context, c Config) error {
 	}
 	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, client)
 	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
-	shared := activePods{c.Informers}
-	s, err := scheduler.New(ctx, client, shared, nil, recorders,
+	view := informer.NewView(c.Informers, relevant)
+	s, err := scheduler.New(ctx, client, view, nil, recorders,
 		scheduler.WithComponentConfigVersion(component.TypeMeta.APIVersion),
 		scheduler.WithKubeConfig(c.Loopback.Config(self)),
 		scheduler.WithProfiles(component.Profiles...),
@@ -80,6 +83,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	broadcaster.StartRecordingToSink(ctx.Done())
 	defer broadcaster.Shutdown()
+	view.Open()
 	c.Informers.Start(ctx.Done())
 	c.Informers.WaitForCacheSync(ctx.Done())
 	if err := s.WaitForHandlersSync(ctx); err != nil {
@@ -90,4 +94,15 @@ func Run(ctx context.Context, c Config) error {
 	}
 	s.Run(ctx)
 	return nil
+}
+
+// relevant leaves finished pods out. Upstream's scheduler has a pod informer of
+// its own with a field selector for that (scheduler.NewInformerFactory) and
+// counts on it: a finished pod it hears of would keep its node's resources taken.
+func relevant(obj any) bool {
+	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = tombstone.Obj
+	}
+	pod, ok := obj.(*corev1.Pod)
+	return !ok || (pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed)
 }
