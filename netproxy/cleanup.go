@@ -30,7 +30,7 @@ func Cleanup(ctx context.Context, c CleanupConfig) error {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}
-	ctx = klog.NewContext(ctx, zapr.NewLogger(c.Logger))
+	ctx = klog.NewContext(ctx, zapr.NewLogger(upstreamLogger(c.Logger)))
 	var errs []error
 	if nftables.CleanupLeftovers(ctx) {
 		errs = append(errs, errors.New("remove service rules of nftables: see the log"))

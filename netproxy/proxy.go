@@ -80,7 +80,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.mode = mode
 	p.modeMu.Unlock()
 	p.log.Info("packet filter chosen", zap.String("mode", mode))
-	ctx = klog.NewContext(ctx, zapr.NewLogger(p.log))
+	ctx = klog.NewContext(ctx, zapr.NewLogger(upstreamLogger(p.log)))
 
 	network, err := podnet.New(p.cfg.podnet(mode))
 	if err != nil {
@@ -103,12 +103,27 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lost := make(chan struct{}, 1)
 	network.TableDeleted = func(name string) {
-		if mode == ModeNFTables && (name == serviceTable || name == "") {
-			p.restoreServices(proxier)
+		if mode != ModeNFTables || (name != serviceTable && name != "") {
+			return
+		}
+		select {
+		case lost <- struct{}{}:
+		default:
 		}
 	}
 	g.Go(func() error { return network.Run(ctx) })
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-lost:
+				p.restoreServices(ctx, proxier)
+			}
+		}
+	})
 	if p.cfg.HealthzAddress != "" {
 		g.Go(func() error { return p.serveHealth(ctx) })
 	}
@@ -134,9 +149,20 @@ func (p *Proxy) Run(ctx context.Context) error {
 
 // restoreServices makes the proxier write everything anew. It has no such method, but does so when the node's topology
 // changes, also to what it was.
-func (p *Proxy) restoreServices(proxier proxy.Provider) {
+func (p *Proxy) restoreServices(ctx context.Context, proxier proxy.Provider) {
 	p.log.Info("service rules were deleted by another program; writing them again")
+	if err := ensureServiceTables(ctx); err != nil {
+		p.log.Warn("service rules may take a minute to come back", zap.Error(err))
+	}
 	proxier.OnTopologyChange(p.node.topology())
+}
+
+// upstreamLogger quietens upstream's code, whose informational lines tell its authors more than its users.
+func upstreamLogger(log *zap.Logger) *zap.Logger {
+	if log.Core().Enabled(zap.DebugLevel) {
+		return log
+	}
+	return log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 }
 
 // watch registers the proxier and the pod network with the informers and starts those. The channel is closed when the

@@ -18,6 +18,7 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/nftables"
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	utiliptables "k8s.io/kubernetes/pkg/util/iptables"
+	"sigs.k8s.io/knftables"
 
 	"github.com/mote-dev/mote/netproxy/podnet"
 )
@@ -107,6 +108,11 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 	for family, cidrs := range proxyutil.MapCIDRsByIPFamily(config.DetectLocal.ClusterCIDRs) {
 		detectors[family] = proxyutil.NewDetectLocalByCIDR(cidrs[0].String())
 	}
+	if mode == ModeNFTables {
+		if err := ensureServiceTables(ctx); err != nil {
+			return nil, err
+		}
+	}
 	ips := nodeAddresses(c.NodeIPs)
 	var proxier proxy.Provider
 	var err error
@@ -122,6 +128,27 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 		return nil, fmt.Errorf("make %s proxier: %w", mode, err)
 	}
 	return proxier, nil
+}
+
+// ensureServiceTables makes the proxier's tables where they are missing. It would do so itself, but not without first logging
+// that it cannot read them.
+func ensureServiceTables(ctx context.Context) error {
+	families := []knftables.Family{knftables.IPv4Family}
+	if ipv6Enabled() {
+		families = append(families, knftables.IPv6Family)
+	}
+	for _, family := range families {
+		nft, err := knftables.New(family, serviceTable)
+		if err != nil {
+			return fmt.Errorf("open table %s: %w", serviceTable, err)
+		}
+		tx := nft.NewTransaction()
+		tx.Add(&knftables.Table{})
+		if err := nft.Run(ctx, tx); err != nil {
+			return fmt.Errorf("make table %s: %w", serviceTable, err)
+		}
+	}
+	return nil
 }
 
 func newIPTablesProxier(ctx context.Context, config *kubeproxyconfig.KubeProxyConfiguration, detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector,

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/coreos/go-iptables/iptables"
 	"github.com/vishvananda/netlink"
 )
 
@@ -23,7 +25,7 @@ func Cleanup(ctx context.Context, c Config) error {
 	for _, fw := range []firewall{&nftFirewall{}, &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removePortmapTables(ctx))
+	errs = append(errs, removeBridge(c.Bridge), removePortmapTables(ctx), removePortmapChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))
@@ -79,4 +81,59 @@ func removePortmapTables(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Chains the portmap plugin keeps in the nat table of iptables for all networks of the host.
+const (
+	portmapDNAT = "CNI-HOSTPORT-DNAT"
+	portmapMasq = "CNI-HOSTPORT-MASQ"
+	portmapMark = "CNI-HOSTPORT-SETMARK"
+)
+
+// removePortmapChains does the same for the plugin's chains.
+func removePortmapChains(ctx context.Context) error {
+	if !IPTablesInUse(ctx) {
+		return nil
+	}
+	var errs []error
+	for _, f := range families {
+		ipt, err := iptablesFor(f)
+		if err != nil || ipt == nil {
+			errs = append(errs, err)
+			continue
+		}
+		rules, err := ipt.List("nat", portmapDNAT)
+		// The first line of a listing declares the chain.
+		if err != nil || len(rules) > 1 {
+			continue
+		}
+		for _, parent := range []string{"PREROUTING", "OUTPUT", "POSTROUTING"} {
+			errs = append(errs, removeJumps(ipt, "nat", parent, portmapDNAT, portmapMasq))
+		}
+		for _, chain := range []string{portmapDNAT, portmapMasq, portmapMark} {
+			if ok, err := ipt.ChainExists("nat", chain); err == nil && ok {
+				errs = append(errs, ipt.ClearAndDeleteChain("nat", chain))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeJumps deletes the rules of a chain that lead to one of the targets, by their number: how they are written depends
+// on the plugin's version.
+func removeJumps(ipt *iptables.IPTables, table, parent string, targets ...string) error {
+	rules, err := ipt.List(table, parent)
+	if err != nil {
+		return fmt.Errorf("list chain %s: %w", parent, err)
+	}
+	// From the end, so that numbers stay right; the listing starts with the policy.
+	for i := len(rules) - 1; i > 0; i-- {
+		if !slices.ContainsFunc(targets, func(t string) bool { return strings.HasSuffix(rules[i], " -j "+t) }) {
+			continue
+		}
+		if err := ipt.DeleteById(table, parent, i); err != nil {
+			return fmt.Errorf("unlink chain from %s: %w", parent, err)
+		}
+	}
+	return nil
 }

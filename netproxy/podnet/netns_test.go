@@ -58,3 +58,22 @@ func run(t *testing.T, name string, args ...string) string {
 	}
 	return string(out)
 }
+
+// tool runs a tool that may fail.
+func tool(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
+
+// startTool runs a tool until the test ends.
+func startTool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+}

@@ -35,8 +35,8 @@ func eventually(t *testing.T, check func() string) {
 	}
 }
 
-// startNetwork runs a network until the test ends, and checks then that nothing of it goes on.
-func startNetwork(t *testing.T, c Config) *Network {
+// startNetwork runs a network until stop or the end of the test, and checks then that nothing of it goes on.
+func startNetwork(t *testing.T, c Config) (n *Network, stop func()) {
 	t.Helper()
 	c.Logger = zaptest.NewLogger(t)
 	n, err := New(c)
@@ -47,14 +47,18 @@ func startNetwork(t *testing.T, c Config) *Network {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("run: %v", err)
-		}
-		goleak.VerifyNone(t, before)
-	})
-	return n
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("run: %v", err)
+			}
+			goleak.VerifyNone(t, before)
+		})
+	}
+	t.Cleanup(stop)
+	return n, stop
 }
 
 func testConfig(t *testing.T) Config {
@@ -84,7 +88,7 @@ func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
 	}
 	needTool(t, "nft")
 	c := testConfig(t)
-	n := startNetwork(t, c)
+	n, _ := startNetwork(t, c)
 	self := Node{Name: "n1", PodCIDRs: prefixes("10.42.3.0/24")}
 	n.SetNodes(self, nil)
 	<-n.Ready()
@@ -290,9 +294,10 @@ func TestCleanup_RemovesOnlyOurs(t *testing.T) {
 	run(t, "ip", "link", "add", "foreign0", "type", "bridge")
 	run(t, "ip", "link", "add", "veth2", "type", "veth", "peer", "name", "veth2p")
 	run(t, "ip", "link", "set", "veth2", "master", "foreign0")
-	n := startNetwork(t, c)
+	n, stop := startNetwork(t, c)
 	n.SetNodes(Node{Name: "n1", PodCIDRs: prefixes("10.42.3.0/24")}, nil)
 	<-n.Ready()
+	stop()
 	for range 2 {
 		if err := Cleanup(context.Background(), c); err != nil {
 			t.Fatal(err)
