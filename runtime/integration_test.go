@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mote-dev/mote/runtime"
@@ -111,6 +113,27 @@ func (n node) pod(ctx context.Context, c runtimetest.CRI, name string) (runtimet
 }
 
 func (n node) socket() string { return runtime.SocketPath(n.cfg.DataDir) }
+
+// killPid kills a process and waits until it is gone or a zombie.
+func killPid(t *testing.T, pid string) {
+	t.Helper()
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(n, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Kill(n, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(poll, 5000); err != nil {
+		t.Fatal(err)
+	}
+}
 
 func timeout(t *testing.T, d time.Duration) context.Context {
 	t.Helper()

@@ -39,13 +39,13 @@ func (r *Runtime) repair(ctx context.Context, last lastStop) error {
 			return err
 		}
 	}
-	if last.clean {
-		return nil
+	if !last.clean {
+		// Half-written content is of no use to anyone: whoever wrote it is gone.
+		if err := emptyFolder(filepath.Join(r.p.root, contentFolder, "ingest")); err != nil {
+			return err
+		}
 	}
-	// Half-written content is of no use to anyone: whoever wrote it is gone.
-	if err := emptyFolder(filepath.Join(r.p.root, contentFolder, "ingest")); err != nil {
-		return err
-	}
+	// The databases are small: they are checked at every start, as disks lie too.
 	if err := r.checkMountDB(); err != nil {
 		return err
 	}

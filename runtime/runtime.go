@@ -51,6 +51,9 @@ func (r *Runtime) Ready() <-chan struct{} { return r.ready }
 // Socket returns the path of containerd's socket, which also serves CRI.
 func (r *Runtime) Socket() string { return r.p.socket }
 
+// RunDir returns the folder of what lasts until the next boot.
+func (r *Runtime) RunDir() string { return r.cfg.RunDir }
+
 // BinDir returns the folder of the unpacked tools; paths in it stay valid over
 // upgrades.
 func (r *Runtime) BinDir() string {

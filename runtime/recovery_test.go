@@ -1,0 +1,279 @@
+package runtime_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/runtimetest"
+)
+
+// damage is one thing a power cut, or a disk, may have done while no mote ran.
+type damage struct {
+	name string
+	// do harms the data folder; shims and containers may still run.
+	do func(t *testing.T, n node, root string)
+	// pods survive damage that is not to the records of pods.
+	podSurvives bool
+}
+
+func halve(t *testing.T, file string) {
+	t.Helper()
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, info.Size()/2); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func overwrite(t *testing.T, file string, at int64, size int) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(make([]byte, size), at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// largest returns the largest blob, which is a layer.
+func largest(t *testing.T, root string) string {
+	t.Helper()
+	blobs, err := filepath.Glob(filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file string
+	var size int64
+	for _, b := range blobs {
+		if info, err := os.Stat(b); err == nil && info.Size() > size {
+			file, size = b, info.Size()
+		}
+	}
+	if file == "" {
+		t.Fatal("there is no content")
+	}
+	return file
+}
+
+func remove(t *testing.T, pattern string) {
+	t.Helper()
+	matches, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(matches) == 0 {
+		t.Fatalf("nothing is named %s", pattern)
+	}
+	for _, m := range matches {
+		if err := os.RemoveAll(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+const (
+	metaDB     = "io.containerd.metadata.v1.bolt/meta.db"
+	snapshotDB = "io.containerd.snapshotter.v1.overlayfs/metadata.db"
+)
+
+var damages = []damage{
+	{name: "nothing", podSurvives: true, do: func(*testing.T, node, string) {}},
+	{name: "metadata cut in half", do: func(t *testing.T, _ node, root string) { halve(t, filepath.Join(root, metaDB)) }},
+	{name: "metadata empty", do: func(t *testing.T, _ node, root string) {
+		if err := os.Truncate(filepath.Join(root, metaDB), 0); err != nil {
+			t.Fatal(err)
+		}
+	}},
+	{name: "metadata zeroed", do: func(t *testing.T, _ node, root string) {
+		info, err := os.Stat(filepath.Join(root, metaDB))
+		if err != nil {
+			t.Fatal(err)
+		}
+		overwrite(t, filepath.Join(root, metaDB), 0, int(info.Size()))
+	}},
+	{name: "metadata without its inner pages", do: func(t *testing.T, _ node, root string) {
+		overwrite(t, filepath.Join(root, metaDB), 2*4096, 8*4096)
+	}},
+	{name: "metadata gone", do: func(t *testing.T, _ node, root string) { remove(t, filepath.Join(root, metaDB)) }},
+	{name: "snapshot records cut in half", do: func(t *testing.T, _ node, root string) { halve(t, filepath.Join(root, snapshotDB)) }},
+	{name: "snapshots gone", do: func(t *testing.T, _ node, root string) {
+		remove(t, filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
+	}},
+	{name: "layer damaged", podSurvives: true, do: func(t *testing.T, _ node, root string) { overwrite(t, largest(t, root), 1000, 64) }},
+	{name: "layer cut", podSurvives: true, do: func(t *testing.T, _ node, root string) { halve(t, largest(t, root)) }},
+	{name: "all content gone", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+		remove(t, filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
+	}},
+	{name: "half-written content", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+		dir := filepath.Join(root, "io.containerd.content.v1.content/ingest/abc")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "data"), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}},
+	{name: "container records gone", do: func(t *testing.T, _ node, root string) {
+		remove(t, filepath.Join(root, "io.containerd.grpc.v1.cri/containers/*"))
+	}},
+	{name: "pod records gone", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+		remove(t, filepath.Join(root, "io.containerd.grpc.v1.cri/sandboxes/*"))
+	}},
+	{name: "shims' sockets gone", do: func(t *testing.T, n node, _ string) { remove(t, filepath.Join(runDir(t, n), "s", "*")) }},
+	{name: "pods killed, sockets left", do: func(t *testing.T, n node, _ string) { killShims(t, n) }},
+	{name: "bundles of containers emptied", do: func(t *testing.T, n node, _ string) {
+		killShims(t, n)
+		remove(t, filepath.Join(runDir(t, n), "state/io.containerd.runtime.v2.task/k8s.io/*/*.json"))
+	}},
+	{name: "a tool cut", podSurvives: true, do: func(t *testing.T, n node, _ string) {
+		halve(t, filepath.Join(filepath.Dir(n.cfg.DataDir), "bin/current/runc"))
+	}},
+	{name: "a tool damaged", podSurvives: true, do: func(t *testing.T, n node, _ string) {
+		overwrite(t, filepath.Join(filepath.Dir(n.cfg.DataDir), "bin/current/runc"), 100000, 64)
+	}},
+	{name: "tools gone", podSurvives: true, do: func(t *testing.T, n node, _ string) {
+		remove(t, filepath.Join(filepath.Dir(n.cfg.DataDir), "bin"))
+	}},
+	{name: "records of archives garbled", podSurvives: true, do: func(t *testing.T, n node, _ string) {
+		files, err := filepath.Glob(filepath.Join(n.cfg.DataDir, "runtime/loaded/*"))
+		if err != nil || len(files) == 0 {
+			t.Fatal("no records", err)
+		}
+		for _, f := range files {
+			if err := os.WriteFile(f, []byte{0, 0, 0}, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}},
+}
+
+func runDir(t *testing.T, n node) string {
+	t.Helper()
+	r, err := runtime.New(n.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.RunDir()
+}
+
+// TestRuntime_Damage harms what is on disk in one way after another, each time
+// after a crash with a pod running. The next start must come up by itself, run
+// pods, and still know the image.
+func TestRuntime_Damage(t *testing.T) {
+	n := newNode(t)
+	root := filepath.Join(n.cfg.DataDir, "containerd")
+	child := runtimetest.Start(t, n.cfg)
+	for i, d := range damages {
+		name := strings.ReplaceAll(d.name, " ", "-")
+		ok := t.Run(d.name, func(t *testing.T) {
+			ctx := timeout(t, 60*time.Second)
+			c := runtimetest.Dial(t, n.socket())
+			p, err := n.pod(ctx, c, "before-"+name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, err := runtimetest.RunContainer(ctx, c, p, name, "sleep", "1000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			child.Kill()
+			d.do(t, n, root)
+			next, err := runtimetest.TryStart(t, n.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("start took %s", next.StartTook)
+			c = runtimetest.Dial(t, n.socket())
+			checkSurvivor(ctx, t, c, id, d.podSurvives)
+			if err := runOne(ctx, n, c, "after-"+name); err != nil {
+				t.Error(err)
+			}
+			checkPinned(ctx, t, c)
+			if err := removeAll(ctx, c); err != nil {
+				t.Error(err)
+			}
+			next.Kill()
+		})
+		if !ok {
+			t.Fatalf("stopping after damage %d", i)
+		}
+		child = runtimetest.Start(t, n.cfg)
+	}
+	child.Stop()
+}
+
+func checkSurvivor(ctx context.Context, t *testing.T, c runtimetest.CRI, id string, want bool) {
+	t.Helper()
+	resp, err := c.Runtime.ContainerStatus(ctx, id, false)
+	running := err == nil && resp.Status.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+	if running != want {
+		t.Errorf("container of before runs: %v, want %v (%v, %v)", running, want, resp.GetStatus().GetState(), err)
+	}
+}
+
+// checkPinned checks that the imported and the bundled image are there and are
+// not the kubelet's to remove.
+func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
+	t.Helper()
+	list, err := c.Images.ListImages(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 2 {
+		t.Errorf("there are %d images, want 2: %v", len(list), list)
+	}
+	for _, img := range list {
+		if !img.Pinned {
+			t.Errorf("image %v is not pinned", img.RepoTags)
+		}
+	}
+}
+
+// removeAll removes every pod, as the kubelet would those it does not know.
+func removeAll(ctx context.Context, c runtimetest.CRI) error {
+	pods, err := c.Runtime.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, p := range pods {
+		if err := c.Runtime.StopPodSandbox(ctx, p.Id); err != nil {
+			return err
+		}
+		if err := c.Runtime.RemovePodSandbox(ctx, p.Id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// killShims kills the test's shims alone, leaving their sockets and containers.
+func killShims(t *testing.T, n node) {
+	t.Helper()
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := 0
+	for _, f := range cmdlines {
+		data, err := os.ReadFile(f)
+		if err != nil || !strings.Contains(string(data), "containerd-shim-runc-v2") || !strings.Contains(string(data), n.socket()) {
+			continue
+		}
+		killPid(t, filepath.Base(filepath.Dir(f)))
+		killed++
+	}
+	if killed == 0 {
+		t.Fatal("found no shim to kill")
+	}
+}
