@@ -1,0 +1,60 @@
+package cmd
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/server/pki"
+	"github.com/mote-dev/mote/store"
+)
+
+// remedies say what to do about an error that a part can only describe.
+var remedies = []struct {
+	err    error
+	remedy string
+}{
+	{store.ErrNewer, "install that version of mote again, or restore an older snapshot with `mote snapshot restore`"},
+	{store.ErrForeign, "move the file away, or give another --data-dir"},
+	{store.ErrDamaged, "restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"},
+	{store.ErrInUse, "stop the process that uses it"},
+	{pki.ErrDamaged, "put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"},
+	{bundle.ErrNoBundle, ""},
+}
+
+// faultLines makes lines for the user of an error: one for each fault, without
+// repeats, with a remedy where it has none of its own.
+func faultLines(err error) []string {
+	var lines []string
+	for _, e := range parts(err) {
+		line := strings.Join(strings.Fields(e.Error()), " ")
+		for _, r := range remedies {
+			if r.remedy != "" && errors.Is(e, r.err) && !strings.Contains(line, r.remedy) {
+				line += ": " + r.remedy
+				break
+			}
+		}
+		if !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// parts takes joined errors apart. An error that wraps joined ones is left whole:
+// its own words belong to all of them.
+func parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	// Only errors.Join's own type separates its members by line breaks.
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && strings.Count(err.Error(), "\n") >= len(joined.Unwrap())-1 {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, parts(e)...)
+		}
+		return all
+	}
+	return []error{err}
+}

@@ -1,0 +1,157 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// unmountPods takes away the mounts the kubelet made for pods below its folder.
+// A file system in memory that is not one of the kubelet's kinds of volume would
+// lose its content, so it stays.
+func unmountPods(kubelet string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(kubelet))
+	if err != nil {
+		return fmt.Errorf("list mounts below %s: %w", kubelet, err)
+	}
+	// The kernel lists a later mount later: the newest goes first.
+	slices.Reverse(mounts)
+	var errs []error
+	for _, m := range mounts {
+		if !kubeletMade(kubelet, m) {
+			continue
+		}
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount volume %s: %w", m.Mountpoint, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// memoryVolumes are the plugins whose volumes are made in memory by the kubelet.
+var memoryVolumes = []string{"kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~empty-dir", "kubernetes.io~configmap", "kubernetes.io~downward-api"}
+
+// kubeletMade reports whether a mount is one the kubelet makes: pods/UID/volumes/PLUGIN/NAME
+// or pods/UID/volume-subpaths/….
+func kubeletMade(kubelet string, m *mountinfo.Info) bool {
+	rel, err := filepath.Rel(filepath.Join(kubelet, "pods"), m.Mountpoint)
+	if err != nil || strings.HasPrefix(rel, "..") {
+		return false
+	}
+	parts := strings.Split(rel, "/")
+	if len(parts) < 3 {
+		return false
+	}
+	switch parts[1] {
+	case "volume-subpaths":
+		return true
+	case "volumes":
+		return m.FSType != "tmpfs" || slices.Contains(memoryVolumes, parts[2])
+	}
+	return false
+}
+
+// removePodLogs removes the logs of the pods the kubelet has folders of. The logs'
+// folder is the same for every kubelet of a machine, so the rest may be another's.
+func removePodLogs(logs, pods string) error {
+	entries, err := os.ReadDir(pods)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for _, e := range entries {
+		// A pod's logs lie in NAMESPACE_NAME_UID.
+		dirs, err := filepath.Glob(filepath.Join(logs, "*_"+e.Name()))
+		if err != nil {
+			return fmt.Errorf("list logs of pods: %w", err)
+		}
+		for _, dir := range dirs {
+			if err := os.RemoveAll(dir); err != nil {
+				return fmt.Errorf("remove logs of a pod: %w", err)
+			}
+		}
+	}
+	return removeEmpty(logs)
+}
+
+// removeContainerLogLinks removes the links to logs that are gone with their pods.
+func removeContainerLogLinks(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list logs of containers: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		target, err := os.Readlink(path)
+		if err != nil || !strings.Contains(target, "/pods/") && !strings.Contains(target, "/pod-logs/") {
+			continue
+		}
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("remove link to a log: %w", err)
+			}
+		}
+	}
+	return removeEmpty(dir)
+}
+
+const cgroupMount = "/sys/fs/cgroup"
+
+// removeCgroups removes the cgroups of pods in every hierarchy. The kernel
+// refuses to remove one that a process is in, so nobody else's can be hit.
+func removeCgroups(root string) error {
+	hierarchies := []string{cgroupMount}
+	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); err != nil {
+		entries, err := os.ReadDir(cgroupMount)
+		if err != nil {
+			return fmt.Errorf("list cgroup hierarchies: %w", err)
+		}
+		hierarchies = hierarchies[:0]
+		for _, e := range entries {
+			if e.IsDir() {
+				hierarchies = append(hierarchies, filepath.Join(cgroupMount, e.Name()))
+			}
+		}
+	}
+	var errs []error
+	for _, h := range hierarchies {
+		for _, name := range []string{"kubepods", "kubepods.slice"} {
+			errs = append(errs, removeCgroup(filepath.Join(h, root, name)))
+		}
+		if root != "/" {
+			errs = append(errs, removeCgroup(filepath.Join(h, root)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list cgroup: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	// Only Rmdir: a cgroup's files are the kernel's.
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove cgroup %s: %w", dir, err)
+	}
+	return nil
+}

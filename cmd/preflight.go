@@ -1,0 +1,82 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/hostcheck"
+	"github.com/mote-dev/mote/server"
+)
+
+// kubeletPort is where a kubelet listens unless a kubelet-arg says otherwise.
+const kubeletPort = "10250"
+
+var errNotRoot = errors.New("not running as root: run it as root, for instance with sudo")
+
+// preflight finds out whether a server can run here, and takes the data folder
+// for this process. When it refuses, the host is as it was.
+func preflight(h hostcheck.Host, s server.Config, a *agent.Config) (*datadir.Dir, error) {
+	// Without these two every other answer would be about something else.
+	if h.UID() != 0 {
+		return nil, errNotRoot
+	}
+	if err := h.TryDir(s.DataDir); err != nil {
+		return nil, fmt.Errorf("data-dir %s cannot be written (%w): give a --data-dir on a disk that is mounted read-write", s.DataDir, err)
+	}
+	// Before the ports: a mote that runs already has them too, and is the cause.
+	dir, err := datadir.Open(s.DataDir, dataVersions())
+	if err != nil {
+		return nil, err
+	}
+	results := hostcheck.Run(h, hostOptions(s, a))
+	if err := hostcheck.Faults(results); err != nil {
+		return nil, errors.Join(err, dir.Abandon())
+	}
+	for _, r := range results {
+		if r.Level == hostcheck.Warn {
+			// Debug: what is said at every start is read by nobody; `mote check` tells all.
+			s.Logger.Debug("host: "+r.Name+": "+r.Found, zap.String("remedy", r.Remedy))
+		}
+	}
+	return dir, nil
+}
+
+// hostOptions say what a server with these settings wants of the host.
+func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
+	bind := ""
+	if s.BindAddress != nil {
+		bind = s.BindAddress.String()
+	}
+	o := hostcheck.Options{
+		DataDir: s.DataDir, Node: a != nil,
+		Ports: []hostcheck.Port{{
+			Address: net.JoinHostPort(bind, strconv.Itoa(s.HTTPSListenPort)),
+			Purpose: "the API server", Setting: "--https-listen-port",
+		}},
+	}
+	if a != nil {
+		o.Ports = append(o.Ports, hostcheck.Port{
+			Address: net.JoinHostPort(argument(a.KubeletArgs, "address", ""), argument(a.KubeletArgs, "port", kubeletPort)),
+			Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
+		})
+	}
+	return o
+}
+
+// argument is the value of the last "name=value" of args.
+func argument(args []string, name, otherwise string) string {
+	for _, a := range args {
+		key, value, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		if key == name {
+			otherwise = value
+		}
+	}
+	return otherwise
+}

@@ -1,0 +1,189 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/logging"
+	"github.com/mote-dev/mote/server"
+)
+
+// Settings that several commands share.
+var (
+	configSetting  = settings.Setting{Name: "config", Default: settings.DefaultFile, Usage: "configuration `FILE`; the files of FILE.d are read after it"}
+	dataDirSetting = settings.Setting{Name: "data-dir", Default: server.DefaultDataDir, Usage: "folder for everything mote keeps"}
+	debugSetting   = settings.Setting{Name: "debug", Kind: settings.Bool, Usage: "log more"}
+	formatSetting  = settings.Setting{Name: "log-format", Default: logging.FormatText, Usage: "form of log lines: text or json"}
+)
+
+// serverSettings are the flags of `mote server`, the MOTE_* variables, and the
+// keys of the configuration file.
+func serverSettings() []settings.Setting {
+	return []settings.Setting{
+		dataDirSetting,
+		{Name: "node-name", Usage: "name of this machine's node (default: the host name)"},
+		{Name: "node-ip", Kind: settings.List, Usage: "address of this machine, one of each family (default: that of the default route)"},
+		{Name: "bind-address", Usage: "address the HTTPS port listens on (default: all)"},
+		{Name: "https-listen-port", Kind: settings.Int, Default: fmt.Sprint(server.DefaultHTTPSListenPort), Usage: "port of the API server"},
+		{Name: "tls-san", Kind: settings.List, Usage: "further host names and addresses in the API server's certificate"},
+		{Name: "cluster-cidr", Kind: settings.List, Default: server.DefaultClusterCIDR, Usage: "addresses of pods, one range of each family"},
+		{Name: "service-cidr", Kind: settings.List, Default: server.DefaultServiceCIDR, Usage: "addresses of services, one range of each family"},
+		{Name: "cluster-dns", Kind: settings.List, Usage: "address of the cluster's DNS (default: the tenth of service-cidr)"},
+		{Name: "cluster-domain", Default: server.DefaultClusterDomain, Usage: "DNS domain of the cluster"},
+		{Name: "token", Usage: "token agents join with (default: made at first start)"},
+		{Name: "token-file", Usage: "`FILE` that holds the token"},
+		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(server.Disableable, ", ")},
+		{Name: "disable-agent", Kind: settings.Bool, Usage: "run no node beside the server"},
+		{Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` for the administrator's kubeconfig"},
+		{Name: "node-label", Kind: settings.List, Usage: "label (key=value) the node registers with"},
+		{Name: "node-taint", Kind: settings.List, Usage: "taint (key=value:Effect) the node registers with"},
+		{Name: "registries-file", Default: agent.DefaultRegistriesFile, Usage: "`FILE` of image registry mirrors and credentials"},
+		{Name: "kubelet-arg", Kind: settings.Args, Usage: "flag=value for the kubelet"},
+		{Name: "kube-apiserver-arg", Kind: settings.Args, Usage: "flag=value for the API server"},
+		{Name: "kube-controller-manager-arg", Kind: settings.Args, Usage: "flag=value for the controllers"},
+		{Name: "kube-scheduler-arg", Kind: settings.Args, Usage: "flag=value for the scheduler"},
+		{Name: "datastore-endpoint", Usage: "`URLS` of an etcd cluster to use instead of the built-in store"},
+		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability, Usage: "full, or relaxed: may lose the last seconds in a power cut, writes less"},
+		formatSetting,
+		debugSetting,
+	}
+}
+
+// fileKeys are the keys a configuration file may have.
+func fileKeys() []string {
+	var keys []string
+	for _, s := range serverSettings() {
+		keys = append(keys, s.Name)
+	}
+	return keys
+}
+
+// configs makes the two roles' configurations of the settings, and checks them.
+// The agent's is nil when no node shall run. Every fault is returned.
+func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, error) {
+	var p parser
+	token, err := token(v)
+	p.add(err)
+	s := server.Config{
+		DataDir:                   v.String("data-dir"),
+		NodeName:                  v.String("node-name"),
+		NodeIPs:                   p.ips(v, "node-ip", v.List("node-ip")),
+		HTTPSListenPort:           v.Int("https-listen-port"),
+		TLSSANs:                   v.List("tls-san"),
+		ClusterCIDRs:              p.nets(v, "cluster-cidr"),
+		ServiceCIDRs:              p.nets(v, "service-cidr"),
+		ClusterDNS:                p.ips(v, "cluster-dns", v.List("cluster-dns")),
+		ClusterDomain:             v.String("cluster-domain"),
+		Token:                     token,
+		Disable:                   v.List("disable"),
+		KubeconfigOutput:          v.String("kubeconfig-output"),
+		KubeAPIServerArgs:         v.List("kube-apiserver-arg"),
+		KubeControllerManagerArgs: v.List("kube-controller-manager-arg"),
+		KubeSchedulerArgs:         v.List("kube-scheduler-arg"),
+		DatastoreEndpoint:         v.String("datastore-endpoint"),
+		DatastoreDurability:       v.String("datastore-durability"),
+		Debug:                     v.Bool("debug"),
+		Logger:                    log,
+	}
+	if bind := v.String("bind-address"); bind != "" {
+		if ips := p.ips(v, "bind-address", []string{bind}); len(ips) == 1 {
+			s.BindAddress = ips[0]
+		}
+	}
+	if s.HTTPSListenPort == 0 {
+		// Zero means the default to the server; a person who wrote it meant something else.
+		p.add(fmt.Errorf("https-listen-port 0%s is no TCP port: use 1 to 65535", v.From("https-listen-port")))
+	}
+	// What could not be read is left out, and would only be missed a second time.
+	if len(p.errs) > 0 {
+		return s, nil, errors.Join(p.errs...)
+	}
+	s, err = s.WithDefaults()
+	if err != nil {
+		return s, nil, err
+	}
+	p.add(s.Validate())
+	if v.Bool("disable-agent") {
+		return s, nil, errors.Join(p.errs...)
+	}
+	a := &agent.Config{
+		DataDir: s.DataDir, NodeName: s.NodeName, NodeIPs: s.NodeIPs,
+		ClusterDNS: s.ClusterDNS, ClusterDomain: s.ClusterDomain, ClusterCIDRs: s.ClusterCIDRs, ServiceCIDRs: s.ServiceCIDRs,
+		KubeletArgs: v.List("kubelet-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
+		Disable: s.Disable, RegistriesFile: v.String("registries-file"), Debug: s.Debug, Logger: log,
+	}
+	p.add(a.Validate())
+	return s, a, errors.Join(p.errs...)
+}
+
+// token returns the join token of --token or --token-file.
+func token(v settings.Values) (string, error) {
+	text, file := v.String("token"), v.String("token-file")
+	if file == "" {
+		return text, nil
+	}
+	if text != "" {
+		return "", fmt.Errorf("token%s and token-file%s are both set: give one of them", v.From("token"), v.From("token-file"))
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("read token-file: %w", err)
+	}
+	text = strings.TrimSpace(string(data))
+	if text == "" {
+		return "", fmt.Errorf("token-file %s is empty: write the token into it, or leave the setting out", file)
+	}
+	return text, nil
+}
+
+// parser reads addresses and keeps the faults.
+type parser struct{ errs []error }
+
+func (p *parser) add(err error) {
+	if err != nil {
+		p.errs = append(p.errs, err)
+	}
+}
+
+func (p *parser) ips(v settings.Values, name string, words []string) []net.IP {
+	var out []net.IP
+	for _, w := range words {
+		ip := net.ParseIP(w)
+		if ip == nil {
+			p.add(fmt.Errorf("%s %q%s is no IP address: write it as 192.0.2.10 or 2001:db8::10", name, w, v.From(name)))
+			continue
+		}
+		out = append(out, ip)
+	}
+	return out
+}
+
+func (p *parser) nets(v settings.Values, name string) []*net.IPNet {
+	var out []*net.IPNet
+	for _, w := range v.List(name) {
+		ip, n, err := net.ParseCIDR(w)
+		switch {
+		case err != nil:
+			p.add(fmt.Errorf("%s %q%s is no address range: write it as ADDRESS/BITS, such as %s", name, w, v.From(name), p.example(name)))
+		case !ip.Equal(n.IP):
+			p.add(fmt.Errorf("%s %q%s does not start where its range does: write %s", name, w, v.From(name), n))
+		default:
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func (*parser) example(name string) string {
+	if name == "service-cidr" {
+		return server.DefaultServiceCIDR
+	}
+	return server.DefaultClusterCIDR
+}

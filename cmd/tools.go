@@ -1,0 +1,142 @@
+package cmd
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/server"
+)
+
+func (p program) kubectlCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "kubectl",
+		Usage:           "run the kubectl that is in mote, on this machine's cluster",
+		UsageText:       "mote kubectl ARGUMENT…",
+		Description:     "All arguments go to kubectl. Without --kubeconfig and KUBECONFIG it uses the file `mote server` wrote.",
+		SkipFlagParsing: true,
+		Action: func(c *cli.Context) error {
+			env := os.Environ()
+			if _, set := p.lookupEnv("KUBECONFIG"); !set {
+				file, err := p.machineSetting("kubeconfig-output", server.DefaultKubeconfigOutput)
+				if err != nil {
+					return err
+				}
+				// A file that is not there would hide the user's own in the home folder.
+				if _, err := os.Stat(file); err == nil {
+					env = append(env, "KUBECONFIG="+file)
+				}
+			}
+			return p.execHelper("kubectl", c.Args().Slice(), env)
+		},
+	}
+}
+
+func (p program) ctrCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "ctr",
+		Usage:           "run the containerd client that is in mote, on this machine's containers",
+		UsageText:       "mote ctr ARGUMENT…",
+		Description:     "All arguments go to ctr. Without --address and CONTAINERD_ADDRESS it speaks with the containerd of MOTE_DATA_DIR's mote, in the namespace of Kubernetes.",
+		SkipFlagParsing: true,
+		Action: func(c *cli.Context) error {
+			dir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+			if err != nil {
+				return err
+			}
+			env := os.Environ()
+			for name, value := range map[string]string{
+				"CONTAINERD_ADDRESS":   runtime.SocketPath(filepath.Join(dir, "agent")),
+				"CONTAINERD_NAMESPACE": "k8s.io",
+			} {
+				if _, set := p.lookupEnv(name); !set {
+					env = append(env, name+"="+value)
+				}
+			}
+			return p.execHelper("ctr", c.Args().Slice(), env)
+		},
+	}
+}
+
+// machineSetting resolves one setting of this machine's mote for a command that
+// takes no flags of its own. A file that a server would refuse is no reason not
+// to look at the cluster.
+func (p program) machineSetting(name, otherwise string) (string, error) {
+	config, err := settings.Resolve([]settings.Setting{configSetting}, settings.Sources{LookupEnv: p.lookupEnv})
+	if err != nil {
+		return "", err
+	}
+	files, err := settings.ReadFiles(config.String("config"), false, fileKeys())
+	if err != nil {
+		files = nil
+	}
+	v, err := settings.Resolve([]settings.Setting{{Name: name, Default: otherwise}}, settings.Sources{LookupEnv: p.lookupEnv, Files: files})
+	if err != nil {
+		return "", err
+	}
+	return v.String(name), nil
+}
+
+// execHelper becomes the helper executable, which behaves as the tool of its
+// name. It is unpacked first if no server has done so.
+func (p program) execHelper(name string, args, env []string) error {
+	path, err := p.helper()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Exec(path, append([]string{name}, args...), env); err != nil {
+		return fmt.Errorf("run %s: %w", path, err)
+	}
+	return nil
+}
+
+// helper finds the helper executable of this very mote, and unpacks it if no
+// server has done so. A data folder that a mote runs on is left to that one, and
+// one that does not exist is not made for this.
+func (p program) helper() (string, error) {
+	manifest, err := bundle.ReadManifest()
+	if err != nil {
+		return "", err
+	}
+	dataDir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+	if err != nil {
+		return "", err
+	}
+	own, cache := filepath.Join(dataDir, "bin"), ""
+	if dir, err := os.UserCacheDir(); err == nil {
+		cache = filepath.Join(dir, "mote", "bin")
+	}
+	for _, dir := range []string{own, cache} {
+		unpacked := filepath.Join(dir, manifest.Hash[:16])
+		if dir != "" && bundle.Verify(unpacked, manifest, false) == nil {
+			return filepath.Join(unpacked, bundle.Helper), nil
+		}
+	}
+	dir := cache
+	running, err := datadir.Holder(dataDir)
+	if exists(dataDir) && os.Geteuid() == 0 && err == nil && running == 0 || cache == "" {
+		dir = own
+	}
+	b, err := bundle.Unpack(bundle.Options{Dir: dir})
+	if err != nil {
+		// Another command may have unpacked it at the same moment.
+		unpacked := filepath.Join(dir, manifest.Hash[:16])
+		if bundle.Verify(unpacked, manifest, false) == nil {
+			return filepath.Join(unpacked, bundle.Helper), nil
+		}
+		return "", fmt.Errorf("unpack kubectl and ctr to %s: %w", dir, err)
+	}
+	return b.Path(bundle.Helper), nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

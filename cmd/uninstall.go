@@ -1,0 +1,255 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/netproxy"
+	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/server"
+)
+
+// stopPatience is how long a running mote may take to stop before it is killed;
+// it promises to stop within ten seconds.
+const stopPatience = 15 * time.Second
+
+// pollEvery is how often the process that was asked to stop is looked at when
+// the kernel cannot tell when it ends.
+const pollEvery = 100 * time.Millisecond
+
+func (p program) uninstallCommand() *cli.Command {
+	all := []settings.Setting{dataDirSetting, {Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` the server wrote its kubeconfig to"}}
+	return &cli.Command{
+		Name:  "uninstall",
+		Usage: "stop mote and its pods on this machine and remove everything it made",
+		Description: "Removes pods, their network, the cluster's data and keys. What is mounted inside the data folder is left alone,\n" +
+			"and so are the configuration in /etc/mote and the executable itself. It may be repeated.",
+		Flags: append(flags(all), flag(configSetting), &cli.BoolFlag{Name: "yes", Usage: "do it without asking"}),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			v, err := p.settings(c, all)
+			if err != nil {
+				return err
+			}
+			dataDir := v.String("data-dir")
+			if !filepath.IsAbs(dataDir) || filepath.Clean(dataDir) == "/" {
+				return fmt.Errorf("data-dir %q is no folder of a mote: give the one the server was given", dataDir)
+			}
+			if !c.Bool("yes") {
+				return fmt.Errorf("this removes the cluster in %s with all its data: repeat with --yes", dataDir)
+			}
+			if os.Geteuid() != 0 {
+				return errNotRoot
+			}
+			u := uninstaller{program: p, dataDir: filepath.Clean(dataDir)}
+			if u.outside, err = outsideFiles(v, u.dataDir); err != nil {
+				return err
+			}
+			return u.run(c.Context)
+		},
+	}
+}
+
+// outsideFiles are the files outside the data folder that are on record, and
+// the kubeconfig if it was named.
+func outsideFiles(v settings.Values, dataDir string) ([]string, error) {
+	files, err := datadir.Outside(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	if named := v.String("kubeconfig-output"); v.From("kubeconfig-output") != "" && !slices.Contains(files, named) {
+		files = append(files, named)
+	}
+	return files, nil
+}
+
+// uninstaller removes one mote, in the order in which each step may be
+// interrupted and the whole repeated: the record of what is left to do goes last.
+type uninstaller struct {
+	program
+	dataDir string
+	outside []string
+	left    []string
+}
+
+func (u *uninstaller) say(format string, args ...any) { fmt.Fprintf(u.stdout, format+"\n", args...) }
+
+func (u *uninstaller) run(ctx context.Context) error {
+	if err := u.stopMote(ctx); err != nil {
+		return err
+	}
+	agentDir := filepath.Join(u.dataDir, "agent")
+	left, err := runtime.Cleanup(ctx, agentDir)
+	if err != nil {
+		return fmt.Errorf("remove pods: %w", err)
+	}
+	u.left = append(u.left, left...)
+	u.say("stopped pods and removed the container runtime's state")
+	if err := u.removeVolumes(agentDir); err != nil {
+		return err
+	}
+	if err := netproxy.Cleanup(ctx, netproxy.CleanupConfig{
+		Bridge: agent.Bridge(u.dataDir), CNIConfDir: filepath.Join(agentDir, "cni", "conf"), StateDir: filepath.Join(agentDir, "cni"),
+	}); err != nil {
+		return fmt.Errorf("remove pod network: %w", err)
+	}
+	u.say("removed the pod network and its rules")
+	if err := u.removeFiles(agentDir); err != nil {
+		return err
+	}
+	for _, path := range u.left {
+		u.say("left %s: it is mounted there, and its content is not mote's", path)
+	}
+	if exe, err := os.Executable(); err == nil {
+		u.say("left %s: remove it by hand", exe)
+	}
+	return nil
+}
+
+// stopMote asks the process that runs on the data folder to stop, and ends it
+// when it does not. Killing loses nothing: the store survives power cuts.
+func (u *uninstaller) stopMote(ctx context.Context) error {
+	pid, err := datadir.Holder(u.dataDir)
+	if err != nil || pid == 0 {
+		return err
+	}
+	if pid == os.Getpid() {
+		return nil
+	}
+	// A process descriptor cannot come to mean another process.
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("find process %d that runs on %s: %w", pid, u.dataDir, err)
+	}
+	defer unix.Close(fd)
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("stop process %d that runs on %s: %w", pid, u.dataDir, err)
+		}
+		ended, err := waitPidfd(ctx, fd, stopPatience)
+		if err != nil {
+			return fmt.Errorf("wait for process %d: %w", pid, err)
+		}
+		if ended {
+			u.say("stopped mote (process %d)", pid)
+			return nil
+		}
+	}
+	return fmt.Errorf("process %d that runs on %s does not end: is its disk hanging?", pid, u.dataDir)
+}
+
+// waitPidfd reports whether a process ended in time.
+func waitPidfd(ctx context.Context, fd int, patience time.Duration) (bool, error) {
+	deadline := time.Now().Add(patience)
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int(pollEvery.Milliseconds()))
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return false, err
+		}
+		if n > 0 {
+			return true, nil
+		}
+	}
+	return false, ctx.Err()
+}
+
+// removeVolumes unmounts what the kubelet mounted for pods and removes its
+// folder. Unmounting deletes nothing but the memory of secrets and the like; a
+// folder that something else is still mounted in stays.
+func (u *uninstaller) removeVolumes(agentDir string) error {
+	kubelet := filepath.Join(agentDir, "kubelet")
+	// First, as the kubelet's folder tells whose logs these are.
+	if err := removePodLogs(agent.PodLogsDir(u.dataDir), filepath.Join(kubelet, "pods")); err != nil {
+		return err
+	}
+	if err := unmountPods(kubelet); err != nil {
+		return err
+	}
+	return u.remove(kubelet)
+}
+
+// removeFiles removes the rest: the server's part, what this package made, logs
+// of pods and cgroups, and the folder itself when nothing else is in it.
+func (u *uninstaller) removeFiles(agentDir string) error {
+	for _, path := range []string{agentDir, filepath.Join(u.dataDir, "server"), filepath.Join(u.dataDir, "bin")} {
+		if err := u.remove(path); err != nil {
+			return err
+		}
+	}
+	if err := removeContainerLogLinks("/var/log/containers"); err != nil {
+		return err
+	}
+	if err := removeCgroups(agent.CgroupRoot(u.dataDir)); err != nil {
+		return err
+	}
+	for _, path := range u.outside {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
+		if err := removeEmpty(filepath.Dir(path)); err != nil {
+			return err
+		}
+		u.say("removed %s", path)
+	}
+	if cache, err := os.UserCacheDir(); err == nil {
+		if err := os.RemoveAll(filepath.Join(cache, "mote")); err != nil {
+			return fmt.Errorf("remove unpacked tools: %w", err)
+		}
+	}
+	for _, name := range datadir.Names {
+		if err := os.Remove(filepath.Join(u.dataDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove record of data-dir: %w", err)
+		}
+	}
+	if err := removeEmpty(u.dataDir); err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(u.dataDir); err == nil && len(u.left) == 0 {
+		names := make([]string, len(entries))
+		for i, e := range entries {
+			names[i] = e.Name()
+		}
+		u.say("left %s: mote did not make what is in it (%s)", u.dataDir, strings.Join(names, ", "))
+	} else if err != nil {
+		u.say("removed %s", u.dataDir)
+	}
+	return nil
+}
+
+func (u *uninstaller) remove(path string) error {
+	left, err := runtime.RemoveTree(path)
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	for _, l := range left {
+		if !slices.Contains(u.left, l) {
+			u.left = append(u.left, l)
+		}
+	}
+	return nil
+}
+
+// removeEmpty removes a folder if nothing is in it.
+func removeEmpty(path string) error {
+	err := os.Remove(path)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return fmt.Errorf("remove empty folder: %w", err)
+}

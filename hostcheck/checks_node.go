@@ -1,0 +1,117 @@
+package hostcheck
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The controllers a node cannot do without.
+var (
+	controllersV1 = []string{"cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer"}
+	controllersV2 = []string{"cpu", "cpuset", "memory", "pids"}
+)
+
+const memoryRemedy = "add cgroup_enable=memory to the kernel's command line (on a Raspberry Pi in /boot/firmware/cmdline.txt) and reboot"
+
+func checkCgroups(h Host, _ Options) []Result {
+	version, have := cgroups(h)
+	want := controllersV2
+	switch version {
+	case 0:
+		return fail("cgroups", "not mounted", "mount cgroup2 at /sys/fs/cgroup")
+	case 1:
+		want = controllersV1
+	}
+	var missing []string
+	for _, c := range want {
+		if !slices.Contains(have, c) {
+			missing = append(missing, c)
+		}
+	}
+	if len(missing) > 0 {
+		remedy := "use a kernel with these controllers, and give them to the container if mote runs in one"
+		if slices.Contains(missing, "memory") {
+			remedy = memoryRemedy
+		}
+		return fail("cgroups", fmt.Sprintf("version %d without %s", version, strings.Join(missing, ", ")), remedy)
+	}
+	if version == 1 {
+		return warn("cgroups", "version 1", "boot with systemd.unified_cgroup_hierarchy=1 for version 2: Kubernetes is about to drop version 1")
+	}
+	return ok("cgroups", "version 2")
+}
+
+// cgroups tells the version that has the controllers, and which these are.
+func cgroups(h Host) (version int, controllers []string) {
+	// The file exists only at the top of a version 2 hierarchy.
+	if data, err := h.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return 2, strings.Fields(string(data))
+	}
+	data, err := h.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return 0, nil
+	}
+	for line := range strings.Lines(string(data)) {
+		_, after, found := strings.Cut(line, " - ")
+		fields := strings.Fields(after)
+		if found && len(fields) >= 3 && fields[0] == "cgroup" {
+			version = 1
+			controllers = append(controllers, strings.Split(fields[2], ",")...)
+		}
+	}
+	return version, controllers
+}
+
+func checkLinks(h Host, _ Options) []Result {
+	errs := h.TryLinks("bridge", "veth", "vxlan")
+	var results []Result
+	for _, kind := range []string{"bridge", "veth"} {
+		if err := errs[kind]; err != nil {
+			results = append(results, fail(kind, fmt.Sprintf("cannot be made (%v)", err), "load the module ("+kind+") or use a kernel that has it: pods are connected with it")...)
+			continue
+		}
+		results = append(results, ok(kind, "works")...)
+	}
+	if err := errs["vxlan"]; err != nil {
+		return append(results, warn("vxlan", fmt.Sprintf("cannot be made (%v)", err), "load the module (vxlan) before joining a second machine: pods of several machines talk through it")...)
+	}
+	return append(results, ok("vxlan", "works")...)
+}
+
+func checkPacketFilter(h Host, _ Options) []Result {
+	nft := h.TryNFTables()
+	if nft == nil {
+		return ok("packet filter", "nftables")
+	}
+	iptables := h.TryIPTables()
+	if iptables == nil {
+		return warn("packet filter", fmt.Sprintf("iptables, as nftables does not work (%v)", nft), "install nftables (nft 1.0.1 or newer) for faster services")
+	}
+	return fail("packet filter", fmt.Sprintf("neither nftables (%v) nor iptables (%v) works", nft, iptables), "install the nftables package, or iptables")
+}
+
+func checkBridgeFilter(h Host, _ Options) []Result {
+	if !h.Exists("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+		return warn("br_netfilter", "not loaded", "run `modprobe br_netfilter`: without, a pod may not reach a service that leads to a pod of the same node")
+	}
+	return ok("br_netfilter", "there")
+}
+
+func checkForwarding(h Host, _ Options) []Result {
+	const path = "/proc/sys/net/ipv4/ip_forward"
+	if n, err := readInt(h, path); err == nil && n == 1 {
+		return ok("ip_forward", "on")
+	}
+	if err := h.Writable(path); err != nil {
+		return fail("ip_forward", fmt.Sprintf("off and cannot be set (%v)", err), "run `sysctl -w net.ipv4.ip_forward=1` on the host")
+	}
+	return ok("ip_forward", "off, can be set")
+}
+
+func checkConntrack(h Host, _ Options) []Result {
+	if !h.Exists("/proc/sys/net/netfilter/nf_conntrack_max") {
+		return warn("conntrack", "not loaded", "run `modprobe nf_conntrack`: services need it, and the kernel loads it with the first rule only if it has the module")
+	}
+	return ok("conntrack", "there")
+}

@@ -1,0 +1,230 @@
+package hostcheck
+
+import (
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What mote can do without little of, and what it cannot run with at all.
+const (
+	wantMemory  = 512 << 20
+	wantSpace   = 2 << 30
+	needSpace   = 256 << 20
+	wantInodes  = 10_000
+	wantEntropy = 128
+
+	wantInotifyInstances = 512
+	wantInotifyWatches   = 65_536
+)
+
+// oldestClock is before any host could run this program; a clock that shows an
+// earlier time has no battery and was not set yet.
+var oldestClock = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func checkRoot(h Host, _ Options) []Result {
+	if uid := h.UID(); uid != 0 {
+		return fail("root", fmt.Sprintf("running as user %d", uid), "run it as root, for instance with sudo")
+	}
+	return ok("root", "yes")
+}
+
+func checkCapabilities(h Host, o Options) []Result {
+	have, err := h.Capabilities()
+	if err != nil {
+		return warn("capabilities", err.Error(), "run mote outside of a sandbox")
+	}
+	has := func(c int) bool { return have&(1<<c) != 0 }
+	if o.Node && (!has(unix.CAP_SYS_ADMIN) || !has(unix.CAP_NET_ADMIN)) {
+		return fail("capabilities", "CAP_SYS_ADMIN or CAP_NET_ADMIN is missing", "run mote on the host itself, or in a privileged container")
+	}
+	if o.Node && !has(unix.CAP_SYS_RESOURCE) {
+		return warn("capabilities", "CAP_SYS_RESOURCE is missing", "nothing: mote then does not protect system pods from being killed first when memory runs out")
+	}
+	return ok("capabilities", "%d", bits.OnesCount64(have))
+}
+
+func checkKernel(h Host, _ Options) []Result {
+	release, err := h.KernelRelease()
+	if err != nil {
+		return warn("kernel", err.Error(), "check that /proc is mounted")
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return ok("kernel", "%s", release)
+	}
+	switch {
+	case major < 4 || major == 4 && minor < 19:
+		return fail("kernel", release, "use Linux 4.19 or newer, better 5.13 or newer")
+	case major < 5 || major == 5 && minor < 13:
+		return warn("kernel", release, "use Linux 5.13 or newer: with an older one services go through iptables instead of nftables")
+	}
+	return ok("kernel", "%s", release)
+}
+
+func checkDataDir(h Host, o Options) []Result {
+	if err := h.TryDir(o.DataDir); err != nil {
+		return fail("data-dir", fmt.Sprintf("%s cannot be written: %v", o.DataDir, err), "give a --data-dir on a disk that is mounted read-write")
+	}
+	return ok("data-dir", "%s on %s", o.DataDir, h.FileSystem(o.DataDir))
+}
+
+func checkOverlay(h Host, o Options) []Result {
+	if err := h.TryOverlay(o.DataDir); err != nil {
+		return fail("overlayfs", fmt.Sprintf("data-dir %s lies on %s, where overlayfs does not work (%v)", o.DataDir, h.FileSystem(o.DataDir), err),
+			"give a --data-dir on ext4, xfs or btrfs, or load the overlay module")
+	}
+	return ok("overlayfs", "works")
+}
+
+func checkPorts(h Host, o Options) []Result {
+	var results []Result
+	for _, p := range o.Ports {
+		name := "port " + p.Address[strings.LastIndexByte(p.Address, ':')+1:]
+		if err := h.TryListen(p.Address); err != nil {
+			found := fmt.Sprintf("cannot be opened for %s: %v", p.Purpose, err)
+			remedy := "choose an address of this machine"
+			if owner := h.PortOwner(p.Address); owner != "" {
+				found, remedy = fmt.Sprintf("needed for %s, in use by %s", p.Purpose, owner), "stop that program"
+			} else if isInUse(err) {
+				found, remedy = fmt.Sprintf("needed for %s, in use by a process that cannot be told", p.Purpose), "stop it"
+			}
+			if p.Setting != "" {
+				remedy += ", or choose another port with " + p.Setting
+			}
+			results = append(results, fail(name, found, remedy)...)
+			continue
+		}
+		results = append(results, ok(name, "free for %s", p.Purpose)...)
+	}
+	return results
+}
+
+func checkKmsg(h Host, _ Options) []Result {
+	if !h.Exists("/dev/kmsg") {
+		return fail("/dev/kmsg", "missing", "give it to the container mote runs in (--device /dev/kmsg): the kubelet reads kills for lack of memory from it")
+	}
+	return ok("/dev/kmsg", "there")
+}
+
+func checkSeccomp(h Host, _ Options) []Result {
+	if !h.Exists("/proc/sys/kernel/seccomp/actions_avail") {
+		return warn("seccomp", "not in the kernel", "build the kernel with CONFIG_SECCOMP_FILTER: without, pods run unfiltered")
+	}
+	return ok("seccomp", "works")
+}
+
+func checkPropagation(h Host, _ Options) []Result {
+	data, err := h.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) > 6 && fields[4] == "/" {
+			for _, f := range fields[6:] {
+				if f == "-" {
+					break
+				}
+				if strings.HasPrefix(f, "shared:") {
+					return ok("mounts", "shared")
+				}
+			}
+			return warn("mounts", "/ is not shared", "run `mount --make-rshared /`: without, pods cannot mount volumes for other pods (mountPropagation)")
+		}
+	}
+	return nil
+}
+
+func checkInotify(h Host, _ Options) []Result {
+	var low []string
+	for _, limit := range []struct {
+		name string
+		want int
+	}{{"max_user_instances", wantInotifyInstances}, {"max_user_watches", wantInotifyWatches}} {
+		if n, err := readInt(h, "/proc/sys/fs/inotify/"+limit.name); err == nil && n < limit.want {
+			low = append(low, fmt.Sprintf("fs.inotify.%s=%d", limit.name, limit.want))
+		}
+	}
+	if len(low) > 0 {
+		return warn("inotify", "limits are low", "run `sysctl -w "+strings.Join(low, " ")+"`: many pods on one node need more watches")
+	}
+	return ok("inotify", "limits suffice")
+}
+
+func checkSwap(h Host, _ Options) []Result {
+	data, err := h.ReadFile("/proc/swaps")
+	if err != nil || strings.Count(strings.TrimSpace(string(data)), "\n") == 0 {
+		return ok("swap", "off")
+	}
+	return warn("swap", "on", "nothing, or `swapoff -a`: pods do not use it, but the host's own programs may become slow")
+}
+
+func checkMemory(h Host, _ Options) []Result {
+	data, err := h.ReadFile("/proc/meminfo")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(data)) {
+		var kib uint64
+		if n, _ := fmt.Sscanf(line, "MemTotal: %d kB", &kib); n == 1 {
+			if kib<<10 < wantMemory {
+				return warn("memory", size(kib<<10), "use a machine with "+size(wantMemory)+" or more")
+			}
+			return ok("memory", "%s", size(kib<<10))
+		}
+	}
+	return nil
+}
+
+func checkSpace(h Host, o Options) []Result {
+	free, inodes, err := h.Free(o.DataDir)
+	if err != nil {
+		return warn("disk", err.Error(), "check the disk of data-dir")
+	}
+	found := fmt.Sprintf("%s free for %s", size(free), o.DataDir)
+	switch {
+	case free < needSpace:
+		return fail("disk", found, "free "+size(needSpace)+" or give a --data-dir on another disk")
+	case free < wantSpace:
+		return warn("disk", found, "free "+size(wantSpace)+": images of pods go there")
+	// File systems that make inodes as needed report none at all.
+	case inodes > 0 && inodes < wantInodes:
+		return warn("disk", fmt.Sprintf("%d inodes free for %s", inodes, o.DataDir), "remove small files: images of pods have many")
+	}
+	return ok("disk", "%s", found)
+}
+
+func checkClock(h Host, _ Options) []Result {
+	if now := h.Now(); now.Before(oldestClock) {
+		return warn("clock", now.UTC().Format(time.DateTime)+" UTC", "set the clock, or run an NTP client: certificates made now are valid at the right time too, but those of other machines are not valid yet")
+	}
+	return ok("clock", "plausible")
+}
+
+func checkEntropy(h Host, _ Options) []Result {
+	n, err := readInt(h, "/proc/sys/kernel/random/entropy_avail")
+	if err == nil && n < wantEntropy {
+		return warn("entropy", strconv.Itoa(n)+" bits", "wait, or run a daemon such as rngd: keys are made when the kernel has collected enough")
+	}
+	return ok("entropy", "enough")
+}
+
+func readInt(h Host, path string) (int, error) {
+	data, err := h.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
+}
+
+func size(n uint64) string {
+	if n < 10<<30 {
+		return fmt.Sprintf("%d MiB", n>>20)
+	}
+	return fmt.Sprintf("%d GiB", n>>30)
+}
