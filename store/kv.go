@@ -209,19 +209,19 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 				out.Count = resp.Count
 			}
 		}
-		if err := send(&pb.RangeStreamResponse{RangeResponse: out}); err != nil {
+		if !last {
+			left -= int64(len(resp.Kvs))
+			q.Key = append(append([]byte(nil), resp.Kvs[len(resp.Kvs)-1].Key...), 0)
+			switch n := proto.Size(out); {
+			case n < targetPiece/2:
+				piece *= 2
+			case n > targetPiece*2:
+				piece = max(piece/2, 1)
+			}
+		}
+		// The receiver owns the piece from here on, and takes it apart.
+		if err := send(&pb.RangeStreamResponse{RangeResponse: out}); err != nil || last {
 			return err
-		}
-		if last {
-			return nil
-		}
-		left -= int64(len(resp.Kvs))
-		q.Key = append(append([]byte(nil), resp.Kvs[len(resp.Kvs)-1].Key...), 0)
-		switch n := proto.Size(out); {
-		case n < targetPiece/2:
-			piece *= 2
-		case n > targetPiece*2:
-			piece = max(piece/2, 1)
 		}
 	}
 }

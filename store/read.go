@@ -160,14 +160,12 @@ func (sn *snap) each(r span, rev int64, keysOnly bool, limit int64, fn func(row)
 		if err != nil {
 			return false, err
 		}
-		if revOf(got.id) > rev {
-			var ok bool
-			if got, ok, err = sn.at(got, rev); err != nil || !ok {
-				return true, err
-			}
-			if keysOnly {
-				got.value = nil
-			}
+		got, ok, err := sn.at(got, rev)
+		if err != nil || !ok {
+			return err == nil, err
+		}
+		if keysOnly {
+			got.value = nil
 		}
 		return fn(got)
 	}, args...)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,8 +66,13 @@ func TestStore_Get_AtOldRevisions(t *testing.T) {
 	if r1 != 2 || r4 != 5 {
 		t.Fatalf("revisions %d..%d, want 2..5", r1, r4)
 	}
-	for rev, want := range map[int64]string{r1: "1", r2: "2", 4: "", r4: "4", 0: "4"} {
-		for _, opts := range [][]clientv3.OpOption{{}, {clientv3.WithPrefix()}} {
+	mustPut(t, c, "b", "1")
+	if _, err := c.Delete(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, c, "c", "1")
+	for rev, want := range map[int64]string{r1: "1", r2: "2", 4: "", r4: "4", 7: "4", 0: "4"} {
+		for _, opts := range [][]clientv3.OpOption{{}, {clientv3.WithRange("c")}} {
 			g, err := c.Get(t.Context(), "a", append(opts, clientv3.WithRev(rev))...)
 			if err != nil {
 				t.Fatal(err)
@@ -80,7 +86,7 @@ func TestStore_Get_AtOldRevisions(t *testing.T) {
 			}
 		}
 	}
-	if _, err := c.Get(t.Context(), "a", clientv3.WithRev(6)); !errors.Is(err, rpctypes.ErrFutureRev) {
+	if _, err := c.Get(t.Context(), "a", clientv3.WithRev(9)); !errors.Is(err, rpctypes.ErrFutureRev) {
 		t.Errorf("future revision: %v", err)
 	}
 }
@@ -221,5 +227,79 @@ func TestSnapshot_RestoresAndRefusesDamage(t *testing.T) {
 	g, err := restored.Client(t.Context()).Get(t.Context(), "k", clientv3.WithPrefix())
 	if err != nil || g.Count != 300 || g.Header.Revision < restoredAhead {
 		t.Fatalf("restored: %d keys at %d, %v", g.Count, g.Header.Revision, err)
+	}
+}
+
+func BenchmarkStore_Put(b *testing.B) {
+	for _, clients := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint(clients), func(b *testing.B) {
+			s, err := Open(b.Context(), Options{Path: filepath.Join(b.TempDir(), "state.db")})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			c := s.Client(b.Context())
+			val := string(make([]byte, 1024))
+			b.SetParallelism(clients / 2)
+			if clients == 1 {
+				for i := 0; b.Loop(); i++ {
+					if _, err := c.Put(b.Context(), fmt.Sprintf("/registry/pods/default/pod-%d", i), val); err != nil {
+						b.Fatal(err)
+					}
+				}
+				return
+			}
+			var n atomic.Int64
+			b.RunParallel(func(p *testing.PB) {
+				for p.Next() {
+					if _, err := c.Put(b.Context(), fmt.Sprintf("/registry/pods/default/pod-%d", n.Add(1)), val); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkStore_List500(b *testing.B) {
+	s, err := Open(b.Context(), Options{Path: filepath.Join(b.TempDir(), "state.db")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	c := s.Client(b.Context())
+	val := string(make([]byte, 1024))
+	for i := range 40 {
+		var ops []clientv3.Op
+		for j := range 50 {
+			ops = append(ops, clientv3.OpPut(fmt.Sprintf("/registry/pods/ns-%d/pod-%d", j%4, i*50+j), val))
+		}
+		if _, err := c.Txn(b.Context()).Then(ops...).Commit(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		g, err := c.Get(b.Context(), "/registry/pods/ns-2/", clientv3.WithPrefix())
+		if err != nil || len(g.Kvs) != 480 && len(g.Kvs) != 500 {
+			b.Fatal(len(g.Kvs), err)
+		}
+	}
+}
+
+func BenchmarkStore_Get(b *testing.B) {
+	s, err := Open(b.Context(), Options{Path: filepath.Join(b.TempDir(), "state.db")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	c := s.Client(b.Context())
+	if _, err := c.Put(b.Context(), "/registry/pods/ns/pod", string(make([]byte, 1024))); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := c.Get(b.Context(), "/registry/pods/ns/pod"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
