@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,7 +33,12 @@ const dialTimeout = 3 * time.Second
 // connect reaches the containerd of a running mote by its agent's data folder.
 func connect(agentDir string) (*containerd.Client, error) {
 	socket := SocketPath(agentDir)
-	if _, err := os.Stat(socket); err != nil {
+	// gRPC would only report a dead socket with the first call.
+	probe, err := net.DialTimeout("unix", socket, dialTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
+	}
+	if err := probe.Close(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
 	}
 	client, err := containerd.New(socket, containerd.WithDefaultNamespace(k8sNamespace), containerd.WithTimeout(dialTimeout))

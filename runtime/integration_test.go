@@ -332,3 +332,91 @@ func runOne(ctx context.Context, n node, c runtimetest.CRI, name string) error {
 	}
 	return c.Runtime.RemovePodSandbox(ctx, p.ID)
 }
+
+// cniConf is a pod network of the shape the node's own is, for the child's
+// network namespace only.
+const cniConf = `{
+  "cniVersion": "1.0.0", "name": "test",
+  "plugins": [
+    {"type": "bridge", "bridge": "moterttest0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+     "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.222.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+    {"type": "portmap", "capabilities": {"portMappings": true}}
+  ]
+}`
+
+// TestRuntime_PodNetwork runs a pod with the bundled CNI plugins. The runtime
+// starts before there is a network, as on a node that boots.
+func TestRuntime_PodNetwork(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 120*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	c := runtimetest.Dial(t, n.socket())
+	if ready, err := networkReady(ctx, c); err != nil || ready {
+		t.Errorf("network is ready without a configuration: %v, %v", ready, err)
+	}
+	conf := filepath.Join(n.cfg.DataDir, "cni/conf/10-test.conflist")
+	if err := os.WriteFile(conf, fmt.Appendf(nil, cniConf, filepath.Join(n.cfg.DataDir, "cni/ipam")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ready, err := networkReady(ctx, c); err != nil {
+			t.Fatal(err)
+		} else if ready {
+			break
+		}
+		<-tick.C
+	}
+	p, err := runtimetest.RunPod(ctx, c, "net", runtimetest.PodOptions{CgroupParent: n.cgroup, LogDir: n.logs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := c.Runtime.PodSandboxStatus(ctx, p.ID, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := status.Status.GetNetwork().GetIp()
+	if !strings.HasPrefix(ip, "10.222.0.") {
+		t.Errorf("pod's address is %q", ip)
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, "main", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _, err := c.Runtime.ExecSync(ctx, id, []string{"ip", "addr"}, 5*time.Second)
+	if err != nil || !strings.Contains(string(out), ip) || !strings.Contains(string(out), "LOOPBACK,UP") {
+		t.Errorf("addresses in the pod are %s: %v", out, err)
+	}
+	child.Kill()
+	if err := runtime.KillAll(ctx, n.cfg.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	child = runtimetest.Start(t, n.cfg)
+	c = runtimetest.Dial(t, n.socket())
+	// The plugins undo the network of a pod whose namespace is gone, too.
+	if err := removeAll(ctx, c); err != nil {
+		t.Error(err)
+	}
+	left, err := filepath.Glob(filepath.Join(n.cfg.DataDir, "cni/ipam/test/10.*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("addresses are still taken: %v, %v", left, err)
+	}
+	if _, err := runtimetest.RunPod(ctx, c, "second", runtimetest.PodOptions{CgroupParent: n.cgroup, LogDir: n.logs}); err != nil {
+		t.Error(err)
+	}
+	child.Kill()
+}
+
+func networkReady(ctx context.Context, c runtimetest.CRI) (bool, error) {
+	resp, err := c.Runtime.Status(ctx, false)
+	if err != nil {
+		return false, err
+	}
+	for _, cond := range resp.Status.Conditions {
+		if cond.Type == runtimeapi.NetworkReady {
+			return cond.Status, nil
+		}
+	}
+	return false, fmt.Errorf("there is no network condition in %v", resp.Status.Conditions)
+}

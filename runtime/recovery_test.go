@@ -2,6 +2,8 @@ package runtime_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"strings"
@@ -200,6 +202,7 @@ func TestRuntime_Damage(t *testing.T) {
 				t.Error(err)
 			}
 			checkPinned(ctx, t, c)
+			checkContent(t, root)
 			if err := removeAll(ctx, c); err != nil {
 				t.Error(err)
 			}
@@ -208,6 +211,7 @@ func TestRuntime_Damage(t *testing.T) {
 		if !ok {
 			t.Fatalf("stopping after damage %d", i)
 		}
+		child.Kill()
 		child = runtimetest.Start(t, n.cfg)
 	}
 	child.Stop()
@@ -237,6 +241,32 @@ func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
 		if !img.Pinned {
 			t.Errorf("image %v is not pinned", img.RepoTags)
 		}
+	}
+}
+
+// checkContent checks that every blob is what its name says and that no more
+// than a few sets of damaged files are kept.
+func checkContent(t *testing.T, root string) {
+	t.Helper()
+	blobs, err := filepath.Glob(filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(blobs) < 6 {
+		t.Errorf("there are %d blobs, want a manifest, a configuration and a layer for each of two images", len(blobs))
+	}
+	for _, b := range blobs {
+		data, err := os.ReadFile(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != filepath.Base(b) {
+			t.Errorf("blob %s is damaged", filepath.Base(b))
+		}
+	}
+	aside, err := filepath.Glob(filepath.Join(root, "damaged-*"))
+	if err != nil || len(aside) > 3 {
+		t.Errorf("%d folders of damaged files are kept: %v", len(aside), err)
 	}
 }
 

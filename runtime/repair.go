@@ -18,6 +18,7 @@ const (
 	metadataDB      = "io.containerd.metadata.v1.bolt/meta.db"
 	contentFolder   = "io.containerd.content.v1.content"
 	criFolder       = "io.containerd.grpc.v1.cri"
+	taskFolder      = "io.containerd.runtime.v2.task"
 	mountFolder     = "io.containerd.mount-manager.v1.bolt"
 	snapshotPrefix  = "io.containerd.snapshotter.v1."
 	snapshotDB      = "metadata.db"
@@ -51,6 +52,28 @@ func (r *Runtime) repair(ctx context.Context, last lastStop) error {
 	}
 	if problem := r.findDamage(); problem != nil {
 		return r.setAside(ctx, problem.Error(), damagedAll)
+	}
+	return r.p.restoreRecordFolders()
+}
+
+// restoreRecordFolders makes an empty folder for each running container whose
+// folder of CRI records is gone. CRI overlooks a container without the folder,
+// which then runs on unseen beside its successor; one whose folder is empty it
+// reports as being in an unknown state, and the kubelet replaces it.
+func (p paths) restoreRecordFolders() error {
+	bundles, err := filepath.Glob(filepath.Join(p.state, taskFolder, k8sNamespace, "*"))
+	if err != nil {
+		return fmt.Errorf("list running containers: %w", err)
+	}
+	for _, b := range bundles {
+		kind := "sandboxes"
+		// The shim's folder of a container that joined a pod names the pod.
+		if _, err := os.Stat(filepath.Join(b, "sandbox")); err == nil {
+			kind = "containers"
+		}
+		if err := os.MkdirAll(filepath.Join(p.root, criFolder, kind, filepath.Base(b)), 0o700); err != nil {
+			return fmt.Errorf("create folder for container records: %w", err)
+		}
 	}
 	return nil
 }
