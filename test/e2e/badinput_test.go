@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/mote-dev/mote/test/e2e/sandbox"
+	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // TestServer_BadInput_RefusedBeforeAnythingChanges starts servers that must not start: each says in one line what is wrong and what to do, and leaves nothing.

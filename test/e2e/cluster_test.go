@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/mote-dev/mote/test/e2e/sandbox"
+	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // cluster is one `mote server` and what is needed to talk to it. Its process may be stopped and started again.

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/mote-dev/mote/test/e2e/sandbox"
+	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // options are the paths the tests work with; all are made absolute.

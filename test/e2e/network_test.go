@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mote-dev/mote/test/e2e/sandbox"
+	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // testServices goes through the ways a service is reached: every kind of port, protocol and origin.

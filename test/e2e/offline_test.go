@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/mote-dev/mote/test/e2e/sandbox"
+	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // TestOffline starts a node that has nothing but loopback, as a machine does whose cable is not in yet, runs a pod on it, and plugs the cable in.

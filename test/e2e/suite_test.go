@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mote-dev/mote/test/e2e/sandbox"
+	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // TestCluster starts one server on an empty data folder and takes it through everything: first what can run side by side, then

@@ -1,4 +1,4 @@
-module github.com/mote-dev/mote/test/e2e
+module github.com/mote-dev/mote/test
 
 go 1.26.6
 
