@@ -31,6 +31,9 @@ const healthTimeout = 2 * syncPeriod
 // serviceTable is the nftables table upstream's proxier keeps, in each address family.
 const serviceTable = "kube-proxy"
 
+// OutsideAnnotation on a Node names the address other nodes see it at when it sits behind a NAT.
+const OutsideAnnotation = "mote.dev/outside-ip"
+
 // Proxy is the service proxy and the pod network of one node. Make it with [New].
 type Proxy struct {
 	cfg     Config
@@ -176,11 +179,17 @@ func (p *Proxy) watch(ctx context.Context, g *errgroup.Group, proxier proxy.Prov
 	cidrs := config.NewServiceCIDRConfig(ctx, p.factory.Networking().V1().ServiceCIDRs(), 0)
 	cidrs.RegisterEventHandler(filter)
 
-	nodes := p.factory.Core().V1().Nodes()
-	nodeSynced, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { p.nodesChanged(nodes.Informer().GetStore(), proxier, network) },
-		UpdateFunc: func(any, any) { p.nodesChanged(nodes.Informer().GetStore(), proxier, network) },
-		DeleteFunc: func(any) { p.nodesChanged(nodes.Informer().GetStore(), proxier, network) },
+	nodes := p.factory.Core().V1().Nodes().Informer()
+	changed := func() {
+		// Until the first list is complete, nodes that are not in it yet would count as gone.
+		if nodes.HasSynced() {
+			p.nodesChanged(nodes.GetStore(), proxier, network)
+		}
+	}
+	nodeSynced, err := nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { changed() },
+		UpdateFunc: func(any, any) { changed() },
+		DeleteFunc: func(any) { changed() },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("watch nodes: %w", err)
@@ -193,7 +202,8 @@ func (p *Proxy) watch(ctx context.Context, g *errgroup.Group, proxier proxy.Prov
 		all.Go(func() { slices.Run(ctx.Done()) })
 		all.Go(func() { cidrs.Run(ctx.Done()) })
 		all.Wait()
-		if cache.WaitForCacheSync(ctx.Done(), nodeSynced.HasSynced) {
+		if cache.WaitForCacheSync(ctx.Done(), nodes.HasSynced, nodeSynced.HasSynced) {
+			changed()
 			close(done)
 		}
 		return nil
@@ -233,7 +243,11 @@ func trim(obj any) (any, error) {
 		m.SetManagedFields(nil)
 	}
 	if n, ok := obj.(*v1.Node); ok {
+		outside, ok := n.Annotations[OutsideAnnotation]
 		n.Annotations = nil
+		if ok {
+			n.Annotations = map[string]string{OutsideAnnotation: outside}
+		}
 		n.Status = v1.NodeStatus{Addresses: n.Status.Addresses}
 	}
 	return obj, nil
@@ -251,6 +265,9 @@ func networkNode(n *v1.Node) podnet.Node {
 		if p, err := netip.ParsePrefix(text); err == nil {
 			out.PodCIDRs = append(out.PodCIDRs, p)
 		}
+	}
+	if ip, err := netip.ParseAddr(n.Annotations[OutsideAnnotation]); err == nil {
+		out.Outside = ip.Unmap()
 	}
 	var have4, have6 bool
 	for _, kind := range []v1.NodeAddressType{v1.NodeInternalIP, v1.NodeExternalIP} {

@@ -25,20 +25,29 @@ func Cleanup(ctx context.Context, c Config) error {
 	for _, fw := range []firewall{&nftFirewall{}, &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removePortmapTables(ctx), removePortmapChains(ctx))
+	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), removePortmapTables(ctx), removePortmapChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))
 		}
 	}
 	if c.StateDir != "" {
-		for _, path := range []string{leaseRoot(c.StateDir), filepath.Join(c.StateDir, "boot-id")} {
+		for _, path := range []string{leaseRoot(c.StateDir), filepath.Join(c.StateDir, "boot-id"), rememberedPath(c.StateDir)} {
 			if err := os.RemoveAll(path); err != nil {
 				errs = append(errs, fmt.Errorf("remove leases: %w", err))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeTunnel deletes the tunnel to other nodes.
+func removeTunnel(bridge string) error {
+	link, err := netlink.LinkByName(tunnelName(bridge))
+	if err == nil && link.Type() != "vxlan" {
+		return fmt.Errorf("remove tunnel %s: it is a %s, not made by mote", link.Attrs().Name, link.Type())
+	}
+	return removeLink(tunnelName(bridge))
 }
 
 // removeBridge deletes the bridge and the host's ends of the pods' interfaces attached to it.

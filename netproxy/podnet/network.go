@@ -28,6 +28,8 @@ type Node struct {
 	PodCIDRs []netip.Prefix
 	// Addrs are the addresses other nodes reach it by, at most one of each family.
 	Addrs []netip.Addr
+	// Outside is the address others see it at when it sits behind a NAT; invalid otherwise.
+	Outside netip.Addr
 }
 
 // Network keeps the pod network of this node as wanted. Make it with [New].
@@ -45,6 +47,8 @@ type Network struct {
 	peers        []Node
 	known        bool // SetNodes was called, so an absent peer is really gone
 	rulesChanged bool // rules have to be compared at the next pass
+
+	lastSkipped string // what was last said of unreachable nodes; only the loop uses it
 
 	// TableDeleted, if set before Run, is called with the name of every nftables table that is deleted, and with an empty
 	// name when deletions may have been missed. It must not block.
@@ -75,7 +79,7 @@ func (n *Network) SetNodes(self Node, peers []Node) {
 }
 
 func equalNode(a, b Node) bool {
-	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs)
+	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs) && a.Outside == b.Outside
 }
 
 // Ready is closed once rules stand and the runtime has a network list, that of an earlier run included.
@@ -101,12 +105,22 @@ func (n *Network) Run(ctx context.Context) error {
 	} else if dropped > 0 {
 		n.log.Info("dropped address leases of an earlier boot", zap.Int("count", dropped))
 	}
+	if r, ok, err := recall(n.cfg.StateDir, n.cfg.NodeName); err != nil {
+		n.log.Warn("what was known of other nodes is of no use", zap.Error(err))
+	} else if ok {
+		n.mu.Lock()
+		if !n.known {
+			n.self, n.peers, n.known = r.Self, r.Peers, true
+		}
+		n.mu.Unlock()
+	}
 	if err := n.removeOtherFirewall(ctx); err != nil {
 		n.log.Warn("rules written with another tool could not be removed", zap.Error(err))
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return watchLinks(ctx, n.log, func() { n.poke(false) }) })
 	g.Go(func() error { return watchRules(ctx, n.log, n.ruleEvent) })
+	g.Go(func() error { return n.keepMapped(ctx) })
 	g.Go(func() error { return n.loop(ctx) })
 	return g.Wait()
 }
@@ -208,7 +222,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 	}
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Backend, firstAddr(self.Addrs))
-		errs = append(errs, n.ensurePeers(self, peers), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
+		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(self, peers, mtu), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -1,4 +1,160 @@
 package podnet
 
-// ensurePeers brings routes to other nodes' pods to the wanted state.
-func (n *Network) ensurePeers(self Node, peers []Node) error { return nil }
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+const (
+	// vxlanPort is the UDP port of the tunnel, Linux' own choice. It is the source port as well: a NAT that keeps ports then
+	// lets answers in, as both directions are one flow to it.
+	vxlanPort = 8472
+	// vxlanID is the number of the tunnel's network.
+	vxlanID = 1
+	// tunnelSuffix makes the tunnel's name out of the bridge's.
+	tunnelSuffix = ".1"
+)
+
+// tunnelName is the name of the tunnel interface that belongs to a bridge.
+func tunnelName(bridge string) string {
+	base := strings.TrimRight(bridge, "0123456789")
+	if bridge != DefaultBridge {
+		base = bridge[:min(len(bridge), 15-len(tunnelSuffix))]
+	}
+	return base + tunnelSuffix
+}
+
+// link names the address another node is reached at over the tunnel.
+type peerLink struct {
+	outer netip.Addr       // where packets to the node are sent
+	mac   net.HardwareAddr // the node's tunnel interface
+}
+
+// peerRoute is a route to the pods of another node.
+type peerRoute struct {
+	dst netip.Prefix
+	via netip.Addr
+}
+
+// plan is everything the kernel has to know of other nodes.
+type plan struct {
+	// local is this node's end of the tunnel; invalid means no tunnel.
+	local netip.Addr
+	mac   net.HardwareAddr
+	// addrs are the tunnel interface's own addresses.
+	addrs []netip.Addr
+	links []peerLink
+	// hops tell the tunnel address of the next hop of each route which peer it is.
+	hops   map[netip.Addr]net.HardwareAddr
+	routes []peerRoute
+	// skipped says which peers are left out and why.
+	skipped []string
+}
+
+// tunnelMAC derives the hardware address of a node's tunnel interface from its name, so nobody has to be told.
+func tunnelMAC(node string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte("mote tunnel " + node))
+	mac := net.HardwareAddr(sum[:6])
+	// Locally administered, one receiver.
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+// planPeers works out what the backend needs for the peers. It is a pure function of its arguments.
+func planPeers(backend Backend, self Node, peers []Node) plan {
+	var p plan
+	if backend == BackendNone {
+		return p
+	}
+	local := firstAddr(self.Addrs)
+	for _, peer := range peers {
+		if peer.Name == self.Name || len(peer.PodCIDRs) == 0 {
+			// Not yet a member: it is looked at again when it has a range.
+			continue
+		}
+		if overlaps(self.PodCIDRs, peer.PodCIDRs) {
+			p.skipped = append(p.skipped, peer.Name+": its pod CIDR is this node's own")
+			continue
+		}
+		switch backend {
+		case BackendHostGW:
+			p.addDirect(peer)
+		default:
+			p.addTunnel(local, self, peer)
+		}
+	}
+	if backend == BackendVXLAN && len(p.links) > 0 {
+		p.local, p.mac = local, tunnelMAC(self.Name)
+		for _, c := range self.PodCIDRs {
+			p.addrs = append(p.addrs, c.Masked().Addr())
+		}
+	}
+	return p
+}
+
+func overlaps(a, b []netip.Prefix) bool {
+	return slices.ContainsFunc(a, func(x netip.Prefix) bool { return slices.ContainsFunc(b, x.Overlaps) })
+}
+
+// addDirect adds routes to a peer on the same link.
+func (p *plan) addDirect(peer Node) {
+	for _, c := range peer.PodCIDRs {
+		i := slices.IndexFunc(peer.Addrs, func(a netip.Addr) bool { return a.Is6() == c.Addr().Is6() })
+		if i < 0 {
+			p.skipped = append(p.skipped, fmt.Sprintf("%s: it has no address to reach %s by", peer.Name, c))
+			continue
+		}
+		p.routes = append(p.routes, peerRoute{c.Masked(), peer.Addrs[i]})
+	}
+}
+
+// addTunnel adds a peer reached through the tunnel. The tunnel has one address family, that of this node's first address.
+func (p *plan) addTunnel(local netip.Addr, self, peer Node) {
+	addrs := peer.Addrs
+	if peer.Outside.IsValid() && peer.Outside != self.Outside {
+		// Behind a NAT: its own address means nothing here, unless both sit behind the same one.
+		addrs = []netip.Addr{peer.Outside}
+	}
+	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return local.IsValid() && a.Is6() == local.Is6() })
+	if i < 0 {
+		p.skipped = append(p.skipped, peer.Name+": it and this node have no addresses of the same family")
+		return
+	}
+	mac := tunnelMAC(peer.Name)
+	p.links = append(p.links, peerLink{addrs[i], mac})
+	if p.hops == nil {
+		p.hops = make(map[netip.Addr]net.HardwareAddr)
+	}
+	for _, c := range peer.PodCIDRs {
+		hop := c.Masked().Addr()
+		p.hops[hop] = mac
+		p.routes = append(p.routes, peerRoute{c.Masked(), hop})
+	}
+}
+
+// ensurePeers brings tunnel and routes to the wanted state.
+func (n *Network) ensurePeers(self Node, peers []Node, mtu int) error {
+	p := planPeers(n.cfg.Backend, self, peers)
+	if skipped := strings.Join(p.skipped, "; "); skipped != n.lastSkipped {
+		n.lastSkipped = skipped
+		if skipped != "" {
+			n.log.Warn("pods of some nodes are not reachable: " + skipped)
+		}
+	}
+	switch n.cfg.Backend {
+	case BackendNone:
+		return nil
+	case BackendHostGW:
+		return errors.Join(removeLink(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
+	}
+	if !p.local.IsValid() {
+		// Without another node there is no tunnel.
+		return removeLink(tunnelName(n.cfg.Bridge))
+	}
+	return ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu)
+}

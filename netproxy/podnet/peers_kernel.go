@@ -1,0 +1,246 @@
+package podnet
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// routeProtocol marks direct routes to other nodes as ours (see /etc/iproute2/rt_protos; not taken by anybody there).
+const routeProtocol = 109
+
+// ensureTunnel makes the tunnel interface and what it knows of other nodes as planned, and deletes what is too much.
+func ensureTunnel(name string, p plan, mtu int) error {
+	link, err := ensureTunnelLink(name, p, mtu)
+	if err != nil {
+		return fmt.Errorf("make tunnel %s: %w", name, err)
+	}
+	index := link.Attrs().Index
+	if err := errors.Join(ensureTunnelAddrs(link, p.addrs), ensureLinks(index, p.links), ensureHops(index, p.hops)); err != nil {
+		return fmt.Errorf("set up tunnel %s: %w", name, err)
+	}
+	wanted := make(map[netip.Prefix]netlink.Route, len(p.routes))
+	for _, r := range p.routes {
+		wanted[r.dst] = netlink.Route{LinkIndex: index, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Scope: netlink.SCOPE_UNIVERSE, Flags: int(netlink.FLAG_ONLINK)}
+	}
+	return ensureRoutes(wanted, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+}
+
+// ensureTunnelLink returns the interface, made anew if it is not as wanted: the kernel changes most of it only then.
+func ensureTunnelLink(name string, p plan, mtu int) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing):
+		link = nil
+	case err != nil:
+		return nil, err
+	}
+	if link != nil {
+		v, ok := link.(*netlink.Vxlan)
+		if !ok {
+			return nil, fmt.Errorf("there is a %s of that name, not made by mote", link.Type())
+		}
+		have, _ := netip.AddrFromSlice(v.SrcAddr)
+		if have.Unmap() != p.local || v.VxlanId != vxlanID || v.Port != vxlanPort || !bytes.Equal(v.HardwareAddr, p.mac) {
+			if err := netlink.LinkDel(link); err != nil {
+				return nil, err
+			}
+			link = nil
+		}
+	}
+	if link == nil {
+		err := netlink.LinkAdd(&netlink.Vxlan{
+			LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: p.mac, MTU: mtu},
+			VxlanId:   vxlanID, SrcAddr: p.local.AsSlice(), Port: vxlanPort, PortLow: vxlanPort, PortHigh: vxlanPort + 1, Learning: false,
+		})
+		if err != nil {
+			return nil, err
+		}
+		if link, err = netlink.LinkByName(name); err != nil {
+			return nil, err
+		}
+	}
+	if link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return nil, err
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return nil, err
+		}
+	}
+	return link, nil
+}
+
+// ensureTunnelAddrs gives the interface exactly the addresses, besides its link-local one.
+func ensureTunnelAddrs(link netlink.Link, wanted []netip.Addr) error {
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	var errs []error
+	missing := make(map[netip.Addr]bool)
+	for _, ip := range wanted {
+		missing[ip] = true
+	}
+	for _, a := range have {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		ones, _ := a.Mask.Size()
+		if missing[ip] && ones == ip.BitLen() {
+			delete(missing, ip)
+			continue
+		}
+		if !ip.IsLinkLocalUnicast() {
+			errs = append(errs, netlink.AddrDel(link, &a))
+		}
+	}
+	for ip := range missing {
+		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(ip, ip.BitLen()))}
+		if ip.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		errs = append(errs, netlink.AddrReplace(link, addr))
+	}
+	return errors.Join(errs...)
+}
+
+// ensureLinks tells the tunnel where the interfaces of other nodes are.
+func ensureLinks(index int, wanted []peerLink) error {
+	have, err := netlink.NeighList(index, unix.AF_BRIDGE)
+	if err != nil {
+		return fmt.Errorf("list forwarding entries: %w", err)
+	}
+	missing := make(map[string]peerLink)
+	for _, l := range wanted {
+		missing[l.mac.String()] = l
+	}
+	var errs []error
+	for _, e := range have {
+		ip, _ := netip.AddrFromSlice(e.IP)
+		l, ok := missing[e.HardwareAddr.String()]
+		if ok && ip.Unmap() == l.outer {
+			delete(missing, e.HardwareAddr.String())
+			continue
+		}
+		errs = append(errs, ignoreMissing(netlink.NeighDel(&e)))
+	}
+	for _, l := range missing {
+		errs = append(errs, netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: l.outer.AsSlice(), HardwareAddr: l.mac,
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// ensureHops tells the kernel the hardware addresses of the routes' next hops.
+func ensureHops(index int, wanted map[netip.Addr]net.HardwareAddr) error {
+	have, err := netlink.NeighList(index, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	done := make(map[netip.Addr]bool)
+	var errs []error
+	for _, e := range have {
+		ip, _ := netip.AddrFromSlice(e.IP)
+		ip = ip.Unmap()
+		if e.State&netlink.NUD_PERMANENT == 0 {
+			continue
+		}
+		if mac, ok := wanted[ip]; ok && bytes.Equal(mac, e.HardwareAddr) {
+			done[ip] = true
+			continue
+		}
+		if !ip.IsMulticast() {
+			errs = append(errs, ignoreMissing(netlink.NeighDel(&e)))
+		}
+	}
+	for ip, mac := range wanted {
+		if !done[ip] {
+			errs = append(errs, netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: index, State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST, IP: ip.AsSlice(), HardwareAddr: mac,
+			}))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ensureDirectRoutes makes routes over the nodes' common link exactly as planned.
+func ensureDirectRoutes(routes []peerRoute) error {
+	wanted := make(map[netip.Prefix]netlink.Route, len(routes))
+	var errs []error
+	for _, r := range routes {
+		ways, err := netlink.RouteGet(r.via.AsSlice())
+		if err != nil || len(ways) == 0 {
+			errs = append(errs, fmt.Errorf("find the way to %s: %w", r.via, err))
+			continue
+		}
+		if len(ways[0].Gw) > 0 {
+			errs = append(errs, fmt.Errorf("node at %s is behind a router: the host-gw network needs all nodes on one link; use vxlan", r.via))
+			continue
+		}
+		wanted[r.dst] = netlink.Route{LinkIndex: ways[0].LinkIndex, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Protocol: routeProtocol}
+	}
+	return errors.Join(append(errs, ensureRoutes(wanted, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL))...)
+}
+
+// ensureRoutes makes the routes that pass the filter be exactly the wanted ones.
+func ensureRoutes(wanted map[netip.Prefix]netlink.Route, filter *netlink.Route, mask uint64) error {
+	done := make(map[netip.Prefix]bool)
+	var errs []error
+	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		have, err := netlink.RouteListFiltered(fam, filter, mask)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range have {
+			dst, ok := prefixOf(r.Dst)
+			want, wantIt := wanted[dst]
+			switch {
+			case !ok, dst.Addr().IsLinkLocalUnicast(), dst.Addr().IsMulticast(), r.Protocol == unix.RTPROT_KERNEL:
+				// What the kernel itself keeps on an interface.
+			case wantIt && want.LinkIndex == r.LinkIndex && want.Gw.Equal(r.Gw):
+				done[dst] = true
+			case !wantIt:
+				errs = append(errs, ignoreMissing(netlink.RouteDel(&r)))
+			}
+		}
+	}
+	for dst, r := range wanted {
+		if done[dst] {
+			continue
+		}
+		if err := netlink.RouteReplace(&r); err != nil {
+			errs = append(errs, fmt.Errorf("add route to %s: %w", dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ignoreMissing takes it as done that what is to be deleted is not there.
+func ignoreMissing(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	ip, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(ip.Unmap(), ones), ok
+}

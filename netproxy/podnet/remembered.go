@@ -1,0 +1,45 @@
+package podnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// remembered is what is kept of the nodes, so that a node that boots while its server is away finds the others.
+type remembered struct {
+	Self  Node
+	Peers []Node
+}
+
+func rememberedPath(stateDir string) string { return filepath.Join(stateDir, "nodes.json") }
+
+// remember keeps the nodes as they are known now.
+func remember(stateDir string, self Node, peers []Node) error {
+	text, err := json.Marshal(remembered{self, peers})
+	if err != nil {
+		return fmt.Errorf("remember nodes: %w", err)
+	}
+	if _, err := writeFile(rememberedPath(stateDir), text); err != nil {
+		return fmt.Errorf("remember nodes: %w", err)
+	}
+	return nil
+}
+
+// recall returns the nodes last remembered by the node of this name; ok is false if there are none.
+func recall(stateDir, name string) (r remembered, ok bool, err error) {
+	text, err := os.ReadFile(rememberedPath(stateDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, false, fmt.Errorf("recall nodes: %w", err)
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return r, false, fmt.Errorf("recall nodes: %w", err)
+	}
+	return r, r.Self.Name == name, nil
+}
