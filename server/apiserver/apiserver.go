@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	openapicommon "k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
@@ -69,6 +70,8 @@ type Config struct {
 type Server struct {
 	config Config
 	chain  *aggregatorapiserver.APIAggregator
+	// documents is what the chain shares of OpenAPI.
+	documents *openapicommon.OpenAPIV3Config
 }
 
 // New composes the API server. Nothing runs and nothing is written yet.
@@ -97,7 +100,7 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compose API servers: %w", err)
 	}
-	return &Server{config: c, chain: chain}, nil
+	return &Server{config: c, chain: chain, documents: config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config}, nil
 }
 
 // chainConfig makes the configurations of the three servers of the chain.
@@ -135,6 +138,11 @@ func (c Config) chainConfig(o options.CompletedOptions) (*app.Config, error) {
 		return nil, fmt.Errorf("configure aggregation: %w", err)
 	}
 	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter, client: c.Etcd}
+	if !c.buildsDocuments() {
+		if err := c.serveDocuments(&aggregator.GenericConfig.Config); err != nil {
+			return nil, err
+		}
+	}
 	return &app.Config{Options: o, Aggregator: aggregator, KubeAPIs: kubeAPIs, ApiExtensions: extensions}, nil
 }
 
@@ -143,6 +151,9 @@ func (s *Server) Run(ctx context.Context) error {
 	prepared, err := s.chain.PrepareRun()
 	if err != nil {
 		return fmt.Errorf("prepare API server: %w", err)
+	}
+	if !s.config.buildsDocuments() {
+		dropDefinitions(s.documents)
 	}
 	compactor := etcd3.StartCompactorPerEndpoint(s.config.Etcd.Client, compactionInterval)
 	defer compactor.Stop()

@@ -4,26 +4,20 @@ import (
 	"fmt"
 	"time"
 
-	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
-	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/filters"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
-	"k8s.io/apiserver/pkg/util/openapi"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/controlplane"
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
-	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
 
 	"github.com/mote-dev/mote/server/loopback"
@@ -90,12 +84,7 @@ func (c Config) genericConfig(o options.CompletedOptions) (*genericapiserver.Con
 		return nil, nil, fmt.Errorf("apply tracing: %w", err)
 	}
 
-	definitions := openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
-	namer := openapinamer.NewDefinitionNamer([]*runtime.Scheme{legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme}...)
-	g.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
-	g.OpenAPIConfig.Info.Title = "Kubernetes"
-	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
-	g.OpenAPIV3Config.Info.Title = "Kubernetes"
+	securityOf := c.openAPI(g)
 
 	g.LongRunningFunc = filters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"),
@@ -118,7 +107,7 @@ func (c Config) genericConfig(o options.CompletedOptions) (*genericapiserver.Con
 	g.AddHealthChecks(c.storeCheck())
 
 	ctx := wait.ContextForChannel(g.DrainedNotify())
-	if err := o.Authentication.ApplyTo(ctx, &g.Authentication, g.SecureServing, g.EgressSelector, g.OpenAPIConfig, g.OpenAPIV3Config, client, c.Informers, g.APIServerID); err != nil {
+	if err := o.Authentication.ApplyTo(ctx, &g.Authentication, g.SecureServing, g.EgressSelector, securityOf, g.OpenAPIV3Config, client, c.Informers, g.APIServerID); err != nil {
 		return nil, nil, fmt.Errorf("apply authentication options: %w", err)
 	}
 	g.Authentication.Authenticator = loopback.Authenticator(g.Authentication.Authenticator)
