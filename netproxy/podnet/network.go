@@ -222,7 +222,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 	}
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Backend, firstAddr(self.Addrs))
-		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(self, peers, mtu), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
+		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(ctx, self, peers, mtu), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

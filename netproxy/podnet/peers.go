@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -138,7 +139,7 @@ func (p *plan) addTunnel(local netip.Addr, self, peer Node) {
 }
 
 // ensurePeers brings tunnel and routes to the wanted state.
-func (n *Network) ensurePeers(self Node, peers []Node, mtu int) error {
+func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
 	p := planPeers(n.cfg.Backend, self, peers)
 	if skipped := strings.Join(p.skipped, "; "); skipped != n.lastSkipped {
 		n.lastSkipped = skipped
@@ -156,5 +157,14 @@ func (n *Network) ensurePeers(self Node, peers []Node, mtu int) error {
 		// Without another node there is no tunnel.
 		return removeLink(tunnelName(n.cfg.Bridge))
 	}
-	return ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu)
+	if err := ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu); err != nil {
+		return err
+	}
+	if self.Outside.IsValid() {
+		// The NAT lets the others in once it has seen us speak to them.
+		for hop := range p.hops {
+			touch(ctx, hop)
+		}
+	}
+	return nil
 }

@@ -317,6 +317,40 @@ func TestNetwork_Peers(t *testing.T) {
 	}
 }
 
+// TestNetwork_Peers_BehindNAT puts the second host behind a router that hides it, as at home. The first host has to reach its
+// pods without having been spoken to by them.
+func TestNetwork_Peers_BehindNAT(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	needTool(t, "nft")
+	c := newCluster(t, BackendVXLAN, 2)
+	hidden := c.nodes[1]
+	router := hidden.ns + "-nat"
+	run(t, "ip", "netns", "add", router)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", router) })
+	// The hidden host's port on the switch becomes the router's; behind it lies a network of its own.
+	run(t, "ip", "-n", hidden.ns, "link", "set", "eth0", "netns", router)
+	run(t, "ip", "-n", router, "addr", "add", "192.0.2.9/24", "dev", "eth0")
+	run(t, "ip", "-n", router, "link", "set", "eth0", "up")
+	run(t, "ip", "-n", router, "link", "add", "home", "type", "veth", "peer", "name", "eth0", "netns", hidden.ns)
+	run(t, "ip", "-n", router, "addr", "add", "10.9.0.1/24", "dev", "home")
+	run(t, "ip", "-n", router, "link", "set", "home", "up")
+	run(t, "ip", "-n", hidden.ns, "addr", "add", "10.9.0.2/24", "dev", "eth0")
+	run(t, "ip", "-n", hidden.ns, "link", "set", "eth0", "up")
+	run(t, "ip", "-n", hidden.ns, "route", "add", "default", "via", "10.9.0.1")
+	inside(t, router, func() error { return setSysctl("net/ipv4/ip_forward", "1") })
+	run(t, "ip", "netns", "exec", router, "nft", "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }")
+	run(t, "ip", "netns", "exec", router, "nft", "table ip guard { chain in { type filter hook forward priority filter; iifname eth0 ct state new drop; }; }")
+	hidden.node.Addrs, hidden.node.Outside = addrs("10.9.0.2"), netip.MustParseAddr("192.0.2.9")
+	for _, n := range c.nodes {
+		n.start(t)
+	}
+	c.nodes[0].reconcile(t, c.nodes)
+	hidden.reconcile(t, c.nodes)
+	c.reach(t)
+}
+
 // tunnelOr is an interface whose forwarding entries can be listed with any backend.
 func tunnelOr(b Backend) string {
 	if b == BackendVXLAN {
