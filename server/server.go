@@ -123,6 +123,7 @@ func (s *Server) runAPI(ctx context.Context, listener net.Listener, data *datast
 		PKI:              s.pki,
 		Etcd:             data.client,
 		DialStore:        data.dial,
+		Single:           c.DatastoreEndpoint == "",
 		Loopback:         s.loopback,
 		Informers:        s.shared,
 		Listener:         listener,

@@ -43,6 +43,8 @@ type Config struct {
 	Etcd *etcdkubernetes.Client
 	// DialStore connects to the same store over gRPC.
 	DialStore func(context.Context) (net.Conn, error)
+	// Single says that no other API server uses the store.
+	Single bool
 	// Loopback is the door through which this process reaches the API server.
 	Loopback *loopback.Server
 	// Informers are shared with controllers and scheduler; see NewInformers.

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 )
@@ -66,7 +67,10 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, _ net.IP, ports 
 
 // RemoveEndpoints leaves the addresses in place: pods may keep the connections
 // they have, and the server comes back under the same ones.
-func (r *endpointReconciler) RemoveEndpoints(string, net.IP, []corev1.EndpointPort) error { return nil }
+func (r *endpointReconciler) RemoveEndpoints(service string, _ net.IP, _ []corev1.EndpointPort) error {
+	// The caller takes nil for the traces of a crash and warns of them.
+	return storage.NewKeyNotFoundError(service, 0)
+}
 
 // StopReconciling implements reconcilers.EndpointReconciler.
 func (r *endpointReconciler) StopReconciling() { r.stopped.Store(true) }

@@ -67,6 +67,13 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.Etcd.StorageConfig.CountMetricPollPeriod = 0
 	o.Etcd.SkipHealthEndpoints = true
 
+	if c.Single {
+		// With the identity lease, servers of one cluster find one another; alone,
+		// it would only be a write to the disk every ten seconds.
+		if err := flags.Set("feature-gates", "APIServerIdentity=false"); err != nil {
+			return nil, fmt.Errorf("set feature gates: %w", err)
+		}
+	}
 	for _, arg := range c.ExtraArgs {
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		if err := flags.Set(name, value); err != nil {
