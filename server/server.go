@@ -28,9 +28,9 @@ type Server struct {
 	// shared is the one set of informers of this process.
 	shared informers.SharedInformerFactory
 	ready  chan struct{}
-	// pki is set before opened is closed.
-	opened chan struct{}
-	pki    *pki.Set
+	// built is closed when a node may start in this process; pki is set before.
+	built chan struct{}
+	pki   *pki.Set
 }
 
 // New checks c and returns a server that has not touched anything yet.
@@ -47,7 +47,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{config: c, loopback: door, shared: shared, ready: make(chan struct{}), opened: make(chan struct{})}, nil
+	return &Server{config: c, loopback: door, shared: shared, ready: make(chan struct{}), built: make(chan struct{})}, nil
 }
 
 // Ready is closed when the API answers and the objects every cluster has exist.
@@ -64,10 +64,11 @@ type Node struct {
 	ClientCAFile string
 }
 
-// Node returns the identity of a node in this process, once the cluster's keys exist.
+// Node returns the identity of a node in this process, once the API answers and
+// the controllers are made; see controllers.Config.Built.
 func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string) (Node, error) {
 	select {
-	case <-s.opened:
+	case <-s.built:
 	case <-ctx.Done():
 		return Node{}, ctx.Err()
 	}
@@ -98,7 +99,6 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("open the cluster's keys: %w", err)
 	}
 	s.pki = keys
-	close(s.opened)
 
 	listener, err := net.Listen("tcp", net.JoinHostPort(s.bindHost(), strconv.Itoa(c.HTTPSListenPort)))
 	if err != nil {
@@ -168,6 +168,7 @@ func (s *Server) runClients(ctx context.Context, api *apiserver.Server, below ..
 				PKI: s.pki, Loopback: s.loopback, Informers: s.shared,
 				ClusterCIDRs: c.ClusterCIDRs, NodeMaskV4: NodeCIDRMaskSizeIPv4, NodeMaskV6: NodeCIDRMaskSizeIPv6,
 				ServiceCIDRs: c.ServiceCIDRs, ExtraArgs: c.KubeControllerManagerArgs,
+				Built:  func() { close(s.built) },
 				Logger: c.Logger.Named("controllers"),
 			}))
 		})

@@ -60,7 +60,11 @@ type Config struct {
 	ServiceCIDRs           []*net.IPNet
 	// ExtraArgs are "flag=value" settings for kube-controller-manager's own flags.
 	ExtraArgs []string
-	Logger    *zap.Logger
+	// Built is called once all controllers are made. Upstream's CSI volume
+	// plugin keeps its state in package variables that its last user sets: a
+	// kubelet in this process has to come after the controllers.
+	Built  func()
+	Logger *zap.Logger
 }
 
 // Run starts all controllers, once the informers' first lists may be made, and
@@ -83,6 +87,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("build controllers: %w", err)
 	}
+	c.Built()
 	tokens, err := c.tokensController(ctx, builder, view)
 	if err != nil {
 		return err
