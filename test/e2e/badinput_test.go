@@ -54,13 +54,13 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 		{name: "unknown flag", args: []string{"--colour=red"}, says: []string{"colour"}},
 		{name: "unknown config key", setUp: config("colour: red\n"), says: []string{"colour", "config.yaml"}},
 		{name: "config is no YAML", setUp: config("a: [\n"), says: []string{"config.yaml"}},
-		{name: "bad value in environment", env: []string{"MOTE_HTTPS_LISTEN_PORT=many"}, says: []string{"many"}},
+		{name: "bad value in environment", env: []string{"MOTE_CLUSTER_CIDR=many"}, says: []string{"many"}},
 		{name: "port out of range", args: []string{"--https-listen-port=70000"}, says: []string{"70000"}},
 		{name: "port in use", args: []string{"--https-listen-port=16443"}, says: []string{"16443", "in use"}},
 		{name: "CIDRs overlap", args: []string{"--cluster-cidr=10.42.0.0/16", "--service-cidr=10.42.128.0/17"}, says: []string{"10.42.0.0/16", "overlap"}},
 		{name: "cluster CIDR is none", args: []string{"--cluster-cidr=10.42.0.0"}, says: []string{"10.42.0.0"}},
 		{name: "cluster CIDR too small", args: []string{"--cluster-cidr=10.42.0.0/28"}, says: []string{"10.42.0.0/28", "small"}},
-		{name: "service CIDR too small", args: []string{"--service-cidr=10.43.0.0/30"}, says: []string{"10.43.0.0/30", "small"}},
+		{name: "service CIDR too small", args: []string{"--service-cidr=10.43.0.0/30", "--cluster-dns=10.43.0.2"}, says: []string{"10.43.0.0/30", "small"}},
 		{name: "cluster DNS outside the service CIDR", args: []string{"--cluster-dns=10.99.0.10"}, says: []string{"10.99.0.10"}},
 		{name: "node name no DNS label", args: []string{"--node-name=Not_A_Label"}, says: []string{"Not_A_Label"}},
 		{name: "token of the wrong form", args: []string{"--token=hello"}, says: []string{"token"}},
@@ -96,6 +96,10 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 			t.Log(said)
 			if left := before.Added(snapshot(t)); len(left) > 0 {
 				t.Errorf("left behind: %s", strings.Join(left[:min(len(left), 10)], ", "))
+				// The next row must find what this one found.
+				if err := sandbox.PowerCut(before); err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	}

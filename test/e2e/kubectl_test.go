@@ -35,7 +35,8 @@ func (c *cluster) try(ctx context.Context, stdin string, args ...string) (string
 	return out.String(), nil
 }
 
-func tailOf(s string) string { return s[max(0, len(s)-2000):] }
+// tailOf keeps a failure readable: what a program said last matters most.
+func tailOf(s string) string { return s[max(0, len(s)-1000):] }
 
 // kubectl runs one command that must succeed.
 func (c *cluster) kubectl(t *testing.T, args ...string) string {

@@ -80,13 +80,13 @@ func refusedIn(t *testing.T, env []string, args ...string) string {
 	cmd := exec.CommandContext(ctx, options.mote, args...)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
-	said := strings.TrimSpace(string(out))
+	said := tailOf(strings.TrimSpace(string(out)))
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("mote %s: %v, want exit code 1:\n%s", strings.Join(args, " "), err, tailOf(said))
+		t.Errorf("mote %s: %v, want exit code 1:\n%s", strings.Join(args, " "), err, said)
 	}
 	if said == "" || strings.Contains(said, "\n") {
-		t.Errorf("mote %s: said, instead of one line:\n%s", strings.Join(args, " "), tailOf(said))
+		t.Errorf("mote %s: said, instead of one line:\n%s", strings.Join(args, " "), said)
 	}
 	return said
 }

@@ -96,6 +96,8 @@ func connect() error {
 		"link set lo up",
 		"netns add " + OutsideNetns,
 		"link add eth0 type veth peer name eth0 netns " + OutsideNetns,
+		// Link-local addresses come by themselves, at a time of their own, and would look like something a test left.
+		"link set eth0 addrgenmode none",
 		"addr add " + HostIP + "/24 dev eth0",
 		"link set eth0 up",
 		"-n " + OutsideNetns + " addr add " + OutsideIP + "/24 dev eth0",
