@@ -146,7 +146,7 @@ func extract(o Options, m Manifest, dir string, open func() (io.ReadCloser, erro
 	}
 	defer archive.Close()
 	// One goroutine decodes: several would each hold a window.
-	dec, err := zstd.NewReader(archive, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
+	dec, err := zstd.NewReader(archive, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<WindowLog), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return fmt.Errorf("open bundle: %w", err)
 	}

@@ -114,11 +114,10 @@ func pack(bin, pause, out string) error {
 }
 
 // compress prefers the zstd tool, whose highest levels Go's encoder does not
-// have; the decoder reads both. The window covers several of the executables,
-// so that what they share is stored once.
+// have; the decoder reads both.
 func compress(data []byte) ([]byte, error) {
 	if tool, err := exec.LookPath("zstd"); err == nil {
-		cmd := exec.Command(tool, "--ultra", "-22", "--long=27", "--no-check", "-T1", "-c", "-q")
+		cmd := exec.Command(tool, "--ultra", "-22", fmt.Sprintf("--zstd=wlog=%d", bundle.WindowLog), "--no-check", "-T1", "-c", "-q")
 		cmd.Stdin = bytes.NewReader(data)
 		cmd.Stderr = os.Stderr
 		compressed, err := cmd.Output()
@@ -129,7 +128,7 @@ func compress(data []byte) ([]byte, error) {
 	}
 	fmt.Fprintln(os.Stderr, "pack: the zstd tool is missing (apt-get install zstd): the bundle will be larger than it could be")
 	var buf bytes.Buffer
-	enc, err := zstd.NewWriter(&buf, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(128<<20))
+	enc, err := zstd.NewWriter(&buf, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(1<<bundle.WindowLog))
 	if err != nil {
 		return nil, fmt.Errorf("set up zstd: %w", err)
 	}
