@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-logr/zapr"
 	"github.com/mote-dev/mote/netproxy/podnet"
+	"github.com/mote-dev/mote/netproxy/policy"
 )
 
 // CleanupConfig says what [Cleanup] has to remove. Zero values mean the defaults of [Config].
@@ -38,6 +39,6 @@ func Cleanup(ctx context.Context, c CleanupConfig) error {
 	if podnet.IPTablesInUse(ctx) && iptables.CleanupLeftovers(ctx) {
 		errs = append(errs, errors.New("remove service rules of iptables: see the log"))
 	}
-	errs = append(errs, podnet.Cleanup(ctx, podnet.Config{Bridge: c.Bridge, ConfDir: c.CNIConfDir, StateDir: c.StateDir, Logger: c.Logger}))
+	errs = append(errs, policy.Cleanup(ctx), podnet.Cleanup(ctx, podnet.Config{Bridge: c.Bridge, ConfDir: c.CNIConfDir, StateDir: c.StateDir, Logger: c.Logger}))
 	return errors.Join(errs...)
 }

@@ -23,6 +23,7 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
 	"github.com/mote-dev/mote/netproxy/podnet"
+	"github.com/mote-dev/mote/netproxy/policy"
 )
 
 // healthTimeout is how long a change may wait for the kernel before the proxy calls itself unhealthy.
@@ -102,13 +103,20 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
+	policies, err := policy.New(p.cfg.NodeName, p.factory, p.log.Named("policy"))
+	if err != nil {
+		return err
+	}
 	synced, err := p.watch(ctx, g, proxier, network)
 	if err != nil {
 		return err
 	}
 	lost := make(chan struct{}, 1)
-	network.TableDeleted = func(name string) {
-		if mode != ModeNFTables || (name != serviceTable && name != "") {
+	network.RulesRemoved = func(table string, whole bool) {
+		if table == policy.Table || table == "" {
+			policies.Poke()
+		}
+		if mode != ModeNFTables || !whole || (table != serviceTable && table != "") {
 			return
 		}
 		select {
@@ -116,6 +124,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		default:
 		}
 	}
+	g.Go(func() error { return policies.Run(ctx) })
 	g.Go(func() error { return network.Run(ctx) })
 	g.Go(func() error {
 		for {
@@ -241,6 +250,11 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 func trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
+	}
+	if p, ok := obj.(*v1.Pod); ok {
+		p.Annotations = nil
+		p.Spec.Volumes = nil
+		p.Status = v1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs}
 	}
 	if n, ok := obj.(*v1.Node); ok {
 		outside, ok := n.Annotations[OutsideAnnotation]

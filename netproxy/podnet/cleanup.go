@@ -12,6 +12,8 @@ import (
 
 	"github.com/coreos/go-iptables/iptables"
 	"github.com/vishvananda/netlink"
+
+	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
 // portmapTable is the nftables table the portmap plugin shares with every CNI network of the host.
@@ -22,7 +24,7 @@ const portmapTable = "cni_hostport"
 func Cleanup(ctx context.Context, c Config) error {
 	c = c.withDefaults()
 	var errs []error
-	for _, fw := range []firewall{&nftFirewall{}, &iptablesFirewall{}} {
+	for _, fw := range []firewall{newNFTFirewall(), &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
 	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), removePortmapTables(ctx), removePortmapChains(ctx))
@@ -80,12 +82,12 @@ func removeBridge(name string) error {
 func removePortmapTables(ctx context.Context) error {
 	var errs []error
 	for _, f := range families {
-		listed, err := runNFT(ctx, "", "list", "table", f.nft, portmapTable)
+		listed, err := nfttool.Run(ctx, "", "list", "table", f.nft, portmapTable)
 		if err != nil || strings.Contains(listed, "dnat") {
 			// No such table, no nft, or in use by somebody.
 			continue
 		}
-		if _, err := runNFT(ctx, "", "delete", "table", f.nft, portmapTable); err != nil && !errors.Is(err, errNoTable) {
+		if _, err := nfttool.Run(ctx, "", "delete", "table", f.nft, portmapTable); err != nil && !errors.Is(err, nfttool.ErrNotFound) {
 			errs = append(errs, err)
 		}
 	}

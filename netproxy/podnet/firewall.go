@@ -18,7 +18,7 @@ func newFirewalls(kind Firewall) []firewall {
 	if kind == FirewallIPTables {
 		return []firewall{&iptablesFirewall{masquerade: true}}
 	}
-	return []firewall{&nftFirewall{}, &iptablesFirewall{onlyIfDropping: true}}
+	return []firewall{newNFTFirewall(), &iptablesFirewall{onlyIfDropping: true}}
 }
 
 var (

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
 // lockWait is how many seconds an iptables run waits for the lock that other programs hold.
@@ -223,7 +225,7 @@ func IPTablesInUse(ctx context.Context) bool {
 			return true
 		}
 	}
-	tables, err := runNFT(ctx, "", "list", "tables")
+	tables, err := nfttool.Run(ctx, "", "list", "tables")
 	if err != nil {
 		// Without nft, whether iptables keeps its tables there cannot be told cheaply; asking iptables is the safe side.
 		return true

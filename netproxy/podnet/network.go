@@ -50,9 +50,9 @@ type Network struct {
 
 	lastSkipped string // what was last said of unreachable nodes; only the loop uses it
 
-	// TableDeleted, if set before Run, is called with the name of every nftables table that is deleted, and with an empty
-	// name when deletions may have been missed. It must not block.
-	TableDeleted func(name string)
+	// RulesRemoved, if set before Run, is called with the name of the nftables table whenever one or something in one is
+	// deleted, and with an empty name when deletions may have been missed. It must not block.
+	RulesRemoved func(table string, whole bool)
 }
 
 // New checks the config.
@@ -128,7 +128,7 @@ func (n *Network) Run(ctx context.Context) error {
 // removeOtherFirewall takes away what an earlier run with the other tool left.
 func (n *Network) removeOtherFirewall(ctx context.Context) error {
 	if n.cfg.Firewall == FirewallIPTables {
-		return (&nftFirewall{}).Remove(ctx)
+		return newNFTFirewall().Remove(ctx)
 	}
 	if !IPTablesInUse(ctx) {
 		return nil
@@ -139,13 +139,14 @@ func (n *Network) removeOtherFirewall(ctx context.Context) error {
 // ruleEvent decides whether a change of the host's rules concerns us.
 func (n *Network) ruleEvent(ev nftEvent) {
 	lost := ev == nftEvent{}
-	if (lost || ev.kind == nftDelTable) && n.TableDeleted != nil {
-		n.TableDeleted(ev.table)
+	removed := ev.kind == nftDelChain || ev.kind == nftDelRule || ev.kind == nftDelSet || ev.kind == nftDelElement
+	if (lost || removed || ev.kind == nftDelTable) && n.RulesRemoved != nil {
+		n.RulesRemoved(ev.table, !removed)
 	}
 	switch {
 	case lost, ev.kind == nftDelTable:
 		n.poke(true)
-	case ev.table == Table && (ev.kind == nftDelChain || ev.kind == nftDelRule || ev.kind == nftDelSet || ev.kind == nftDelElement || ev.kind == nftNewRule):
+	case ev.table == Table && (removed || ev.kind == nftNewRule):
 		n.poke(true)
 	case (ev.table == "filter" || ev.table == "nat") && (ev.kind == nftNewChain || ev.kind == nftNewRule || ev.kind == nftDelRule):
 		// iptables keeps its tables under these names; a new chain message also tells a changed policy.

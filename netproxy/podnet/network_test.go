@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
+
+	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
 // eventually waits until check returns "" and fails with its last answer otherwise.
@@ -146,8 +148,8 @@ func TestNetwork_Run_RestoresRulesOthersRemove(t *testing.T) {
 	}
 	deleted := make(chan struct{})
 	var once sync.Once
-	n.TableDeleted = func(name string) {
-		if name == "kube-proxy" {
+	n.RulesRemoved = func(name string, whole bool) {
+		if name == "kube-proxy" && whole {
 			once.Do(func() { close(deleted) })
 		}
 	}
@@ -160,7 +162,7 @@ func TestNetwork_Run_RestoresRulesOthersRemove(t *testing.T) {
 	for _, harm := range []string{"flush ruleset", "delete table inet mote", "flush table inet mote", "flush chain inet mote postrouting", "add rule inet mote postrouting drop"} {
 		run(t, "nft", harm)
 		eventually(t, func() string {
-			out, err := runNFT(ctx, "", "-s", "list", "table", "inet", Table)
+			out, err := nfttool.Run(ctx, "", "-s", "list", "table", "inet", Table)
 			if err != nil || out != want {
 				return fmt.Sprintf("after %q: %v\n%s", harm, err, out)
 			}
@@ -193,7 +195,7 @@ func TestFirewalls_ApplyTwiceAndRemove(t *testing.T) {
 		make       func() firewall
 		dump       []string
 	}{
-		{"nftables", "nft", func() firewall { return &nftFirewall{} }, []string{"nft", "-s", "list", "ruleset"}},
+		{"nftables", "nft", func() firewall { return newNFTFirewall() }, []string{"nft", "-s", "list", "ruleset"}},
 		{"iptables", "iptables", func() firewall { return &iptablesFirewall{masquerade: true} }, []string{"iptables-save"}},
 		{"ip6tables", "ip6tables", func() firewall { return &iptablesFirewall{masquerade: true} }, []string{"ip6tables-save"}},
 	} {

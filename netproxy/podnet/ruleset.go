@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
 // Table is the nftables table (of family inet) that holds the node's own rules.
@@ -65,11 +67,9 @@ func (f family) prefixes(all []netip.Prefix) []netip.Prefix {
 	return kept
 }
 
-// RenderNFTables returns the script that replaces the node's table as a whole. Adding before deleting makes the deletion
-// succeed also where there was no table, and the kernel applies the script in one step.
+// RenderNFTables returns the script that replaces the node's table as a whole.
 func RenderNFTables(r Rules) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "add table inet %s\ndelete table inet %s\ntable inet %s {\n", Table, Table, Table)
 	b.WriteString("\tcomment \"mote: the pod network of this node\"\n")
 	var masquerade strings.Builder
 	for _, f := range families {
@@ -84,8 +84,8 @@ func RenderNFTables(r Rules) string {
 	b.WriteString("\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n")
 	fmt.Fprintf(&b, "\t\toifname %q return\n", r.Bridge)
 	b.WriteString(masquerade.String())
-	b.WriteString("\t}\n}\n")
-	return b.String()
+	b.WriteString("\t}\n")
+	return (&nfttool.Table{Name: Table}).Script(b.String())
 }
 
 // iptablesChain is one chain of ours, the built-in chain that jumps to it, and its rules in order.

@@ -1,0 +1,120 @@
+package nfttool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+const (
+	// timeout bounds one run of nft; a hung one must not stop repairs for ever.
+	timeout = 30 * time.Second
+	// stableTries bounds how often Apply repeats itself while another program changes the table under its hands.
+	stableTries = 5
+)
+
+// ErrNotFound says that nft knows no object of the asked name.
+var ErrNotFound = errors.New("no such table")
+
+// Available tells whether the tool is installed.
+func Available() bool {
+	_, err := exec.LookPath("nft")
+	return err == nil
+}
+
+// Run runs the tool with script on its standard input and returns what it printed.
+func Run(ctx context.Context, script string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nft", args...)
+	// Messages are matched below, so they must not be translated.
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+	cmd.Stdin = strings.NewReader(script)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		message := strings.TrimSpace(stderr.String())
+		// nft has no exit code of its own for this case.
+		if strings.Contains(message, "No such file or directory") {
+			return "", fmt.Errorf("run nft %s: %w", strings.Join(args, " "), ErrNotFound)
+		}
+		return "", fmt.Errorf("run nft %s: %w: %s", strings.Join(args, " "), err, message)
+	}
+	return stdout.String(), nil
+}
+
+// Table is one table of family inet that is only ever replaced as a whole. It is not safe for concurrent use.
+type Table struct {
+	// Name is the table's name.
+	Name string
+
+	applied string // the script last applied
+	listed  string // how the kernel lists what that script makes; what Intact compares with
+}
+
+// Script returns what replaces the table by body, the text between its braces. Adding before deleting makes the deletion
+// succeed also where there was no table, and the kernel applies the script in one step.
+func (t *Table) Script(body string) string {
+	return fmt.Sprintf("add table inet %s\ndelete table inet %s\ntable inet %s {\n%s}\n", t.Name, t.Name, t.Name, body)
+}
+
+// Apply makes the table be what script, made by [Table.Script], says.
+func (t *Table) Apply(ctx context.Context, script string) error {
+	if script != t.applied {
+		t.applied, t.listed = "", ""
+	}
+	// Another program may change the table between our writing and our listing, and its version would then pass for ours.
+	// Two equal listings after two writings are taken for the truth.
+	before := t.listed
+	for range stableTries {
+		if _, err := Run(ctx, script, "-f", "-"); err != nil {
+			return fmt.Errorf("apply table inet %s: %w", t.Name, err)
+		}
+		listed, err := t.list(ctx)
+		if err != nil {
+			return err
+		}
+		if listed == before {
+			t.applied, t.listed = script, listed
+			return nil
+		}
+		before = listed
+	}
+	return fmt.Errorf("apply table inet %s: another program keeps changing it", t.Name)
+}
+
+// Intact reports whether the table is as Apply last left it; false before the first Apply.
+func (t *Table) Intact(ctx context.Context) (bool, error) {
+	if t.applied == "" {
+		return false, nil
+	}
+	listed, err := t.list(ctx)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return listed == t.listed, err
+}
+
+// Applied is the script last applied, or empty.
+func (t *Table) Applied() string { return t.applied }
+
+// Remove deletes the table; it succeeds where there is none, or no tool.
+func (t *Table) Remove(ctx context.Context) error {
+	t.applied, t.listed = "", ""
+	if !Available() {
+		return nil
+	}
+	if _, err := Run(ctx, "", "delete", "table", "inet", t.Name); err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("delete table inet %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+// list prints the table without counters, so that two listings of equal rules are equal.
+func (t *Table) list(ctx context.Context) (string, error) {
+	return Run(ctx, "", "--stateless", "list", "table", "inet", t.Name)
+}
