@@ -262,6 +262,10 @@ func (c Config) validateNetworks() []error {
 			errs = append(errs, err)
 		}
 	}
+	if len(errs) > 0 {
+		// Nothing said about the pairs below would be to the point.
+		return errs
+	}
 	for _, n := range c.ClusterCIDRs {
 		ones, bits := n.Mask.Size()
 		per := NodeCIDRMaskSizeIPv4

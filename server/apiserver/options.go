@@ -70,7 +70,7 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	if c.Single {
 		// With the identity lease, servers of one cluster find one another; alone,
 		// it would only be a write to the disk every ten seconds.
-		if err := flags.Set("feature-gates", "APIServerIdentity=false"); err != nil {
+		if err := flags.Set("feature-gates", "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false"); err != nil {
 			return nil, fmt.Errorf("set feature gates: %w", err)
 		}
 	}
