@@ -141,8 +141,15 @@ func (machine) Free(dir string) (uint64, uint64, error) {
 func inNewNetwork(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread must not be used for anything else.
 		goruntime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The kernel shows the first thread's namespace as the whole process's
+			// (/proc/self/net). While it is held here, f runs on another one.
+			defer goruntime.UnlockOSThread()
+			result <- inNewNetwork(f)
+			return
+		}
+		// Never unlocked: the thread must not be used for anything else.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			result <- fmt.Errorf("make network namespace: %w", err)
 			return
@@ -184,13 +191,13 @@ func (machine) TryLinks(kinds ...string) map[string]error {
 // trialRules has one expression of each kind that kernels are built without.
 const trialRules = `table ip mote-try {
 	map services { type ipv4_addr . inet_proto . inet_service : verdict; }
-	chain nat {
+	chain inward {
 		type nat hook prerouting priority -100;
 		ip daddr . meta l4proto . th dport vmap @services
 		fib daddr type local ip protocol tcp dnat to 192.0.2.1:80
 	}
-	chain snat { type nat hook postrouting priority 100; meta mark 0x4000 masquerade; }
-	chain filter { type filter hook forward priority 0; ct state new numgen random mod 2 0 reject; }
+	chain outward { type nat hook postrouting priority 100; meta mark 0x4000 masquerade; }
+	chain forward { type filter hook forward priority 0; ct state new numgen random mod 2 0 reject; }
 }
 `
 

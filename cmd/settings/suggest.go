@@ -1,6 +1,6 @@
 package settings
 
-// Suggest returns ": did you mean "x"?" for the known word nearest to word, or
+// Suggest returns ` (did you mean "x"?)` for the known word nearest to word, or
 // nothing when none is near.
 func Suggest(word string, known []string) string {
 	best, bestDistance := "", 1+max(2, len(word)/3)
@@ -12,7 +12,7 @@ func Suggest(word string, known []string) string {
 	if best == "" {
 		return ""
 	}
-	return `: did you mean "` + best + `"?`
+	return ` (did you mean "` + best + `"?)`
 }
 
 // distance counts the letters to insert, remove, replace or swap with their

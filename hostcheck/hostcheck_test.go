@@ -1,0 +1,185 @@
+package hostcheck
+
+import (
+	"errors"
+	"io/fs"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fakeHost is a host on which all is well, until a test changes it.
+type fakeHost struct {
+	files      map[string]string
+	uid        int
+	caps       uint64
+	release    string
+	dirErr     error
+	overlayErr error
+	fileSystem string
+	free       uint64
+	inodes     uint64
+	linkErrs   map[string]error
+	nftErr     error
+	iptErr     error
+	writeErr   error
+	listenErr  map[string]error
+	owner      string
+	now        time.Time
+}
+
+func goodHost() *fakeHost {
+	return &fakeHost{
+		files: map[string]string{
+			"/sys/fs/cgroup/cgroup.controllers":            "cpuset cpu io memory hugetlb pids rdma\n",
+			"/proc/self/mountinfo":                         "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw\n",
+			"/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
+			"/proc/sys/net/ipv4/ip_forward":                "1\n",
+			"/proc/sys/net/netfilter/nf_conntrack_max":     "65536\n",
+			"/proc/sys/kernel/seccomp/actions_avail":       "kill allow\n",
+			"/proc/sys/fs/inotify/max_user_instances":      "8192\n",
+			"/proc/sys/fs/inotify/max_user_watches":        "524288\n",
+			"/proc/sys/kernel/random/entropy_avail":        "256\n",
+			"/proc/swaps":                                  "Filename Type Size Used Priority\n",
+			"/proc/meminfo":                                "MemTotal:        4000000 kB\nMemFree: 1 kB\n",
+			"/dev/kmsg":                                    "",
+		},
+		caps: ^uint64(0), release: "6.1.0-18-amd64", fileSystem: "ext4", free: 50 << 30, inodes: 1_000_000, now: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
+	}
+}
+
+func (f *fakeHost) ReadFile(path string) ([]byte, error) {
+	if data, ok := f.files[path]; ok {
+		return []byte(data), nil
+	}
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+}
+func (f *fakeHost) Exists(path string) bool             { _, ok := f.files[path]; return ok }
+func (f *fakeHost) Writable(string) error               { return f.writeErr }
+func (f *fakeHost) UID() int                            { return f.uid }
+func (f *fakeHost) Capabilities() (uint64, error)       { return f.caps, nil }
+func (f *fakeHost) KernelRelease() (string, error)      { return f.release, nil }
+func (f *fakeHost) TryDir(string) error                 { return f.dirErr }
+func (f *fakeHost) TryOverlay(string) error             { return f.overlayErr }
+func (f *fakeHost) FileSystem(string) string            { return f.fileSystem }
+func (f *fakeHost) Free(string) (uint64, uint64, error) { return f.free, f.inodes, nil }
+func (f *fakeHost) TryLinks(...string) map[string]error { return f.linkErrs }
+func (f *fakeHost) TryNFTables() error                  { return f.nftErr }
+func (f *fakeHost) TryIPTables() error                  { return f.iptErr }
+func (f *fakeHost) TryListen(address string) error      { return f.listenErr[address] }
+func (f *fakeHost) PortOwner(string) string             { return f.owner }
+func (f *fakeHost) Now() time.Time                      { return f.now }
+
+var options = Options{DataDir: "/var/lib/mote", Node: true, Ports: []Port{{Address: ":6443", Purpose: "the API server", Setting: "--https-listen-port"}}}
+
+func find(t *testing.T, results []Result, name string) Result {
+	t.Helper()
+	for _, r := range results {
+		if r.Name == name {
+			return r
+		}
+	}
+	t.Fatalf("no result %q in %v", name, results)
+	return Result{}
+}
+
+func TestRun_GoodHost(t *testing.T) {
+	for _, r := range Run(goodHost(), options) {
+		if r.Level != OK || r.Remedy != "" || r.Found == "" {
+			t.Errorf("%+v, want ok", r)
+		}
+	}
+}
+
+func TestRun_Faults(t *testing.T) {
+	errNo := errors.New("operation not supported")
+	const cgroupV1 = "22 1 8:1 / / rw shared:1 - ext4 /dev/root rw\n" +
+		"31 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n32 30 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n" +
+		"33 30 0:35 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n34 30 0:32 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices\n" +
+		"35 30 0:33 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n"
+	for _, test := range []struct {
+		name   string
+		change func(*fakeHost)
+		check  string
+		level  Level
+		want   string
+	}{
+		{"not root", func(h *fakeHost) { h.uid = 1000 }, "root", Fail, "sudo"},
+		{"no admin capability", func(h *fakeHost) { h.caps &^= 1 << unix.CAP_SYS_ADMIN }, "capabilities", Fail, "privileged"},
+		{"no resource capability", func(h *fakeHost) { h.caps &^= 1 << unix.CAP_SYS_RESOURCE }, "capabilities", Warn, "CAP_SYS_RESOURCE"},
+		{"ancient kernel", func(h *fakeHost) { h.release = "3.10.0-1160" }, "kernel", Fail, "4.19"},
+		{"old kernel", func(h *fakeHost) { h.release = "5.4.0" }, "kernel", Warn, "iptables"},
+		{"read-only", func(h *fakeHost) { h.dirErr = unix.EROFS }, "data-dir", Fail, "read-only file system"},
+		{"no overlay", func(h *fakeHost) { h.overlayErr, h.fileSystem = unix.EINVAL, "nfs" }, "overlayfs", Fail, "nfs"},
+		{"no cgroups", func(h *fakeHost) { delete(h.files, "/sys/fs/cgroup/cgroup.controllers") }, "cgroups", Fail, "mount cgroup2"},
+		{"v2 without memory", func(h *fakeHost) { h.files["/sys/fs/cgroup/cgroup.controllers"] = "cpuset cpu pids" }, "cgroups", Fail, "cgroup_enable=memory"},
+		{"v1 without memory", func(h *fakeHost) {
+			delete(h.files, "/sys/fs/cgroup/cgroup.controllers")
+			h.files["/proc/self/mountinfo"] = cgroupV1
+		}, "cgroups", Fail, "cgroup_enable=memory"},
+		{"v1", func(h *fakeHost) {
+			delete(h.files, "/sys/fs/cgroup/cgroup.controllers")
+			h.files["/proc/self/mountinfo"] = cgroupV1 + "36 30 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+		}, "cgroups", Warn, "version 1"},
+		{"no bridge", func(h *fakeHost) { h.linkErrs = map[string]error{"bridge": errNo} }, "bridge", Fail, "module (bridge)"},
+		{"no veth", func(h *fakeHost) { h.linkErrs = map[string]error{"veth": errNo} }, "veth", Fail, "module (veth)"},
+		{"no vxlan", func(h *fakeHost) { h.linkErrs = map[string]error{"vxlan": errNo} }, "vxlan", Warn, "second machine"},
+		{"no nftables", func(h *fakeHost) { h.nftErr = errNo }, "packet filter", Warn, "install nftables"},
+		{"no packet filter", func(h *fakeHost) { h.nftErr, h.iptErr = errNo, errNo }, "packet filter", Fail, "install"},
+		{"no br_netfilter", func(h *fakeHost) { delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") }, "br_netfilter", Warn, "modprobe br_netfilter"},
+		{"forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"] = "0\n" }, "ip_forward", OK, "can be set"},
+		{"forwarding fixed", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"], h.writeErr = "0\n", unix.EROFS }, "ip_forward", Fail, "sysctl -w"},
+		{"no conntrack", func(h *fakeHost) { delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max") }, "conntrack", Warn, "nf_conntrack"},
+		{"no kmsg", func(h *fakeHost) { delete(h.files, "/dev/kmsg") }, "/dev/kmsg", Fail, "--device"},
+		{"no seccomp", func(h *fakeHost) { delete(h.files, "/proc/sys/kernel/seccomp/actions_avail") }, "seccomp", Warn, "CONFIG_SECCOMP_FILTER"},
+		{"private root", func(h *fakeHost) { h.files["/proc/self/mountinfo"] = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n" }, "mounts", Warn, "make-rshared"},
+		{"few inotify instances", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"] = "128\n" }, "inotify", Warn, "fs.inotify.max_user_instances=512"},
+		{"swap", func(h *fakeHost) { h.files["/proc/swaps"] += "/dev/sda2 partition 1 0 -2\n" }, "swap", Warn, "swapoff"},
+		{"little memory", func(h *fakeHost) { h.files["/proc/meminfo"] = "MemTotal: 262144 kB\n" }, "memory", Warn, "256 MiB"},
+		{"disk low", func(h *fakeHost) { h.free = 1 << 30 }, "disk", Warn, "1024 MiB"},
+		{"disk full", func(h *fakeHost) { h.free = 1 << 20 }, "disk", Fail, "another disk"},
+		{"inodes low", func(h *fakeHost) { h.inodes = 10 }, "disk", Warn, "10 inodes"},
+		{"inodes not counted", func(h *fakeHost) { h.inodes = 0 }, "disk", OK, "free"},
+		{"clock in 1970", func(h *fakeHost) { h.now = time.Unix(60, 0) }, "clock", Warn, "1970"},
+		{"no entropy", func(h *fakeHost) { h.files["/proc/sys/kernel/random/entropy_avail"] = "12\n" }, "entropy", Warn, "12 bits"},
+		{"port taken by a known process", func(h *fakeHost) {
+			h.listenErr, h.owner = map[string]error{":6443": unix.EADDRINUSE}, "nginx (process 12)"
+		}, "port 6443", Fail, "in use by nginx (process 12): stop that program, or choose another port with --https-listen-port"},
+		{"port taken by a hidden process", func(h *fakeHost) { h.listenErr = map[string]error{":6443": unix.EADDRINUSE} }, "port 6443", Fail, "cannot be told"},
+		{"foreign address", func(h *fakeHost) { h.listenErr = map[string]error{":6443": unix.EADDRNOTAVAIL} }, "port 6443", Fail, "an address of this machine"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := goodHost()
+			test.change(h)
+			results := Run(h, options)
+			r := find(t, results, test.check)
+			if r.Level != test.level {
+				t.Errorf("level is %s, want %s", r.Level, test.level)
+			}
+			if text := r.Found + ": " + r.Remedy; !strings.Contains(text, test.want) {
+				t.Errorf("%q lacks %q", text, test.want)
+			}
+			if (r.Remedy == "") != (r.Level == OK) {
+				t.Errorf("level %s with remedy %q", r.Level, r.Remedy)
+			}
+			err := Faults(results)
+			if (err != nil) != (test.level == Fail) {
+				t.Fatalf("faults are %v", err)
+			}
+			if err != nil && (!errors.Is(err, ErrHost) || strings.Contains(err.Error(), "\n")) {
+				t.Errorf("fault %q is no single ErrHost", err)
+			}
+		})
+	}
+}
+
+func TestRun_ServerAlone(t *testing.T) {
+	h := goodHost()
+	h.overlayErr, h.nftErr, h.iptErr, h.linkErrs = unix.EINVAL, unix.EINVAL, unix.EINVAL, map[string]error{"bridge": unix.EINVAL}
+	delete(h.files, "/dev/kmsg")
+	if err := Faults(Run(h, Options{DataDir: "/d"})); err != nil {
+		t.Errorf("a server without a node needs none of this: %v", err)
+	}
+}
