@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes/fake"
 )
 
@@ -144,6 +145,9 @@ func testProxyRun(t *testing.T, mode string) {
 	if !inNamespace(t) {
 		return
 	}
+	if err := utilfeature.DefaultMutableFeatureGate.Set("KubeProxyNFTablesLocalhostNodePorts=true"); err != nil {
+		t.Fatal(err)
+	}
 	h := newHost(t)
 	run(t, "ip", "addr", "add", "10.43.0.10/32", "dev", "lo")
 	serve(t, "192.0.2.5:8080", "web")
@@ -182,6 +186,7 @@ func testProxyRun(t *testing.T, mode string) {
 	}
 	reaches("http://10.43.0.80/", "web")
 	reaches("http://192.0.2.5:30080/", "web")
+	reaches("http://127.0.0.1:30080/", "web")
 	// The service of the cluster DNS has no endpoints, and must not make the proxier reject what the node answers itself.
 	reaches("http://10.43.0.10:53/", "dns")
 	if got := get("http://127.0.0.1:10256/healthz"); !strings.Contains(got, `"nodeEligible":true`) {
