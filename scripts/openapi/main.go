@@ -1,5 +1,3 @@
-// Command openapi makes server/openapi/data/openapi.zip from an API server that
-// builds its OpenAPI documents itself. scripts/openapi/run starts one.
 package main
 
 import (

@@ -1,6 +1,3 @@
-// Command pack turns the built tools and the pause program into the bundle that
-// mote embeds: one solid tar, compressed as far as it goes, and a manifest that
-// names every file with its size and hash.
 package main
 
 import (
