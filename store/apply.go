@@ -89,7 +89,10 @@ func (tx *writeTx) put(key, value []byte, lease int64, old row, had bool) error 
 		r.prev = old.id
 		if !old.dead() {
 			r.created, r.version = old.created, old.version+1
-			prev = old.kv()
+			var err error
+			if prev, err = tx.before(old); err != nil {
+				return err
+			}
 		}
 	}
 	if err := tx.append(&r); err != nil {
@@ -99,13 +102,29 @@ func (tx *writeTx) put(key, value []byte, lease int64, old row, had bool) error 
 	return nil
 }
 
+// before is what watchers are given as the version before a change of old: the one of an earlier revision.
+func (tx *writeTx) before(old row) (*mvccpb.KeyValue, error) {
+	if revOf(old.id) <= tx.rev {
+		return old.kv(), nil
+	}
+	older, ok, err := tx.snap().at(old, tx.rev)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return older.kv(), nil
+}
+
 func (tx *writeTx) delete(old row) error {
+	prev, err := tx.before(old)
+	if err != nil {
+		return err
+	}
 	r := row{prev: old.id, key: old.key}
 	if err := tx.append(&r); err != nil {
 		return err
 	}
 	tx.changes = append(tx.changes, change{&mvccpb.Event{Type: mvccpb.Event_DELETE,
-		Kv: &mvccpb.KeyValue{Key: r.key, ModRevision: revOf(r.id)}}, old.kv()})
+		Kv: &mvccpb.KeyValue{Key: r.key, ModRevision: revOf(r.id)}}, prev})
 	return nil
 }
 
@@ -297,8 +316,12 @@ func checkPath(sn *snap, r *pb.TxnRequest, path []bool, checkPut func(*pb.PutReq
 		var err error
 		switch v := op.Request.(type) {
 		case *pb.RequestOp_RequestRange:
-			if v.RequestRange.Revision != 0 {
-				_, err = sn.checkRevision(v.RequestRange.Revision)
+			switch rev := v.RequestRange.Revision; {
+			case rev > sn.rev:
+				err = ErrFutureRevision
+			case rev != 0 && rev < sn.compacted:
+				// Negative revisions too, which outside of transactions mean the present.
+				err = ErrCompacted
 			}
 		case *pb.RequestOp_RequestPut:
 			err = checkPut(v.RequestPut)

@@ -1,11 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"math"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -166,7 +168,8 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 	if left == 0 {
 		left = math.MaxInt64
 	}
-	q := &pb.RangeRequest{Key: r.Key, RangeEnd: r.RangeEnd, Revision: r.Revision, KeysOnly: r.KeysOnly, CountOnly: r.CountOnly}
+	q := &pb.RangeRequest{Key: r.Key, RangeEnd: r.RangeEnd, Revision: r.Revision, KeysOnly: r.KeysOnly, CountOnly: r.CountOnly,
+		SortTarget: r.SortTarget} // without an order, as etcd has it, a target sorts each piece
 	count, head := int64(0), int64(0)
 	for piece := int64(firstPiece); ; {
 		q.Limit = min(piece, left)
@@ -186,8 +189,7 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 				if err != nil {
 					return err
 				}
-				next := append([]byte(nil), resp.Kvs[len(resp.Kvs)-1].Key...)
-				behind, err = sn.total(newSpan(append(next, 0), r.RangeEnd), rev)
+				behind, err = sn.total(newSpan(behindAll(resp.Kvs), r.RangeEnd), rev)
 				return err
 			}
 			return nil
@@ -211,7 +213,7 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 		}
 		if !last {
 			left -= int64(len(resp.Kvs))
-			q.Key = append(append([]byte(nil), resp.Kvs[len(resp.Kvs)-1].Key...), 0)
+			q.Key = behindAll(resp.Kvs)
 			switch n := proto.Size(out); {
 			case n < targetPiece/2:
 				piece *= 2
@@ -224,6 +226,17 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 			return err
 		}
 	}
+}
+
+// behindAll is the first key behind those of kvs.
+func behindAll(kvs []*mvccpb.KeyValue) []byte {
+	var last []byte
+	for _, kv := range kvs {
+		if bytes.Compare(kv.Key, last) > 0 {
+			last = kv.Key
+		}
+	}
+	return append(bytes.Clone(last), 0)
 }
 
 type kvServer struct {

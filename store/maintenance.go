@@ -103,23 +103,17 @@ func (k *kvHash) add(r *row) error {
 	return err
 }
 
-// superseded tells whether compaction at rev makes r superfluous though it may still be in the file.
-func (sn *snap) superseded(r *row, compacted int64) (bool, error) {
-	if revOf(r.id) > compacted {
+// visible tells whether r is what a reader at rev gets for its key.
+func (sn *snap) visible(r *row, rev int64) (bool, error) {
+	if r.dead() {
 		return false, nil
 	}
-	if r.dead() {
-		return true, nil
-	}
-	newest, ok, err := sn.newest(r.key)
-	if err != nil || !ok {
-		return !ok, err
-	}
-	got, ok, err := sn.at(newest, compacted)
-	return !ok || got.id != r.id, err
+	got, ok, err := sn.get(r.key, rev)
+	return ok && got.id == r.id, err
 }
 
-// HashKV hashes every version of every key up to a revision that compaction leaves.
+// HashKV hashes every version of every key up to a revision. Of those that compaction may have taken, etcd counts what
+// is visible at the revision, or if nothing is, what compaction left.
 func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
 	resp := &pb.HashKVResponse{}
 	m.s.hashKVMu.Lock()
@@ -135,15 +129,24 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 			return ErrCompacted
 		}
 		resp.Header, resp.HashRevision, resp.CompactRevision = m.s.header(sn.rev), rev, sn.compacted
+		live, err := sn.total(span{key: []byte{0}, end: []byte{}}, rev)
+		if err != nil {
+			return err
+		}
+		visibleAt := rev
+		if live == 0 {
+			visibleAt = sn.compacted
+		}
 		h := newKVHash()
-		err := sn.c.query("SELECT "+rowColumns+", l.key FROM log l WHERE l.id <= ?1 ORDER BY l.id", func(v []driver.Value) (bool, error) {
+		err = sn.c.query("SELECT "+rowColumns+", l.key FROM log l WHERE l.id <= ?1 ORDER BY l.id", func(v []driver.Value) (bool, error) {
 			got, err := scanRow(asBytes(v[7]), v)
 			if err != nil {
 				return false, err
 			}
-			skip, err := sn.superseded(&got, sn.compacted)
-			if err != nil || skip {
-				return err == nil, err
+			if revOf(got.id) <= sn.compacted {
+				if ok, err := sn.visible(&got, visibleAt); err != nil || !ok {
+					return err == nil, err
+				}
 			}
 			return true, h.add(&got)
 		}, lastID(rev))

@@ -37,7 +37,7 @@ CREATE TABLE meta(name TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
 
 // Names in meta.
 const (
-	metaCompacted = "compacted" // revision asked to compact to
+	metaCompacted = "compacted" // revision asked to compact to, -1 before the first
 	metaSwept     = "swept"     // revision up to which superseded rows are gone
 	metaFloor     = "floor"     // the store's revision is at least this one
 	metaCluster   = "cluster"
@@ -61,7 +61,7 @@ func createSchema(c *conn) error {
 		return err
 	}
 	for name, n := range map[string]int64{
-		metaCompacted: 0, metaSwept: 0, metaFloor: 1, metaUnsynced: 0,
+		metaCompacted: -1, metaSwept: -1, metaFloor: 1, metaUnsynced: 0,
 		metaCluster: int64(binary.LittleEndian.Uint64(ids[:8]) >> 1),
 		metaMember:  int64(binary.LittleEndian.Uint64(ids[8:]) >> 1),
 	} {

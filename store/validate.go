@@ -103,12 +103,14 @@ func checkOp(op *pb.RequestOp, maxOps int) error {
 // touched is what the operations of a branch may change.
 type touched struct {
 	puts map[string]struct{}
-	dels []span
+	dels []*pb.DeleteRangeRequest
 }
 
+// deletes follows etcd to the letter, which here takes a zero byte as end for what it is and not for no bound: such a
+// deletion may share a transaction with a put of a key behind its first.
 func (t *touched) deletes(key string) bool {
 	for _, d := range t.dels {
-		if d.contains([]byte(key)) {
+		if from := string(d.Key); from == key || from < key && key < string(d.RangeEnd) {
 			return true
 		}
 	}
@@ -121,7 +123,7 @@ func overlaps(ops []*pb.RequestOp) (*touched, error) {
 	t := &touched{puts: map[string]struct{}{}}
 	for _, op := range ops {
 		if d := op.GetRequestDeleteRange(); d != nil {
-			t.dels = append(t.dels, newSpan(d.Key, d.RangeEnd))
+			t.dels = append(t.dels, d)
 		}
 	}
 	for _, op := range ops {

@@ -437,7 +437,12 @@ func (sn *snap) event(w *watcher, r *row) (*mvccpb.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ok && !prev.dead() {
+	if ok {
+		if prev, ok, err = sn.at(prev, revOf(r.id)-1); err != nil {
+			return nil, err
+		}
+	}
+	if ok {
 		ev.PrevKv = prev.kv()
 	}
 	return ev, nil

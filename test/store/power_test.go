@@ -1,0 +1,175 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// TestPower cuts the power under load again and again: what was not synced is lost, wholly or in parts. After each cut
+// the store must start, and at the end its history must show every acknowledged write at its revision and be
+// linearizable.
+func TestPower(t *testing.T) {
+	n := rounds(t, "MOTE_TEST_POWER_CUTS", 20)
+	r := newRecorder()
+	seed := uint64(time.Now().UnixNano())
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	left := disk{}
+	for round := range n {
+		d, path, unmount := mount(t, left)
+		p, err := startStore(t, path, "-wal-bytes", "65536")
+		if err != nil {
+			t.Fatalf("start after %d cuts: %v", round, err)
+		}
+		c := dial(t, p.addr)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.load(ctx, c, round, 6)
+		}()
+		timer := time.After(time.Duration(20+rnd.IntN(200)) * time.Millisecond)
+		<-timer
+		left = d.cut(rnd)
+		p.kill()
+		cancel()
+		<-done
+		c.Close()
+		unmount()
+	}
+	_, path, _ := mount(t, left)
+	p, err := startStore(t, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.check(t, dial(t, p.addr))
+	if err := p.stop(); err != nil {
+		t.Errorf("stop: %v: %s", err, p.output())
+	}
+	r.report(t, n, "power cuts")
+}
+
+// TestFull fills the disk: writes are refused with the no-space error, reads go on, and with room again writes do too.
+func TestFull(t *testing.T) {
+	d, path, _ := mount(t, disk{})
+	p, err := startStore(t, path, "-wal-bytes", "65536")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.kill()
+	c := dial(t, p.addr)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := c.Put(ctx, "before", "value"); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		d.mu.Lock()
+		d.room = 200 << 10
+		d.mu.Unlock()
+		written := map[string]bool{}
+		var full error
+		for i := 0; full == nil; i++ {
+			key := fmt.Sprintf("fill/%d/%d", round, i)
+			if _, full = c.Put(ctx, key, string(make([]byte, 8000))); full == nil {
+				written[key] = true
+			}
+			if i > 1000 {
+				t.Fatal("the disk does not fill up")
+			}
+		}
+		if !errors.Is(full, rpctypes.ErrNoSpace) {
+			t.Fatalf("write on a full disk: %v", full)
+		}
+		if a, err := c.AlarmList(ctx); err != nil || len(a.Alarms) != 1 || a.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
+			t.Fatalf("alarms on a full disk: %+v, %v", a, err)
+		}
+		if g, err := c.Get(ctx, fmt.Sprintf("fill/%d/", round), clientv3.WithPrefix()); err != nil || len(g.Kvs) != len(written) {
+			t.Fatalf("read on a full disk: %d keys (%v), want %d", g.Count, err, len(written))
+		}
+		d.mu.Lock()
+		d.room = -1
+		d.mu.Unlock()
+		if _, err := c.Put(ctx, "after", "value"); err != nil {
+			t.Fatalf("write with room again: %v", err)
+		}
+		if a, err := c.AlarmList(ctx); err != nil || len(a.Alarms) != 0 {
+			t.Fatalf("alarms with room again: %+v, %v", a, err)
+		}
+	}
+	if err := p.stop(); err != nil {
+		t.Errorf("stop: %v: %s", err, p.output())
+	}
+}
+
+// TestEIO has writes and syncs fail at random. No write that was acknowledged may be lost, now or after a power cut.
+func TestEIO(t *testing.T) {
+	r := newRecorder()
+	seed := uint64(time.Now().UnixNano())
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	left := disk{}
+	n := rounds(t, "MOTE_TEST_EIO", 8)
+	for round := range n {
+		d, path, unmount := mount(t, left)
+		p, err := startStore(t, path, "-wal-bytes", "65536")
+		if err != nil {
+			t.Fatalf("start after %d rounds: %v", round, err)
+		}
+		d.mu.Lock()
+		fails := 0
+		fail := func() syscall.Errno {
+			if rnd.IntN(40) == 0 {
+				fails++
+				return syscall.EIO
+			}
+			return 0
+		}
+		if round%2 == 0 {
+			d.syncs = fail
+		} else {
+			d.writes = fail
+		}
+		d.mu.Unlock()
+		c := dial(t, p.addr)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		for k := 0; ctx.Err() == nil; k++ {
+			// Clients end at the first error, so there are always new ones.
+			r.load(ctx, c, round*1000+k, 2)
+		}
+		cancel()
+		d.mu.Lock()
+		none := func() syscall.Errno { return 0 }
+		d.syncs, d.writes = none, none
+		if fails == 0 {
+			t.Logf("round %d had no fault", round)
+		}
+		d.mu.Unlock()
+		ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
+		if _, err := c.Put(ctx, "healed", "yes"); err != nil {
+			t.Errorf("write after the faults: %v", err)
+		}
+		cancel()
+		left = d.cut(rnd)
+		p.kill()
+		c.Close()
+		unmount()
+	}
+	_, path, _ := mount(t, left)
+	p, err := startStore(t, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.kill()
+	r.check(t, dial(t, p.addr))
+	r.report(t, n, "rounds of faults")
+}
