@@ -45,6 +45,9 @@ type daemon struct {
 	ttrpc   *ttrpc.Server
 	// ready is waited for until every plugin that asked for it is ready.
 	ready sync.WaitGroup
+	// stop ends the plugins' own loops, such as the garbage collector's, before
+	// what they work on is closed.
+	stop context.CancelFunc
 }
 
 // startDaemon loads the plugins in the order of their dependencies. It does what
@@ -53,6 +56,9 @@ type daemon struct {
 // listens yet.
 func startDaemon(ctx context.Context, p paths, settings map[string]any, snapshotter string) (_ *daemon, err error) {
 	d := &daemon{}
+	// The plugins keep this context for as long as they live, beyond the moment
+	// the caller asks to stop: what is under way then may finish.
+	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -185,6 +191,7 @@ func (d *daemon) serve(ctx context.Context, p paths) error {
 
 // close closes the plugins, last loaded first; the metadata file is among them.
 func (d *daemon) close() error {
+	d.stop()
 	var errs []error
 	for _, p := range slices.Backward(d.plugins) {
 		instance, err := p.Instance()

@@ -420,3 +420,106 @@ func networkReady(ctx context.Context, c runtimetest.CRI) (bool, error) {
 	}
 	return false, fmt.Errorf("there is no network condition in %v", resp.Status.Conditions)
 }
+
+// TestRuntime_OOMKilled needs the events of the kernel to reach CRI.
+func TestRuntime_OOMKilled(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 60*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	c := runtimetest.Dial(t, n.socket())
+	p, err := n.pod(ctx, c, "oom")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := c.Runtime.CreateContainer(ctx, p.ID, &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "oom"},
+		Image:    &runtimeapi.ImageSpec{Image: runtimetest.BusyboxImage},
+		// A shell variable that doubles until the limit is reached.
+		Command: []string{"sh", "-c", "x=0123456789abcdef; while :; do x=$x$x; done"},
+		LogPath: "oom.log",
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources:       &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: p.Config.Linux.SecurityContext.NamespaceOptions},
+		},
+	}, p.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Runtime.StartContainer(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	status, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_EXITED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.Reason != "OOMKilled" || status.ExitCode != 137 {
+		t.Errorf("container ended with %d for %q", status.ExitCode, status.Reason)
+	}
+	child.Stop()
+}
+
+// TestRuntime_OtherBoot has pods run on while the mark says that another boot
+// wrote the state, as in a container whose /run is kept: all must be cleared.
+func TestRuntime_OtherBoot(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 60*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	c := runtimetest.Dial(t, n.socket())
+	p, err := n.pod(ctx, c, "old")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, "old", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	child.Kill()
+	if err := os.WriteFile(filepath.Join(n.cfg.DataDir, "runtime/boot-id"), []byte("another"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	child = runtimetest.Start(t, n.cfg)
+	c = runtimetest.Dial(t, n.socket())
+	if _, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_EXITED); err != nil {
+		t.Error(err)
+	}
+	if err := runOne(ctx, n, c, "new"); err != nil {
+		t.Error(err)
+	}
+	child.Stop()
+}
+
+// TestCleanup_SparesForeignMounts has a volume mounted inside the data folder.
+func TestCleanup_SparesForeignMounts(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 60*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	c := runtimetest.Dial(t, n.socket())
+	if _, err := n.pod(ctx, c, "pod"); err != nil {
+		t.Fatal(err)
+	}
+	child.Kill()
+	foreign := t.TempDir()
+	precious := filepath.Join(foreign, "precious")
+	if err := os.WriteFile(precious, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	point := filepath.Join(n.cfg.DataDir, "images", "disk")
+	if err := os.Mkdir(point, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(foreign, point, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		kept, err := runtime.Cleanup(ctx, n.cfg.DataDir)
+		if err != nil || len(kept) != 1 || kept[0] != point {
+			t.Errorf("clean-up kept %v, %v; want %s", kept, err, point)
+		}
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Errorf("what was mounted is harmed: %v", err)
+	}
+	if err := unix.Unmount(point, 0); err != nil {
+		t.Fatal(err)
+	}
+}

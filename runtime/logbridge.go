@@ -32,6 +32,8 @@ func bridgeLogs(log *zap.Logger, debug bool, fatal chan<- error) {
 // expectedWarnings are said at each start of a healthy node.
 var expectedWarnings = []string{
 	"failed check for fsverity support",
+	// Credentials are given that way; it is the only one that keeps them in memory.
+	"`configs` is deprecated, please use `config_path` instead",
 	// The pod network writes its configuration when the node has its addresses.
 	"failed to load cni during init, please check CRI plugin status before setting up network for pods",
 }

@@ -15,9 +15,6 @@ import (
 	"github.com/mote-dev/mote/runtime/bundle"
 )
 
-// stopTimeout bounds the work done after the caller asked to stop.
-const stopTimeout = 5 * time.Second
-
 // errStopped ends the parts of a Run whose caller asked it to stop.
 var errStopped = errors.New("container runtime was asked to stop")
 
@@ -176,10 +173,7 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*d
 	if err := r.repair(ctx, last); err != nil {
 		return nil, "", err
 	}
-	// The plugins keep this context for as long as they live, beyond the moment
-	// the caller asks to stop: what is under way then may finish.
-	pluginCtx := context.WithoutCancel(ctx)
-	d, err := startDaemon(pluginCtx, r.p, settings, snapshotter)
+	d, err := startDaemon(ctx, r.p, settings, snapshotter)
 	if err != nil {
 		// The checks before did not see the damage that containerd does. One
 		// more try from nothing is better than never starting again.
@@ -187,7 +181,7 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*d
 		if err := r.setAside(ctx, err.Error(), damagedAll); err != nil {
 			return nil, "", err
 		}
-		if d, err = startDaemon(pluginCtx, r.p, settings, snapshotter); err != nil {
+		if d, err = startDaemon(ctx, r.p, settings, snapshotter); err != nil {
 			return nil, "", fmt.Errorf("start containerd: %w", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -78,6 +79,11 @@ func unpack(o Options, m Manifest, open func() (io.ReadCloser, error)) (Bundle, 
 	previous, err := point(o.Dir, name)
 	if err != nil {
 		return Bundle{}, err
+	}
+	if b.Unpacked {
+		// The window is the largest thing this process ever holds, and it holds
+		// it once in the life of an installed version.
+		debug.FreeOSMemory()
 	}
 	return b, removeOthers(o.Dir, name, previous)
 }
