@@ -2,8 +2,10 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -11,6 +13,11 @@ import (
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/server"
 )
+
+// gcPercent is how much garbage may lie about, in percent of what is in use.
+// An idle server makes little of it, so a low bound costs no time that could be
+// measured and keeps a third of Go's usual memory free for pods.
+const gcPercent = 50
 
 // runServer runs a server and, unless node is nil, a node beside it until ctx
 // ends. Either one failing stops both; the node stops first, so that it can
@@ -21,6 +28,11 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	if err != nil {
 		return err
 	}
+	// First, so that a damaged key or store is refused before anything is made.
+	if err := s.Open(ctx); err != nil {
+		return err
+	}
+	debug.SetGCPercent(gcPercent)
 	g, ctx := errgroup.WithContext(ctx)
 	ready := Ready{Kubeconfig: control.KubeconfigOutput, URL: s.URL()}
 	nodeDone := make(chan struct{})
@@ -29,7 +41,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	} else {
 		a, err := agent.New(*node, connectTo(s, *node), ui.Progress)
 		if err != nil {
-			return err
+			return errors.Join(err, s.Close())
 		}
 		ready.NodeName = node.NodeName
 		g.Go(func() error {
@@ -40,8 +52,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		follow(ctx, g, ui, "register node", a.Ready())
 		g.Go(func() error {
 			if wait(ctx, s.Ready()) && wait(ctx, a.Ready()) {
-				ready.Took = time.Since(start)
-				ui.Ready(ready)
+				announce(ui, ready, start)
 			}
 			return nil
 		})
@@ -50,8 +61,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	if node == nil {
 		g.Go(func() error {
 			if wait(ctx, s.Ready()) {
-				ready.Took = time.Since(start)
-				ui.Ready(ready)
+				announce(ui, ready, start)
 			}
 			return nil
 		})
@@ -66,6 +76,14 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	})
 	g.Go(func() error { return s.Run(serverContext) })
 	return g.Wait()
+}
+
+// announce says that the server is ready, and gives the memory that only
+// starting needed back to the machine.
+func announce(ui UI, r Ready, start time.Time) {
+	r.Took = time.Since(start)
+	ui.Ready(r)
+	debug.FreeOSMemory()
 }
 
 // connectTo returns how a node in this process connects to s.

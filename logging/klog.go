@@ -32,6 +32,7 @@ func BridgeKlog(log *zap.Logger, debug bool) error {
 	if err := flags.Set("v", strconv.Itoa(verbosity)); err != nil {
 		return fmt.Errorf("set verbosity of klog: %w", err)
 	}
+	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return expectedFilter{c} }))
 	// Unstructured calls would reach a logr logger without their severity, so
 	// that warnings became info; as text they carry it in their first byte.
 	klog.SetLoggerWithOptions(zapr.NewLogger(log),

@@ -95,3 +95,25 @@ func TestBridgeKlog_SeverityAndVerbosity(t *testing.T) {
 		})
 	}
 }
+
+func TestBridgeKlog_ExpectedLinesOnlyInDebug(t *testing.T) {
+	for _, debug := range []bool{false, true} {
+		var out bytes.Buffer
+		log, err := New(Options{Output: &out, Debug: debug})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := BridgeKlog(log, debug); err != nil {
+			t.Fatal(err)
+		}
+		klog.Warning("Skipping API batch/v1beta1 because it has no resources.")
+		klog.ErrorS(nil, "Something else went wrong")
+		klog.Flush()
+		if got := strings.Contains(out.String(), "Skipping API"); got != debug {
+			t.Errorf("debug=%v: expected line written: %v", debug, got)
+		}
+		if !strings.Contains(out.String(), "Something else") {
+			t.Errorf("debug=%v: an error that is not expected was dropped", debug)
+		}
+	}
+}

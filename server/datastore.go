@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -61,7 +62,12 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 		run: func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return s.Run(ctx) })
-			g.Go(func() error { return grpcServer.Serve(listener) })
+			g.Go(func() error {
+				if err := grpcServer.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+					return err
+				}
+				return nil
+			})
 			g.Go(func() error {
 				<-ctx.Done()
 				grpcServer.Stop()

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -31,6 +30,9 @@ type Server struct {
 	// built is closed when a node may start in this process; pki is set before.
 	built chan struct{}
 	pki   *pki.Set
+	// listener and data are set by Open.
+	listener net.Listener
+	data     *datastore
 }
 
 // New checks c and returns a server that has not touched anything yet.
@@ -90,43 +92,71 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 	}, nil
 }
 
-// Run opens everything, serves until ctx ends and closes in reverse order. It
-// returns nil when it was asked to stop, else the first cause.
-func (s *Server) Run(ctx context.Context) error {
+// Open loads the cluster's keys, opens the store and takes the port, and
+// refuses what is damaged: everything that can be wrong before a part starts.
+// Run does it if it has not been done; Close undoes it if Run is never called.
+func (s *Server) Open(ctx context.Context) error {
 	c := s.config
-	keys, err := pki.Open(filepath.Join(c.DataDir, "server", "tls"), s.names(), time.Now())
-	if err != nil {
+	var err error
+	if s.pki, err = pki.Open(filepath.Join(c.DataDir, "server", "tls"), s.names(), time.Now()); err != nil {
 		return fmt.Errorf("open the cluster's keys: %w", err)
 	}
-	s.pki = keys
-
 	listener, err := net.Listen("tcp", net.JoinHostPort(s.bindHost(), strconv.Itoa(c.HTTPSListenPort)))
 	if err != nil {
 		return fmt.Errorf("open the API server's port: %w", err)
 	}
-	defer func() { _ = listener.Close() }()
 	data, err := openDatastore(ctx, c)
 	if err != nil {
+		_ = listener.Close()
 		return err
 	}
-	storeLayer := startLayer(ctx, data.run)
-	err = s.runAPI(ctx, listener, data, storeLayer)
-	return errors.Join(err, storeLayer.stop(), data.close())
+	s.listener, s.data = listener, data
+	return nil
+}
+
+// Close releases what Open took. It is not needed after Run.
+func (s *Server) Close() error {
+	if s.data == nil {
+		return nil
+	}
+	_ = s.listener.Close()
+	return s.data.close()
+}
+
+// Run serves until ctx ends and closes everything in reverse order. It returns
+// nil when it was asked to stop, else the first cause.
+func (s *Server) Run(ctx context.Context) error {
+	if s.data == nil {
+		if err := s.Open(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() { _ = s.listener.Close() }()
+	storeLayer := startLayer(ctx, s.data.run)
+	err := s.runAPI(ctx, storeLayer)
+	// What a layer says while it is torn down is no cause; it counts only alone.
+	if stopErr := storeLayer.stop(); err == nil {
+		err = stopErr
+	}
+	if closeErr := s.data.close(); err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // runAPI runs the API server on an open store, and on it all that is its client.
-func (s *Server) runAPI(ctx context.Context, listener net.Listener, data *datastore, below *layer) error {
+func (s *Server) runAPI(ctx context.Context, below *layer) error {
 	c := s.config
 	apiLayerContext, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	api, err := apiserver.New(apiLayerContext, apiserver.Config{
 		PKI:              s.pki,
-		Etcd:             data.client,
-		DialStore:        data.dial,
+		Etcd:             s.data.client,
+		DialStore:        s.data.dial,
 		Single:           c.DatastoreEndpoint == "",
 		Loopback:         s.loopback,
 		Informers:        s.shared,
-		Listener:         listener,
+		Listener:         s.listener,
 		BindAddress:      net.ParseIP(s.bindHost()),
 		AdvertiseAddress: s.advertise(),
 		Addresses:        s.addresses,
@@ -142,7 +172,10 @@ func (s *Server) runAPI(ctx context.Context, listener net.Listener, data *datast
 	err = s.runClients(ctx, api, apiLayer, below)
 	// In-process watches end only when their clients do, so the door is shut first.
 	s.loopback.Close()
-	return errors.Join(err, apiLayer.stop())
+	if stopErr := apiLayer.stop(); err == nil {
+		err = stopErr
+	}
+	return err
 }
 
 // runClients runs controllers and scheduler until ctx ends or a layer fails.

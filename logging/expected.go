@@ -1,0 +1,59 @@
+package logging
+
+import (
+	"strings"
+
+	"go.uber.org/zap/zapcore"
+)
+
+// expected are the beginnings of messages that Kubernetes' libraries log as
+// warnings or errors although they belong to every good start here: API
+// versions that exist without resources, a kubelet that starts a moment before
+// its node is registered, things a container or small board does not permit.
+// They are written in debug only; anything not listed is.
+var expected = []string{
+	"Skipping API ",
+	"The manifest file is empty, ignoring.",
+	"Unable to register mirror pod because node is not registered yet",
+	"Error getting the current node from lister",
+	"Failed to set rlimit on max file handles",
+	"Failed to ensure process in container with oom score",
+	"Image garbage collection failed once. Stats initialization may not have completed yet",
+	"eviction manager: failed to check if we have separate container filesystem. Ignoring.",
+	"Eviction manager: failed to get summary stats",
+	"Failed to read data from checkpoint",
+	"Skipping pod synchronization",
+	"Flexvolume plugin directory at ",
+	"Failed to ensure lease exists, will retry",
+	"Failed to get node when trying to set owner ref to the node lease",
+	"Unable to delete lease",
+}
+
+// expectedFilter drops the expected messages unless debug lines are wanted.
+type expectedFilter struct{ zapcore.Core }
+
+// With implements zapcore.Core.
+func (f expectedFilter) With(fields []zapcore.Field) zapcore.Core {
+	return expectedFilter{f.Core.With(fields)}
+}
+
+// Check implements zapcore.Core.
+func (f expectedFilter) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if f.Enabled(e.Level) {
+		return c.AddCore(e, f)
+	}
+	return c
+}
+
+// Write implements zapcore.Core. The text is known only here: klog's
+// unstructured lines are put into the entry after it was checked.
+func (f expectedFilter) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if !f.Enabled(zapcore.DebugLevel) {
+		for _, start := range expected {
+			if strings.HasPrefix(e.Message, start) {
+				return nil
+			}
+		}
+	}
+	return f.Core.Write(e, fields)
+}
