@@ -92,6 +92,11 @@ func (c Config) podnet(mode string) podnet.Config {
 			out.ClusterCIDRs = append(out.ClusterCIDRs, p)
 		}
 	}
+	for _, n := range c.ServiceCIDRs {
+		if p, ok := prefixOf(n); ok {
+			out.ServiceCIDRs = append(out.ServiceCIDRs, p)
+		}
+	}
 	for _, ip := range c.LocalServiceIPs {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			out.LocalServiceIPs = append(out.LocalServiceIPs, a.Unmap())

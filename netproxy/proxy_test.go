@@ -205,6 +205,10 @@ func testProxyRun(t *testing.T, mode string) {
 		t.Error(err)
 	}
 
+	// The network goes away, and services stay.
+	run(t, "ip", "route", "del", "default")
+	reaches("http://10.43.0.80/", "web")
+
 	if mode == ModeNFTables {
 		run(t, "nft", "flush", "ruleset")
 		reaches("http://10.43.0.80/", "web")

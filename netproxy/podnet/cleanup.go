@@ -27,7 +27,7 @@ func Cleanup(ctx context.Context, c Config) error {
 	for _, fw := range []firewall{newNFTFirewall(), &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), removePortmapTables(ctx), removePortmapChains(ctx))
+	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))

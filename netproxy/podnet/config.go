@@ -44,6 +44,8 @@ type Config struct {
 	NodeName string
 	// ClusterCIDRs are the address ranges of all pods. Traffic between them keeps its source address.
 	ClusterCIDRs []netip.Prefix
+	// ServiceCIDRs are the address ranges of services. On hosts without a default route they get one of their own.
+	ServiceCIDRs []netip.Prefix
 	// LocalServiceIPs are service addresses this node answers itself (cluster DNS); pods may always reach port 53 there.
 	LocalServiceIPs []netip.Addr
 	// Bridge is the name of the pods' bridge; empty means [DefaultBridge].

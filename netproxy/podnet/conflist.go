@@ -113,8 +113,8 @@ func writeFile(path string, text []byte) (changed bool, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("make folder %s: %w", dir, err)
 	}
-	// The runtime only reads names ending in .conf, .conflist and .json, so the temporary name is invisible to it.
-	tmp, err := os.CreateTemp(dir, ".mote-*.tmp")
+	// Not in the same folder: the runtime watches it and would complain of a change after which there is still no list.
+	tmp, err := os.CreateTemp(filepath.Dir(dir), ".mote-*.tmp")
 	if err != nil {
 		return false, fmt.Errorf("write %s: %w", path, err)
 	}

@@ -50,7 +50,7 @@ func TestWriteFile(t *testing.T) {
 }
 
 func TestWriteFile_TargetIsFolder(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "sub")
 	path := filepath.Join(dir, "list")
 	if err := os.MkdirAll(filepath.Join(path, "x"), 0o755); err != nil {
 		t.Fatal(err)
@@ -58,8 +58,10 @@ func TestWriteFile_TargetIsFolder(t *testing.T) {
 	if _, err := writeFile(path, []byte("text")); err == nil {
 		t.Fatal("no error")
 	}
-	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
-		t.Errorf("temporary file was left: %v", entries)
+	for _, each := range []string{dir, filepath.Dir(dir)} {
+		if entries, _ := os.ReadDir(each); len(entries) != 1 {
+			t.Errorf("temporary file was left: %v", entries)
+		}
 	}
 }
 

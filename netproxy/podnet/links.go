@@ -24,6 +24,8 @@ const (
 type hostLinks struct {
 	// uplink is the interface of the default route with the lowest metric; empty when there is no default route.
 	uplink string
+	// routed4 and routed6 tell whether there is a default route of each family.
+	routed4, routed6 bool
 	// mtu is the uplink's MTU, or without one the least MTU of the physical interfaces that are up, or 0.
 	mtu int
 }
@@ -31,6 +33,7 @@ type hostLinks struct {
 // readHostLinks asks the kernel for the default route's interface.
 func readHostLinks() (hostLinks, error) {
 	best := struct{ index, metric int }{-1, 0}
+	var out hostLinks
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := netlink.RouteList(nil, fam)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -40,24 +43,26 @@ func readHostLinks() (hostLinks, error) {
 			if !isDefaultRoute(r) || r.LinkIndex <= 0 {
 				continue
 			}
+			out.routed4 = out.routed4 || fam == netlink.FAMILY_V4
+			out.routed6 = out.routed6 || fam == netlink.FAMILY_V6
+			// IPv6 counts only on hosts without an IPv4 default route.
+			if fam == netlink.FAMILY_V6 && out.routed4 {
+				break
+			}
 			if best.index < 0 || r.Priority < best.metric {
 				best.index, best.metric = r.LinkIndex, r.Priority
 			}
-		}
-		// IPv6 counts only on hosts without an IPv4 default route.
-		if best.index >= 0 {
-			break
 		}
 	}
 	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return hostLinks{}, fmt.Errorf("list interfaces: %w", err)
 	}
-	var out hostLinks
 	for _, l := range links {
 		a := l.Attrs()
 		if a.Index == best.index {
-			return hostLinks{uplink: a.Name, mtu: a.MTU}, nil
+			out.uplink, out.mtu = a.Name, a.MTU
+			return out, nil
 		}
 		if isPhysical(l) && (out.mtu == 0 || a.MTU < out.mtu) {
 			out.mtu = a.MTU

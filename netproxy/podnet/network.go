@@ -221,6 +221,9 @@ func (n *Network) reconcile(ctx context.Context) error {
 	if err != nil {
 		errs = append(errs, err)
 	}
+	if err == nil {
+		errs = append(errs, ensureServiceRoutes(n.cfg.Bridge, n.cfg.ServiceCIDRs, links))
+	}
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Backend, firstAddr(self.Addrs))
 		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(ctx, self, peers, mtu), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))

@@ -90,6 +90,7 @@ func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
 	}
 	needTool(t, "nft")
 	c := testConfig(t)
+	c.ServiceCIDRs = prefixes("10.43.0.0/16")
 	n, _ := startNetwork(t, c)
 	self := Node{Name: "n1", PodCIDRs: prefixes("10.42.3.0/24")}
 	n.SetNodes(self, nil)
@@ -100,6 +101,21 @@ func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
 	if got, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); string(got) != "1\n" {
 		t.Errorf("ip_forward is %q", got)
 	}
+
+	// The host reaches services over the bridge the plugin makes.
+	route := func(want bool) {
+		t.Helper()
+		eventually(t, func() string {
+			if out := run(t, "ip", "route"); strings.Contains(out, "10.43.0.0/16 dev "+DefaultBridge) != want {
+				return out
+			}
+			return ""
+		})
+	}
+	run(t, "ip", "link", "add", DefaultBridge, "mtu", "1400", "type", "bridge")
+	run(t, "ip", "addr", "add", "10.42.3.1/24", "dev", DefaultBridge)
+	run(t, "ip", "link", "set", DefaultBridge, "up")
+	route(true)
 
 	// A network appears.
 	run(t, "ip", "link", "add", "up0", "mtu", "1300", "type", "bridge")
@@ -113,8 +129,9 @@ func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
 		return ""
 	})
 
-	// The bridge the plugin made follows.
-	run(t, "ip", "link", "add", DefaultBridge, "mtu", "1400", "type", "bridge")
+	route(false)
+
+	// The bridge follows.
 	eventually(t, func() string {
 		l, err := netlink.LinkByName(DefaultBridge)
 		if err != nil || l.Attrs().MTU != 1280 {

@@ -11,8 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routeProtocol marks direct routes to other nodes as ours (see /etc/iproute2/rt_protos; not taken by anybody there).
-const routeProtocol = 109
+// Our routes are marked by protocol numbers nobody has in /etc/iproute2/rt_protos.
+const (
+	// routeProtocol marks direct routes to other nodes.
+	routeProtocol = 109
+	// serviceProtocol marks routes to services.
+	serviceProtocol = 110
+)
 
 // ensureTunnel makes the tunnel interface and what it knows of other nodes as planned, and deletes what is too much.
 func ensureTunnel(name string, p plan, mtu int) error {
@@ -189,6 +194,29 @@ func ensureDirectRoutes(routes []peerRoute) error {
 		wanted[r.dst] = netlink.Route{LinkIndex: ways[0].LinkIndex, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Protocol: routeProtocol}
 	}
 	return errors.Join(append(errs, ensureRoutes(wanted, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL))...)
+}
+
+// ensureServiceRoutes lets the host itself reach services where it has no default route: the kernel looks for a route before
+// it translates the address, and without any it gives up. Which one it finds does not matter, only the source address it
+// brings; the bridge's is one that pods can answer.
+func ensureServiceRoutes(bridge string, services []netip.Prefix, links hostLinks) error {
+	wanted := make(map[netip.Prefix]netlink.Route)
+	link, err := netlink.LinkByName(bridge)
+	var missing netlink.LinkNotFoundError
+	if err != nil && !errors.As(err, &missing) {
+		return fmt.Errorf("find bridge %s: %w", bridge, err)
+	}
+	for _, p := range services {
+		routed := links.routed4
+		if p.Addr().Is6() {
+			routed = links.routed6
+		}
+		if routed || err != nil || link.Attrs().Flags&net.FlagUp == 0 {
+			continue
+		}
+		wanted[p.Masked()] = netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(p.Masked()), Scope: netlink.SCOPE_LINK, Protocol: serviceProtocol}
+	}
+	return ensureRoutes(wanted, &netlink.Route{Protocol: serviceProtocol}, netlink.RT_FILTER_PROTOCOL)
 }
 
 // ensureRoutes makes the routes that pass the filter be exactly the wanted ones.

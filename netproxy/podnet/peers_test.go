@@ -120,7 +120,12 @@ func newCluster(t *testing.T, backend Backend, n int) *cluster {
 		}
 		port := fmt.Sprintf("port%d", i+1)
 		run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", node.ns)
-		t.Cleanup(func() { run(t, "ip", "link", "del", port) })
+		t.Cleanup(func() {
+			// A namespace that goes away may have taken it along.
+			if err := removeLink(port); err != nil {
+				t.Error(err)
+			}
+		})
 		run(t, "ip", "link", "set", port, "master", "switch", "up")
 		run(t, "ip", "-n", node.ns, "addr", "add", node.node.Addrs[0].String()+"/24", "dev", "eth0")
 		run(t, "ip", "-n", node.ns, "link", "set", "eth0", "up")
