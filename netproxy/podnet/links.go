@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -127,7 +128,8 @@ func removeLink(name string) error {
 		}
 		return fmt.Errorf("find interface %s: %w", name, err)
 	}
-	if err := netlink.LinkDel(l); err != nil {
+	// Its namespace's other end may take it away in between.
+	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete interface %s: %w", name, err)
 	}
 	return nil
