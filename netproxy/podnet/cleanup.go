@@ -27,7 +27,7 @@ func Cleanup(ctx context.Context, c Config) error {
 	for _, fw := range []firewall{newNFTFirewall(), &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx))
+	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))
@@ -147,4 +147,37 @@ func removeJumps(ipt *iptables.IPTables, table, parent string, targets ...string
 		}
 	}
 	return nil
+}
+
+// removeKubeletChains deletes the chains the kubelet and the iptables proxier make beside their own work, which upstream
+// leaves behind. A kubelet of somebody else makes its own anew within seconds.
+func removeKubeletChains(ctx context.Context) error {
+	if !IPTablesInUse(ctx) {
+		return nil
+	}
+	var errs []error
+	for _, f := range families {
+		ipt, err := iptablesFor(f)
+		if err != nil || ipt == nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, c := range []struct {
+			table, chain string
+			parents      []string
+		}{
+			{"filter", "KUBE-FIREWALL", []string{"INPUT", "OUTPUT"}},
+			{"filter", "KUBE-KUBELET-CANARY", nil}, {"nat", "KUBE-KUBELET-CANARY", nil}, {"mangle", "KUBE-KUBELET-CANARY", nil},
+			{"mangle", "KUBE-IPTABLES-HINT", nil},
+		} {
+			if ok, err := ipt.ChainExists(c.table, c.chain); err != nil || !ok {
+				continue
+			}
+			for _, parent := range c.parents {
+				errs = append(errs, removeJumps(ipt, c.table, parent, c.chain))
+			}
+			errs = append(errs, ipt.ClearAndDeleteChain(c.table, c.chain))
+		}
+	}
+	return errors.Join(errs...)
 }

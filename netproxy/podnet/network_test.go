@@ -300,6 +300,29 @@ func TestIPTablesGuard_OnlyWhereTheHostDrops(t *testing.T) {
 	}
 }
 
+func TestCleanup_RemovesTheKubeletsChains(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	needTool(t, "iptables")
+	for _, args := range []string{
+		"-t filter -N KUBE-FIREWALL", "-t filter -A KUBE-FIREWALL -d 127.0.0.0/8 -j DROP", "-t filter -I INPUT -j KUBE-FIREWALL",
+		"-t filter -I OUTPUT -j KUBE-FIREWALL", "-t filter -A OUTPUT -p tcp --dport 99 -j DROP", "-t mangle -N KUBE-KUBELET-CANARY", "-t mangle -N KUBE-IPTABLES-HINT",
+	} {
+		run(t, "iptables", strings.Fields(args)...)
+	}
+	c := testConfig(t)
+	for range 2 {
+		if err := Cleanup(context.Background(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := run(t, "iptables-save")
+	if strings.Contains(out, "KUBE") || !strings.Contains(out, "-A OUTPUT -p tcp -m tcp --dport 99 -j DROP") {
+		t.Errorf("left:\n%s", out)
+	}
+}
+
 func TestCleanup_RemovesOnlyOurs(t *testing.T) {
 	if !inNamespace(t) {
 		return
