@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
 )
 
@@ -53,6 +54,11 @@ func (p program) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
+	if errors.Is(err, agent.ErrAddressChanged) {
+		fmt.Fprintf(p.stderr, "mote: %v; starting again under it, containers go on\n", err)
+		// Only returns if it fails.
+		err = again(args)
+	}
 	var exit exitError
 	if errors.As(err, &exit) {
 		return int(exit)
@@ -61,6 +67,18 @@ func (p program) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(p.stderr, "mote: %s\n", line)
 	}
 	return 1
+}
+
+// again replaces the process's program with itself, from the start.
+func again(args []string) error {
+	file, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own executable: %w", err)
+	}
+	if err := syscall.Exec(file, args, os.Environ()); err != nil {
+		return fmt.Errorf("start %s again: %w", file, err)
+	}
+	return nil
 }
 
 func (p program) app() *cli.App {

@@ -59,10 +59,27 @@ func (p program) server(ctx context.Context, v settings.Values) error {
 	if err := dir.RecordOutside(s.KubeconfigOutput); err != nil {
 		return err
 	}
-	if err := logging.BridgeKlog(log.Named("kubernetes"), s.Debug); err != nil {
+	quiet, err := logging.BridgeKlog(log.Named("kubernetes"), s.Debug)
+	if err != nil {
 		return err
 	}
-	return runServer(ctx, s, a, ui)
+	defer context.AfterFunc(ctx, quiet.Stopping)()
+	if err := runServer(ctx, s, a, quietUI{ui, quiet}); err != nil {
+		quiet.Failed()
+		return err
+	}
+	return nil
+}
+
+// quietUI tells the log of Kubernetes' parts when the start has ended.
+type quietUI struct {
+	UI
+	quiet *logging.Quiet
+}
+
+func (u quietUI) Ready(r Ready) {
+	u.quiet.Started()
+	u.UI.Ready(r)
 }
 
 // ui returns what tells the user and the log that belongs to it: drawn for a

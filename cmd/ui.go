@@ -54,8 +54,8 @@ func (u *lineUI) Phase(name string) func(error) {
 	return func(err error) {
 		took := zap.Duration("took", u.now().Sub(start).Round(time.Millisecond))
 		if err != nil {
-			// The error itself is told by who ends the process.
-			u.log.Info(name+": not done", took)
+			// The error itself is told by who ends the process, in one line.
+			u.log.Debug(name+": not done", took)
 			return
 		}
 		u.log.Info(name+": done", took)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/datadir"
 	"github.com/mote-dev/mote/netproxy"
@@ -94,21 +95,27 @@ func (u *uninstaller) run(ctx context.Context) error {
 		return err
 	}
 	agentDir := filepath.Join(u.dataDir, "agent")
+	// Rules and DNS are the machine's, not the folder's: a server that had no node
+	// must leave those of another mote alone.
+	hadNode := exists(agentDir) || u.dataDir == server.DefaultDataDir
 	left, err := runtime.Cleanup(ctx, agentDir)
 	if err != nil {
 		return fmt.Errorf("remove pods: %w", err)
 	}
 	u.left = append(u.left, left...)
-	u.say("stopped pods and removed the container runtime's state")
+	if hadNode {
+		u.say("stopped pods and removed the container runtime's state")
+		err := errors.Join(netproxy.Cleanup(ctx, netproxy.CleanupConfig{
+			Bridge: agent.Bridge(u.dataDir), CNIConfDir: filepath.Join(agentDir, "cni", "conf"), StateDir: filepath.Join(agentDir, "cni"),
+		}), dns.Cleanup(""))
+		if err != nil {
+			return fmt.Errorf("remove pod network: %w", err)
+		}
+		u.say("removed the pod network and its rules")
+	}
 	if err := u.removeVolumes(agentDir); err != nil {
 		return err
 	}
-	if err := netproxy.Cleanup(ctx, netproxy.CleanupConfig{
-		Bridge: agent.Bridge(u.dataDir), CNIConfDir: filepath.Join(agentDir, "cni", "conf"), StateDir: filepath.Join(agentDir, "cni"),
-	}); err != nil {
-		return fmt.Errorf("remove pod network: %w", err)
-	}
-	u.say("removed the pod network and its rules")
 	if err := u.removeFiles(agentDir); err != nil {
 		return err
 	}

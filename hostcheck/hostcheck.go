@@ -3,6 +3,8 @@ package hostcheck
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 )
 
@@ -97,11 +99,14 @@ func Run(h Host, o Options) []Result {
 			checkKmsg, checkSeccomp, checkPropagation, checkInotify, checkSwap)
 	}
 	checks = append(checks, checkMemory, checkSpace, checkClock, checkEntropy)
-	var results []Result
-	for _, c := range checks {
-		results = append(results, c(h, o)...)
+	// Some wait for a tool or the kernel; a server's start waits for all of them.
+	found := make([][]Result, len(checks))
+	var all sync.WaitGroup
+	for i, c := range checks {
+		all.Go(func() { found[i] = c(h, o) })
 	}
-	return results
+	all.Wait()
+	return slices.Concat(found...)
 }
 
 // ErrHost means that the host lacks something mote cannot do without.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/go-logr/zapr"
 	"go.uber.org/zap"
@@ -19,18 +20,20 @@ const debugVerbosity = 2
 // BridgeKlog sends what Kubernetes' libraries log to log. Their info lines are
 // written only in debug: at every start there are hundreds, and none says what
 // mote is doing. klog keeps one state for the process, so this is called once,
-// before the first part starts.
-func BridgeKlog(log *zap.Logger, debug bool) error {
+// before the first part starts. The Quiet it returns has to be told how the
+// process fares; in debug everything is written whatever it is told.
+func BridgeKlog(log *zap.Logger, debug bool) (*Quiet, error) {
 	verbosity := 0
+	quiet := newQuiet(time.Now)
 	if !debug {
-		log = log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
+		log = log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, quiet} }))
 	} else {
 		verbosity = debugVerbosity
 	}
 	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(flags)
 	if err := flags.Set("v", strconv.Itoa(verbosity)); err != nil {
-		return fmt.Errorf("set verbosity of klog: %w", err)
+		return nil, fmt.Errorf("set verbosity of klog: %w", err)
 	}
 	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return expectedFilter{c} }))
 	// Unstructured calls would reach a logr logger without their severity, so
@@ -39,7 +42,7 @@ func BridgeKlog(log *zap.Logger, debug bool) error {
 		klog.ContextualLogger(true),
 		klog.WriteKlogBuffer(func(line []byte) { writeKlogLine(log, line) }),
 		klog.FlushLogger(func() { _ = log.Sync() }))
-	return nil
+	return quiet, nil
 }
 
 // writeKlogLine logs one line of klog's text format,
@@ -66,7 +69,8 @@ func writeKlogLine(log *zap.Logger, line []byte) {
 	}
 	entry.Message = string(bytes.TrimRight(message, "\n"))
 	if i := bytes.LastIndexByte(header, ' '); i >= 0 {
-		entry.Write(zap.ByteString("at", header[i+1:]))
+		// A copy: klog uses the buffer again.
+		entry.Write(zap.String("at", string(header[i+1:])))
 		return
 	}
 	entry.Write()

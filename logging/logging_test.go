@@ -77,9 +77,11 @@ func TestBridgeKlog_SeverityAndVerbosity(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var out bytes.Buffer
-			if err := BridgeKlog(newLogger(t, &out, Options{Debug: test.debug}).Named("kubernetes"), test.debug); err != nil {
+			quiet, err := BridgeKlog(newLogger(t, &out, Options{Debug: test.debug}).Named("kubernetes"), test.debug)
+			if err != nil {
 				t.Fatal(err)
 			}
+			quiet.Started()
 			t.Cleanup(klog.ClearLogger)
 			log()
 			for _, want := range test.want {
@@ -103,9 +105,11 @@ func TestBridgeKlog_ExpectedLinesOnlyInDebug(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := BridgeKlog(log, debug); err != nil {
+		quiet, err := BridgeKlog(log, debug)
+		if err != nil {
 			t.Fatal(err)
 		}
+		quiet.Started()
 		klog.Warning("Skipping API batch/v1beta1 because it has no resources.")
 		klog.ErrorS(nil, "Something else went wrong")
 		klog.Flush()
