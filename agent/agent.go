@@ -2,12 +2,15 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,9 +24,15 @@ import (
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/agent/kubelet"
+	"github.com/mote-dev/mote/hostaddr"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
 )
+
+// ErrAddressChanged ends Run when the machine has another address than the one
+// the node was started with. A kubelet keeps its first one for as long as it
+// runs, so the process has to start again; containers go on meanwhile.
+var ErrAddressChanged = errors.New("the machine's address changed")
 
 // Connection is how a node reaches its API server and proves who it is.
 type Connection struct {
@@ -75,6 +84,29 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // Run runs the node until ctx ends. Containers go on when it returns.
 func (a *Agent) Run(ctx context.Context) error {
+	if len(a.config.NodeIPs) > 0 {
+		return a.run(ctx, a.config.NodeIPs)
+	}
+	address := hostaddr.Preferred()
+	if address.Equal(hostaddr.Dummy) {
+		a.config.Logger.Info("no network yet: the node goes by a dummy address until there is one", zap.Stringer("address", address))
+		if err := hostaddr.EnsureDummy(); err != nil {
+			return err
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := hostaddr.WaitChanged(ctx, address); err != nil {
+			return stopped(ctx, err)
+		}
+		return fmt.Errorf("%w from %s to %s", ErrAddressChanged, address, hostaddr.Preferred())
+	})
+	g.Go(func() error { return a.run(ctx, []net.IP{address}) })
+	return g.Wait()
+}
+
+// run runs the node under fixed addresses.
+func (a *Agent) run(ctx context.Context, addresses []net.IP) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return named("container runtime", stopped(ctx, a.runtime.Run(ctx))) })
 	g.Go(func() error {
@@ -86,7 +118,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("make node client: %w", err)
 		}
-		if err := a.startNetwork(ctx, g, connection, client); err != nil {
+		if err := a.startNetwork(ctx, g, connection, client, addresses); err != nil {
 			return err
 		}
 		select {
@@ -95,7 +127,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return nil
 		}
 		g.Go(func() error { return a.watchReady(ctx, client) })
-		k, err := a.kubelet(connection)
+		k, err := a.kubelet(connection, addresses)
 		if err != nil {
 			return err
 		}
@@ -126,11 +158,11 @@ func (a *Agent) watchReady(ctx context.Context, client kubernetes.Interface) err
 }
 
 // startNetwork adds service proxy, pod network and DNS to g.
-func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection Connection, client kubernetes.Interface) error {
+func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection Connection, client kubernetes.Interface, nodeAddresses []net.IP) error {
 	c := a.config
 	agentDir := filepath.Join(c.DataDir, "agent")
 	proxy, err := netproxy.New(netproxy.Config{
-		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: c.NodeIPs,
+		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: nodeAddresses,
 		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, LocalServiceIPs: c.ClusterDNS,
 		CNIConfDir: filepath.Join(agentDir, "cni", "conf"), CNIBinDir: filepath.Join(c.DataDir, "bin", "current"),
 		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(), Logger: c.Logger.Named("netproxy"),
@@ -158,7 +190,7 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	return nil
 }
 
-func (a *Agent) kubelet(connection Connection) (kubelet.Config, error) {
+func (a *Agent) kubelet(connection Connection, addresses []net.IP) (kubelet.Config, error) {
 	c := a.config
 	agentDir := filepath.Join(c.DataDir, "agent")
 	resolvConf := filepath.Join(agentDir, "resolv.conf")
@@ -184,7 +216,7 @@ func (a *Agent) kubelet(connection Connection) (kubelet.Config, error) {
 		RootDir:         filepath.Join(agentDir, "kubelet"),
 		PodLogsDir:      a.podLogsDir(),
 		NodeName:        c.NodeName,
-		NodeIPs:         c.NodeIPs,
+		NodeIPs:         addresses,
 		REST:            connection.REST,
 		ServingCertFile: connection.ServingCertFile,
 		ServingKeyFile:  connection.ServingKeyFile,

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
 
+	"github.com/mote-dev/mote/hostaddr"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/controllers"
 	"github.com/mote-dev/mote/server/loopback"
@@ -75,9 +76,9 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 		return Node{}, ctx.Err()
 	}
 	if len(ips) == 0 {
-		ips = hostAddresses()
+		ips = hostaddr.All()
 	}
-	serving, err := s.pki.NodeServing(dir, name, append([]net.IP{net.IPv4(127, 0, 0, 1)}, ips...), time.Now())
+	serving, err := s.pki.NodeServing(dir, name, append([]net.IP{net.IPv4(127, 0, 0, 1), hostaddr.Dummy}, ips...), time.Now())
 	if err != nil {
 		return Node{}, err
 	}
@@ -247,10 +248,7 @@ func (s *Server) addresses() []net.IP {
 	if b := s.config.BindAddress; b != nil && !b.IsUnspecified() {
 		return []net.IP{b}
 	}
-	if found := hostAddresses(); len(found) > 0 {
-		return found[:1]
-	}
-	return nil
+	return []net.IP{hostaddr.Preferred()}
 }
 
 // URL is the API server's address for other machines, by what is known now.
@@ -258,13 +256,8 @@ func (s *Server) URL() string {
 	return "https://" + net.JoinHostPort(s.advertise().String(), strconv.Itoa(s.config.HTTPSListenPort))
 }
 
-// advertise is the address the API server starts with; loopback without a network.
-func (s *Server) advertise() net.IP {
-	if found := s.addresses(); len(found) > 0 {
-		return found[0]
-	}
-	return net.IPv4(127, 0, 0, 1)
-}
+// advertise is the address the API server starts with.
+func (s *Server) advertise() net.IP { return s.addresses()[0] }
 
 // names are all names and addresses the serving certificate is for.
 func (s *Server) names() pki.Names {
@@ -274,12 +267,12 @@ func (s *Server) names() pki.Names {
 			"localhost", c.NodeName, "kubernetes", "kubernetes.default", "kubernetes.default.svc",
 			"kubernetes.default.svc." + c.ClusterDomain,
 		},
-		IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, hostaddr.Dummy},
 	}
 	for _, r := range c.ServiceCIDRs {
 		n.IPs = append(n.IPs, NthAddress(r, 1))
 	}
-	n.IPs = append(n.IPs, hostAddresses()...)
+	n.IPs = append(n.IPs, hostaddr.All()...)
 	n.IPs = append(n.IPs, c.NodeIPs...)
 	if b := c.BindAddress; b != nil && !b.IsUnspecified() {
 		n.IPs = append(n.IPs, b)
