@@ -113,14 +113,18 @@ func writeFile(path string, text []byte) (changed bool, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("make folder %s: %w", dir, err)
 	}
-	// Not in the same folder: the runtime watches it and would complain of a change after which there is still no list.
+	// Not in the same folder yet: the runtime watches it and would complain of a write after which there is still no list.
 	tmp, err := os.CreateTemp(filepath.Dir(dir), ".mote-*.tmp")
 	if err != nil {
 		return false, fmt.Errorf("write %s: %w", path, err)
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(tmp.Name()))
+		if err == nil {
+			return
+		}
+		err = fmt.Errorf("write %s: %w", path, err)
+		if gone := os.Remove(tmp.Name()); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
 		}
 	}()
 	if _, err := tmp.Write(text); err != nil {
@@ -132,8 +136,14 @@ func writeFile(path string, text []byte) (changed bool, err error) {
 	if err := tmp.Close(); err != nil {
 		return false, err
 	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
+	// The runtime (containerd's cni_conf_syncer.go, v2.4.2) overlooks files that are moved in from elsewhere, but not files
+	// renamed within the folder.
+	near := filepath.Join(dir, filepath.Base(tmp.Name()))
+	if err := os.Rename(tmp.Name(), near); err != nil {
 		return false, err
+	}
+	if err := os.Rename(near, path); err != nil {
+		return false, errors.Join(err, os.Remove(near))
 	}
 	return true, nil
 }

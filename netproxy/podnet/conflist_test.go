@@ -6,6 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
 )
 
 func TestRenderConflist(t *testing.T) {
@@ -46,6 +49,43 @@ func TestWriteFile(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(entries) != 1 {
 		t.Errorf("folder holds %v (%v), want the file alone", entries, err)
+	}
+}
+
+// TestWriteFile_RuntimeNotices watches the folder as containerd does: creation and attributes do not count, and whenever
+// something else happens the list has to be complete.
+func TestWriteFile_RuntimeNotices(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "net.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	if err := watcher.Add(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"first", "second"} {
+		if _, err := writeFile(filepath.Join(dir, ConflistName), []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		noticed := false
+		for !noticed {
+			select {
+			case e := <-watcher.Events:
+				if e.Has(fsnotify.Create) || e.Has(fsnotify.Chmod) {
+					continue
+				}
+				noticed = true
+				if got, _ := os.ReadFile(filepath.Join(dir, ConflistName)); string(got) != text {
+					t.Errorf("at %s the list was %q", e, got)
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatal("the runtime would not notice the list")
+			}
+		}
 	}
 }
 
