@@ -25,7 +25,7 @@ func unmountPods(kubelet string) error {
 	slices.Reverse(mounts)
 	var errs []error
 	for _, m := range mounts {
-		if !kubeletMade(kubelet, m) {
+		if !kubeletMade(kubelet, m) && !boundToItself(kubelet, m) {
 			continue
 		}
 		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -56,6 +56,20 @@ func kubeletMade(kubelet string, m *mountinfo.Info) bool {
 		return m.FSType != "tmpfs" || slices.Contains(memoryVolumes, parts[2])
 	}
 	return false
+}
+
+// boundToItself reports whether a mount is the kubelet's folder mounted on
+// itself, as the kubelet does to share the mounts in it. A disk mounted there is
+// another device, or another folder of the same one.
+func boundToItself(kubelet string, m *mountinfo.Info) bool {
+	if m.Mountpoint != kubelet || !strings.HasSuffix(m.Root, "/agent/kubelet") {
+		return false
+	}
+	var above unix.Stat_t
+	if err := unix.Stat(filepath.Dir(kubelet), &above); err != nil {
+		return false
+	}
+	return unix.Major(above.Dev) == uint32(m.Major) && unix.Minor(above.Dev) == uint32(m.Minor)
 }
 
 // removePodLogs removes the logs of the pods the kubelet has folders of. The logs'

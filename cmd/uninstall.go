@@ -1,7 +1,9 @@
 package cmd
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,7 +34,7 @@ const stopPatience = 15 * time.Second
 const pollEvery = 100 * time.Millisecond
 
 func (p program) uninstallCommand() *cli.Command {
-	all := []settings.Setting{dataDirSetting, {Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` the server wrote its kubeconfig to"}}
+	all := []settings.Setting{dataDirSetting}
 	return &cli.Command{
 		Name:  "uninstall",
 		Usage: "stop mote and its pods on this machine and remove everything it made",
@@ -58,25 +60,9 @@ func (p program) uninstallCommand() *cli.Command {
 				return errNotRoot
 			}
 			u := uninstaller{program: p, dataDir: filepath.Clean(dataDir)}
-			if u.outside, err = outsideFiles(v, u.dataDir); err != nil {
-				return err
-			}
 			return u.run(c.Context)
 		},
 	}
-}
-
-// outsideFiles are the files outside the data folder that are on record, and
-// the kubeconfig if it was named.
-func outsideFiles(v settings.Values, dataDir string) ([]string, error) {
-	files, err := datadir.Outside(dataDir)
-	if err != nil {
-		return nil, err
-	}
-	if named := v.String("kubeconfig-output"); v.From("kubeconfig-output") != "" && !slices.Contains(files, named) {
-		files = append(files, named)
-	}
-	return files, nil
 }
 
 // uninstaller removes one mote, in the order in which each step may be
@@ -84,8 +70,8 @@ func outsideFiles(v settings.Values, dataDir string) ([]string, error) {
 type uninstaller struct {
 	program
 	dataDir string
-	outside []string
-	left    []string
+	// left are the mount points that stay.
+	left []string
 }
 
 func (u *uninstaller) say(format string, args ...any) { fmt.Fprintf(u.stdout, format+"\n", args...) }
@@ -120,7 +106,14 @@ func (u *uninstaller) run(ctx context.Context) error {
 		return err
 	}
 	for _, path := range u.left {
-		u.say("left %s: it is mounted there, and its content is not mote's", path)
+		u.say("left %s: something is mounted there, and it is not mote's", path)
+	}
+	if entries, err := os.ReadDir(u.dataDir); err == nil {
+		names := make([]string, len(entries))
+		for i, e := range entries {
+			names[i] = e.Name()
+		}
+		u.say("left %s with what mote did not make: %s", u.dataDir, strings.Join(names, ", "))
 	}
 	if exe, err := os.Executable(); err == nil {
 		u.say("left %s: remove it by hand", exe)
@@ -194,6 +187,10 @@ func (u *uninstaller) removeVolumes(agentDir string) error {
 // removeFiles removes the rest: the server's part, what this package made, logs
 // of pods and cgroups, and the folder itself when nothing else is in it.
 func (u *uninstaller) removeFiles(agentDir string) error {
+	// Before the authority, which tells whose they are.
+	if err := u.removeOutside(); err != nil {
+		return err
+	}
 	for _, path := range []string{agentDir, filepath.Join(u.dataDir, "server"), filepath.Join(u.dataDir, "bin")} {
 		if err := u.remove(path); err != nil {
 			return err
@@ -205,15 +202,6 @@ func (u *uninstaller) removeFiles(agentDir string) error {
 	if err := removeCgroups(agent.CgroupRoot(u.dataDir)); err != nil {
 		return err
 	}
-	for _, path := range u.outside {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove %s: %w", path, err)
-		}
-		if err := removeEmpty(filepath.Dir(path)); err != nil {
-			return err
-		}
-		u.say("removed %s", path)
-	}
 	if cache, err := os.UserCacheDir(); err == nil {
 		if err := os.RemoveAll(filepath.Join(cache, "mote")); err != nil {
 			return fmt.Errorf("remove unpacked tools: %w", err)
@@ -224,17 +212,40 @@ func (u *uninstaller) removeFiles(agentDir string) error {
 			return fmt.Errorf("remove record of data-dir: %w", err)
 		}
 	}
+	was := exists(u.dataDir)
 	if err := removeEmpty(u.dataDir); err != nil {
 		return err
 	}
-	if entries, err := os.ReadDir(u.dataDir); err == nil && len(u.left) == 0 {
-		names := make([]string, len(entries))
-		for i, e := range entries {
-			names[i] = e.Name()
-		}
-		u.say("left %s: mote did not make what is in it (%s)", u.dataDir, strings.Join(names, ", "))
-	} else if err != nil {
+	if was && !exists(u.dataDir) {
 		u.say("removed %s", u.dataDir)
+	}
+	return nil
+}
+
+// removeOutside removes the files mote made outside of the data folder. Another
+// mote may have written its own to the same place since: that one stays.
+func (u *uninstaller) removeOutside() error {
+	files, err := datadir.Outside(u.dataDir)
+	if err != nil {
+		return err
+	}
+	authority, _ := os.ReadFile(filepath.Join(u.dataDir, "server", "tls", "ca.crt"))
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at file to remove: %w", err)
+		}
+		if len(authority) > 0 && !bytes.Contains(data, []byte(base64.StdEncoding.EncodeToString(authority))) {
+			u.say("left %s: it belongs to another cluster", path)
+			continue
+		}
+		if err := errors.Join(os.Remove(path), removeEmpty(filepath.Dir(path))); err != nil {
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
+		u.say("removed %s", path)
 	}
 	return nil
 }

@@ -1,0 +1,206 @@
+package cmd
+
+import (
+	"bytes"
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/datadir"
+)
+
+func TestKubeletMade(t *testing.T) {
+	const kubelet = "/var/lib/mote/agent/kubelet"
+	for _, test := range []struct {
+		path, fsType string
+		want         bool
+	}{
+		{kubelet + "/pods/u/volumes/kubernetes.io~projected/token", "tmpfs", true},
+		{kubelet + "/pods/u/volumes/kubernetes.io~csi/pv/mount", "ext4", true},
+		{kubelet + "/pods/u/volumes/kubernetes.io~nfs/data", "nfs4", true},
+		{kubelet + "/pods/u/volumes/other~v/data", "tmpfs", false},
+		{kubelet + "/pods/u/volume-subpaths/v/c/0", "ext4", true},
+		{kubelet + "/pods/u/other", "ext4", false},
+		{kubelet + "/pods", "ext4", false},
+		{kubelet, "ext4", false},
+		{"/var/lib/mote/mine", "tmpfs", false},
+		{"/var/lib/mote/agent/kubelet2/pods/u/volumes/a/b", "ext4", false},
+	} {
+		if got := kubeletMade(kubelet, &mountinfo.Info{Mountpoint: test.path, FSType: test.fsType}); got != test.want {
+			t.Errorf("%s (%s): %v, want %v", test.path, test.fsType, got, test.want)
+		}
+	}
+}
+
+// machine is a data folder as a server and its kubelet leave it when killed.
+func machine(t *testing.T) (u *uninstaller, out *bytes.Buffer, kubeconfig string) {
+	t.Helper()
+	root := t.TempDir()
+	dir := filepath.Join(root, "data")
+	d, err := datadir.Open(dir, dataVersions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig = filepath.Join(root, "etc", "kubeconfig.yaml")
+	if err := d.Commit(dataVersions()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.RecordOutside(kubeconfig); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string]string{
+		filepath.Join(dir, "server/tls/ca.crt"):                                    "authority",
+		filepath.Join(dir, "server/db/state.db"):                                   "data",
+		filepath.Join(dir, "bin/0123/runc"):                                        "",
+		filepath.Join(dir, "agent/kubelet/pods/uid1/volumes/kubernetes.io~nfs/v/"): "",
+		kubeconfig: "ca: " + base64.StdEncoding.EncodeToString([]byte("authority")),
+	} {
+		if strings.HasSuffix(path, "/") || content == "" && strings.Contains(path, "volumes") {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, path, content)
+	}
+	out = &bytes.Buffer{}
+	return &uninstaller{program: program{stdout: out}, dataDir: dir}, out, kubeconfig
+}
+
+// finish runs the steps that need no packet filter or container runtime.
+func finish(t *testing.T, u *uninstaller) {
+	t.Helper()
+	agentDir := filepath.Join(u.dataDir, "agent")
+	if err := u.removeVolumes(agentDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.removeFiles(agentDir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestUninstaller_RemovesAll(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Setenv("HOME", t.TempDir())
+	u, out, kubeconfig := machine(t)
+	finish(t, u)
+	if left := list(t, filepath.Dir(u.dataDir)); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+	if !strings.Contains(out.String(), "removed "+kubeconfig) {
+		t.Errorf("says %q", out.String())
+	}
+	finish(t, u) // once more, as after an interruption
+}
+
+func TestUninstaller_KeepsWhatIsNotMotes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Setenv("HOME", t.TempDir())
+	u, out, kubeconfig := machine(t)
+	// Another cluster's kubeconfig at the same place, a file of the user's, a disk
+	// in a volume, and one mounted by hand.
+	writeFile(t, kubeconfig, "ca: other")
+	writeFile(t, filepath.Join(u.dataDir, "notes"), "mine")
+	disk := t.TempDir()
+	writeFile(t, filepath.Join(disk, "file"), "precious")
+	volume := filepath.Join(u.dataDir, "agent/kubelet/pods/uid1/volumes/kubernetes.io~nfs/v")
+	byHand := filepath.Join(u.dataDir, "server", "disk")
+	if err := os.MkdirAll(byHand, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for target, flags := range map[string]uintptr{volume: unix.MS_BIND, byHand: unix.MS_BIND, filepath.Join(u.dataDir, "agent/kubelet"): unix.MS_BIND | unix.MS_REC} {
+		source := disk
+		if filepath.Base(target) == "kubelet" {
+			source = target
+		}
+		if err := unix.Mount(source, target, "", flags, ""); err != nil {
+			t.Skipf("no bind mounts here: %v", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+	}
+	finish(t, u)
+	if data, err := os.ReadFile(filepath.Join(disk, "file")); err != nil || string(data) != "precious" {
+		t.Fatalf("the disk's file is %q, %v", data, err)
+	}
+	if mounted, _ := mountinfo.Mounted(byHand); !mounted {
+		t.Error("what was mounted by hand is gone")
+	}
+	if mounted, _ := mountinfo.Mounted(volume); mounted {
+		t.Error("the pod's volume is still mounted")
+	}
+	if data, err := os.ReadFile(kubeconfig); err != nil || string(data) != "ca: other" {
+		t.Errorf("the other cluster's kubeconfig is %q, %v", data, err)
+	}
+	want := []string{"notes", "server", "server/disk", "server/disk/file"}
+	if got := list(t, u.dataDir); strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("left %v, want %v", got, want)
+	}
+	if len(u.left) != 1 || u.left[0] != byHand {
+		t.Errorf("left on record: %v", u.left)
+	}
+	if !strings.Contains(out.String(), "another cluster") {
+		t.Errorf("says %q", out.String())
+	}
+}
+
+func TestRemovePodLogs_OnlyOurPods(t *testing.T) {
+	root := t.TempDir()
+	logs, pods := filepath.Join(root, "logs"), filepath.Join(root, "pods")
+	for _, dir := range []string{logs + "/default_web_uid1/main", logs + "/default_other_uid2/main", pods + "/uid1"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removePodLogs(logs, pods); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t, logs); strings.Join(got, " ") != "default_other_uid2 default_other_uid2/main" {
+		t.Errorf("left %v", got)
+	}
+}
+
+func TestRemoveContainerLogLinks_OnlyDangling(t *testing.T) {
+	dir := t.TempDir()
+	live := filepath.Join(dir, "pods", "a")
+	if err := os.MkdirAll(filepath.Dir(live), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, live, "")
+	links := filepath.Join(dir, "containers")
+	if err := os.Mkdir(links, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"live.log": live, "gone.log": filepath.Join(dir, "pods", "b"), "foreign.log": "/nowhere/else"} {
+		if err := os.Symlink(target, filepath.Join(links, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeContainerLogLinks(links); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t, links); strings.Join(got, " ") != "foreign.log live.log" {
+		t.Errorf("left %v", got)
+	}
+}
+
+func TestUninstaller_StopMote_NobodyThere(t *testing.T) {
+	u := &uninstaller{program: program{stdout: &bytes.Buffer{}}, dataDir: filepath.Join(t.TempDir(), "none")}
+	if err := u.stopMote(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
