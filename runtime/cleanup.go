@@ -41,8 +41,9 @@ func killAll(ctx context.Context, c Config, p paths) error {
 		return err
 	}
 	// Unmounting a network namespace's file ends the namespace, and with it
-	// the pod's ends of its interfaces.
-	if err := errors.Join(unmountBelow(c.RunDir), unmountBelow(p.root)); err != nil {
+	// the pod's ends of its interfaces. Only here does containerd mount: what is
+	// mounted in the data folder is the user's.
+	if err := unmountBelow(c.RunDir); err != nil {
 		return err
 	}
 	if err := removeCgroups(ctx, cgroups); err != nil {

@@ -11,15 +11,20 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 )
 
 // ErrNotRunning is wrapped when no container runtime answers for a data folder.
@@ -30,8 +35,17 @@ var ErrNoImage = errors.New("no such image")
 
 const dialTimeout = 3 * time.Second
 
+// connection is a client of a running mote's containerd, and a context that ends
+// when that mote does: containerd's client would wait for it to come back.
+type connection struct {
+	*containerd.Client
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	watch  sync.WaitGroup
+}
+
 // connect reaches the containerd of a running mote by its agent's data folder.
-func connect(agentDir string) (*containerd.Client, error) {
+func connect(ctx context.Context, agentDir string) (*connection, error) {
 	socket := SocketPath(agentDir)
 	// gRPC would only report a dead socket with the first call.
 	probe, err := net.DialTimeout("unix", socket, dialTimeout)
@@ -45,7 +59,36 @@ func connect(agentDir string) (*containerd.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrNotRunning, socket, err)
 	}
-	return client, nil
+	c := &connection{Client: client}
+	// The client logs what it also returns.
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	ctx = log.WithLogger(ctx, logrus.NewEntry(quiet))
+	c.ctx, c.cancel = context.WithCancelCause(namespaces.WithNamespace(ctx, k8sNamespace))
+	if conn, ok := client.Conn().(*grpc.ClientConn); ok {
+		c.watch.Go(func() {
+			for state := conn.GetState(); conn.WaitForStateChange(c.ctx, state); state = conn.GetState() {
+				if now := conn.GetState(); now == connectivity.TransientFailure || state == connectivity.Ready && now != connectivity.Ready {
+					c.cancel(fmt.Errorf("%w: it has just ended", ErrNotRunning))
+				}
+			}
+		})
+	}
+	return c, nil
+}
+
+func (c *connection) close() {
+	c.cancel(nil)
+	c.watch.Wait()
+	_ = c.Client.Close() // nothing is sent any more
+}
+
+// explain puts the reason a connection ended in place of what a call says of it.
+func (c *connection) explain(err error) error {
+	if cause := context.Cause(c.ctx); err != nil && errors.Is(cause, ErrNotRunning) {
+		return cause
+	}
+	return err
 }
 
 // ImportOptions say what to import and how.
@@ -65,22 +108,23 @@ type ImportOptions struct {
 // A file that is no image, or a damaged one, is refused with ErrNotAnImage before
 // anything changed. A copy of the archive is kept in the images folder.
 func Import(ctx context.Context, file string, o ImportOptions) ([]string, error) {
-	client, err := connect(o.AgentDir)
+	c, err := connect(ctx, o.AgentDir)
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close()
-	return importKept(ctx, client, file, o)
+	defer c.close()
+	names, err := importKept(c.ctx, c.Client, file, o)
+	return names, c.explain(err)
 }
 
 // ImportFrom is Import from a stream, which is written to the images folder
 // first, as it is read twice.
 func ImportFrom(ctx context.Context, r io.Reader, o ImportOptions) ([]string, error) {
-	client, err := connect(o.AgentDir)
+	c, err := connect(ctx, o.AgentDir)
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close()
+	defer c.close()
 	dir := keptDir(o.AgentDir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("create folder for image archives: %w", err)
@@ -94,11 +138,11 @@ func ImportFrom(ctx context.Context, r io.Reader, o ImportOptions) ([]string, er
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("store image archive: %w", err)
 	}
-	return importKept(ctx, client, f.Name(), o)
+	names, err := importKept(c.ctx, c.Client, f.Name(), o)
+	return names, c.explain(err)
 }
 
 func importKept(ctx context.Context, client *containerd.Client, file string, o ImportOptions) ([]string, error) {
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
 	progress := o.Progress
 	if progress == nil {
 		progress = func(int64, int64) {}
@@ -206,12 +250,16 @@ type ImageInfo struct {
 // List returns the images of a running mote by name. The records under which
 // CRI also knows each image, by digest and by id, are left out.
 func List(ctx context.Context, agentDir string) ([]ImageInfo, error) {
-	client, err := connect(agentDir)
+	c, err := connect(ctx, agentDir)
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close()
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	defer c.close()
+	list, err := listNamed(c.ctx, c.Client)
+	return list, c.explain(err)
+}
+
+func listNamed(ctx context.Context, client *containerd.Client) ([]ImageInfo, error) {
 	records, err := client.ImageService().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
@@ -245,18 +293,17 @@ func List(ctx context.Context, agentDir string) ([]ImageInfo, error) {
 // Remove removes images by name from a running mote, with their kept archives
 // once none of an archive's images is left. A running container keeps its files.
 func Remove(ctx context.Context, agentDir string, names ...string) error {
-	client, err := connect(agentDir)
+	c, err := connect(ctx, agentDir)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	defer c.close()
 	for _, name := range names {
-		if err := removeImage(ctx, client, name); err != nil {
-			return err
+		if err := removeImage(c.ctx, c.Client, name); err != nil {
+			return c.explain(err)
 		}
 	}
-	return forgetKept(ctx, client, agentDir)
+	return c.explain(forgetKept(c.ctx, c.Client, agentDir))
 }
 
 func removeImage(ctx context.Context, client *containerd.Client, name string) error {

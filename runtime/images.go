@@ -66,6 +66,9 @@ type imageLoader struct {
 // It returns the names of all images that were checked or loaded.
 func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) ([]string, error) {
 	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	if err := dropImportLeases(ctx, l.client); err != nil {
+		return nil, err
+	}
 	if err := l.loadBundled(ctx, b); err != nil {
 		return nil, err
 	}

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -32,6 +34,15 @@ const (
 )
 
 const (
+	// labelImportLease marks the leases of imports. One that is found at start
+	// belongs to an import that was cut short.
+	labelImportLease = "mote.dev/import"
+	importLeaseTime  = 24 * time.Hour
+	// undoTimeout bounds the undoing of an import that failed.
+	undoTimeout = 10 * time.Second
+)
+
+const (
 	originBundled  = "bundled"
 	originImported = "imported"
 )
@@ -46,12 +57,25 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 		return nil, err
 	}
 	defer tr.Close()
-	ctx, done, err := client.WithLease(ctx)
+	manager := client.LeasesService()
+	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime), leases.WithLabel(labelImportLease, ""))
 	if err != nil {
 		return nil, fmt.Errorf("create lease for import: %w", err)
 	}
-	// The lease must go even when the caller gave up.
-	defer func() { err = errors.Join(err, done(context.WithoutCancel(ctx))) }()
+	defer func() {
+		var how []leases.DeleteOpt
+		if err != nil {
+			// Whoever reads the error may count on the content being gone.
+			how = append(how, leases.SynchronousDelete)
+		}
+		// The lease must go even when the caller gave up, if containerd did not.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if e := manager.Delete(ctx, lease, how...); e != nil {
+			err = errors.Join(err, fmt.Errorf("delete lease of import: %w", e))
+		}
+	}()
+	ctx = leases.WithLease(ctx, lease.ID)
 
 	cs := client.ContentStore()
 	index, err := archive.ImportIndex(ctx, cs, tr)
@@ -124,6 +148,21 @@ func recordImage(ctx context.Context, client *containerd.Client, img images.Imag
 		}
 		if err != nil {
 			return fmt.Errorf("record image %s: %w", ref, err)
+		}
+	}
+	return nil
+}
+
+// dropImportLeases removes what imports that were cut short left behind.
+func dropImportLeases(ctx context.Context, client *containerd.Client) error {
+	manager := client.LeasesService()
+	found, err := manager.List(ctx, fmt.Sprintf("labels.%q", labelImportLease))
+	if err != nil {
+		return fmt.Errorf("list leases of imports: %w", err)
+	}
+	for _, l := range found {
+		if err := manager.Delete(ctx, l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete lease of an import that was cut short: %w", err)
 		}
 	}
 	return nil

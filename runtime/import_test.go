@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/runtime/ociarchive"
@@ -341,4 +343,97 @@ func TestImport_ByHelper(t *testing.T) {
 	}
 	t.Logf("kubectl took %s", time.Since(start))
 	child.Stop()
+}
+
+// largeImage has content that no compression and no sharing shortens.
+func largeImage(t *testing.T, name string, size int) ociarchive.Image {
+	t.Helper()
+	content := make([]byte, size)
+	rand.NewChaCha8([32]byte{1}).Read(content)
+	return ociarchive.Image{Name: name, Files: []ociarchive.File{{Name: "large", Content: content}}}
+}
+
+// TestImport_CutShort kills the runtime while an archive is being written to its
+// content. The next start must drop what came of it.
+func TestImport_CutShort(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 120*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	blobsBefore, _ := content(t, n)
+	file := filepath.Join(t.TempDir(), "large.tar")
+	if err := ociarchive.WriteFile(file, largeImage(t, "example.com/large:1", 128<<20)); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := runtime.Import(ctx, file, runtime.ImportOptions{AgentDir: n.cfg.DataDir})
+		failed <- err
+	}()
+	ingest := filepath.Join(n.cfg.DataDir, "containerd/io.containerd.content.v1.content/ingest/*")
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if found, _ := filepath.Glob(ingest); len(found) > 0 {
+			break
+		}
+		select {
+		case <-tick.C:
+		case err := <-failed:
+			t.Fatalf("import ended before it was cut short: %v", err)
+		}
+	}
+	child.Kill()
+	if err := <-failed; !errors.Is(err, runtime.ErrNotRunning) {
+		t.Fatalf("import gave %v when the runtime was killed", err)
+	}
+	child = runtimetest.Start(t, n.cfg)
+	if found, _ := filepath.Glob(ingest); len(found) > 0 {
+		t.Errorf("half-written content is left: %v", found)
+	}
+	blobs, images := content(t, n)
+	if len(blobs) != len(blobsBefore) || len(images) != 2 {
+		t.Errorf("%d blobs and %d images, want %d and 2", len(blobs), len(images), len(blobsBefore))
+	}
+	child.Stop()
+}
+
+// TestImport_DiskFull runs over a disk with too little room for an image.
+func TestImport_DiskFull(t *testing.T) {
+	n := newNode(t)
+	ctx := timeout(t, 120*time.Second)
+	disk := filepath.Join(n.cfg.DataDir, "containerd")
+	if err := os.MkdirAll(disk, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	child := runtimetest.Start(t, n.cfg)
+	blobsBefore, _ := content(t, n)
+	file := filepath.Join(t.TempDir(), "large.tar")
+	if err := ociarchive.WriteFile(file, largeImage(t, "example.com/large:1", 40<<20)); err != nil {
+		t.Fatal(err)
+	}
+	options := runtime.ImportOptions{AgentDir: n.cfg.DataDir}
+	if _, err := runtime.Import(ctx, file, options); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("import to a full disk gave %v", err)
+	}
+	blobs, images := content(t, n)
+	for _, b := range blobs {
+		if !slices.Contains(blobsBefore, b) {
+			t.Errorf("content is left: %s", b)
+		}
+	}
+	if len(images) != 2 {
+		t.Errorf("images are %v", names(images))
+	}
+	c := runtimetest.Dial(t, n.socket())
+	if err := runOne(ctx, n, c, "after"); err != nil {
+		t.Errorf("no pod runs after the disk was full: %v", err)
+	}
+	child.Stop()
+	// Not containerd's mount: clean-up would keep it.
+	if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
 }

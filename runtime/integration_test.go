@@ -523,3 +523,22 @@ func TestCleanup_SparesForeignMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestRuntime_NativeSnapshotter runs where overlayfs cannot be had.
+func TestRuntime_NativeSnapshotter(t *testing.T) {
+	n := newNode(t)
+	n.cfg.Snapshotter = "native"
+	ctx := timeout(t, 60*time.Second)
+	child := runtimetest.Start(t, n.cfg)
+	if err := runOne(ctx, n, runtimetest.Dial(t, n.socket()), "copied"); err != nil {
+		t.Error(err)
+	}
+	child.Stop()
+	// The same images, with another snapshotter than they were loaded with.
+	n.cfg.Snapshotter = "overlayfs"
+	child = runtimetest.Start(t, n.cfg)
+	if err := runOne(ctx, n, runtimetest.Dial(t, n.socket()), "overlaid"); err != nil {
+		t.Error(err)
+	}
+	child.Stop()
+}
