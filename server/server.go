@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -82,11 +83,13 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 	if err != nil {
 		return Node{}, err
 	}
+	config := s.loopback.Config(&user.DefaultInfo{
+		Name:   "system:node:" + name,
+		Groups: []string{user.NodesGroup, user.AllAuthenticated},
+	})
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{next} })
 	return Node{
-		REST: s.loopback.Config(&user.DefaultInfo{
-			Name:   "system:node:" + name,
-			Groups: []string{user.NodesGroup, user.AllAuthenticated},
-		}),
+		REST:         config,
 		Informers:    s.shared,
 		Serving:      serving,
 		ClientCAFile: s.pki.CAFile,
