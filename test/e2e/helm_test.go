@@ -67,6 +67,8 @@ func testHelm(t *testing.T, c *cluster) {
 		t.Errorf("a second release of the same name was accepted: %s", out)
 	}
 	helm("uninstall", "front", "--wait", "--timeout=90s")
+	// Hooks are not part of a release; Helm leaves them to their policy, which here keeps the last.
+	s.kubectl("delete", "job", "front-check")
 	eventually(t, 30*time.Second, "nothing of the chart left", func(ctx context.Context) error {
 		out, err := s.try(ctx, "", "get", "deployments,services,pods,configmaps,secrets", "-o", "name", "--field-selector=metadata.name!=kube-root-ca.crt")
 		if err != nil {

@@ -96,25 +96,30 @@ func (s *space) explain(ctx context.Context) {
 		s.t.Log(err)
 		return
 	}
-	for name, args := range map[string][]string{
-		"objects.txt":  {"get", "all,endpointslices,configmaps,networkpolicies", "-o", "wide"},
-		"pods.txt":     {"describe", "pods"},
-		"events.txt":   {"events"},
-		"nodes.txt":    {"describe", "nodes"},
-		"logs.txt":     {"logs", "--all-pods=true", "--all-containers", "--prefix", "--ignore-errors", "--tail=200"},
-		"all-pods.txt": {"get", "pods", "-A", "-o", "wide"},
-	} {
-		full := append([]string{"-n", s.name}, args...)
-		if name == "logs.txt" {
-			full = []string{"-n", s.name, "logs", "-l", "", "--all-containers", "--prefix", "--ignore-errors", "--tail=200", "--max-log-requests=50"}
-		}
-		out, err := s.try(ctx, "", full...)
+	save := func(name string, args ...string) {
+		out, err := s.try(ctx, "", args...)
 		if err != nil {
 			out += "\n" + err.Error() + "\n"
 		}
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(out), 0o644); err != nil {
 			s.t.Log(err)
 		}
+	}
+	for name, args := range map[string][]string{
+		"objects.txt":  {"get", "all,endpointslices,configmaps,networkpolicies", "-o", "wide"},
+		"pods.txt":     {"describe", "pods"},
+		"events.txt":   {"events"},
+		"nodes.txt":    {"describe", "nodes"},
+		"all-pods.txt": {"get", "pods", "-A", "-o", "wide"},
+	} {
+		save(name, args...)
+	}
+	pods, err := s.try(ctx, "", "get", "pods", "-o", "name")
+	if err != nil {
+		s.t.Log(err)
+	}
+	for _, pod := range strings.Fields(pods) {
+		save("log-"+filepath.Base(pod)+".txt", "logs", pod, "--all-containers", "--prefix", "--ignore-errors", "--tail=200")
 	}
 	s.t.Logf("see %s and %s", dir, s.log.Name())
 }

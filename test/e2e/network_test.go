@@ -93,14 +93,14 @@ spec:
     image: example.com/podtool:1
     args: [serve, ":8282"]
 ---
-` + busyboxPod("client", "sleep 3600"))
+` + toolPod("client"))
 	s.rollout("deployment/echo")
 	for _, p := range []string{"mapped", "on-host", "client"} {
 		s.ready(p)
 	}
 	client := s.pod("client").Status.PodIP
 	get := func(url string) string {
-		out, err := s.try(t.Context(), "", "exec", "client", "--", "wget", "-q", "-T", "5", "-O", "-", url)
+		out, err := s.try(t.Context(), "", "exec", "client", "--", "podtool", "get", url)
 		if err != nil {
 			t.Errorf("%s from a pod: %v", url, err)
 		}
@@ -124,7 +124,7 @@ spec:
 		for _, p := range s.pods("app=echo") {
 			// Enough tries that its own pod is chosen at least once, all but surely.
 			for range 10 {
-				if out := s.kubectl("exec", p.Name, "-c", "web", "--", "wget", "-q", "-T", "5", "-O", "-", "http://echo/"); !strings.HasPrefix(out, "echo-") {
+				if out := s.kubectl("exec", p.Name, "-c", "web", "--", "podtool", "get", "http://echo/"); !strings.HasPrefix(out, "echo-") {
 					t.Errorf("a pod of the service through the service: %q", out)
 				}
 			}
@@ -179,7 +179,7 @@ spec:
 		server := outside(t.Context(), options.podtool, "serve", sandbox.OutsideIP+":8080")
 		startBeside(t, server)
 		eventually(t, 10*time.Second, "pod reaches another machine", func(ctx context.Context) error {
-			out, err := s.try(ctx, "", "exec", "client", "--", "wget", "-q", "-T", "3", "-O", "-", "http://"+sandbox.OutsideIP+":8080/")
+			out, err := s.try(ctx, "", "exec", "client", "--", "podtool", "get", "http://"+sandbox.OutsideIP+":8080/")
 			if err != nil {
 				return err
 			}

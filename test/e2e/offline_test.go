@@ -57,11 +57,11 @@ spec:
   terminationGracePeriodSeconds: 1
   containers: [{name: main, image: "example.com/podtool:1", args: [serve, ":8080"]}]
 ---
-` + busyboxPod("client", "sleep 3600"))
+` + toolPod("client"))
 	s.ready("web")
 	s.ready("client")
 	eventually(t, 20*time.Second, "service by name without a network", func(ctx context.Context) error {
-		_, err := s.try(ctx, "", "exec", "client", "--", "wget", "-q", "-T", "3", "-O", "-", "http://web/")
+		_, err := s.try(ctx, "", "exec", "client", "--", "podtool", "get", "http://web/")
 		return err
 	})
 	connect()

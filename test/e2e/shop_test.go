@@ -94,10 +94,10 @@ func testShop(t *testing.T, c *cluster) {
 	})
 	step("ClusterIP", func(t *testing.T, s *space) {
 		fetched(t, 10*time.Second, private, "Welcome to the shop")
-		s.apply(busyboxPod("visitor", "sleep 3600"))
+		s.apply(toolPod("visitor"))
 		s.ready("visitor")
 		for _, url := range []string{private, "http://web", "http://web.shop.svc.cluster.local"} {
-			if out := s.exec("visitor", "wget", "-q", "-T", "5", "-O", "-", url); !strings.Contains(out, "Welcome") {
+			if out := s.exec("visitor", "podtool", "get", url); !strings.Contains(out, "Welcome") {
 				t.Errorf("%s from a pod: %q", url, out)
 			}
 		}
@@ -199,7 +199,10 @@ func testRollingUpdate(t *testing.T, s *space, public, private string) {
 	)
 	for _, url := range []string{public + "/version", private + "/version", public + "/slow?for=500ms"} {
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			// Often enough to hit every moment of a rollout, and yet not a load test.
+			tick := time.NewTicker(20 * time.Millisecond)
+			defer tick.Stop()
+			for ; ctx.Err() == nil; <-tick.C {
 				// Not ctx: a request under way at the end must still be answered.
 				code, body, err := fetch(context.WithoutCancel(ctx), http.MethodGet, url, "")
 				mu.Lock()

@@ -87,8 +87,10 @@ func testExecTTY(t *testing.T, c *cluster) {
 	tty.resize(t, 44, 99)
 	tty.send("until [ \"$(stty size)\" = '44 99' ]; do sleep 0.1; done; echo resi$((0))zed\n")
 	tty.expect("resi0zed")
-	tty.send("cat\n")
-	tty.send("\x03") // Ctrl-C ends cat, not the shell
+	// Ctrl-C ends the program, not the shell; it is typed once the program has the terminal.
+	tty.send("sh -c 'echo started-$((3+4)); exec cat'\n")
+	tty.expect("started-7")
+	tty.send("\x03")
 	tty.send("echo still-$((1+1))-here\n")
 	tty.expect("still-2-here")
 	tty.send("exit 7\n")

@@ -34,6 +34,12 @@ spec:
 `, name, busyboxImage, script)
 }
 
+// toolPod is a pod with podtool and a shell, that waits for what is run in it.
+func toolPod(name string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:\n  terminationGracePeriodSeconds: 1\n"+
+		"  containers: [{name: main, image: \"example.com/podtool:1\", imagePullPolicy: IfNotPresent, args: [serve, \":8080\"]}]\n", name)
+}
+
 func restartedOnce(p *corev1.Pod) error {
 	if len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].RestartCount == 0 {
 		return errors.New("not restarted: " + containerStates(p))
@@ -310,7 +316,7 @@ spec:
     - {name: KEY, valueFrom: {secretKeyRef: {name: secret, key: key}}}
     - {name: CPU, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}
     - {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-    resources: {limits: {cpu: 2, memory: 64Mi}}
+    resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 1, memory: 64Mi}}
     volumeMounts:
     - {name: all, mountPath: /all}
     - {name: memory, mountPath: /memory}
@@ -322,7 +328,7 @@ spec:
 		"cat /all/conf/b":                "2",
 		"cat /all/key":                   "s3cret",
 		"cat /all/labels":                `tier="front"`,
-		"echo $CONF_a $CONF_b $KEY $CPU": "1 2 s3cret 2",
+		"echo $CONF_a $CONF_b $KEY $CPU": "1 2 s3cret 1",
 		"echo $IP":                       p.Status.PodIP,
 		"id -u; id -G":                   "1000\n0 2000",
 		"touch /scratch/f && stat -c %g /scratch/f":     "2000",

@@ -20,6 +20,7 @@ import (
 
 const usage = `usage: podtool COMMAND ...
   api METHOD PATH       call the API server with the pod's service account, verified by its CA; print the status code and the body
+  get URL...            fetch and print each page; an answer other than 200 is a failure
   lookup TYPE NAME      ask DNS for A, AAAA, CNAME, SRV or PTR; print the answers sorted, one a line
   eat MEGABYTES         use that much memory, then wait
   serve ADDRESS         answer HTTP with this pod's name and the client's address, until told to end
@@ -41,6 +42,8 @@ func run(ctx context.Context, args []string) error {
 		switch {
 		case args[0] == "api" && len(rest) == 2:
 			return callAPI(ctx, rest[0], rest[1], os.Stdout)
+		case args[0] == "get":
+			return get(ctx, rest, os.Stdout)
 		case args[0] == "lookup" && len(rest) == 2:
 			return lookup(ctx, rest[0], rest[1], os.Stdout)
 		case args[0] == "eat" && len(rest) == 1:
@@ -86,6 +89,29 @@ func callAPI(ctx context.Context, method, path string, out io.Writer) error {
 	fmt.Fprintln(out, resp.StatusCode)
 	_, err = io.Copy(out, resp.Body)
 	return err
+}
+
+func get(ctx context.Context, urls []string, out io.Writer) error {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	for _, url := range urls {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return fmt.Errorf("make request: %w", err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return fmt.Errorf("get %s: %w", url, err)
+		}
+		_, err = io.Copy(out, resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", url, err)
+		}
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("get %s: %s", url, resp.Status)
+		}
+	}
+	return nil
 }
 
 func lookup(ctx context.Context, kind, name string, out io.Writer) error {
