@@ -1,0 +1,204 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+var (
+	now   = time.Date(2027, 3, 1, 0, 0, 0, 0, time.UTC)
+	names = Names{DNSNames: []string{"localhost", "kubernetes"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}}
+)
+
+func open(t *testing.T, dir string, n Names, at time.Time) *Set {
+	t.Helper()
+	s, err := Open(dir, n, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func leaf(t *testing.T, p Pair) *x509.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(p.CertFile, p.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair.Leaf
+}
+
+func TestOpen_SecondTimeKeepsEverything(t *testing.T) {
+	dir := t.TempDir()
+	first := open(t, dir, names, now)
+	files := map[string]string{}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[e.Name()] = string(data)
+		if info, err := e.Info(); err != nil || (filepath.Ext(e.Name()) == ".key" && info.Mode().Perm() != 0o600) {
+			t.Errorf("%s has mode %v (%v), want 0600 for keys", e.Name(), info.Mode(), err)
+		}
+	}
+	second := open(t, dir, names, now.Add(24*time.Hour))
+	if first.CA.Pin() != second.CA.Pin() || len(first.CA.Pin()) != 64 {
+		t.Errorf("pin changed from %s to %s", first.CA.Pin(), second.CA.Pin())
+	}
+	for name, before := range files {
+		if after, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(after) != before {
+			t.Errorf("%s changed (%v)", name, err)
+		}
+	}
+}
+
+func TestOpen_LeavesAreMadeAnew(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		spoil   func(t *testing.T, s *Set)
+		names   Names
+		at      time.Time
+		renewed bool
+	}{
+		{"nothing changed", nil, names, now, false},
+		{"about to end", nil, names, now.Add(leafLifetime - renewBefore + time.Hour), true},
+		{"ended a year ago", nil, names, now.Add(2 * leafLifetime), true},
+		{"another address", nil, Names{DNSNames: names.DNSNames, IPs: append([]net.IP{net.IPv4(192, 0, 2, 7)}, names.IPs...)}, now, true},
+		{"a name fewer", nil, Names{DNSNames: names.DNSNames[:1], IPs: names.IPs}, now, false},
+		{"damaged", func(t *testing.T, s *Set) {
+			if err := os.WriteFile(s.APIServer.CertFile, []byte("no certificate"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, names, now, true},
+		{"key lost", func(t *testing.T, s *Set) {
+			if err := os.Remove(s.APIServer.KeyFile); err != nil {
+				t.Fatal(err)
+			}
+		}, names, now, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir, names, now)
+			before := leaf(t, s.APIServer)
+			if row.spoil != nil {
+				row.spoil(t, s)
+			}
+			s = open(t, dir, row.names, row.at)
+			after := leaf(t, s.APIServer)
+			if renewed := before.SerialNumber.Cmp(after.SerialNumber) != 0; renewed != row.renewed {
+				t.Errorf("renewed: %v, want %v", renewed, row.renewed)
+			}
+			roots := x509.NewCertPool()
+			roots.AddCert(s.CA.Cert)
+			if _, err := after.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: row.at, DNSName: "localhost"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestOpen_DamagedAuthorityIsRefused(t *testing.T) {
+	for _, file := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "service-account.key"} {
+		for name, spoil := range map[string]func(path string) error{
+			"garbage":  func(path string) error { return os.WriteFile(path, []byte("garbage"), 0o600) },
+			"cut half": func(path string) error { return cut(path) },
+		} {
+			t.Run(file+" "+name, func(t *testing.T) {
+				dir := t.TempDir()
+				open(t, dir, names, now)
+				path := filepath.Join(dir, file)
+				if err := spoil(path); err != nil {
+					t.Fatal(err)
+				}
+				damaged, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := Open(dir, names, now); !errors.Is(err, ErrDamaged) {
+					t.Errorf("opened with %v, want ErrDamaged", err)
+				}
+				if after, err := os.ReadFile(path); err != nil || string(after) != string(damaged) {
+					t.Errorf("the damaged file was replaced (%v)", err)
+				}
+			})
+		}
+	}
+}
+
+func cut(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data[:len(data)/2], 0o600)
+}
+
+// A clock that is wrong at first start must do no harm once it is right.
+func TestOpen_WrongClockAtFirstStart(t *testing.T) {
+	for name, wrong := range map[string]time.Time{
+		"1970":          time.Unix(1000, 0),
+		"ten years on":  now.AddDate(10, 0, 0),
+		"the year 2000": time.Date(2000, 1, 1, 0, 1, 0, 0, time.UTC),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, t.TempDir(), names, wrong)
+			roots := x509.NewCertPool()
+			roots.AddCert(s.CA.Cert)
+			right := clockFloor.AddDate(0, 1, 0)
+			for _, p := range []Pair{s.APIServer, s.Admin, s.KubeletClient} {
+				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: right, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+					t.Errorf("%s with the right clock: %v", p.CertFile, err)
+				}
+			}
+		})
+	}
+}
+
+func TestSet_WriteKubeconfig(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, names, now)
+	file := filepath.Join(dir, "new", "kubeconfig.yaml")
+	if err := s.WriteKubeconfig(file, "https://127.0.0.1:6443"); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v (%v), want 0600", info.Mode(), err)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.Host != "https://127.0.0.1:6443" || len(config.CAData) == 0 || len(config.CertData) == 0 || len(config.KeyData) == 0 {
+		t.Errorf("the kubeconfig does not stand alone: host %s, %d+%d+%d bytes", config.Host, len(config.CAData), len(config.CertData), len(config.KeyData))
+	}
+}
+
+func TestSet_NodeServing(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, names, now)
+	pair, err := s.NodeServing(filepath.Join(dir, "node"), "n1", []net.IP{net.IPv4(192, 0, 2, 7)}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := leaf(t, pair)
+	if err := cert.VerifyHostname("192.0.2.7"); err != nil {
+		t.Error(err)
+	}
+	if len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != x509.ExtKeyUsageServerAuth {
+		t.Errorf("may be used for %v, want serving alone", cert.ExtKeyUsage)
+	}
+}
