@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +112,19 @@ var damages = []damage{
 	{name: "snapshot records cut in half", do: func(t *testing.T, _ node, root string) { halve(t, filepath.Join(root, snapshotDB)) }},
 	{name: "snapshots gone", do: func(t *testing.T, _ node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
+	}},
+	{name: "writable layer gone", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+		dirs, err := filepath.Glob(filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		newest := 0
+		for _, d := range dirs {
+			if id, err := strconv.Atoi(filepath.Base(d)); err == nil {
+				newest = max(newest, id)
+			}
+		}
+		remove(t, filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots", strconv.Itoa(newest)))
 	}},
 	{name: "layer damaged", podSurvives: true, do: func(t *testing.T, _ node, root string) { overwrite(t, largest(t, root), 1000, 64) }},
 	{name: "layer cut", podSurvives: true, do: func(t *testing.T, _ node, root string) { halve(t, largest(t, root)) }},

@@ -12,9 +12,14 @@ import (
 	"go.etcd.io/bbolt"
 )
 
+// kindCommitted is how a snapshotter's database marks the layers of images. The
+// others are the writable layers of containers: one that is lost costs its own
+// container, which CRI and the kubelet deal with.
+const kindCommitted = 3
+
 // checkSnapshotFolders compares a snapshotter's database, found whole before,
-// with the folders beside it. A committed snapshot whose folder is gone would
-// only show when a container starts from it.
+// with the folders beside it. A layer whose folder is gone would only show when
+// a container starts from it.
 func checkSnapshotFolders(db string) (err error) {
 	b, err := bbolt.Open(db, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
@@ -32,6 +37,9 @@ func checkSnapshotFolders(db string) (err error) {
 			return nil
 		}
 		return list.ForEachBucket(func(key []byte) error {
+			if kind := list.Bucket(key).Get([]byte("kind")); len(kind) != 1 || kind[0] != kindCommitted {
+				return nil
+			}
 			id, _ := binary.Uvarint(list.Bucket(key).Get([]byte("id")))
 			if _, err := os.Stat(filepath.Join(folders, strconv.FormatUint(id, 10))); err != nil {
 				return fmt.Errorf("%w: snapshot %s: %w", errDamagedDB, key, err)

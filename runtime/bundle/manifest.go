@@ -45,7 +45,9 @@ type Manifest struct {
 	Hash string `json:"hash"`
 	// PauseImage is the full reference of the image in PauseArchive.
 	PauseImage string `json:"pauseImage"`
-	Files      []File `json:"files"`
+	// WindowLog is the WindowLog the archive was compressed with.
+	WindowLog int    `json:"windowLog"`
+	Files     []File `json:"files"`
 }
 
 //go:embed data

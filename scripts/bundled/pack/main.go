@@ -67,7 +67,7 @@ func pack(bin, pause, out string) error {
 	files[bundle.PauseArchive] = archive.Bytes()
 	names = append(names, bundle.PauseArchive)
 
-	manifest := bundle.Manifest{PauseImage: image}
+	manifest := bundle.Manifest{PauseImage: image, WindowLog: bundle.WindowLog}
 	var solid bytes.Buffer
 	tw := tar.NewWriter(&solid)
 	for _, name := range names {
@@ -89,6 +89,15 @@ func pack(bin, pause, out string) error {
 	}
 	manifest.Hash = hash(solid.Bytes())
 
+	for _, f := range manifest.Files {
+		fmt.Printf("bundle: %12d  %s\n", f.Size, f.Name)
+	}
+	// Compressing takes longer than all the rest, and the tools are built to the
+	// same bytes from the same sources.
+	if upToDate(out, manifest) {
+		fmt.Println("bundle: nothing changed")
+		return nil
+	}
 	compressed, err := compress(solid.Bytes())
 	if err != nil {
 		return err
@@ -103,11 +112,18 @@ func pack(bin, pause, out string) error {
 	if err := os.WriteFile(filepath.Join(out, bundle.ManifestName), append(doc, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}
-	for _, f := range manifest.Files {
-		fmt.Printf("bundle: %12d  %s\n", f.Size, f.Name)
-	}
 	fmt.Printf("bundle: %12d  together, %d compressed\n", solid.Len(), len(compressed))
 	return nil
+}
+
+// upToDate reports whether the folder holds this very bundle already.
+func upToDate(out string, m bundle.Manifest) bool {
+	old, err := bundle.ReadManifest()
+	if err != nil || old.Hash != m.Hash || old.WindowLog != m.WindowLog || old.PauseImage != m.PauseImage {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(out, bundle.ArchiveName))
+	return err == nil
 }
 
 // compress prefers the zstd tool, whose highest levels Go's encoder does not
