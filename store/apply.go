@@ -45,7 +45,7 @@ func (tx *writeTx) snap() *snap {
 	if tx.sub != 0 {
 		rev++
 	}
-	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load()}
+	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load(), versions: tx.w.s.versions}
 }
 
 // exec runs a statement that changes the file.
@@ -64,7 +64,7 @@ func (tx *writeTx) append(r *row) error {
 		r.id, r.prev, r.created, r.version, r.lease, r.sum(), blob(r.key), blob(r.value)); err != nil {
 		return err
 	}
-	tx.w.frames += int64(len(r.value)) / pageSize
+	tx.w.frames += int64(len(r.value)) / tx.w.s.pageBytes
 	dead := int64(0)
 	if r.dead() {
 		dead = 1
@@ -98,7 +98,7 @@ func (tx *writeTx) put(key, value []byte, lease int64, old row, had bool) error 
 	if err := tx.append(&r); err != nil {
 		return err
 	}
-	tx.changes = append(tx.changes, change{&mvccpb.Event{Type: mvccpb.Event_PUT, Kv: r.kv()}, prev})
+	tx.changes = append(tx.changes, change{&mvccpb.Event{Type: mvccpb.Event_PUT, Kv: r.kv()}, prev, r})
 	return nil
 }
 
@@ -124,7 +124,7 @@ func (tx *writeTx) delete(old row) error {
 		return err
 	}
 	tx.changes = append(tx.changes, change{&mvccpb.Event{Type: mvccpb.Event_DELETE,
-		Kv: &mvccpb.KeyValue{Key: r.key, ModRevision: revOf(r.id)}}, prev})
+		Kv: &mvccpb.KeyValue{Key: r.key, ModRevision: revOf(r.id)}}, prev, r})
 	return nil
 }
 

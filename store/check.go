@@ -27,25 +27,25 @@ func (r *row) sum() int64 {
 
 const fileMagic = "SQLite format 3\x00"
 
-// prepareFile makes the file if there is none, and refuses one that is no database at all.
-func prepareFile(path string) error {
+// prepareFile makes the file if there is none, and refuses one that is no database at all. It tells whether it is empty.
+func prepareFile(path string) (empty bool, err error) {
 	// Made here, so that it is never readable by others.
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("open store file: %w", err)
+		return false, fmt.Errorf("open store file: %w", err)
 	}
 	defer f.Close()
 	head := make([]byte, len(fileMagic))
 	n, err := io.ReadFull(f, head)
 	switch {
 	case n == 0 && errors.Is(err, io.EOF):
-		return nil
+		return true, nil
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("read start of store file: %w", err)
+		return false, fmt.Errorf("read start of store file: %w", err)
 	case !bytes.Equal(head[:n], []byte(fileMagic)):
-		return fmt.Errorf("%s does not begin like a database: %w", path, ErrDamaged)
+		return false, fmt.Errorf("%s does not begin like a database: %w", path, ErrDamaged)
 	}
-	return nil
+	return false, nil
 }
 
 // isEmpty reports whether the file has no tables: it is new, or its first start ended before the first commit.

@@ -83,7 +83,7 @@ func (sw *sweeper) wait(ctx context.Context, rev int64) error {
 
 const (
 	sweepRows   = 200
-	vacuumPages = 32
+	vacuumPages = 64
 )
 
 func (sw *sweeper) run(ctx context.Context) error {
@@ -222,10 +222,10 @@ func (sw *sweeper) vacuum(ctx context.Context, keep, share int64) error {
 		if free <= keep || share > 0 && free < pages/share {
 			return nil
 		}
-		if err := sw.s.propose(ctx, vacuumPages*pageSize, func(tx *writeTx) error {
+		if err := sw.s.propose(ctx, int(vacuumPages*sw.s.pageBytes), func(tx *writeTx) error {
 			tx.wrote = true
 			tx.w.frames += vacuumPages
-			return tx.w.c.script("PRAGMA incremental_vacuum(32)")
+			return tx.w.c.script("PRAGMA incremental_vacuum(64)")
 		}, nil); err != nil {
 			return err
 		}

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"io"
 	"net"
+	goruntime "runtime"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
-	"time"
 )
 
 // RegisterGRPC registers etcd's services on gs. gs should take messages of at least GRPCMessageBytes.
@@ -29,6 +30,7 @@ func (s *Store) GRPCMessageBytes() int { return s.opts.MaxRequestBytes + grpcOve
 // Serve answers etcd clients on l until ctx ends, and does the store's background work meanwhile. It closes l.
 func (s *Store) Serve(ctx context.Context, l net.Listener) error {
 	gs := grpc.NewServer(grpc.MaxRecvMsgSize(s.GRPCMessageBytes()), grpc.MaxSendMsgSize(1<<31-1), grpc.MaxConcurrentStreams(1<<32-1),
+		grpc.NumStreamWorkers(uint32(goruntime.NumCPU())), // spares each request a new goroutine and the growth of its stack
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}))
 	s.RegisterGRPC(gs)
 	ctx, cancel := context.WithCancel(ctx)

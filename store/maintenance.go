@@ -61,7 +61,7 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	resp.DbSizeInUse = max(resp.DbSize-free*pageSize, 0)
+	resp.DbSizeInUse = max(resp.DbSize-free*m.s.pageBytes, 0)
 	for _, a := range m.alarms() {
 		resp.Errors = append(resp.Errors, a.String())
 	}

@@ -29,8 +29,13 @@ type Options struct {
 	Durability Durability
 	// Readers is how many reads run at once, each with its own connection and cache. 0 means 4.
 	Readers int
-	// CacheBytes is each connection's page cache. 0 means 2 MiB.
+	// CacheBytes is each connection's page cache. 0 means 1 MiB.
 	CacheBytes int64
+	// ValueCacheBytes is how much of the newest and last read values stays in memory, ready to be given out. 0 means 8 MiB.
+	ValueCacheBytes int64
+	// PageBytes is the size of a page of a new file, a power of two from 512 to 65536. A small write writes two pages
+	// whole. 0 means 1024.
+	PageBytes int64
 	// MaxRequestBytes is the largest write request. 0 means 1.5 MiB, as in etcd.
 	MaxRequestBytes int
 	// MaxTxnOps is how many operations one transaction may hold on a level. 0 means 128, as in etcd.
@@ -69,6 +74,9 @@ func (o Options) validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("unknown durability %q (want full or relaxed)", o.Durability))
 	}
+	if p := o.PageBytes; p != 0 && (p < 512 || p > 65536 || p&(p-1) != 0) {
+		errs = append(errs, fmt.Errorf("page size %d is no power of two from 512 to 65536", p))
+	}
 	if o.SnapshotEvery > 0 && o.SnapshotDir == "" {
 		errs = append(errs, errors.New("automatic snapshots need a folder"))
 	}
@@ -93,7 +101,9 @@ func (o Options) withDefaults() Options {
 		o.Durability = DurabilityFull
 	}
 	def(&o.Readers, 4)
-	def64(&o.CacheBytes, 2<<20)
+	def64(&o.CacheBytes, 1<<20)
+	def64(&o.ValueCacheBytes, 8<<20)
+	def64(&o.PageBytes, 1024)
 	def(&o.MaxRequestBytes, 3<<19)
 	def(&o.MaxTxnOps, 128)
 	def64(&o.WALBytes, 4<<20)

@@ -19,6 +19,8 @@ type snap struct {
 	rev       int64 // newest revision in view
 	compacted int64
 	counts    *countCache // nil inside the writer
+	versions  *versionCache
+	keep      bool // what is read may go into versions: not so in the writer, whose reads may be rolled back
 }
 
 // span is a range of keys. A nil end is the single key; an empty one is everything from key on.
@@ -75,22 +77,29 @@ func scanRow(key []byte, v []driver.Value) (row, error) {
 
 // newest finds the newest version of key, tombstones included.
 func (sn *snap) newest(key []byte) (r row, ok bool, err error) {
-	err = sn.c.query("SELECT "+rowColumns+" FROM cur c CROSS JOIN log l ON l.id = c.id WHERE c.key = ?1",
-		func(v []driver.Value) (bool, error) {
-			ok = true
-			r, err = scanRow(key, v)
-			return false, err
-		}, blob(key))
+	id, err := sn.c.queryInt("SELECT id FROM cur WHERE key = ?1", blob(key))
+	if err != nil || id == 0 {
+		return row{}, false, err
+	}
+	if r, ok, err = sn.version(key, id); err == nil && !ok {
+		err = fmt.Errorf("newest version of key %q is gone: %w", key, ErrDamaged)
+	}
 	return r, ok, err
 }
 
 // version finds one version by its id.
 func (sn *snap) version(key []byte, id int64) (r row, ok bool, err error) {
+	if r, ok := sn.versions.get(id); ok {
+		return r, true, nil
+	}
 	err = sn.c.query("SELECT "+rowColumns+" FROM log l WHERE l.id = ?1", func(v []driver.Value) (bool, error) {
 		ok = true
 		r, err = scanRow(key, v)
 		return false, err
 	}, id)
+	if err == nil && ok && sn.keep {
+		sn.versions.add(r)
+	}
 	return r, ok, err
 }
 
@@ -132,11 +141,12 @@ func (sn *snap) each(r span, rev int64, keysOnly bool, limit int64, fn func(row)
 		_, err = fn(got)
 		return err
 	}
-	cols := rowColumns
+	// Keys and where their newest versions are; the versions themselves come from memory or one look-up each. Without
+	// values the rows are read along instead, up to where their values begin.
+	sql := "SELECT c.id, c.key FROM cur c WHERE c.key >= ?1"
 	if keysOnly {
-		cols = keyColumns
+		sql = "SELECT " + keyColumns + ", c.key FROM cur c CROSS JOIN log l ON l.id = c.id WHERE c.key >= ?1"
 	}
-	sql := "SELECT " + cols + ", c.key FROM cur c CROSS JOIN log l ON l.id = c.id WHERE c.key >= ?1"
 	args := []driver.Value{blob(r.key)}
 	if len(r.end) > 0 {
 		sql += " AND c.key < ?2"
@@ -156,12 +166,18 @@ func (sn *snap) each(r span, rev int64, keysOnly bool, limit int64, fn func(row)
 		if n++; n%256 == 0 && sn.ctx.Err() != nil {
 			return false, sn.ctx.Err()
 		}
-		got, err := scanRow(asBytes(v[7]), v)
+		var got row
+		var ok bool
+		var err error
+		if keysOnly {
+			got, err = scanRow(asBytes(v[7]), v)
+		} else if got, ok, err = sn.version(asBytes(v[1]), asInt(v[0])); err == nil && !ok {
+			err = fmt.Errorf("newest version of key %q is gone: %w", v[1], ErrDamaged)
+		}
 		if err != nil {
 			return false, err
 		}
-		got, ok, err := sn.at(got, rev)
-		if err != nil || !ok {
+		if got, ok, err = sn.at(got, rev); err != nil || !ok {
 			return err == nil, err
 		}
 		if keysOnly {
@@ -230,10 +246,9 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 	}
 	sorted := r.SortOrder != pb.RangeRequest_NONE && !(r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND) ||
 		r.SortOrder == pb.RangeRequest_NONE && r.SortTarget != pb.RangeRequest_KEY
-	filtered := r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 	limit := r.Limit
 	// etcd takes the limit before it sorts only by an explicit order; a target alone sorts what the limit left.
-	if r.SortOrder != pb.RangeRequest_NONE && sorted || filtered {
+	if r.SortOrder != pb.RangeRequest_NONE && sorted || filtered(r) {
 		limit = 0
 	}
 	if limit > 0 && limit < math.MaxInt64 {
@@ -267,7 +282,7 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 			sn.counts.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
 		}
 	}
-	if filtered {
+	if filtered(r) {
 		kvs = filterKVs(kvs, r)
 	}
 	if sorted {
@@ -284,6 +299,10 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 	}
 	resp.Kvs = kvs
 	return resp, nil
+}
+
+func filtered(r *pb.RangeRequest) bool {
+	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 
 func filterKVs(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) []*mvccpb.KeyValue {

@@ -13,9 +13,6 @@ const (
 	applicationID = 0x6d6f7465 // "mote"
 )
 
-// pageSize is the size of a page of the file.
-const pageSize = 4096
-
 // subBits is how many bits of a row's id count the changes within one revision; the revision is above them.
 const subBits = 22
 
@@ -51,7 +48,7 @@ func revOf(id int64) int64      { return id >> subBits }
 // lastID is the greatest id a row of rev can have.
 func lastID(rev int64) int64 { return rev<<subBits | maxChanges }
 
-// createSchema makes the tables in an empty file. page_size and auto_vacuum only take effect before the first table.
+// createSchema makes the tables in an empty file.
 func createSchema(c *conn) error {
 	var ids [16]byte
 	if _, err := rand.Read(ids[:]); err != nil {

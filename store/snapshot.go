@@ -105,8 +105,8 @@ func copyStore(ctx context.Context, path, dest string) error {
 
 // verify checks every page and row of a file that nobody writes to and tells its revision.
 func verify(path string) (int64, error) {
-	if err := prepareFile(path); err != nil {
-		return 0, err
+	if empty, err := prepareFile(path); err != nil || empty {
+		return 0, errors.Join(err, fmt.Errorf("nothing to check in %s: %w", path, ErrDamaged))
 	}
 	c, err := openConn(path, false)
 	if err != nil {

@@ -26,12 +26,14 @@ type Store struct {
 
 	clusterID, memberID uint64
 	floor               int64 // least revision of the store, fixed while it is open
+	pageBytes           int64
 
 	w        *writer
 	readers  chan *conn
 	hub      *hub
 	lessor   *lessor
 	counts   *countCache
+	versions *versionCache
 	metrics  *metrics
 	rev      atomic.Int64 // newest published revision
 	compact  atomic.Int64 // newest compaction asked for and durable
@@ -64,10 +66,16 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func (s *Store) open(ctx context.Context) (err error) {
-	if err := prepareFile(s.opts.Path); err != nil {
+	empty, err := prepareFile(s.opts.Path)
+	if err != nil {
 		return err
 	}
-	wc, err := openConn(s.opts.Path, false, s.pragmas(true)...)
+	pragmas := s.pragmas(true)
+	if empty {
+		// Only before anything else; said again to a file that has them they would be a write.
+		pragmas = append([]string{fmt.Sprintf("page_size = %d", s.opts.PageBytes), "auto_vacuum = INCREMENTAL"}, pragmas...)
+	}
+	wc, err := openConn(s.opts.Path, false, pragmas...)
 	if err != nil {
 		return fmt.Errorf("open store: %w", fault(err))
 	}
@@ -102,6 +110,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.clusterID, s.memberID = uint64(meta[metaCluster]), uint64(meta[metaMember])
 	s.floor = meta[metaFloor]
+	if s.pageBytes, err = wc.queryInt("PRAGMA page_size"); err != nil {
+		return fmt.Errorf("read page size: %w", fault(err))
+	}
 	newest, err := wc.queryInt("SELECT max(id) FROM log")
 	if err != nil {
 		return fmt.Errorf("read newest revision: %w", fault(err))
@@ -113,6 +124,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	s.compact.Store(meta[metaCompacted])
 	s.hub = newHub(s)
 	s.counts = newCountCache()
+	s.versions = newVersionCache(s.opts.ValueCacheBytes)
 	s.sweep = newSweeper(s, meta[metaSwept])
 	if s.lessor, err = loadLessor(wc); err != nil {
 		return err
@@ -126,7 +138,14 @@ func (s *Store) open(ctx context.Context) (err error) {
 		undo = append(undo, rc.close)
 		s.readers <- rc
 	}
-	s.w = newWriter(s, wc)
+	cc, err := openConn(s.opts.Path, false, s.pragmas(true)...)
+	if err != nil {
+		return fmt.Errorf("open store for checkpoints: %w", fault(err))
+	}
+	if err := fillLog(s.opts.Path, s.opts.WALBytes); err != nil {
+		s.log.Warn("log could not be made ready for fast commits", zap.Error(err))
+	}
+	s.w = newWriter(s, wc, cc)
 	s.log.Info("store open", zap.String("path", s.opts.Path), zap.Int64("revision", s.rev.Load()),
 		zap.Int64("compacted", s.compact.Load()), zap.String("durability", string(s.opts.Durability)))
 	return nil
@@ -166,16 +185,17 @@ func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 
 func (s *Store) synchronous() string {
 	if s.opts.Durability == DurabilityRelaxed {
-		return "synchronous = OFF"
+		// The log is synced before it is copied back, and the file after: what is lost is the end of the log.
+		return "synchronous = NORMAL"
 	}
 	return "synchronous = FULL"
 }
 
 func (s *Store) pragmas(writer bool) []string {
 	p := []string{
-		fmt.Sprintf("page_size = %d", pageSize), "auto_vacuum = INCREMENTAL", "journal_mode = WAL", s.synchronous(),
+		"journal_mode = WAL", s.synchronous(),
 		fmt.Sprintf("cache_size = -%d", s.opts.CacheBytes>>10),
-		// The writer checkpoints by itself, see writer.checkpoint.
+		// Checkpoints are ours to start, see checkpointer.
 		"wal_autocheckpoint = 0", "temp_store = MEMORY", "cell_size_check = ON", "secure_delete = OFF",
 	}
 	if !writer {
@@ -259,6 +279,10 @@ func (s *Store) view(ctx context.Context, fn func(sn *snap) error) (err error) {
 		return err
 	}
 	defer func() { s.readers <- c }()
+	return s.viewOn(ctx, c, fn)
+}
+
+func (s *Store) viewOn(ctx context.Context, c *conn, fn func(sn *snap) error) (err error) {
 	if err := c.exec("BEGIN"); err != nil {
 		return fault(err)
 	}
@@ -272,7 +296,8 @@ func (s *Store) view(ctx context.Context, fn func(sn *snap) error) (err error) {
 		return fault(err)
 	}
 	// Read after the snapshot was taken: rows go away only after this number has moved past them.
-	return fault(fn(&snap{c: c, rev: max(s.floor, revOf(newest)), compacted: s.compact.Load(), counts: s.counts, ctx: ctx}))
+	return fault(fn(&snap{c: c, rev: max(s.floor, revOf(newest)), compacted: s.compact.Load(), counts: s.counts, versions: s.versions,
+		keep: true, ctx: ctx}))
 }
 
 func lockFile(path string) (*os.File, error) {

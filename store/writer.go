@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"sync"
@@ -16,6 +15,7 @@ import (
 type change struct {
 	event *mvccpb.Event
 	prev  *mvccpb.KeyValue
+	row   row
 }
 
 // proposal is a write waiting for its turn.
@@ -35,6 +35,7 @@ type proposal struct {
 type writer struct {
 	s       *Store
 	c       *conn
+	cp      *checkpointer
 	queue   chan *proposal
 	stop    chan struct{}
 	stopped chan struct{}
@@ -48,11 +49,12 @@ const (
 	maxBatchBytes = 8 << 20
 )
 
-func newWriter(s *Store, c *conn) *writer {
-	w := &writer{s: s, c: c, queue: make(chan *proposal, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
+func newWriter(s *Store, c, checkpoints *conn) *writer {
+	w := &writer{s: s, c: c, cp: &checkpointer{s: s, c: checkpoints, woken: make(chan struct{}, 1)}, queue: make(chan *proposal, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
 		rev: s.rev.Load()}
 	s.counts.rev = w.rev
 	w.wg.Go(w.run)
+	w.wg.Go(func() { w.cp.run(w.stop) })
 	return w
 }
 
@@ -131,9 +133,7 @@ func (w *writer) commit(batch []*proposal) {
 		w.s.log.Warn("commit is slow", zap.Duration("took", d), zap.Int("proposals", len(batch)))
 	}
 	w.s.metrics.batchSize.Observe(float64(len(batch)))
-	if err := w.checkpointIfDue(); err != nil {
-		w.s.log.Warn("checkpoint did not work and is tried again later", zap.Error(err))
-	}
+	w.afterCommit()
 }
 
 // try applies and commits a batch; an error means nothing of it is in the file.
@@ -210,34 +210,18 @@ func (s *Store) publish(changes []change, rev int64) {
 	if rev == s.rev.Load() {
 		return
 	}
+	for i := range changes {
+		s.versions.add(changes[i].row)
+	}
 	s.counts.advance(changes, rev)
 	s.rev.Store(rev)
 	s.hub.publish(changes, rev)
 }
 
-// checkpointIfDue copies the write-ahead log back into the file when enough was written since the last time. The
-// count of frames is an estimate from above; SQLite does not tell without checkpointing.
-func (w *writer) checkpointIfDue() error {
-	if w.frames*pageSize < w.s.opts.WALBytes {
-		return nil
-	}
-	start := time.Now()
-	defer func() { w.s.metrics.checkpointSeconds.Observe(time.Since(start).Seconds()) }()
-	var busy, left int64
-	err := w.c.query("PRAGMA wal_checkpoint(PASSIVE)", func(v []driver.Value) (bool, error) {
-		busy, left = asInt(v[0]), asInt(v[1])-asInt(v[2])
-		return false, nil
-	})
-	if err == nil && busy == 0 {
-		w.frames = left
-	}
-	return fault(err)
-}
-
 func (w *writer) close() error {
 	close(w.stop)
 	w.wg.Wait()
-	return nil
+	return w.cp.c.close()
 }
 
 // finish closes the writer's connection, which as the last one copies the log back and removes it.

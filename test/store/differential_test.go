@@ -240,8 +240,13 @@ func (p *pair) run(t testing.TB, b []byte) {
 		}
 	}
 	p.compareWatches(ctx, t, s, first)
-	for _, rev := range []int64{0, now, now + 100} {
-		both(ctx, t, p, &pb.HashKVRequest{Revision: rev}, func(v *server, r *pb.HashKVRequest) (*pb.HashKVResponse, error) { return v.maint.HashKV(ctx, r) })
+	hashKV := func(v *server, r *pb.HashKVRequest) (*pb.HashKVResponse, error) { return v.maint.HashKV(ctx, r) }
+	head, _ := both(ctx, t, p, &pb.HashKVRequest{}, hashKV)
+	for _, rev := range []int64{now, now + 100} {
+		// For a revision that was compacted to, etcd answers from memory what it hashed before that compaction.
+		if rev != head.CompactRevision {
+			both(ctx, t, p, &pb.HashKVRequest{Revision: rev}, hashKV)
+		}
 	}
 	for id := range int64(5) {
 		both(ctx, t, p, &pb.LeaseRevokeRequest{ID: id}, func(v *server, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {

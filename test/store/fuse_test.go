@@ -170,7 +170,9 @@ func (f *diskFile) attr(out *fuse.Attr) {
 	out.Mode, out.Size, out.Blksize, out.Blocks = fuse.S_IFREG|0o600, uint64(len(f.now)), 4096, uint64(len(f.now)+511)/512
 }
 
-func (f *diskFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) { return nil, 0, 0 }
+func (f *diskFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, 0, 0
+}
 
 func (f *diskFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	f.d.mu.Lock()

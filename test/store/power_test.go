@@ -58,6 +58,69 @@ func TestPower(t *testing.T) {
 	r.report(t, n, "power cuts")
 }
 
+// TestPower_Relaxed does the same with relaxed durability: writes may be lost, but the file is never torn, and no
+// revision that was given out comes back with another content.
+func TestPower_Relaxed(t *testing.T) {
+	n := rounds(t, "MOTE_TEST_POWER_CUTS", 10)
+	r := newRecorder()
+	rnd := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	left, lost := disk{}, 0
+	for round := range n {
+		d, path, unmount := mount(t, left)
+		p, err := startStore(t, path, "-wal-bytes", "65536", "-durability", "relaxed")
+		if err != nil {
+			t.Fatalf("start after %d cuts: %v", round, err)
+		}
+		c := dial(t, p.addr)
+		if round > 0 {
+			lost += r.checkReuse(t, c)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(20+rnd.IntN(100))*time.Millisecond)
+		r.load(ctx, c, round, 6)
+		left = d.cut(rnd)
+		p.kill()
+		cancel()
+		c.Close()
+		unmount()
+	}
+	t.Logf("%d cuts, %d acknowledged writes, %d times one was found lost", n, len(r.writes), lost)
+	if lost == 0 {
+		t.Error("nothing was lost: does the file system lose what is not synced?")
+	}
+}
+
+// checkReuse fails when a revision shows another content than was acknowledged for it, and counts those that are gone.
+func (r *recorder) checkReuse(t *testing.T, c *clientv3.Client) (lost int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p, err := c.Put(ctx, "end", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[int64]string{}
+	for w := range c.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(1)) {
+		for _, ev := range w.Events {
+			have[ev.Kv.ModRevision] = trim(ev.Kv.Value)
+		}
+		if w.Err() != nil || w.Events[len(w.Events)-1].Kv.ModRevision == p.Header.Revision {
+			break
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for rev, in := range r.writes {
+		got, ok := have[rev]
+		switch {
+		case !ok:
+			lost++
+		case in.kind != opDelete && got != in.val || in.kind == opDelete && got != "":
+			t.Errorf("revision %d was acknowledged as %+v and is %q now", rev, in, got)
+		}
+	}
+	return lost
+}
+
 // TestFull fills the disk: writes are refused with the no-space error, reads go on, and with room again writes do too.
 func TestFull(t *testing.T) {
 	d, path, _ := mount(t, disk{})
