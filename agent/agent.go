@@ -165,7 +165,8 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: nodeAddresses,
 		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, LocalServiceIPs: c.ClusterDNS,
 		CNIConfDir: filepath.Join(agentDir, "cni", "conf"), CNIBinDir: filepath.Join(c.DataDir, "bin", "current"),
-		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(), Logger: c.Logger.Named("netproxy"),
+		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(),
+		DisablePolicy: slices.Contains(c.Disable, "network-policy"), Logger: c.Logger.Named("netproxy"),
 	})
 	if err != nil {
 		return named("service proxy", err)

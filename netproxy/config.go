@@ -44,6 +44,8 @@ type Config struct {
 	CNIConfDir, CNIBinDir string
 	// StateDir keeps address leases; <data-dir>/agent/cni is its place.
 	StateDir string
+	// DisablePolicy leaves network policies unenforced.
+	DisablePolicy bool
 	// Bridge is the name of the pods' bridge; empty means mote0.
 	Bridge string
 	// Backend is how pods of other nodes are reached: "vxlan" (also if empty), "host-gw" or "none".

@@ -103,7 +103,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
-	policies, err := policy.New(p.cfg.NodeName, p.factory, p.log.Named("policy"))
+	policies, err := p.policies(ctx)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	lost := make(chan struct{}, 1)
 	network.RulesRemoved = func(table string, whole bool) {
-		if table == policy.Table || table == "" {
+		if policies != nil && (table == policy.Table || table == "") {
 			policies.Poke()
 		}
 		if mode != ModeNFTables || !whole || (table != serviceTable && table != "") {
@@ -124,7 +124,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 		default:
 		}
 	}
-	g.Go(func() error { return policies.Run(ctx) })
+	if policies != nil {
+		g.Go(func() error { return policies.Run(ctx) })
+	}
 	g.Go(func() error { return network.Run(ctx) })
 	g.Go(func() error {
 		for {
@@ -157,6 +159,15 @@ func (p *Proxy) Run(ctx context.Context) error {
 		return fmt.Errorf("run network: %w", err)
 	}
 	return nil
+}
+
+// policies returns what enforces network policies, or nil where they are not
+// wanted; then rules of a run in which they were are removed.
+func (p *Proxy) policies(ctx context.Context) (*policy.Controller, error) {
+	if p.cfg.DisablePolicy {
+		return nil, policy.Cleanup(ctx)
+	}
+	return policy.New(p.cfg.NodeName, p.factory, p.log.Named("policy"))
 }
 
 // restoreServices makes the proxier write everything anew. It has no such method, but does so when the node's topology

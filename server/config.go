@@ -59,7 +59,7 @@ const (
 )
 
 // Disableable are the in-process services that Config.Disable may name.
-var Disableable = []string{"dns", "network-policy", "service-lb", "metrics", "storage", "ingress", "service-proxy"}
+var Disableable = []string{"dns", "network-policy"}
 
 // Config is everything a server can be told. Only the command line fills it
 // in; nothing writes to it after New.
