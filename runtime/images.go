@@ -69,6 +69,13 @@ func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) (
 	if err := dropImportLeases(ctx, l.client); err != nil {
 		return nil, err
 	}
+	// First, while nothing gives containerd a reason to collect what it does not
+	// know.
+	names, err := l.adopt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names = append(names, b.Manifest.PauseImage)
 	if err := l.loadBundled(ctx, b); err != nil {
 		return nil, err
 	}
@@ -76,7 +83,6 @@ func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) (
 	if err != nil {
 		return nil, err
 	}
-	names := []string{b.Manifest.PauseImage}
 	known := map[string]bool{}
 	for _, file := range archives {
 		known[recordName(file)] = true

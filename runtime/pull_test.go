@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -123,15 +124,61 @@ func TestPull_ThroughMirror(t *testing.T) {
 	if status.Image.Pinned {
 		t.Error("a pulled image is pinned")
 	}
-	if err := r.ImageService().RemoveImage(ctx, &runtimeapi.ImageSpec{Image: ref}); err != nil {
-		t.Error(err)
-	}
 	if _, err := r.ImageService().PullImage(ctx, &runtimeapi.ImageSpec{Image: "none.invalid/app:2"}, nil, nil); err == nil {
 		t.Error("pulling what the mirror does not have gave no error")
+	}
+	// containerd's records are lost; the registry is out of reach.
+	list := filepath.Join(n.cfg.DataDir, "runtime/images.json")
+	waitFor(ctx, t, func() bool {
+		data, err := os.ReadFile(list)
+		return err == nil && strings.Contains(string(data), `"none.invalid/app:1"`)
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	halve(t, filepath.Join(n.cfg.DataDir, "containerd", metaDB))
+	r, err = runtime.New(n.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runCtx, stop = context.WithCancel(ctx)
+	go func() { done <- r.Run(runCtx) }()
+	select {
+	case <-r.Ready():
+	case err := <-done:
+		t.Fatalf("runtime ended: %v", err)
+	}
+	for _, name := range []string{"none.invalid/app:1", ref} {
+		status, err = r.ImageService().ImageStatus(ctx, &runtimeapi.ImageSpec{Image: name}, false)
+		if err != nil || status.Image == nil {
+			t.Fatalf("pulled image is lost with containerd's records: %v, %v", status, err)
+		}
+		if status.Image.Pinned {
+			t.Error("a pulled image is pinned after it was rebuilt")
+		}
+	}
+	if err := r.ImageService().RemoveImage(ctx, &runtimeapi.ImageSpec{Image: ref}); err != nil {
+		t.Error(err)
 	}
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// waitFor waits until a condition holds.
+func waitFor(ctx context.Context, t *testing.T, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal(ctx.Err())
+		}
 	}
 }
 

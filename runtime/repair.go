@@ -158,10 +158,10 @@ func (r *Runtime) setAside(ctx context.Context, reason string, patterns []string
 			}
 		}
 	}
-	if err := syncDir(r.p.root); err != nil {
+	if err := errors.Join(syncDir(r.p.root), writeSynced(filepath.Join(r.p.marks, rebuildMark), nil)); err != nil {
 		return err
 	}
-	r.log.Warn("container state is damaged: set aside, to be rebuilt from the image archives; pods start anew",
+	r.log.Warn("container state is damaged: set aside, to be rebuilt from content and image archives; pods start anew",
 		zap.String("reason", reason), zap.String("folder", aside))
 	return r.pruneDamaged()
 }

@@ -15,6 +15,10 @@ import (
 	"github.com/mote-dev/mote/runtime/bundle"
 )
 
+// imageEventsTimeout bounds the wait for CRI to hear of images that were loaded,
+// which takes milliseconds.
+const imageEventsTimeout = 5 * time.Second
+
 // errStopped ends the parts of a Run whose caller asked it to stop.
 var errStopped = errors.New("container runtime was asked to stop")
 
@@ -138,6 +142,9 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		if err := r.becomeReady(gctx, d, b, snapshotter, last); err != nil {
 			return err
 		}
+		if err := keepImageList(gctx, d.client, r.p, r.log); err != nil {
+			return err
+		}
 		<-gctx.Done()
 		return errStopped
 	})
@@ -214,7 +221,8 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, s
 		return err
 	}
 	if err := waitForImages(ctx, d.cri, names); err != nil {
-		return err
+		// The kubelet will say so, too, if a pod wants one of them.
+		r.log.Warn("not every image on disk is usable", zap.Error(err))
 	}
 	r.mu.Lock()
 	r.daemon, r.bundle = d, b
@@ -226,6 +234,8 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, s
 // waitForImages waits until CRI knows the images: it hears of new ones by events
 // and would answer that they are missing until then.
 func waitForImages(ctx context.Context, cri criServer, names []string) error {
+	ctx, cancel := context.WithTimeout(ctx, imageEventsTimeout)
+	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for _, name := range names {
@@ -240,7 +250,7 @@ func waitForImages(ctx context.Context, cri criServer, names []string) error {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
-				return ctx.Err()
+				return fmt.Errorf("wait for image %s: %w", name, ctx.Err())
 			}
 		}
 	}

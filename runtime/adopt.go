@@ -1,0 +1,207 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap"
+)
+
+const (
+	// imageList, among the marks, repeats which images there are. containerd
+	// keeps that in the same file as everything else; with this list and the
+	// content, which is named by its hash, a node whose registry is out of reach
+	// gets its images back when that file is lost.
+	imageList = "images.json"
+	// rebuildMark stands while the images of a state set aside are not yet back.
+	rebuildMark = "rebuild"
+	// listDelay lets a pull, which changes several records, finish first.
+	listDelay = time.Second
+)
+
+// imageRecord is one image in the list.
+type imageRecord struct {
+	Name   string            `json:"name"`
+	Target v1.Descriptor     `json:"target"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// keepImageList writes the list now and after each change of an image, until
+// the context ends. A list that cannot be written is reported and tried again
+// with the next change.
+func keepImageList(ctx context.Context, client *containerd.Client, p paths, log *zap.Logger) error {
+	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	events, failed := client.Subscribe(ctx, `topic~="/images/"`)
+	var last []byte
+	due := time.NewTimer(0)
+	defer due.Stop()
+	for {
+		select {
+		case <-due.C:
+			data, err := listImages(ctx, client)
+			if err == nil && !slices.Equal(data, last) {
+				if err = writeSynced(filepath.Join(p.marks, imageList), data); err == nil {
+					last = data
+				}
+			}
+			if err != nil && ctx.Err() == nil {
+				log.Warn("list of images was not written", zap.Error(err))
+			}
+		case <-events:
+			due.Reset(listDelay)
+		case err := <-failed:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch images: %w", err)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func listImages(ctx context.Context, client *containerd.Client) ([]byte, error) {
+	found, err := client.ImageService().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	records := make([]imageRecord, 0, len(found))
+	for _, img := range found {
+		records = append(records, imageRecord{Name: img.Name, Target: img.Target, Labels: img.Labels})
+	}
+	slices.SortFunc(records, func(a, b imageRecord) int { return strings.Compare(a.Name, b.Name) })
+	data, err := json.MarshalIndent(records, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode list of images: %w", err)
+	}
+	return data, nil
+}
+
+// adopt brings back the images of a state that was set aside, from the list and
+// the content that is still whole. What cannot be had that way is left to the
+// archives and to the registries. It returns the names of the images.
+func (l imageLoader) adopt(ctx context.Context) ([]string, error) {
+	mark := filepath.Join(l.p.marks, rebuildMark)
+	if _, err := os.Stat(mark); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	records, err := readImageList(l.p)
+	if err != nil {
+		// The list is a convenience; without it there are still the archives.
+		l.log.Warn("list of images cannot be used: images that were pulled are pulled again", zap.Error(err))
+	}
+	var back []string
+	for _, rec := range records {
+		if err := l.adoptOne(ctx, rec); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			l.log.Warn("image could not be rebuilt from its content", zap.String("image", rec.Name), zap.Error(err))
+			continue
+		}
+		back = append(back, rec.Name)
+	}
+	l.log.Info("rebuilt images from their content", zap.Int("records", len(back)), zap.Int("of", len(records)))
+	if err := os.Remove(mark); err != nil {
+		return nil, fmt.Errorf("remove mark of unfinished rebuild: %w", err)
+	}
+	return back, nil
+}
+
+func readImageList(p paths) ([]imageRecord, error) {
+	data, err := os.ReadFile(filepath.Join(p.marks, imageList))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read list of images: %w", err)
+	}
+	var records []imageRecord
+	if err := json.Unmarshal(data, &records); err != nil {
+		return nil, fmt.Errorf("parse list of images: %w", err)
+	}
+	return records, nil
+}
+
+func (l imageLoader) adoptOne(ctx context.Context, rec imageRecord) (err error) {
+	manager := l.client.LeasesService()
+	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime), leases.WithLabel(labelImportLease, ""))
+	if err != nil {
+		return fmt.Errorf("create lease: %w", err)
+	}
+	defer func() { err = errors.Join(err, manager.Delete(context.WithoutCancel(ctx), lease)) }()
+	ctx = leases.WithLease(ctx, lease.ID)
+
+	cs := l.client.ContentStore()
+	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+		if err := l.adoptBlob(ctx, cs, d); err != nil {
+			return nil, err
+		}
+		return images.Children(ctx, cs, d)
+	})
+	walk := images.SetChildrenLabels(cs, images.FilterPlatforms(handler, platforms.Default()))
+	if err := images.Walk(ctx, walk, rec.Target); err != nil {
+		return err
+	}
+	img := images.Image{Name: rec.Name, Target: rec.Target, Labels: rec.Labels}
+	if err := containerd.NewImage(l.client, img).Unpack(ctx, l.snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	if _, err := l.client.ImageService().Create(ctx, img); err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("record: %w", err)
+	}
+	return nil
+}
+
+// adoptBlob makes containerd know a blob that lies in its folder. A damaged one
+// is removed, so that it will be written anew.
+func (l imageLoader) adoptBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
+	file := filepath.Join(l.p.root, contentFolder, blobName(d.Digest))
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("find content: %w", err)
+	}
+	defer f.Close()
+	verifier := d.Digest.Verifier()
+	size, err := io.Copy(verifier, f)
+	if err != nil {
+		return fmt.Errorf("read content %s: %w", d.Digest, err)
+	}
+	if size != d.Size || !verifier.Verified() {
+		return errors.Join(fmt.Errorf("content %s is damaged", d.Digest), l.dropBlob(ctx, cs, file, d))
+	}
+	// The writer finds the file and has nothing to write.
+	w, err := cs.Writer(ctx, content.WithRef("adopt-"+d.Digest.String()), content.WithDescriptor(d))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("adopt content %s: %w", d.Digest, err)
+	}
+	err = w.Commit(ctx, d.Size, d.Digest)
+	if errdefs.IsAlreadyExists(err) {
+		err = nil
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		return fmt.Errorf("adopt content %s: %w", d.Digest, err)
+	}
+	return nil
+}
