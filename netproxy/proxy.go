@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/proxy"
-	"k8s.io/kubernetes/pkg/proxy/config"
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
 	"github.com/mote-dev/mote/netproxy/podnet"
@@ -44,8 +43,9 @@ type Proxy struct {
 	node    nodeState
 	health  *healthcheck.ProxyHealthServer
 
-	modeMu sync.Mutex
-	mode   string // the backend in use, empty before Run decided
+	nodesMu sync.Mutex // serialises nodesChanged
+	modeMu  sync.Mutex // guards mode
+	mode    string     // the backend in use, empty before Run decided
 }
 
 // New checks the config.
@@ -188,52 +188,12 @@ func upstreamLogger(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 }
 
-// watch registers the proxier and the pod network with the informers and starts those. The channel is closed when the
-// proxier has written what was there at the start.
-func (p *Proxy) watch(ctx context.Context, g *errgroup.Group, proxier proxy.Provider, network *podnet.Network) (<-chan struct{}, error) {
-	filter := newServiceFilter(proxier, p.cfg.podnet("").LocalServiceIPs)
-	services := config.NewServiceConfig(ctx, p.factory.Core().V1().Services(), 0)
-	services.RegisterEventHandler(filter)
-	slices := config.NewEndpointSliceConfig(ctx, p.factory.Discovery().V1().EndpointSlices(), 0)
-	slices.RegisterEventHandler(endpointFilter{proxier})
-	cidrs := config.NewServiceCIDRConfig(ctx, p.factory.Networking().V1().ServiceCIDRs(), 0)
-	cidrs.RegisterEventHandler(filter)
-
-	nodes := p.factory.Core().V1().Nodes().Informer()
-	changed := func() {
-		// Until the first list is complete, nodes that are not in it yet would count as gone.
-		if nodes.HasSynced() {
-			p.nodesChanged(nodes.GetStore(), proxier, network)
-		}
-	}
-	nodeSynced, err := nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
-		DeleteFunc: func(any) { changed() },
-	})
-	if err != nil {
-		return nil, fmt.Errorf("watch nodes: %w", err)
-	}
-	p.factory.Start(ctx.Done())
-	done := make(chan struct{})
-	g.Go(func() error {
-		var all sync.WaitGroup
-		all.Go(func() { services.Run(ctx.Done()) })
-		all.Go(func() { slices.Run(ctx.Done()) })
-		all.Go(func() { cidrs.Run(ctx.Done()) })
-		all.Wait()
-		if cache.WaitForCacheSync(ctx.Done(), nodes.HasSynced, nodeSynced.HasSynced) {
-			changed()
-			close(done)
-		}
-		return nil
-	})
-	return done, nil
-}
-
 // nodesChanged hands the nodes to the pod network and this node's topology to the proxier. Heartbeats bring an update of
 // every node each few minutes; both receivers compare before they act.
 func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network *podnet.Network) {
+	// One after the other, so that the list read last is the one handed on last.
+	p.nodesMu.Lock()
+	defer p.nodesMu.Unlock()
 	var self *v1.Node
 	var peers []podnet.Node
 	for _, obj := range store.List() {

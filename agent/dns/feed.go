@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -17,6 +18,8 @@ type feed struct {
 	index  *index
 	slices cache.Indexer
 	synced []cache.InformerSynced
+
+	mu sync.Mutex // serialises keepSlice: events of services and of slices come at the same time
 }
 
 // newFeed registers with the factory's informers, which have to be started afterwards.
@@ -34,9 +37,14 @@ func newFeed(x *index, factory informers.SharedInformerFactory) (*feed, error) {
 			AddFunc: func(obj any) { r.set(obj, true) },
 			UpdateFunc: func(old, obj any) {
 				// Resyncs and, for all that matters here, heartbeats of annotations repeat an object.
-				if resourceVersion(old) != resourceVersion(obj) {
-					r.set(obj, true)
+				if resourceVersion(old) == resourceVersion(obj) {
+					return
 				}
+				if before, ok := old.(*discovery.EndpointSlice); ok {
+					// It may belong to another service now.
+					f.slice(before, true)
+				}
+				r.set(obj, true)
 			},
 			DeleteFunc: func(obj any) {
 				if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -77,35 +85,35 @@ func (f *feed) service(obj any, exists bool) {
 		f.index.setService(k, nil)
 		return
 	}
-	record := serviceRecord(s)
-	f.index.setService(k, record)
+	f.index.setService(k, serviceRecord(s))
 	// Slices of services with an address are not kept. A service that is headless now may have been none when they came.
 	for _, obj := range f.slices.List() {
 		if each, ok := obj.(*discovery.EndpointSlice); ok && sliceOwner(each) == k {
-			f.keepSlice(k, each, record)
+			f.keepSlice(k, each)
 		}
 	}
 }
 
-func (f *feed) slice(obj any, exists bool) {
+func (f *feed) slice(obj any, _ bool) {
 	s, ok := obj.(*discovery.EndpointSlice)
 	if !ok {
 		return
 	}
-	k := sliceOwner(s)
-	switch {
-	case k.name == "":
-	case !exists:
-		f.index.setSlice(k, s.Name, nil)
-	default:
-		f.keepSlice(k, s, f.index.service(k))
+	if k := sliceOwner(s); k.name != "" {
+		f.keepSlice(k, s)
 	}
 }
 
-// keepSlice stores the slice if its service needs it. Without the service yet, it is looked at again when that comes.
-func (f *feed) keepSlice(k key, s *discovery.EndpointSlice, owner *service) {
-	if owner != nil && owner.headless() {
-		f.index.setSlice(k, s.Name, sliceRecord(s))
+// keepSlice stores what the informer now holds of the slice if its service needs it, else drops it. Without the service yet,
+// it is looked at again when that comes.
+func (f *feed) keepSlice(k key, s *discovery.EndpointSlice) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	obj, exists, err := f.slices.Get(s)
+	latest, ok := obj.(*discovery.EndpointSlice)
+	owner := f.index.service(k)
+	if err == nil && exists && ok && sliceOwner(latest) == k && owner != nil && owner.headless() {
+		f.index.setSlice(k, s.Name, sliceRecord(latest))
 	} else if f.index.hasSlice(k, s.Name) {
 		f.index.setSlice(k, s.Name, nil)
 	}
