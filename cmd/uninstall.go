@@ -108,7 +108,7 @@ func (u *uninstaller) run(ctx context.Context) error {
 	for _, path := range u.left {
 		u.say("left %s: something is mounted there, and it is not mote's", path)
 	}
-	if entries, err := os.ReadDir(u.dataDir); err == nil {
+	if entries, err := os.ReadDir(u.dataDir); err == nil && len(entries) > 0 {
 		names := make([]string, len(entries))
 		for i, e := range entries {
 			names[i] = e.Name()
