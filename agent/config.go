@@ -68,6 +68,10 @@ type Config struct {
 // DefaultRegistriesFile is where registry mirrors and credentials are read.
 const DefaultRegistriesFile = "/etc/mote/registries.yaml"
 
+// maxDataDir is what the kernel's limit of 107 characters for the path of a
+// socket leaves before "/agent/kubelet/device-plugins/kubelet.sock".
+const maxDataDir = 107 - 42
+
 // Validate joins every fault of the config, each one line that names the
 // setting and says what would be right. It looks at the values only.
 func (c Config) Validate() error {
@@ -77,8 +81,11 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.DataDir) {
 		fault("data-dir %q is not an absolute path: give one that starts with /", c.DataDir)
 	}
+	if len(c.DataDir) > maxDataDir {
+		fault("data-dir %s is %d characters long: give one of at most %d, as sockets lie below it", c.DataDir, len(c.DataDir), maxDataDir)
+	}
 	if len(validation.IsDNS1123Subdomain(c.NodeName)) > 0 {
-		fault("node-name %q is no DNS label: use at most 63 lower case letters, digits and '-', starting and ending with a letter or digit", c.NodeName)
+		fault("node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and '-' between letters or digits", c.NodeName)
 	}
 	for _, a := range c.KubeletArgs {
 		if !strings.Contains(a, "=") {

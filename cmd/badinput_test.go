@@ -86,6 +86,7 @@ func TestServer_BadValues(t *testing.T) {
 		{"port zero", []string{"--https-listen-port", "0"}, []string{"https-listen-port 0", "1 to 65535"}},
 		{"node name", []string{"--node-name", "My_Node"}, []string{`node-name "My_Node"`, "DNS label"}},
 		{"node name too long", []string{"--node-name", strings.Repeat("a", 64)}, []string{"node-name", "63"}},
+		{"data folder too deep for sockets", []string{"--data-dir", "/" + strings.Repeat("d", 80)}, []string{"data-dir /ddd", "81 characters", "at most 65"}},
 		{"node address", []string{"--node-ip", "here"}, []string{`node-ip "here"`, "no IP address"}},
 		{"node address of pods", []string{"--node-ip", "10.42.0.9"}, []string{"node-ip 10.42.0.9", "cluster-cidr"}},
 		{"bind address", []string{"--bind-address", "eth0"}, []string{`bind-address "eth0"`, "no IP address"}},
@@ -107,7 +108,7 @@ func TestServer_BadValues(t *testing.T) {
 		{"configuration file", []string{"--config", "/nowhere/config.yaml"}, []string{"/nowhere/config.yaml"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "data")
+			dir := filepath.Join(shortDir(t), "data")
 			c := run(t, map[string]string{"MOTE_CONFIG": ""}, append([]string{"server", "--data-dir", dir, "--node-name", "n"}, test.args...)...)
 			refused(t, c, test.want...)
 			if _, err := os.Stat(dir); !os.IsNotExist(err) {
@@ -159,6 +160,18 @@ func TestCommands_BadWords(t *testing.T) {
 			refused(t, run(t, nil, test.args...), test.want...)
 		})
 	}
+}
+
+// shortDir is a folder whose path leaves room for sockets; those of the testing
+// package have the test's name in them.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "mote-cmd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // The rest needs a data folder, and with it root.

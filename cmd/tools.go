@@ -29,8 +29,9 @@ func (p program) kubectlCommand() *cli.Command {
 				if err != nil {
 					return err
 				}
-				// A file that is not there would hide the user's own in the home folder.
-				if _, err := os.Stat(file); err == nil {
+				// A file that cannot be read would hide the user's own in the home folder.
+				if f, err := os.Open(file); err == nil {
+					_ = f.Close()
 					env = append(env, "KUBECONFIG="+file)
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"os"
 	"strconv"
 	"time"
 
@@ -42,6 +43,10 @@ func BridgeKlog(log *zap.Logger, debug bool) (*Quiet, error) {
 		klog.ContextualLogger(true),
 		klog.WriteKlogBuffer(func(line []byte) { writeKlogLine(log, line) }),
 		klog.FlushLogger(func() { _ = log.Sync() }))
+	klog.OsExit = func(code int) {
+		quiet.Failed()
+		os.Exit(code)
+	}
 	return quiet, nil
 }
 

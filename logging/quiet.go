@@ -31,10 +31,11 @@ const (
 )
 
 // Quiet decides what of Kubernetes' own log is worth writing. While a server
-// starts, its parts wait for one another and complain of it, and while it stops
-// likewise: lines of the start are held and written only if it fails or hangs,
-// those of the stop are dropped. In between, a message that is repeated without
-// end is written a few times a minute.
+// starts, its parts wait for one another and warn of it, and while it stops
+// likewise: warnings of the start are held and written only if it fails or
+// hangs, lines of the stop are dropped. Errors of the start are written, as the
+// kubelet may end the process right after one. A message that is repeated
+// without end is written a few times a minute.
 type Quiet struct {
 	now func() time.Time
 
@@ -97,15 +98,16 @@ func (q *Quiet) pass(l line) bool {
 	case stopping:
 		return false
 	case starting:
-		if now.Sub(q.since) < holdFor {
+		if now.Sub(q.since) >= holdFor {
+			q.state = running
+			q.release()
+		} else if l.entry.Level < zapcore.ErrorLevel {
 			if len(q.held) == holdLines {
 				q.held = append(q.held[:0], q.held[1:]...)
 			}
 			q.held = append(q.held, l)
 			return false
 		}
-		q.state = running
-		q.release()
 	}
 	if now.Sub(q.window) >= repeatWindow || len(q.written) >= repeatKeys {
 		q.window = now

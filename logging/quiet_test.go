@@ -57,7 +57,9 @@ func TestQuiet_GoodStart(t *testing.T) {
 func TestQuiet_FailedStart(t *testing.T) {
 	q := newQuietLog()
 	q.log.Warn("one")
-	q.log.Error("two")
+	q.log.Error("at once")
+	q.want(t, "at once")
+	q.log.Warn("two")
 	q.Stopping()
 	q.log.Error("three")
 	q.Failed()

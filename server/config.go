@@ -180,7 +180,7 @@ func (c Config) Validate() error {
 		fault("data-dir must not be the root folder: give a folder of its own, such as %s", DefaultDataDir)
 	}
 	if msgs := validation.IsDNS1123Subdomain(c.NodeName); len(msgs) > 0 {
-		fault("node-name %q is no DNS label: use at most 63 lower case letters, digits and '-', starting and ending with a letter or digit", c.NodeName)
+		fault("node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and '-' between letters or digits", c.NodeName)
 	} else {
 		for label := range strings.SplitSeq(c.NodeName, ".") {
 			if len(validation.IsDNS1123Label(label)) > 0 {
