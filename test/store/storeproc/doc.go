@@ -1,0 +1,2 @@
+// Command storeproc runs a store alone, for tests that kill it. It prints "ready ADDRESS" when it answers. It must not import anything of mote but the store.
+package main
