@@ -27,6 +27,11 @@ var expected = []string{
 	"Failed to ensure lease exists, will retry",
 	"Failed to get node when trying to set owner ref to the node lease",
 	"Unable to delete lease",
+	// Both wait for an object that the same start makes, and are tried again.
+	"Error while syncing ConfigMap",
+	"Failed to initialize CSINode",
+	// A watch whose asker went away while it was filled.
+	"failed to sync with latest state: context canceled",
 }
 
 // expectedFilter drops the expected messages unless debug lines are wanted.
