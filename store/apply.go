@@ -164,6 +164,10 @@ func (tx *writeTx) applyPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 	if err != nil {
 		return nil, err
 	}
+	if (r.IgnoreValue || r.IgnoreLease) && (!had || old.dead()) {
+		// It was there when the transaction was checked, and an operation before this one has deleted it.
+		return nil, ErrKeyNotFound
+	}
 	value, lease := r.Value, r.Lease
 	if r.IgnoreValue {
 		value = old.value

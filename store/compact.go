@@ -225,7 +225,8 @@ func (sw *sweeper) vacuum(ctx context.Context, keep, share int64) error {
 		if err := sw.s.propose(ctx, int(vacuumPages*sw.s.pageBytes), func(tx *writeTx) error {
 			tx.wrote = true
 			tx.w.frames += vacuumPages
-			return tx.w.c.script("PRAGMA incremental_vacuum(64)")
+			// It gives a row for each page and stops when nobody asks for the next.
+			return tx.w.c.query("PRAGMA incremental_vacuum(64)", func([]driver.Value) (bool, error) { return true, nil })
 		}, nil); err != nil {
 			return err
 		}

@@ -91,6 +91,22 @@ func TestStore_Get_AtOldRevisions(t *testing.T) {
 	}
 }
 
+// A transaction that fails in the middle changes nothing, and does not take the others of its batch with it.
+func TestStore_Txn_FailsWhole(t *testing.T) {
+	s := openStore(t, Options{})
+	c := s.Client(t.Context())
+	rev := mustPut(t, c, "k", "v")
+	// The zero byte as end is no bound, which the check for overlaps does not count, see validate.go.
+	_, err := c.Txn(t.Context()).Then(clientv3.OpDelete("a", clientv3.WithFromKey()), clientv3.OpPut("k", "", clientv3.WithIgnoreValue())).Commit()
+	if !errors.Is(err, rpctypes.ErrKeyNotFound) {
+		t.Errorf("transaction: %v", err)
+	}
+	g, err := c.Get(t.Context(), "k")
+	if err != nil || g.Count != 1 || g.Header.Revision != rev {
+		t.Errorf("after it: %+v, %v", g, err)
+	}
+}
+
 func TestStore_Compact_SweepsAndRefuses(t *testing.T) {
 	s := openStore(t, Options{})
 	c := s.Client(t.Context())

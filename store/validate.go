@@ -107,10 +107,10 @@ type touched struct {
 }
 
 // deletes follows etcd to the letter, which here takes a zero byte as end for what it is and not for no bound: such a
-// deletion may share a transaction with a put of a key behind its first.
+// deletion may share a transaction with a put of one of its keys.
 func (t *touched) deletes(key string) bool {
 	for _, d := range t.dels {
-		if from := string(d.Key); from == key || from < key && key < string(d.RangeEnd) {
+		if from := string(d.Key); len(d.RangeEnd) == 0 && from == key || from <= key && key < string(d.RangeEnd) {
 			return true
 		}
 	}

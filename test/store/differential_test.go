@@ -181,6 +181,28 @@ func (s *script) txn(now int64, depth int) *pb.TxnRequest {
 	return r
 }
 
+// bearable changes transactions that etcd 3.7.0 does not survive: a put that keeps the value or lease of a key that an
+// operation before it in the same transaction deletes makes it panic.
+func bearable(r *pb.TxnRequest) *pb.TxnRequest {
+	deletes := false
+	visit(r, func(op *pb.RequestOp) { deletes = deletes || op.GetRequestDeleteRange() != nil })
+	visit(r, func(op *pb.RequestOp) {
+		if p := op.GetRequestPut(); p != nil && deletes {
+			p.IgnoreValue, p.IgnoreLease = false, false
+		}
+	})
+	return r
+}
+
+func visit(r *pb.TxnRequest, fn func(*pb.RequestOp)) {
+	for _, op := range append(slices.Clone(r.Success), r.Failure...) {
+		fn(op)
+		if nested := op.GetRequestTxn(); nested != nil {
+			visit(nested, fn)
+		}
+	}
+}
+
 // run plays one script on both and compares every answer, the history a watch sees, and the hash of all of it.
 func (p *pair) run(t testing.TB, b []byte) {
 	t.Helper()
@@ -206,7 +228,7 @@ func (p *pair) run(t testing.TB, b []byte) {
 				now = r.Header.Revision
 			}
 		case k < 15:
-			if r, ok := both(ctx, t, p, s.txn(now, 2), func(v *server, r *pb.TxnRequest) (*pb.TxnResponse, error) { return v.kv.Txn(ctx, r) }); ok {
+			if r, ok := both(ctx, t, p, bearable(s.txn(now, 2)), func(v *server, r *pb.TxnRequest) (*pb.TxnResponse, error) { return v.kv.Txn(ctx, r) }); ok {
 				now = r.Header.Revision
 			}
 		case k < 16:
