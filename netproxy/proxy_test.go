@@ -35,7 +35,7 @@ func cidr(t *testing.T, text string) *net.IPNet {
 // eventually waits until check returns "" and fails with its last answer otherwise.
 func eventually(t *testing.T, check func() string) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(90 * time.Second)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -21,7 +21,7 @@ import (
 // eventually waits until check returns "" and fails with its last answer otherwise.
 func eventually(t *testing.T, check func() string) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(90 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
