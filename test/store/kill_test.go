@@ -256,7 +256,7 @@ func rounds(t *testing.T, env string, few int) int {
 		}
 		return n
 	}
-	t.Logf("%d rounds; set %s=200 for the full run", few, env)
+	t.Logf("%d; a longer run is left out, %s sets how many (docs/store.md)", few, env)
 	return few
 }
 
