@@ -154,6 +154,7 @@ func TestCommands_BadWords(t *testing.T) {
 		{[]string{"snapshot", "restore", "--data-dir", "/nowhere", "/nowhere.db"}, []string{"/nowhere.db", "not there"}},
 		{[]string{"snapshot", "save", "--data-dir", "/nowhere"}, []string{"no store in /nowhere"}},
 		{[]string{"uninstall", "--data-dir", "/nowhere"}, []string{"/nowhere", "--yes"}},
+		{[]string{"uninstall", "--data-dir", "/etc", "--yes"}, []string{"/etc"}},
 		{[]string{"uninstall", "--data-dir", "/", "--yes"}, []string{`data-dir "/"`}},
 	} {
 		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
@@ -216,6 +217,29 @@ func TestServer_HostRefuses(t *testing.T) {
 			t.Errorf("the folder was changed: %v", entries)
 		}
 	})
+	for name, files := range map[string]map[string]string{
+		"damaged store":     {"server/db/state.db": "this is no database at all"},
+		"damaged authority": {"server/tls/ca.crt": "-----BEGIN CERTIFICATE-----\nnonsense\n"},
+		"authority in half": {"server/tls/front-proxy-ca.key": "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"},
+		"damaged key":       {"server/tls/service-account.key": "\x00\x00\x00"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			var path string
+			for file, content := range files {
+				path = filepath.Join(dir, file)
+				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				writeFile(t, path, content)
+			}
+			before := list(t, dir)
+			refused(t, server(t, dir), strings.TrimSuffix(path, filepath.Ext(path)), "damaged")
+			if after := list(t, dir); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("the folder was changed: %v", after)
+			}
+		})
+	}
 	t.Run("data-dir below a file", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "file")
 		writeFile(t, file, "")

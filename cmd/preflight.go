@@ -35,6 +35,9 @@ func preflight(h hostcheck.Host, s server.Config, a *agent.Config) (*datadir.Dir
 	if err != nil {
 		return nil, err
 	}
+	if err := checkStored(s); err != nil {
+		return nil, errors.Join(err, dir.Abandon())
+	}
 	results := hostcheck.Run(h, hostOptions(s, a))
 	if err := hostcheck.Faults(results); err != nil {
 		return nil, errors.Join(err, dir.Abandon())

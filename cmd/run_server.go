@@ -21,8 +21,9 @@ const gcPercent = 50
 
 // runServer runs a server and, unless node is nil, a node beside it until ctx
 // ends. Either one failing stops both; the node stops first, so that it can
-// still tell the server what it has to.
-func runServer(ctx context.Context, control server.Config, node *agent.Config, ui UI) error {
+// still tell the server what it has to. opened is called once nothing can be
+// refused any more.
+func runServer(ctx context.Context, control server.Config, node *agent.Config, ui UI, opened func() error) error {
 	start := time.Now()
 	s, err := server.New(control)
 	if err != nil {
@@ -31,6 +32,9 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	// First, so that a damaged key or store is refused before anything is made.
 	if err := s.Open(ctx); err != nil {
 		return err
+	}
+	if err := opened(); err != nil {
+		return errors.Join(err, s.Close())
 	}
 	debug.SetGCPercent(gcPercent)
 	g, ctx := errgroup.WithContext(ctx)

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -48,27 +49,29 @@ func (p program) server(ctx context.Context, v settings.Values) error {
 	}
 	checked := ui.Phase("check the host")
 	dir, err := preflight(hostcheck.ThisHost(), s, a)
-	checked(err)
 	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	if err := dir.Commit(dataVersions()); err != nil {
-		return err
-	}
-	if err := dir.RecordOutside(s.KubeconfigOutput); err != nil {
+		checked(err)
 		return err
 	}
 	quiet, err := logging.BridgeKlog(log.Named("kubernetes"), s.Debug)
 	if err != nil {
-		return err
+		return errors.Join(err, dir.Abandon())
 	}
 	defer context.AfterFunc(ctx, quiet.Stopping)()
-	if err := runServer(ctx, s, a, quietUI{ui, quiet}); err != nil {
-		quiet.Failed()
-		return err
+	taken := false
+	err = runServer(ctx, s, a, quietUI{ui, quiet}, func() error {
+		checked(nil)
+		taken = true
+		return errors.Join(dir.Commit(dataVersions()), dir.RecordOutside(s.KubeconfigOutput))
+	})
+	if !taken {
+		checked(err)
+		return errors.Join(err, dir.Abandon())
 	}
-	return nil
+	if err != nil {
+		quiet.Failed()
+	}
+	return errors.Join(err, dir.Close())
 }
 
 // quietUI tells the log of Kubernetes' parts when the start has ended.

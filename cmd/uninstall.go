@@ -59,10 +59,32 @@ func (p program) uninstallCommand() *cli.Command {
 			if os.Geteuid() != 0 {
 				return errNotRoot
 			}
+			if err := checkMotes(filepath.Clean(dataDir)); err != nil {
+				return err
+			}
 			u := uninstaller{program: p, dataDir: filepath.Clean(dataDir)}
 			return u.run(c.Context)
 		},
 	}
+}
+
+// checkMotes refuses a folder that nothing of a mote is in: a slip of the hand
+// should not cost somebody's files. One that is not there may be what an earlier
+// run has left to do outside of it.
+func checkMotes(dataDir string) error {
+	entries, err := os.ReadDir(dataDir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 || dataDir == server.DefaultDataDir {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at data-dir: %w", err)
+	}
+	for _, mark := range append([]string{"server/db", "server/tls", "agent", "bin/current"}, datadir.Names...) {
+		if exists(filepath.Join(dataDir, mark)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("data-dir %s holds nothing of a mote: give the one the server was given", dataDir)
 }
 
 // uninstaller removes one mote, in the order in which each step may be
