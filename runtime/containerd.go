@@ -167,16 +167,21 @@ func (d *daemon) register(set *plugin.Set) error {
 	return nil
 }
 
-// serve listens until the context ends.
-func (d *daemon) serve(ctx context.Context, p paths) error {
-	main, err := listen(p.socket)
+// listen opens both sockets, so that whoever sees the runtime ready can connect.
+func (d *daemon) listen(p paths) (main, shims net.Listener, err error) {
+	main, err = listen(p.socket)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	shims, err := listen(p.ttrpc)
+	shims, err = listen(p.ttrpc)
 	if err != nil {
-		return errors.Join(err, main.Close())
+		return nil, nil, errors.Join(err, main.Close())
 	}
+	return main, shims, nil
+}
+
+// serve answers on the sockets until the context ends, and closes them.
+func (d *daemon) serve(ctx context.Context, main, shims net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := d.grpc.Serve(main); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

@@ -51,38 +51,55 @@ type archiveRecord struct {
 type imageLoader struct {
 	client      *containerd.Client
 	snapshotter string
+	bundle      bundle.Bundle
+	dir         string // the images folder
 	log         *zap.Logger
 	p           paths
 	progress    func(phase, name string, done, total int64)
-	// verify reads all content of the images and compares hashes, for the start
-	// after an unclean stop; otherwise sizes are compared.
+	// verify reads all content of the images and compares hashes; otherwise sizes
+	// are compared.
 	verify bool
 }
 
-// loadAll loads the bundled images and then every archive in dir and its folder
-// of imported ones. A bad archive is reported and passed over: it must not keep
-// the node from starting.
-//
-// It returns the names of all images that were checked or loaded.
-func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) ([]string, error) {
+// loadAll clears what unfinished work left, and then loads what is missing. It
+// returns the names of all images that were checked or loaded.
+func (l imageLoader) loadAll(ctx context.Context) ([]string, error) {
 	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
 	if err := dropImportLeases(ctx, l.client); err != nil {
 		return nil, err
 	}
 	// First, while nothing gives containerd a reason to collect what it does not
 	// know.
-	names, err := l.adopt(ctx)
+	adopted, err := l.adopt(ctx)
 	if err != nil {
 		return nil, err
 	}
-	names = append(names, b.Manifest.PauseImage)
-	if err := l.loadBundled(ctx, b); err != nil {
+	names, err := l.loadMissing(ctx)
+	return append(adopted, names...), err
+}
+
+// verifyAll is loadMissing by hashes instead of sizes. Reading everything takes
+// long on a slow disk, and damaged content harms only what is unpacked from it
+// next, so this is done while the node works.
+func (l imageLoader) verifyAll(ctx context.Context) error {
+	l.verify = true
+	_, err := l.loadMissing(namespaces.WithNamespace(ctx, k8sNamespace))
+	return err
+}
+
+// loadMissing loads the bundled images and then every archive of the images
+// folder and its folder of imported ones, unless their images are there and
+// whole. A bad archive is reported and passed over: it must not keep the node
+// from starting.
+func (l imageLoader) loadMissing(ctx context.Context) ([]string, error) {
+	if err := l.loadBundled(ctx); err != nil {
 		return nil, err
 	}
-	archives, err := listArchives(dir, filepath.Join(dir, importedDir))
+	archives, err := listArchives(l.dir, filepath.Join(l.dir, importedDir))
 	if err != nil {
 		return nil, err
 	}
+	names := []string{l.bundle.Manifest.PauseImage}
 	known := map[string]bool{}
 	for _, file := range archives {
 		known[recordName(file)] = true
@@ -99,8 +116,8 @@ func (l imageLoader) loadAll(ctx context.Context, b bundle.Bundle, dir string) (
 }
 
 // loadBundled makes sure the pause image is there and whole.
-func (l imageLoader) loadBundled(ctx context.Context, b bundle.Bundle) error {
-	name := b.Manifest.PauseImage
+func (l imageLoader) loadBundled(ctx context.Context) error {
+	name := l.bundle.Manifest.PauseImage
 	img, err := l.client.ImageService().Get(ctx, name)
 	if err == nil {
 		if err = l.whole(ctx, img.Target); err == nil {
@@ -110,7 +127,7 @@ func (l imageLoader) loadBundled(ctx context.Context, b bundle.Bundle) error {
 	} else if !errdefs.IsNotFound(err) {
 		return fmt.Errorf("look for image %s: %w", name, err)
 	}
-	f, err := os.Open(b.Path(bundle.PauseArchive))
+	f, err := os.Open(l.bundle.Path(bundle.PauseArchive))
 	if err != nil {
 		return fmt.Errorf("open bundled image: %w", err)
 	}

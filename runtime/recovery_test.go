@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -216,7 +217,7 @@ func TestRuntime_Damage(t *testing.T) {
 				t.Error(err)
 			}
 			checkPinned(ctx, t, c)
-			checkContent(t, root)
+			checkContent(ctx, t, root)
 			if err := removeAll(ctx, c); err != nil {
 				t.Error(err)
 			}
@@ -258,26 +259,19 @@ func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
 	}
 }
 
-// checkContent checks that every blob is what its name says and that no more
-// than a few sets of damaged files are kept.
-func checkContent(t *testing.T, root string) {
+// checkContent checks that, before long, every blob is what its name says, and
+// that no more than a few sets of damaged files are kept.
+func checkContent(ctx context.Context, t *testing.T, root string) {
 	t.Helper()
-	blobs, err := filepath.Glob(filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(blobs) < 6 {
-		t.Errorf("there are %d blobs, want a manifest, a configuration and a layer for each of two images", len(blobs))
-	}
-	for _, b := range blobs {
-		data, err := os.ReadFile(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != filepath.Base(b) {
-			t.Errorf("blob %s is damaged", filepath.Base(b))
-		}
-	}
+	// A manifest, a configuration and a layer for each of two images.
+	waitFor(ctx, t, func() bool {
+		blobs, err := filepath.Glob(filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
+		return err == nil && len(blobs) >= 6 && !slices.ContainsFunc(blobs, func(b string) bool {
+			data, err := os.ReadFile(b)
+			sum := sha256.Sum256(data)
+			return err != nil || hex.EncodeToString(sum[:]) != filepath.Base(b)
+		})
+	})
 	aside, err := filepath.Glob(filepath.Join(root, "damaged-*"))
 	if err != nil || len(aside) > 3 {
 		t.Errorf("%d folders of damaged files are kept: %v", len(aside), err)

@@ -128,8 +128,13 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		return err
 	}
 
+	main, shims, err := d.listen(r.p)
+	if err != nil {
+		return errors.Join(err, d.close())
+	}
+
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.serve(gctx, r.p) })
+	g.Go(func() error { return d.serve(gctx, main, shims) })
 	g.Go(func() error {
 		select {
 		case err := <-fatal:
@@ -139,8 +144,25 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		}
 	})
 	g.Go(func() error {
-		if err := r.becomeReady(gctx, d, b, snapshotter, last); err != nil {
+		l := imageLoader{
+			client:      d.client,
+			snapshotter: snapshotter,
+			bundle:      b,
+			dir:         r.cfg.ImagesDir,
+			log:         r.log,
+			p:           r.p,
+			progress:    r.cfg.Progress,
+		}
+		if err := r.becomeReady(gctx, d, l); err != nil {
 			return err
+		}
+		if !last.clean {
+			g.Go(func() error {
+				if err := l.verifyAll(gctx); err != nil && gctx.Err() == nil {
+					r.log.Error("images were not checked", zap.Error(err))
+				}
+				return nil
+			})
 		}
 		if err := keepImageList(gctx, d.client, r.p, r.log); err != nil {
 			return err
@@ -196,7 +218,7 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*d
 }
 
 // becomeReady waits for CRI, loads images and announces readiness.
-func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, snapshotter string, last lastStop) error {
+func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l imageLoader) error {
 	recovered := make(chan struct{})
 	go func() {
 		// Ends when the plugin is ready, or with the process if it never is.
@@ -208,15 +230,7 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, s
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	l := imageLoader{
-		client:      d.client,
-		snapshotter: snapshotter,
-		log:         r.log,
-		p:           r.p,
-		progress:    r.cfg.Progress,
-		verify:      !last.clean,
-	}
-	names, err := l.loadAll(ctx, b, r.cfg.ImagesDir)
+	names, err := l.loadAll(ctx)
 	if err != nil {
 		return err
 	}
@@ -225,7 +239,7 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, b bundle.Bundle, s
 		r.log.Warn("not every image on disk is usable", zap.Error(err))
 	}
 	r.mu.Lock()
-	r.daemon, r.bundle = d, b
+	r.daemon, r.bundle = d, l.bundle
 	r.mu.Unlock()
 	close(r.ready)
 	return nil

@@ -66,7 +66,9 @@ func runChild(encoded string) error {
 	select {
 	case <-r.Ready():
 		fmt.Println(readyLine)
-		return <-done
+		err := <-done
+		fmt.Fprintln(os.Stderr, "runtimetest: run returned:", err, ctx.Err())
+		return err
 	case err := <-done:
 		if err == nil && ctx.Err() == nil {
 			err = errors.New("runtime ended without a reason")
