@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -161,9 +162,15 @@ func (a *Agent) watchReady(ctx context.Context, client kubernetes.Interface) err
 func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection Connection, client kubernetes.Interface, nodeAddresses []net.IP) error {
 	c := a.config
 	agentDir := filepath.Join(c.DataDir, "agent")
+	withDNS := len(c.ClusterDNS) > 0 && !slices.Contains(c.Disable, "dns")
+	// Without DNS of ours, a service of the user's may have its address.
+	var own []net.IP
+	if withDNS {
+		own = c.ClusterDNS
+	}
 	proxy, err := netproxy.New(netproxy.Config{
 		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: nodeAddresses,
-		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, LocalServiceIPs: c.ClusterDNS,
+		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, LocalServiceIPs: own,
 		CNIConfDir: filepath.Join(agentDir, "cni", "conf"), CNIBinDir: filepath.Join(c.DataDir, "bin", "current"),
 		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(),
 		DisablePolicy: slices.Contains(c.Disable, "network-policy"), Logger: c.Logger.Named("netproxy"),
@@ -173,7 +180,7 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	}
 	g.Go(func() error { return named("service proxy", stopped(ctx, proxy.Run(ctx))) })
 
-	if slices.Contains(c.Disable, "dns") || len(c.ClusterDNS) == 0 {
+	if !withDNS {
 		return nil
 	}
 	addresses := make([]string, len(c.ClusterDNS))
@@ -182,6 +189,7 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	}
 	resolver, err := dns.New(dns.Config{
 		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: c.ClusterDomain, ListenAddrs: addresses,
+		ClusterCIDRs:   slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
 		CheckpointFile: filepath.Join(agentDir, "dns.checkpoint"), Logger: c.Logger.Named("dns"),
 	})
 	if err != nil {
@@ -234,6 +242,18 @@ func (a *Agent) kubelet(connection Connection, addresses []net.IP) (kubelet.Conf
 		ExtraArgs:       c.KubeletArgs,
 		Logger:          c.Logger.Named("kubelet"),
 	}, nil
+}
+
+func prefixes(nets []*net.IPNet) []netip.Prefix {
+	var out []netip.Prefix
+	for _, n := range nets {
+		// Both come from ParseCIDR, so they always convert.
+		if a, ok := netip.AddrFromSlice(n.IP); ok {
+			ones, _ := n.Mask.Size()
+			out = append(out, netip.PrefixFrom(a.Unmap(), ones))
+		}
+	}
+	return out
 }
 
 // named says which part an error came from.

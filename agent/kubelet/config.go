@@ -97,6 +97,9 @@ func (c Config) server() (*options.KubeletServer, error) {
 	k.ReadOnlyPort = 0
 	k.HealthzPort = 0
 	k.SerializeImagePulls = false
+	// Nothing here uses the kubelet's own iptables chains, and with nftables they
+	// would be the only ones.
+	k.MakeIPTablesUtilChains = false
 	k.EvictionHard = map[string]string{"memory.available": "50Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.available": "5%", "imagefs.inodesFree": "5%"}
 	k.EvictionMinimumReclaim = map[string]string{"nodefs.available": "5%", "imagefs.available": "5%"}
 

@@ -67,6 +67,10 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.Etcd.StorageConfig.CountMetricPollPeriod = 0
 	o.Etcd.SkipHealthEndpoints = true
 
+	// Nodes in this process share the gates: NodePorts answer on localhost, too.
+	if err := flags.Set("feature-gates", "KubeProxyNFTablesLocalhostNodePorts=true"); err != nil {
+		return nil, fmt.Errorf("set feature gates: %w", err)
+	}
 	if c.Single {
 		// With the identity lease, servers of one cluster find one another; alone,
 		// it would only be a write to the disk every ten seconds.
