@@ -189,7 +189,7 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	}
 	resolver, err := dns.New(dns.Config{
 		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: c.ClusterDomain, ListenAddrs: addresses,
-		ClusterCIDRs:   slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
+		ClusterCIDRs:   prefixes(slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs)),
 		CheckpointFile: filepath.Join(agentDir, "dns.checkpoint"), Logger: c.Logger.Named("dns"),
 	})
 	if err != nil {
