@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -81,7 +83,7 @@ func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error
 	if err := killAll(ctx, c, p); err != nil {
 		return nil, err
 	}
-	if err := forgetCNI(sandboxes); err != nil {
+	if err := forgetCNI(sandboxes, c.DataDir); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{p.root, p.certs, p.marks, filepath.Join(c.DataDir, "cni"), c.ImagesDir, c.BinDir} {
@@ -188,11 +190,10 @@ func sandboxIDs(p paths) []string {
 	return ids
 }
 
-// forgetCNI removes the files that name one of the pods from CNI's caches.
-func forgetCNI(sandboxes []string) error {
-	if len(sandboxes) == 0 {
-		return nil
-	}
+// forgetCNI removes from CNI's caches the files that name one of the pods, and
+// those of pods that went without being detached (a power cut): these carry the
+// network's configuration, which keeps its leases below dataDir.
+func forgetCNI(sandboxes []string, dataDir string) error {
 	for _, cache := range cniCaches {
 		err := filepath.WalkDir(cache, func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
@@ -209,6 +210,10 @@ func forgetCNI(sandboxes []string) error {
 				if strings.Contains(path, id) || strings.Contains(string(data), id) {
 					return os.Remove(path)
 				}
+			}
+			var cached struct{ Config []byte }
+			if json.Unmarshal(data, &cached) == nil && bytes.Contains(cached.Config, []byte(dataDir+"/")) {
+				return os.Remove(path)
 			}
 			return nil
 		})
