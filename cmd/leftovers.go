@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,6 +117,40 @@ func removeContainerLogLinks(dir string) error {
 		}
 	}
 	return removeEmpty(dir)
+}
+
+// kubeletHome is where every kubelet keeps its socket for device plugins,
+// whatever folder it was given.
+const kubeletHome = "/var/lib/kubelet"
+
+// removeDevicePlugins removes what our kubelet left in the place all kubelets
+// use. If anything else is there, or somebody answers on the socket, the place is
+// another's.
+func removeDevicePlugins(home string) error {
+	plugins := filepath.Join(home, "device-plugins")
+	for dir, ours := range map[string][]string{home: {"device-plugins"}, plugins: {"kubelet.sock", "kubelet_internal_checkpoint"}} {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look at folder of device plugins: %w", err)
+		}
+		for _, e := range entries {
+			if !slices.Contains(ours, e.Name()) {
+				return nil
+			}
+		}
+	}
+	if c, err := net.Dial("unix", filepath.Join(plugins, "kubelet.sock")); err == nil {
+		return c.Close()
+	}
+	for _, name := range []string{"kubelet.sock", "kubelet_internal_checkpoint"} {
+		if err := os.Remove(filepath.Join(plugins, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove file of device plugins: %w", err)
+		}
+	}
+	return errors.Join(removeEmpty(plugins), removeEmpty(home))
 }
 
 const cgroupMount = "/sys/fs/cgroup"

@@ -120,6 +120,9 @@ func (u *uninstaller) run(ctx context.Context) error {
 			return fmt.Errorf("remove pod network: %w", err)
 		}
 		u.say("removed the pod network and its rules")
+		if err := removeDevicePlugins(kubeletHome); err != nil {
+			return err
+		}
 	}
 	if err := u.removeVolumes(agentDir); err != nil {
 		return err

@@ -3,6 +3,7 @@ package cmd
 import (
 	"bytes"
 	"encoding/base64"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,6 +196,48 @@ func TestRemoveContainerLogLinks_OnlyDangling(t *testing.T) {
 	}
 	if got := list(t, links); strings.Join(got, " ") != "foreign.log live.log" {
 		t.Errorf("left %v", got)
+	}
+}
+
+func TestRemoveDevicePlugins_OnlyOurs(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		extra string
+		live  bool
+		want  string
+	}{
+		{"ours", "", false, ""},
+		{"somebody answers", "", true, "kubelet kubelet/device-plugins kubelet/device-plugins/kubelet.sock"},
+		{"another kubelet's pods", "pods", false, "kubelet kubelet/device-plugins kubelet/device-plugins/kubelet.sock kubelet/pods"},
+		{"a plugin's socket", "device-plugins/gpu.sock", false, "kubelet kubelet/device-plugins kubelet/device-plugins/gpu.sock kubelet/device-plugins/kubelet.sock"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := shortDir(t)
+			home := filepath.Join(dir, "kubelet")
+			if err := os.MkdirAll(filepath.Join(home, "device-plugins"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(home, "device-plugins", "kubelet.sock")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A killed kubelet leaves its socket's file.
+			l.SetUnlinkOnClose(false)
+			if test.live {
+				defer l.Close()
+			} else if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if test.extra != "" {
+				writeFile(t, filepath.Join(home, test.extra), "")
+			}
+			if err := removeDevicePlugins(home); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(list(t, dir), " "); got != test.want {
+				t.Errorf("left %q, want %q", got, test.want)
+			}
+		})
 	}
 }
 
