@@ -68,7 +68,12 @@ func (p program) server(ctx context.Context, v settings.Values) error {
 		checked(err)
 		return errors.Join(err, dir.Abandon())
 	}
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		// Ctrl-C also interrupts the tools that are running just then.
+		log.Info("stopped on the way", zap.Error(err))
+		err = nil
+	case err != nil:
 		quiet.Failed()
 	}
 	return errors.Join(err, dir.Close())
