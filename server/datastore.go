@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
+	"k8s.io/apiserver/pkg/storage"
+	etcdfeature "k8s.io/apiserver/pkg/storage/feature"
 
 	"github.com/mote-dev/mote/store"
 )
@@ -22,6 +24,8 @@ import (
 const (
 	// pipeBuffer is the size of the in-memory connection to the store, in bytes.
 	pipeBuffer = 64 << 10
+	// snapshotEvery is the time between automatic snapshots of the built-in store.
+	snapshotEvery = 12 * time.Hour
 	// etcdDialTimeout is how long a real etcd may take to answer at start.
 	etcdDialTimeout = 20 * time.Second
 )
@@ -49,10 +53,16 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of the store: %w", err)
 	}
-	s, err := store.Open(ctx, store.Options{Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability)})
+	s, err := store.Open(ctx, store.Options{
+		Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability),
+		SnapshotDir: SnapshotDir(c.DataDir), SnapshotEvery: snapshotEvery,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", file, err)
 	}
+	// Upstream asks a client's endpoints what they can do, and an in-process
+	// client has none. Without this, the watch cache would not answer reads.
+	etcdfeature.DefaultFeatureSupportChecker.CheckClient(ctx, s.Endpoint(ctx), storage.RequestWatchProgress)
 	listener := bufconn.Listen(pipeBuffer)
 	grpcServer := grpc.NewServer()
 	s.RegisterGRPC(grpcServer)
