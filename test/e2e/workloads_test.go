@@ -188,6 +188,8 @@ spec:
     startupProbe:
       exec: {command: [cat, /log/up]}
       periodSeconds: 1
+      timeoutSeconds: 10
+      failureThreshold: 60
     volumeMounts: [{name: log, mountPath: /log}]
   - name: second
     image: ` + busyboxImage + `

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
@@ -35,13 +36,16 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find API server: %w", err)
 	}
+	namespace := os.Getenv("NAMESPACE")
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:                  scheme,
+		Scheme: scheme,
+		// Its role is of one namespace, so it must not ask about others.
+		Cache:                   cache.Options{DefaultNamespaces: map[string]cache.Config{namespace: {}}},
 		HealthProbeBindAddress:  ":8081",
 		Metrics:                 server.Options{BindAddress: "0"},
 		LeaderElection:          true,
 		LeaderElectionID:        "greeting-operator",
-		LeaderElectionNamespace: os.Getenv("NAMESPACE"),
+		LeaderElectionNamespace: namespace,
 	})
 	if err != nil {
 		return fmt.Errorf("make manager: %w", err)
