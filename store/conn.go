@@ -20,8 +20,7 @@ type conn struct {
 }
 
 type stmt struct {
-	s    *sqlite3.SQLiteStmt
-	args []driver.Value
+	s *sqlite3.SQLiteStmt
 }
 
 // dsn names the file for the driver; every other setting is a pragma, so that there is one place to look.
