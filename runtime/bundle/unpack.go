@@ -67,6 +67,17 @@ func unpack(o Options, m Manifest, open func() (io.ReadCloser, error)) (Bundle, 
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return Bundle{}, fmt.Errorf("create folder for tools: %w", err)
 	}
+	// One process at a time: what another is still writing looks like the
+	// leftovers of an interrupted start. Locked is the folder itself, so that no
+	// file has to stay.
+	lock, err := os.Open(o.Dir)
+	if err != nil {
+		return Bundle{}, fmt.Errorf("lock folder for tools: %w", err)
+	}
+	defer func() { _ = lock.Close() }()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return Bundle{}, fmt.Errorf("lock folder for tools: %w", err)
+	}
 	name := m.Hash[:16]
 	target := filepath.Join(o.Dir, name)
 	b := Bundle{Dir: filepath.Join(o.Dir, currentLink), Manifest: m}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -171,4 +173,24 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Several commands may be the first ones at the same time.
+func TestUnpack_AtOnce(t *testing.T) {
+	m, open := fake(t, map[string]string{"one": strings.Repeat("tool", 1<<16), "two": "second tool"})
+	dir := t.TempDir()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			b, err := unpack(Options{Dir: dir}, m, open)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := Verify(b.Dir, m, true); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
