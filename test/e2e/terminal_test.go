@@ -83,12 +83,15 @@ func (x *terminal) send(text string) {
 // expect waits for text to appear.
 func (x *terminal) expect(text string) {
 	x.t.Helper()
-	eventually(x.t, 30*time.Second, fmt.Sprintf("%q on the terminal", text), func(context.Context) error {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		if !strings.Contains(x.seen.String(), text) {
-			return fmt.Errorf("it shows:\n%s", x.seen.String())
-		}
-		return nil
-	})
+	eventually(x.t, 30*time.Second, fmt.Sprintf("%q on the terminal", text), func(context.Context) error { return x.shows(text) })
+}
+
+// shows says what is on the terminal if text is not.
+func (x *terminal) shows(text string) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !strings.Contains(x.seen.String(), text) {
+		return fmt.Errorf("it shows:\n%s", x.seen.String())
+	}
+	return nil
 }
