@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -155,8 +154,6 @@ func merge(into, from map[string]string) map[string]string {
 	if merged == nil {
 		merged = make(map[string]string, len(from))
 	}
-	for _, k := range slices.Collect(maps.Keys(from)) {
-		merged[k] = from[k]
-	}
+	maps.Copy(merged, from)
 	return merged
 }
