@@ -51,7 +51,7 @@ run: deps build ## install build needs, build, and start a server in the foregro
 	$(MOTE) server
 
 .PHONY: test
-test: ## everything CI runs: vet, unit tests, build, end-to-end tests
+test: ## everything CI runs: vet, unit tests, build, end-to-end tests, a sample of the conformance tests
 	scripts/test
 
 .PHONY: vet
@@ -74,9 +74,41 @@ example-images: ## build the images of examples/ and of the tests, offline, into
 e2e: build example-images ## end-to-end tests against bin/mote (root); RUN=regexp picks some
 	scripts/e2e
 
+.PHONY: clock
+clock: build example-images ## bin/mote with clocks that are wrong, are set, or went on for years (root); RUN=regexp picks some
+	scripts/clock
+
+.PHONY: e2e-hosts
+e2e-hosts: build example-images ## end-to-end tests on several hosts within this one: joining, outages (root); LONG=1 for longer ones
+	scripts/e2e-hosts
+
+.PHONY: conformance
+conformance: build ## Kubernetes' conformance tests against bin/mote (root); NODES=2, FOCUS=regexp picks some, FOR=10m stops in time
+	scripts/conformance
+
+.PHONY: conformance-images
+conformance-images: ## build the conformance suite and the images it names, offline
+	scripts/conformance build
+
+.PHONY: conformance-table
+conformance-table: ## write test/conformance/RESULTS.md from the results kept
+	scripts/conformance table
+
+.PHONY: bench
+bench: export PEERS := 1
+bench: bench-idle bench-store ## measure mote and upstream's programs in the same runs, tables with ratios (root)
+
+.PHONY: bench-store
+bench-store: ## measure the store in process and over gRPC beside etcd and kine, a table with ratios
+	$(GO) run -C test/store -trimpath -tags $(TAGS) ./bench
+
 .PHONY: bench-idle
-bench-idle: build ## measure bin/mote with no pods: size, memory, idle CPU, start phases (root)
+bench-idle: build ## measure an idle bin/mote: size, start, memory, CPU, writes; PEERS=1 beside upstream's programs, PODS=20 with pods (root)
 	scripts/bench-idle
+
+.PHONY: bench-join
+bench-join: build ## measure what 200 hollow nodes cost one server: join, memory, CPU, writes (root); NODES=50 makes them fewer
+	scripts/bench-join
 
 .PHONY: clean
 clean: ## remove build output, and what an interrupted test run left behind

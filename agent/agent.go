@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -10,12 +11,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -28,12 +33,28 @@ import (
 	"github.com/mote-dev/mote/hostaddr"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/wallclock"
 )
 
 // ErrAddressChanged ends Run when the machine has another address than the one
 // the node was started with. A kubelet keeps its first one for as long as it
 // runs, so the process has to start again; containers go on meanwhile.
 var ErrAddressChanged = errors.New("the machine's address changed")
+
+// ErrClockSetBack ends Run when the machine's clock was set back. A kubelet keeps
+// the tokens it has got for its pods until they end by the clock, and until then
+// the API server takes none of them that are dated in the future: the process has
+// to start again to ask for others.
+var ErrClockSetBack = errors.New("the machine's clock was set back")
+
+// ErrNetworkBackendChanged ends Run when the servers have other nodes' pods
+// reached in another way than the node was started with: all nodes have to do it
+// alike, so none waits for somebody to start it again.
+var ErrNetworkBackendChanged = errors.New("the cluster's network-backend changed")
+
+// maxSetBack is how far the clock may go back without anything's being wrong for
+// longer than that: about what the API server lets a token's date differ.
+const maxSetBack = time.Minute
 
 // Connection is how a node reaches its API server and proves who it is.
 type Connection struct {
@@ -42,9 +63,22 @@ type Connection struct {
 	// Informers are the server's own when it runs in this process; nil on a
 	// machine without one.
 	Informers informers.SharedInformerFactory
-	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity,
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity; both
+	// empty makes the kubelet ask the cluster for a certificate and renew it.
 	// ClientCAFile is the authority of those who may call it.
 	ServingCertFile, ServingKeyFile, ClientCAFile string
+	// CloseAll ends all connections to the server after heartbeats have failed;
+	// nil where there is none to end.
+	CloseAll func()
+	// Cluster is what the server says all nodes must agree on.
+	Cluster Cluster
+	// Remembers says that lists which no server answers are answered as they were
+	// last, also after a restart. Parts of the node then keep none of their own:
+	// of two copies the older one could win.
+	Remembers bool
+	// Keep keeps the connection until its context ends, knowing what the node's
+	// informers know; nil if it needs nothing.
+	Keep func(ctx context.Context, shared informers.SharedInformerFactory) error
 }
 
 // Connect returns the connection of this node, waiting for what it needs.
@@ -85,6 +119,21 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // Run runs the node until ctx ends. Containers go on when it returns.
 func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return wallclock.Watch(ctx, a.lookAtClock) })
+	g.Go(func() error { return a.runAt(ctx) })
+	return g.Wait()
+}
+
+func (a *Agent) lookAtClock(now time.Time, set time.Duration) error {
+	if set < -maxSetBack {
+		return fmt.Errorf("%w by %s to %s", ErrClockSetBack, -set.Round(time.Second), now.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// runAt runs the node under its addresses, and ends when they change.
+func (a *Agent) runAt(ctx context.Context) error {
 	if len(a.config.NodeIPs) > 0 {
 		return a.run(ctx, a.config.NodeIPs)
 	}
@@ -119,6 +168,14 @@ func (a *Agent) run(ctx context.Context, addresses []net.IP) error {
 		if err != nil {
 			return fmt.Errorf("make node client: %w", err)
 		}
+		if connection.Informers == nil {
+			connection.Informers = a.startInformers(ctx, g, client)
+		}
+		if connection.Keep != nil {
+			g.Go(func() error {
+				return named("connection to server", stopped(ctx, connection.Keep(ctx, connection.Informers)))
+			})
+		}
 		if err := a.startNetwork(ctx, g, connection, client, addresses); err != nil {
 			return err
 		}
@@ -128,7 +185,12 @@ func (a *Agent) run(ctx context.Context, addresses []net.IP) error {
 			return nil
 		}
 		g.Go(func() error { return a.watchReady(ctx, client) })
-		k, err := a.kubelet(connection, addresses)
+		resolvers := newPodResolvers(filepath.Join(a.config.DataDir, "agent", "resolv.conf"), connection.Cluster.DNS)
+		if _, err := resolvers.write(); err != nil {
+			return err
+		}
+		g.Go(func() error { return resolvers.follow(ctx, a.config.Logger) })
+		k, err := a.kubelet(connection, addresses, resolvers.file)
 		if err != nil {
 			return err
 		}
@@ -155,25 +217,70 @@ func (a *Agent) watchReady(ctx context.Context, client kubernetes.Interface) err
 		return stopped(ctx, fmt.Errorf("wait for node %s: %w", a.config.NodeName, err))
 	}
 	close(a.ready)
+	return a.sayOutside(ctx, client)
+}
+
+// outsideRetry is the pause between attempts to say the outside address.
+const outsideRetry = 10 * time.Second
+
+// sayOutside tells the other nodes where to send their tunnels' packets when this
+// node is behind a NAT.
+func (a *Agent) sayOutside(ctx context.Context, client kubernetes.Interface) error {
+	if len(a.config.ExternalIPs) == 0 {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{netproxy.OutsideAnnotation: a.config.ExternalIPs[0].String()}}})
+	if err != nil {
+		return fmt.Errorf("write node-external-ip: %w", err)
+	}
+	var last error
+	err = wait.PollUntilContextCancel(ctx, outsideRetry, true, func(ctx context.Context) (bool, error) {
+		_, last = client.CoreV1().Nodes().Patch(ctx, a.config.NodeName, types.MergePatchType, patch, metav1.PatchOptions{})
+		if apierrors.IsForbidden(last) || apierrors.IsInvalid(last) {
+			return false, last
+		}
+		return last == nil, nil
+	})
+	if err != nil {
+		return stopped(ctx, fmt.Errorf("say node-external-ip of node %s: %w", a.config.NodeName, err))
+	}
 	return nil
+}
+
+// startInformers makes the one set of informers that service proxy, network
+// policy and DNS of a node without a server share.
+func (a *Agent) startInformers(ctx context.Context, g *errgroup.Group, client kubernetes.Interface) informers.SharedInformerFactory {
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(netproxy.Trim))
+	g.Go(func() error {
+		<-ctx.Done()
+		factory.Shutdown()
+		return nil
+	})
+	return factory
 }
 
 // startNetwork adds service proxy, pod network and DNS to g.
 func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection Connection, client kubernetes.Interface, nodeAddresses []net.IP) error {
-	c := a.config
+	c, cluster := a.config, connection.Cluster
 	agentDir := filepath.Join(c.DataDir, "agent")
-	withDNS := len(c.ClusterDNS) > 0 && !slices.Contains(c.Disable, "dns")
+	disabled := slices.Concat(c.Disable, cluster.Disable)
+	withDNS := len(cluster.DNS) > 0 && !slices.Contains(disabled, "dns")
 	// Without DNS of ours, a service of the user's may have its address.
 	var own []net.IP
 	if withDNS {
-		own = c.ClusterDNS
+		own = cluster.DNS
+	}
+	args, err := netproxy.ParseArgs(c.ProxyArgs)
+	if err != nil {
+		return named("service proxy", err)
 	}
 	proxy, err := netproxy.New(netproxy.Config{
 		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: nodeAddresses,
-		ClusterCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, LocalServiceIPs: own,
+		ClusterCIDRs: cluster.CIDRs, ServiceCIDRs: cluster.ServiceCIDRs, LocalServiceIPs: own,
 		CNIConfDir: filepath.Join(agentDir, "cni", "conf"), CNIBinDir: filepath.Join(c.DataDir, "bin", "current"),
-		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(),
-		DisablePolicy: slices.Contains(c.Disable, "network-policy"), Logger: c.Logger.Named("netproxy"),
+		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(), Backend: cluster.NetworkBackend,
+		DisablePolicy: slices.Contains(disabled, "network-policy"), Logger: c.Logger.Named("netproxy"),
+		Mode: args.Mode, NodePortAddresses: args.NodePortAddresses, HealthzAddress: args.HealthzAddress, MetricsAddress: args.MetricsAddress,
 	})
 	if err != nil {
 		return named("service proxy", err)
@@ -183,14 +290,18 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	if !withDNS {
 		return nil
 	}
-	addresses := make([]string, len(c.ClusterDNS))
-	for i, ip := range c.ClusterDNS {
+	addresses := make([]string, len(cluster.DNS))
+	for i, ip := range cluster.DNS {
 		addresses[i] = ip.String()
 	}
+	checkpoint := filepath.Join(agentDir, "dns.checkpoint")
+	if connection.Remembers {
+		checkpoint = ""
+	}
 	resolver, err := dns.New(dns.Config{
-		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: c.ClusterDomain, ListenAddrs: addresses,
-		ClusterCIDRs:   prefixes(slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs)),
-		CheckpointFile: filepath.Join(agentDir, "dns.checkpoint"), Logger: c.Logger.Named("dns"),
+		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: cluster.Domain, ListenAddrs: addresses,
+		ClusterCIDRs:   prefixes(slices.Concat(cluster.CIDRs, cluster.ServiceCIDRs)),
+		CheckpointFile: checkpoint, Logger: c.Logger.Named("dns"),
 	})
 	if err != nil {
 		return named("DNS", err)
@@ -199,13 +310,9 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	return nil
 }
 
-func (a *Agent) kubelet(connection Connection, addresses []net.IP) (kubelet.Config, error) {
+func (a *Agent) kubelet(connection Connection, addresses []net.IP, resolvConf string) (kubelet.Config, error) {
 	c := a.config
 	agentDir := filepath.Join(c.DataDir, "agent")
-	resolvConf := filepath.Join(agentDir, "resolv.conf")
-	if err := writeResolvConf(resolvConf); err != nil {
-		return kubelet.Config{}, err
-	}
 	root, err := a.cgroupRoot()
 	if err != nil {
 		return kubelet.Config{}, err
@@ -230,11 +337,12 @@ func (a *Agent) kubelet(connection Connection, addresses []net.IP) (kubelet.Conf
 		ServingCertFile: connection.ServingCertFile,
 		ServingKeyFile:  connection.ServingKeyFile,
 		ClientCAFile:    connection.ClientCAFile,
+		CloseAll:        connection.CloseAll,
 		Runtime:         a.runtime.RuntimeService(),
 		Images:          a.runtime.ImageService(),
 		RuntimeSocket:   a.runtime.Socket(),
-		ClusterDNS:      c.ClusterDNS,
-		ClusterDomain:   c.ClusterDomain,
+		ClusterDNS:      connection.Cluster.DNS,
+		ClusterDomain:   connection.Cluster.Domain,
 		ResolvConf:      resolvConf,
 		CgroupRoot:      root,
 		Labels:          labels,

@@ -11,6 +11,10 @@ import (
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/mote-dev/mote/agent/join"
+	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/netproxy"
 )
 
 // Config is everything a node can be told. Only the command line fills it in;
@@ -27,42 +31,60 @@ type Config struct {
 	// the network changes.
 	NodeIPs []net.IP
 
-	// ClusterDNS are the addresses pods ask for names. Empty means pods use
-	// the host's resolvers.
-	ClusterDNS []net.IP
-	// ClusterDomain is the DNS domain of the cluster.
-	ClusterDomain string
-	// ClusterCIDRs are the pod ranges of the whole cluster and ServiceCIDRs
-	// its service ranges, in the server's order.
-	ClusterCIDRs []*net.IPNet
-	ServiceCIDRs []*net.IPNet
+	// Cluster is what the server in this process has settled. It stays zero
+	// without one: the server a node joins says it.
+	Cluster Cluster
 
 	// KubeletArgs are "flag=value" settings handed to the kubelet last, so
 	// they win over mote's own.
 	KubeletArgs []string
+	// ProxyArgs are "flag=value" settings of the service proxy; see
+	// [netproxy.ParseArgs].
+	ProxyArgs []string
 	// NodeLabels ("key=value") and NodeTaints ("key=value:Effect") are set
 	// when the node first registers; later changes belong to the API.
 	NodeLabels []string
 	NodeTaints []string
-	// Disable names in-process services that shall not run on this node.
+	// Disable names in-process services that shall not run on this node, beside
+	// those that run on none.
 	Disable []string
 
 	// RegistriesFile sets mirrors and credentials of image registries. A file
 	// that does not exist means none; empty means /etc/mote/registries.yaml.
 	RegistriesFile string
 
-	// ServerURL is where an agent without a server in its process joins,
-	// https://HOST:PORT. Empty means the server is in this process.
-	ServerURL string
-	// Token is what the agent joins with, TokenFile a file that holds it; at
-	// most one of them. Both are empty beside a server.
-	Token     string
-	TokenFile string
+	// Servers are where a node without a server in its process joins, each
+	// https://HOST:PORT. Empty means the server is in this process, or known from
+	// an earlier join.
+	Servers []string
+	// Token is what the node joins with the first time; empty beside a server.
+	Token string
+	// ExternalIPs are addresses the node is known by outside of its network, at
+	// most one of each family; empty means none.
+	ExternalIPs []net.IP
 
 	// Debug makes every part log more.
 	Debug bool
 	// Logger receives all log lines. Nil means none are kept.
 	Logger *zap.Logger
+}
+
+// Cluster is what all nodes of a cluster must agree on.
+type Cluster struct {
+	// DNS are the addresses pods ask for names. Empty means pods use the host's
+	// resolvers.
+	DNS []net.IP
+	// Domain is the DNS domain of the cluster.
+	Domain string
+	// CIDRs are the pod ranges of the whole cluster and ServiceCIDRs its service
+	// ranges, in the server's order.
+	CIDRs        []*net.IPNet
+	ServiceCIDRs []*net.IPNet
+	// NetworkBackend is how pods of other nodes are reached: one of
+	// joinapi.NetworkBackends. Empty means the first of them.
+	NetworkBackend string
+	// Disable names in-process services that run on no node.
+	Disable []string
 }
 
 // DefaultRegistriesFile is where registry mirrors and credentials are read.
@@ -92,6 +114,9 @@ func (c Config) Validate() error {
 			fault("kubelet-arg %q has no value: write it as flag=value", a)
 		}
 	}
+	if _, err := netproxy.ParseArgs(c.ProxyArgs); err != nil {
+		errs = append(errs, err)
+	}
 	for _, l := range c.NodeLabels {
 		key, value, ok := strings.Cut(l, "=")
 		if !ok || len(validation.IsQualifiedName(key)) > 0 || len(validation.IsValidLabelValue(value)) > 0 {
@@ -106,16 +131,37 @@ func (c Config) Validate() error {
 	if c.RegistriesFile != "" && !filepath.IsAbs(c.RegistriesFile) {
 		fault("registries-file %q is not an absolute path: give one that starts with /", c.RegistriesFile)
 	}
-	if c.ServerURL != "" {
-		if u, err := url.Parse(c.ServerURL); err != nil || u.Scheme != "https" || u.Host == "" {
-			fault("server %q is no server URL: write it as https://HOST:6443", c.ServerURL)
-		}
-		if c.Token == "" && c.TokenFile == "" {
-			fault("token is missing: give --token or --token-file, as the server printed it")
+	for _, server := range c.Servers {
+		if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+			fault("server %q is no server URL: write it as https://HOST:6443", server)
 		}
 	}
-	if c.Token != "" && c.TokenFile != "" {
-		fault("token and token-file are both set: give one of them")
+	if c.Token != "" {
+		if _, err := joinapi.ParseToken(c.Token); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, ip := range c.ExternalIPs {
+		if ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback() {
+			fault("node-external-ip %s is no address of a host: give one that other machines reach this one at", ip)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// MayStart refuses a node that could not join: one that has not yet, and was not
+// told where or with what.
+func (c Config) MayStart() error {
+	name, err := join.Name(IdentityDir(c.DataDir))
+	if err != nil || name != "" {
+		return err
+	}
+	var errs []error
+	if len(c.Servers) == 0 {
+		errs = append(errs, errors.New("server is missing: give --server https://HOST:6443, the address of the machine `mote server` runs on"))
+	}
+	if c.Token == "" {
+		errs = append(errs, errors.New("token is missing: give --token, --token-file or MOTE_TOKEN, as `mote token create` on the server prints it"))
 	}
 	return errors.Join(errs...)
 }

@@ -3,10 +3,7 @@ package agent
 import (
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -27,48 +24,6 @@ func TestPlaces_TwoNodesOfOneMachineShareNothing(t *testing.T) {
 	}
 	if !slices.Equal(a, places("/srv/a/.")) {
 		t.Error("the same folder written differently is another node")
-	}
-}
-
-func TestNameservers(t *testing.T) {
-	for _, row := range []struct {
-		name, text string
-		want       []string
-	}{
-		{"plain", "search home.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n", []string{"192.0.2.1", "2001:db8::1"}},
-		{"stub on loopback", "nameserver 127.0.0.53\noptions edns0\n", nil},
-		{"at most three, as resolvers take", "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", []string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}},
-		{"nonsense", "nameserver\nnameserver home\n# nameserver 192.0.2.1\n", nil},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "resolv.conf")
-			if err := os.WriteFile(file, []byte(row.text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, a := range nameservers(file) {
-				got = append(got, a.String())
-			}
-			if !slices.Equal(got, row.want) {
-				t.Errorf("found %v, want %v", got, row.want)
-			}
-		})
-	}
-}
-
-func TestWriteResolvConf_HasNoSearchDomains(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := writeResolvConf(file); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "nameserver ") {
-			t.Errorf("pods would get %q", line)
-		}
 	}
 }
 

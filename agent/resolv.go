@@ -1,56 +1,149 @@
 package agent
 
 import (
-	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"net/netip"
 	"os"
-	"strings"
+	"path/filepath"
+
+	"github.com/fsnotify/fsnotify"
+	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/agent/dns"
+	"github.com/mote-dev/mote/wholefile"
 )
 
-// resolvSources are where the host's resolvers are found, best first. With
-// systemd-resolved, /etc/resolv.conf names a stub on loopback that no pod can
-// reach, and the real ones are in the second file.
-var resolvSources = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
+// maxPodResolvers is how many name servers libc reads of a resolv.conf.
+const maxPodResolvers = 3
 
-// writeResolvConf writes the resolv.conf for pods that use the host's DNS: its
-// reachable name servers, without search domains, which would send names of
-// the cluster to strangers.
-func writeResolvConf(file string) error {
-	var out bytes.Buffer
-	out.WriteString("# Made by mote at every start from the host's resolvers.\n")
-	for _, source := range resolvSources {
-		servers := nameservers(source)
-		for _, s := range servers {
-			fmt.Fprintf(&out, "nameserver %s\n", s)
-		}
-		if len(servers) > 0 {
-			break
-		}
-	}
-	if err := os.WriteFile(file, out.Bytes(), 0o644); err != nil {
-		return fmt.Errorf("write resolvers of pods: %w", err)
-	}
-	return nil
+// podResolvers is the resolv.conf of pods that use the host's DNS: the host's
+// reachable name servers, without search domains, which would send names of the
+// cluster to strangers.
+type podResolvers struct {
+	file    string
+	sources []string
+	own     []netip.Addr
 }
 
-// nameservers lists the servers of a resolv.conf that a pod can reach; a file
-// that cannot be read has none.
-func nameservers(file string) []netip.Addr {
-	data, err := os.ReadFile(file)
+func newPodResolvers(file string, clusterDNS []net.IP) podResolvers {
+	p := podResolvers{file: file, sources: dns.HostFiles()}
+	for _, ip := range clusterDNS {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			p.own = append(p.own, a.Unmap())
+		}
+	}
+	return p
+}
+
+// write brings the file up to date and reports whether it was not.
+func (p podResolvers) write() (changed bool, err error) {
+	var out bytes.Buffer
+	out.WriteString("# Kept by mote from the host's resolvers.\n")
+	servers := dns.HostResolvers(p.sources, p.own)
+	for _, s := range servers[:min(len(servers), maxPodResolvers)] {
+		fmt.Fprintf(&out, "nameserver %s\n", s)
+	}
+	old, err := os.ReadFile(p.file)
+	if err == nil && bytes.Equal(old, out.Bytes()) {
+		return false, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("read resolvers of pods: %w", err)
+	}
+	return true, wholefile.Write(p.file, out.Bytes(), 0o644)
+}
+
+// follow writes the file again whenever the host's resolvers change, until ctx
+// ends. Pods made from then on get them.
+func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
+	w, err := fsnotify.NewWatcher()
 	if err != nil {
+		// A host may have run out of watches; what is written stays true for most.
+		log.Warn("pods will not hear of other resolvers until mote starts again", zap.Error(err))
 		return nil
 	}
-	var servers []netip.Addr
-	for scanner := bufio.NewScanner(bytes.NewReader(data)); scanner.Scan(); {
-		fields := strings.Fields(scanner.Text())
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
+	defer w.Close()
+	for {
+		// Network managers swap links and files, so the folders are watched, and
+		// again each time: they may have been made meanwhile.
+		for _, dir := range p.folders() {
+			if err := w.Add(dir); err != nil {
+				log.Debug("folder of resolvers not watched", zap.String("folder", dir), zap.Error(err))
+			}
 		}
-		if a, err := netip.ParseAddr(fields[1]); err == nil && !a.IsLoopback() && len(servers) < 3 {
-			servers = append(servers, a)
+		changed, err := p.write()
+		switch {
+		case err != nil:
+			log.Warn("resolvers of pods not brought up to date", zap.Error(err))
+		case changed:
+			log.Info("the host's resolvers have changed: pods made from now on use them")
+		}
+		if !p.awaitEvent(ctx, w, log) {
+			return nil
 		}
 	}
-	return servers
+}
+
+// awaitEvent returns once one of the sources may have changed, or false at the
+// end of ctx.
+func (p podResolvers) awaitEvent(ctx context.Context, w *fsnotify.Watcher, log *zap.Logger) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case e := <-w.Events:
+			if p.concerns(e.Name) {
+				return true
+			}
+		case err := <-w.Errors:
+			log.Debug("watch resolvers", zap.Error(err))
+			return true
+		}
+	}
+}
+
+// folders are those of the sources, and of the files that links among them name.
+func (p podResolvers) folders() []string {
+	var out []string
+	for _, s := range p.sources {
+		out = append(out, existing(filepath.Dir(s)))
+		if target, err := filepath.EvalSymlinks(s); err == nil && filepath.Dir(target) != filepath.Dir(s) {
+			out = append(out, filepath.Dir(target))
+		}
+	}
+	return out
+}
+
+// existing is dir, or the nearest folder above it that is there.
+func existing(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == "/" {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// concerns tells whether a change of path can change what the sources say.
+func (p podResolvers) concerns(path string) bool {
+	for _, s := range p.sources {
+		if within(s, path) {
+			return true
+		}
+		if target, err := filepath.EvalSymlinks(s); err == nil && within(target, path) {
+			return true
+		}
+	}
+	return false
+}
+
+// within tells whether file is path or lies below it.
+func within(file, path string) bool {
+	rest, err := filepath.Rel(path, file)
+	return err == nil && filepath.IsLocal(rest)
 }

@@ -54,8 +54,8 @@ func (p program) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, agent.ErrAddressChanged) {
-		fmt.Fprintf(p.stderr, "mote: %v; starting again under it, containers go on\n", err)
+	if errors.Is(err, agent.ErrAddressChanged) || errors.Is(err, agent.ErrClockSetBack) || errors.Is(err, agent.ErrNetworkBackendChanged) {
+		fmt.Fprintf(p.stderr, "mote: %v; starting again, containers go on\n", err)
 		// Only returns if it fails.
 		err = again(args)
 	}
@@ -95,13 +95,18 @@ func (p program) app() *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {},
 		Commands: []*cli.Command{
 			p.serverCommand(),
+			p.agentCommand(),
 			p.kubectlCommand(),
 			p.ctrCommand(),
 			p.imageCommand(),
 			p.checkCommand(),
 			p.statusCommand(),
+			p.tokenCommand(),
+			p.nodeCommand(),
 			p.storeCommand(),
 			p.snapshotCommand(),
+			p.kubeconfigCommand(),
+			p.certificateCommand(),
 			p.completionCommand(),
 			p.uninstallCommand(),
 			p.versionCommand(),

@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
-	"strings"
 
 	"go.uber.org/zap"
 
@@ -13,6 +13,7 @@ import (
 	"github.com/mote-dev/mote/datadir"
 	"github.com/mote-dev/mote/hostcheck"
 	"github.com/mote-dev/mote/server"
+	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // kubeletPort is where a kubelet listens unless a kubelet-arg says otherwise.
@@ -23,29 +24,34 @@ var errNotRoot = errors.New("not running as root: run it as root, for instance w
 // preflight finds out whether a server can run here, and takes the data folder
 // for this process. When it refuses, the host is as it was.
 func preflight(h hostcheck.Host, s server.Config, a *agent.Config) (*datadir.Dir, error) {
+	return preflightOf(h, s.DataDir, s.Logger, hostOptions(s, a), func() error { return checkStored(s) })
+}
+
+// preflightOf does so for any role; stored looks at what lies in the folder.
+func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.Options, stored func() error) (*datadir.Dir, error) {
 	// Without these two every other answer would be about something else.
 	if h.UID() != 0 {
 		return nil, errNotRoot
 	}
-	if err := h.TryDir(s.DataDir); err != nil {
-		return nil, fmt.Errorf("data-dir %s cannot be written (%w): give a --data-dir on a disk that is mounted read-write", s.DataDir, err)
+	if err := h.TryDir(dataDir); err != nil {
+		return nil, fmt.Errorf("data-dir %s cannot be written (%w): give a --data-dir on a disk that is mounted read-write", dataDir, err)
 	}
 	// Before the ports: a mote that runs already has them too, and is the cause.
-	dir, err := datadir.Open(s.DataDir, dataVersions())
+	dir, err := datadir.Open(dataDir, dataVersions())
 	if err != nil {
 		return nil, err
 	}
-	if err := checkStored(s); err != nil {
+	if err := stored(); err != nil {
 		return nil, errors.Join(err, dir.Abandon())
 	}
-	results := hostcheck.Run(h, hostOptions(s, a))
+	results := hostcheck.Run(h, o)
 	if err := hostcheck.Faults(results); err != nil {
 		return nil, errors.Join(err, dir.Abandon())
 	}
 	for _, r := range results {
 		if r.Level == hostcheck.Warn {
 			// Debug: what is said at every start is read by nobody; `mote check` tells all.
-			s.Logger.Debug("host: "+r.Name+": "+r.Found, zap.String("remedy", r.Remedy))
+			log.Debug("host: "+r.Name+": "+r.Found, zap.String("remedy", r.Remedy))
 		}
 	}
 	return dir, nil
@@ -59,6 +65,7 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 	}
 	o := hostcheck.Options{
 		DataDir: s.DataDir, Node: a != nil,
+		IPv6: slices.ContainsFunc(s.ClusterCIDRs, func(n *net.IPNet) bool { return n.IP.To4() == nil }),
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(bind, strconv.Itoa(s.HTTPSListenPort)),
 			Purpose: "the API server", Setting: "--https-listen-port",
@@ -66,20 +73,9 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 	}
 	if a != nil {
 		o.Ports = append(o.Ports, hostcheck.Port{
-			Address: net.JoinHostPort(argument(a.KubeletArgs, "address", ""), argument(a.KubeletArgs, "port", kubeletPort)),
+			Address: net.JoinHostPort(upstreamarg.Value(a.KubeletArgs, "address", ""), upstreamarg.Value(a.KubeletArgs, "port", kubeletPort)),
 			Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
 		})
 	}
 	return o
-}
-
-// argument is the value of the last "name=value" of args.
-func argument(args []string, name, otherwise string) string {
-	for _, a := range args {
-		key, value, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
-		if key == name {
-			otherwise = value
-		}
-	}
-	return otherwise
 }

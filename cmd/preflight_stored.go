@@ -23,6 +23,10 @@ const storeHeader = "SQLite format 3\x00"
 // damaged, before the parts that own them make anything beside these. They look
 // closer when they open them.
 func checkStored(s server.Config) error {
+	if s.DatastoreEndpoint != "" {
+		// The etcd has the keys, and what is missing here comes from there.
+		return nil
+	}
 	tlsDir := filepath.Join(s.DataDir, "server", "tls")
 	for _, name := range []string{"ca", "front-proxy-ca"} {
 		if err := checkPair(filepath.Join(tlsDir, name+".crt"), filepath.Join(tlsDir, name+".key")); err != nil {
@@ -37,9 +41,6 @@ func checkStored(s server.Config) error {
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read key: %w", err)
-	}
-	if s.DatastoreEndpoint != "" {
-		return nil
 	}
 	return checkStoreHeader(server.StoreFile(s.DataDir))
 }

@@ -6,11 +6,16 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/coldpages"
+	"github.com/mote-dev/mote/discovery"
+	"github.com/mote-dev/mote/hostaddr"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -18,6 +23,10 @@ import (
 // An idle server makes little of it, so a low bound costs no time that could be
 // measured and keeps a third of Go's usual memory free for pods.
 const gcPercent = 50
+
+// settles is how long after it is ready a process still runs code that only a
+// start needs: first syncs, bootstrap objects, the node's first pods.
+const settles = 30 * time.Second
 
 // runServer runs a server and, unless node is nil, a node beside it until ctx
 // ends. Either one failing stops both; the node stops first, so that it can
@@ -38,7 +47,9 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	}
 	debug.SetGCPercent(gcPercent)
 	g, ctx := errgroup.WithContext(ctx)
-	ready := Ready{Kubeconfig: control.KubeconfigOutput, URL: s.URL()}
+	ready := func(node string) Ready {
+		return Ready{NodeName: node, Kubeconfig: control.KubeconfigOutput, URL: s.URL(), JoinCommand: s.JoinCommand(), TokenFile: server.TokenFile(control.DataDir)}
+	}
 	nodeDone := make(chan struct{})
 	if node == nil {
 		close(nodeDone)
@@ -47,7 +58,6 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		if err != nil {
 			return errors.Join(err, s.Close())
 		}
-		ready.NodeName = node.NodeName
 		g.Go(func() error {
 			defer close(nodeDone)
 			return a.Run(ctx)
@@ -56,7 +66,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		follow(ctx, g, ui, "register node", a.Ready())
 		g.Go(func() error {
 			if wait(ctx, s.Ready()) && wait(ctx, a.Ready()) {
-				announce(ui, ready, start)
+				announce(ctx, ui, ready(node.NodeName), start, control.Logger)
 			}
 			return nil
 		})
@@ -65,7 +75,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	if node == nil {
 		g.Go(func() error {
 			if wait(ctx, s.Ready()) {
-				announce(ui, ready, start)
+				announce(ctx, ui, ready(""), start, control.Logger)
 			}
 			return nil
 		})
@@ -78,16 +88,33 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		<-nodeDone
 		return nil
 	})
+	if !slices.Contains(control.Disable, "discovery") && !control.BindAddress.IsLoopback() {
+		g.Go(func() error {
+			return discovery.Announce(ctx, discovery.Server{
+				Name: control.NodeName, Port: uint16(control.HTTPSListenPort), Pin: s.Pin(), Addresses: hostaddr.All,
+			}, control.Logger.Named("discovery"))
+		})
+	}
 	g.Go(func() error { return s.Run(serverContext) })
 	return g.Wait()
 }
 
-// announce says that the server is ready, and gives the memory that only
-// starting needed back to the machine.
-func announce(ui UI, r Ready, start time.Time) {
+// announce says that the process is ready, and gives back to the machine what
+// only starting needed: memory at once, pages of the executable when what
+// follows a start is over as well.
+func announce(ctx context.Context, ui UI, r Ready, start time.Time, log *zap.Logger) {
 	r.Took = time.Since(start)
 	ui.Ready(r)
 	debug.FreeOSMemory()
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(settles):
+	}
+	// Without it the process is larger, and that is all.
+	if err := coldpages.Release(); err != nil {
+		log.Debug("keep pages of the executable", zap.Error(err))
+	}
 }
 
 // connectTo returns how a node in this process connects to s.
@@ -100,6 +127,7 @@ func connectTo(s *server.Server, node agent.Config) agent.Connect {
 		return agent.Connection{
 			REST: n.REST, Informers: n.Informers,
 			ServingCertFile: n.Serving.CertFile, ServingKeyFile: n.Serving.KeyFile, ClientCAFile: n.ClientCAFile,
+			Cluster: node.Cluster,
 		}, nil
 	}
 }

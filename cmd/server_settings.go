@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/joinapi"
 	"github.com/mote-dev/mote/logging"
 	"github.com/mote-dev/mote/server"
 )
@@ -37,7 +39,8 @@ func serverSettings() []settings.Setting {
 		{Name: "service-cidr", Kind: settings.List, Default: server.DefaultServiceCIDR, Usage: "addresses of services, one range of each family"},
 		{Name: "cluster-dns", Kind: settings.List, Usage: "address of the cluster's DNS (default: the tenth of service-cidr)"},
 		{Name: "cluster-domain", Default: server.DefaultClusterDomain, Usage: "DNS domain of the cluster"},
-		{Name: "token", Usage: "token agents join with (default: made at first start)"},
+		{Name: "network-backend", Default: server.DefaultNetworkBackend, Usage: "how all nodes reach pods of other nodes: " + strings.Join(joinapi.NetworkBackends, ", ")},
+		{Name: "token", Usage: "token or password agents join with (default: made at first start)"},
 		{Name: "token-file", Usage: "`FILE` that holds the token"},
 		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(server.Disableable, ", ")},
 		{Name: "disable-agent", Kind: settings.Bool, Usage: "run no node beside the server"},
@@ -46,10 +49,14 @@ func serverSettings() []settings.Setting {
 		{Name: "node-taint", Kind: settings.List, Usage: "taint (key=value:Effect) the node registers with"},
 		{Name: "registries-file", Default: agent.DefaultRegistriesFile, Usage: "`FILE` of image registry mirrors and credentials"},
 		{Name: "kubelet-arg", Kind: settings.Args, Usage: "flag=value for the kubelet"},
+		{Name: "kube-proxy-arg", Kind: settings.Args, Usage: "flag=value for the service proxy: proxy-mode, nodeport-addresses, healthz-bind-address, metrics-bind-address"},
 		{Name: "kube-apiserver-arg", Kind: settings.Args, Usage: "flag=value for the API server"},
 		{Name: "kube-controller-manager-arg", Kind: settings.Args, Usage: "flag=value for the controllers"},
 		{Name: "kube-scheduler-arg", Kind: settings.Args, Usage: "flag=value for the scheduler"},
 		{Name: "datastore-endpoint", Usage: "`URLS` of an etcd cluster to use instead of the built-in store"},
+		{Name: "datastore-cafile", Usage: "`FILE` of the authority of that etcd's certificates (default: those the machine trusts)"},
+		{Name: "datastore-certfile", Usage: "`FILE` of the certificate to show that etcd"},
+		{Name: "datastore-keyfile", Usage: "`FILE` of that certificate's key"},
 		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability, Usage: "full, or relaxed: may lose the last seconds in a power cut, writes less"},
 		formatSetting,
 		debugSetting,
@@ -59,8 +66,10 @@ func serverSettings() []settings.Setting {
 // fileKeys are the keys a configuration file may have.
 func fileKeys() []string {
 	var keys []string
-	for _, s := range serverSettings() {
-		keys = append(keys, s.Name)
+	for _, s := range append(serverSettings(), agentSettings()...) {
+		if !slices.Contains(keys, s.Name) {
+			keys = append(keys, s.Name)
+		}
 	}
 	return keys
 }
@@ -81,6 +90,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		ServiceCIDRs:              p.nets(v, "service-cidr"),
 		ClusterDNS:                p.ips(v, "cluster-dns", v.List("cluster-dns")),
 		ClusterDomain:             v.String("cluster-domain"),
+		NetworkBackend:            v.String("network-backend"),
 		Token:                     token,
 		Disable:                   v.List("disable"),
 		KubeconfigOutput:          v.String("kubeconfig-output"),
@@ -88,7 +98,11 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		KubeControllerManagerArgs: v.List("kube-controller-manager-arg"),
 		KubeSchedulerArgs:         v.List("kube-scheduler-arg"),
 		DatastoreEndpoint:         v.String("datastore-endpoint"),
+		DatastoreCAFile:           v.String("datastore-cafile"),
+		DatastoreCertFile:         v.String("datastore-certfile"),
+		DatastoreKeyFile:          v.String("datastore-keyfile"),
 		DatastoreDurability:       v.String("datastore-durability"),
+		Version:                   Version,
 		Debug:                     v.Bool("debug"),
 		Logger:                    log,
 	}
@@ -115,9 +129,11 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 	}
 	a := &agent.Config{
 		DataDir: s.DataDir, NodeName: s.NodeName, NodeIPs: s.NodeIPs,
-		ClusterDNS: s.ClusterDNS, ClusterDomain: s.ClusterDomain, ClusterCIDRs: s.ClusterCIDRs, ServiceCIDRs: s.ServiceCIDRs,
-		KubeletArgs: v.List("kubelet-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
-		Disable: s.Disable, RegistriesFile: v.String("registries-file"), Debug: s.Debug, Logger: log,
+		Cluster: agent.Cluster{
+			DNS: s.ClusterDNS, Domain: s.ClusterDomain, CIDRs: s.ClusterCIDRs, ServiceCIDRs: s.ServiceCIDRs, NetworkBackend: s.NetworkBackend, Disable: s.Disable,
+		},
+		KubeletArgs: v.List("kubelet-arg"), ProxyArgs: v.List("kube-proxy-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
+		RegistriesFile: v.String("registries-file"), Debug: s.Debug, Logger: log,
 	}
 	p.add(a.Validate())
 	return s, a, errors.Join(p.errs...)

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -29,12 +30,12 @@ func TestConfigs_Defaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(s.DataDir, s.NodeName, s.NodeIPs, s.BindAddress, s.HTTPSListenPort, s.ClusterCIDRs, s.ServiceCIDRs, s.ClusterDNS, s.ClusterDomain, s.KubeconfigOutput, s.DatastoreDurability)
-	want := "/var/lib/moten1[]<nil>6443[10.42.0.0/16][10.43.0.0/16][10.43.0.10]cluster.local/etc/mote/kubeconfig.yamlfull"
+	got := fmt.Sprint(s.DataDir, s.NodeName, s.NodeIPs, s.BindAddress, s.HTTPSListenPort, s.ClusterCIDRs, s.ServiceCIDRs, s.ClusterDNS, s.ClusterDomain, s.NetworkBackend, s.KubeconfigOutput, s.DatastoreDurability)
+	want := "/var/lib/moten1[]<nil>6443[10.42.0.0/16][10.43.0.0/16][10.43.0.10]cluster.localvxlan/etc/mote/kubeconfig.yamlfull"
 	if strings.ReplaceAll(got, " ", "") != want {
 		t.Errorf("server is\n%s, want\n%s", got, want)
 	}
-	if a == nil || a.NodeName != "n1" || a.DataDir != s.DataDir || !reflect.DeepEqual(a.ClusterDNS, s.ClusterDNS) || a.RegistriesFile != agent.DefaultRegistriesFile {
+	if a == nil || a.NodeName != "n1" || a.DataDir != s.DataDir || !reflect.DeepEqual(a.Cluster.DNS, s.ClusterDNS) || a.Cluster.NetworkBackend != s.NetworkBackend || a.RegistriesFile != agent.DefaultRegistriesFile {
 		t.Errorf("agent is %+v", a)
 	}
 }
@@ -46,15 +47,17 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 	values := map[string]string{
 		"data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7", "bind-address": "192.0.2.8", "https-listen-port": "7443",
 		"tls-san": "mote.example.com", "cluster-cidr": "10.50.0.0/16", "service-cidr": "10.51.0.0/16", "cluster-dns": "10.43.0.53",
-		"cluster-domain": "example.org", "token": "abcdef.0123456789abcdef", "token-file": tokenFile, "disable": "dns", "disable-agent": "true",
-		"kubeconfig-output": "/tmp/k", "node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r", "kubelet-arg": "max-pods=7",
+		"cluster-domain": "example.org", "network-backend": "host-gw", "token": "abcdef.0123456789abcdef", "token-file": tokenFile, "disable": "dns", "disable-agent": "true",
+		"kubeconfig-output": "/tmp/k", "node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r", "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
 		"kube-apiserver-arg": "x=y", "kube-controller-manager-arg": "x=y", "kube-scheduler-arg": "x=y", "datastore-endpoint": "http://127.0.0.1:2379",
+		"datastore-cafile": "/tmp/ca", "datastore-certfile": "/tmp/cert", "datastore-keyfile": "/tmp/key",
 		"datastore-durability": server.DurabilityRelaxed, "debug": "true",
 	}
-	base := map[string][]string{"node-name": {"n1"}}
-	s0, a0, err := configs(resolve(t, base), nil)
-	if err != nil {
-		t.Fatal(err)
+	// Some are refused without others.
+	etcd := map[string][]string{"datastore-endpoint": {"https://127.0.0.1:2379"}, "token": {"abcdef.0123456789abcdef"}}
+	pair := map[string][]string{"datastore-endpoint": etcd["datastore-endpoint"], "token": etcd["token"], "datastore-certfile": {"/tmp/c"}, "datastore-keyfile": {"/tmp/k"}}
+	beside := map[string]map[string][]string{
+		"datastore-endpoint": {"token": etcd["token"]}, "datastore-cafile": etcd, "datastore-certfile": pair, "datastore-keyfile": pair,
 	}
 	for _, s := range serverSettings() {
 		if s.Name == formatSetting.Name {
@@ -65,7 +68,13 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 			t.Errorf("setting %s has no value in this test", s.Name)
 			continue
 		}
-		flags := map[string][]string{"node-name": {"n1"}, s.Name: {value}}
+		flags := map[string][]string{"node-name": {"n1"}}
+		maps.Copy(flags, beside[s.Name])
+		s0, a0, err := configs(resolve(t, flags), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags[s.Name] = []string{value}
 		s1, a1, err := configs(resolve(t, flags), nil)
 		if err != nil {
 			t.Errorf("%s=%s: %v", s.Name, value, err)

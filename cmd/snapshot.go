@@ -58,7 +58,7 @@ func (p program) snapshotCommand() *cli.Command {
 func (p program) withDataDir(least, most int, action func(*cli.Context, string) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if n := c.NArg(); n < least || n > most {
-			return fmt.Errorf("write `%s`", strings.TrimSpace(c.Command.HelpName+" [flags] "+c.Command.ArgsUsage))
+			return usageOf(c)
 		}
 		v, err := p.settings(c, []settings.Setting{dataDirSetting})
 		if err != nil {
@@ -66,6 +66,11 @@ func (p program) withDataDir(least, most int, action func(*cli.Context, string) 
 		}
 		return action(c, v.String("data-dir"))
 	}
+}
+
+// usageOf says how to write a command that got another number of words.
+func usageOf(c *cli.Context) error {
+	return fmt.Errorf("write `%s`", strings.TrimSpace(c.Command.HelpName+" [flags] "+c.Command.ArgsUsage))
 }
 
 func (p program) saveSnapshot(c *cli.Context, dataDir string) error {

@@ -19,7 +19,7 @@ type UI interface {
 	Ready(r Ready)
 }
 
-// Ready is what there is to say once a server has come up.
+// Ready is what there is to say once a server or a node has come up.
 type Ready struct {
 	// Took is the time from the start of the process's work.
 	Took time.Duration
@@ -27,10 +27,13 @@ type Ready struct {
 	NodeName string
 	// URL is where the API server is reached from other machines.
 	URL string
-	// Kubeconfig is the administrator's file.
+	// Kubeconfig is the administrator's file; empty on a machine without a server.
 	Kubeconfig string
-	// JoinCommand joins another machine; empty while that is not possible.
+	// JoinCommand joins another machine; empty while that is not possible. It
+	// holds a token, so it is for a person and not for a log.
 	JoinCommand string
+	// TokenFile is where that token lies.
+	TokenFile string
 }
 
 // progressEvery is how often a log hears of progress: lines stay, unlike what a
@@ -71,12 +74,15 @@ func (u *lineUI) Progress(phase, name string, done, total int64) {
 }
 
 func (u *lineUI) Ready(r Ready) {
-	fields := []zap.Field{zap.Duration("took", r.Took.Round(time.Millisecond)), zap.String("url", r.URL), zap.String("kubeconfig", r.Kubeconfig)}
+	fields := []zap.Field{zap.Duration("took", r.Took.Round(time.Millisecond)), zap.String("url", r.URL)}
+	if r.Kubeconfig != "" {
+		fields = append(fields, zap.String("kubeconfig", r.Kubeconfig))
+	}
 	if r.NodeName != "" {
 		fields = append(fields, zap.String("node", r.NodeName))
 	}
-	if r.JoinCommand != "" {
-		fields = append(fields, zap.String("join", r.JoinCommand))
+	if r.TokenFile != "" {
+		fields = append(fields, zap.String("join", "`mote token create` prints how"), zap.String("token", r.TokenFile))
 	}
 	u.log.Info("mote is ready", fields...)
 }

@@ -136,7 +136,9 @@ func (u *terminalUI) Ready(r Ready) {
 	line("API server", r.URL)
 	line("node", r.NodeName)
 	line("kubeconfig", r.Kubeconfig)
-	line("try", "mote kubectl get nodes")
+	if r.Kubeconfig != "" {
+		line("try", "mote kubectl get nodes")
+	}
 	line("join", r.JoinCommand)
 	fmt.Fprintln(u.out, "Stop it with Ctrl-C; pods run on.")
 	u.draw()

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 // layout counts the changes of what lies where in a data folder that an older
@@ -112,7 +114,7 @@ func (d *Dir) take() error {
 func (d *Dir) Commit(v Versions) error {
 	d.madeLock, d.madeDirs = false, nil
 	text := fmt.Sprintf("layout %d\nmote %s\nkubernetes %s\n", layout, v.Mote, v.Kubernetes)
-	return writeAtomically(filepath.Join(d.path, versionName), []byte(text))
+	return wholefile.Write(filepath.Join(d.path, versionName), []byte(text), 0o644)
 }
 
 // RecordOutside notes a file that mote makes outside of the folder, so that
@@ -125,7 +127,7 @@ func (d *Dir) RecordOutside(path string) error {
 	if slices.Contains(known, path) {
 		return nil
 	}
-	return writeAtomically(filepath.Join(d.path, outsideName), []byte(strings.Join(append(known, path), "\n")+"\n"))
+	return wholefile.Write(filepath.Join(d.path, outsideName), []byte(strings.Join(append(known, path), "\n")+"\n"), 0o644)
 }
 
 // Close gives the folder free.
@@ -256,21 +258,4 @@ func makeDirs(path string) (made []string, err error) {
 		made = append(made, dir)
 	}
 	return made, nil
-}
-
-func writeAtomically(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

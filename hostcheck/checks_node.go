@@ -74,7 +74,7 @@ func checkLinks(h Host, _ Options) []Result {
 		results = append(results, ok(kind, "works")...)
 	}
 	if err := errs["vxlan"]; err != nil {
-		return append(results, warn("vxlan", fmt.Sprintf("cannot be made (%v)", err), "load the module (vxlan) before joining a second machine: pods of several machines talk through it")...)
+		return append(results, warn("vxlan", fmt.Sprintf("cannot be made (%v)", err), "load the module (vxlan) before joining a second machine, as pods of several machines talk through it, or give the server --network-backend=host-gw")...)
 	}
 	return append(results, ok("vxlan", "works")...)
 }
@@ -107,6 +107,30 @@ func checkForwarding(h Host, _ Options) []Result {
 		return fail("ip_forward", fmt.Sprintf("off and cannot be set (%v)", err), "run `sysctl -w net.ipv4.ip_forward=1` on the host")
 	}
 	return ok("ip_forward", "off, can be set")
+}
+
+func checkIPv6(h Host, o Options) []Result {
+	const conf = "/proc/sys/net/ipv6/conf/"
+	if !o.IPv6 {
+		return nil
+	}
+	// The bridge of the pods begins with the default.
+	for _, which := range []string{"all", "default"} {
+		off, err := readInt(h, conf+which+"/disable_ipv6")
+		switch {
+		case err != nil:
+			return fail("ipv6", "the kernel has none", "boot it without ipv6.disable=1, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
+		case off != 0:
+			return fail("ipv6", "switched off (net.ipv6.conf."+which+".disable_ipv6)", "run `sysctl -w net.ipv6.conf."+which+".disable_ipv6=0`, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
+		}
+	}
+	if n, err := readInt(h, conf+"all/forwarding"); err == nil && n == 1 {
+		return ok("ipv6", "there, forwarding is on")
+	}
+	if err := h.Writable(conf + "all/forwarding"); err != nil {
+		return fail("ipv6", fmt.Sprintf("forwarding is off and cannot be set (%v)", err), "run `sysctl -w net.ipv6.conf.all.forwarding=1` on the host")
+	}
+	return ok("ipv6", "there, forwarding can be set")
 }
 
 func checkConntrack(h Host, _ Options) []Result {

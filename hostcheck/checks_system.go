@@ -17,9 +17,6 @@ const (
 	needSpace   = 256 << 20
 	wantInodes  = 10_000
 	wantEntropy = 128
-
-	wantInotifyInstances = 512
-	wantInotifyWatches   = 65_536
 )
 
 // oldestClock is before any host could run this program; a clock that shows an
@@ -138,22 +135,6 @@ func checkPropagation(h Host, _ Options) []Result {
 		}
 	}
 	return nil
-}
-
-func checkInotify(h Host, _ Options) []Result {
-	var low []string
-	for _, limit := range []struct {
-		name string
-		want int
-	}{{"max_user_instances", wantInotifyInstances}, {"max_user_watches", wantInotifyWatches}} {
-		if n, err := readInt(h, "/proc/sys/fs/inotify/"+limit.name); err == nil && n < limit.want {
-			low = append(low, fmt.Sprintf("fs.inotify.%s=%d", limit.name, limit.want))
-		}
-	}
-	if len(low) > 0 {
-		return warn("inotify", "limits are low", "run `sysctl -w "+strings.Join(low, " ")+"`: many pods on one node need more watches")
-	}
-	return ok("inotify", "limits suffice")
 }
 
 func checkSwap(h Host, _ Options) []Result {

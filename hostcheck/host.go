@@ -251,6 +251,8 @@ func (machine) TryListen(address string) error {
 
 func (machine) PortOwner(address string) string { return portOwner("/proc", address) }
 
+func (machine) InotifyInUse() int { return inotifyInUse("/proc", os.Geteuid()) }
+
 func isInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
 
 // bare leaves out the path, which the message names in its own words.

@@ -46,6 +46,8 @@ type Options struct {
 	// Node says whether pods shall run here. Without, only what a control plane
 	// needs is looked at.
 	Node bool
+	// IPv6 says that pods shall have addresses of that family.
+	IPv6 bool
 	// Ports are the ports to be listened on.
 	Ports []Port
 }
@@ -81,6 +83,8 @@ type Host interface {
 	// TryListen opens and closes a TCP port; PortOwner names who has it, or "".
 	TryListen(address string) error
 	PortOwner(address string) string
+	// InotifyInUse is how many inotify instances this user's processes have.
+	InotifyInUse() int
 	// Now is the clock.
 	Now() time.Time
 }
@@ -95,7 +99,7 @@ func Run(h Host, o Options) []Result {
 		checkRoot, checkCapabilities, checkKernel, checkDataDir, checkPorts,
 	}
 	if o.Node {
-		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter, checkForwarding, checkConntrack,
+		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter, checkForwarding, checkIPv6, checkConntrack,
 			checkKmsg, checkSeccomp, checkPropagation, checkInotify, checkSwap)
 	}
 	checks = append(checks, checkMemory, checkSpace, checkClock, checkEntropy)

@@ -27,6 +27,7 @@ type fakeHost struct {
 	writeErr   error
 	listenErr  map[string]error
 	owner      string
+	inotify    int
 	now        time.Time
 }
 
@@ -37,6 +38,9 @@ func goodHost() *fakeHost {
 			"/proc/self/mountinfo":                         "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw\n",
 			"/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
 			"/proc/sys/net/ipv4/ip_forward":                "1\n",
+			"/proc/sys/net/ipv6/conf/all/disable_ipv6":     "0\n",
+			"/proc/sys/net/ipv6/conf/default/disable_ipv6": "0\n",
+			"/proc/sys/net/ipv6/conf/all/forwarding":       "1\n",
 			"/proc/sys/net/netfilter/nf_conntrack_max":     "65536\n",
 			"/proc/sys/kernel/seccomp/actions_avail":       "kill allow\n",
 			"/proc/sys/fs/inotify/max_user_instances":      "8192\n",
@@ -70,9 +74,10 @@ func (f *fakeHost) TryNFTables() error                  { return f.nftErr }
 func (f *fakeHost) TryIPTables() error                  { return f.iptErr }
 func (f *fakeHost) TryListen(address string) error      { return f.listenErr[address] }
 func (f *fakeHost) PortOwner(string) string             { return f.owner }
+func (f *fakeHost) InotifyInUse() int                   { return f.inotify }
 func (f *fakeHost) Now() time.Time                      { return f.now }
 
-var options = Options{DataDir: "/var/lib/mote", Node: true, Ports: []Port{{Address: ":6443", Purpose: "the API server", Setting: "--https-listen-port"}}}
+var options = Options{DataDir: "/var/lib/mote", Node: true, IPv6: true, Ports: []Port{{Address: ":6443", Purpose: "the API server", Setting: "--https-listen-port"}}}
 
 func find(t *testing.T, results []Result, name string) Result {
 	t.Helper()
@@ -131,11 +136,24 @@ func TestRun_Faults(t *testing.T) {
 		{"no br_netfilter", func(h *fakeHost) { delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") }, "br_netfilter", Warn, "modprobe br_netfilter"},
 		{"forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"] = "0\n" }, "ip_forward", OK, "can be set"},
 		{"forwarding fixed", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"], h.writeErr = "0\n", unix.EROFS }, "ip_forward", Fail, "sysctl -w"},
+		{"no IPv6", func(h *fakeHost) { delete(h.files, "/proc/sys/net/ipv6/conf/all/disable_ipv6") }, "ipv6", Fail, "ipv6.disable=1"},
+		{"IPv6 switched off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/disable_ipv6"] = "1\n" }, "ipv6", Fail, "sysctl -w net.ipv6.conf.all.disable_ipv6=0"},
+		{"IPv6 switched off for new interfaces", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/default/disable_ipv6"] = "1\n" }, "ipv6", Fail, "sysctl -w net.ipv6.conf.default.disable_ipv6=0"},
+		{"IPv6 forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/forwarding"] = "0\n" }, "ipv6", OK, "can be set"},
+		{"IPv6 forwarding fixed", func(h *fakeHost) {
+			h.files["/proc/sys/net/ipv6/conf/all/forwarding"], h.writeErr = "0\n", unix.EROFS
+		}, "ipv6", Fail, "sysctl -w net.ipv6.conf.all.forwarding=1"},
 		{"no conntrack", func(h *fakeHost) { delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max") }, "conntrack", Warn, "nf_conntrack"},
 		{"no kmsg", func(h *fakeHost) { delete(h.files, "/dev/kmsg") }, "/dev/kmsg", Fail, "--device"},
 		{"no seccomp", func(h *fakeHost) { delete(h.files, "/proc/sys/kernel/seccomp/actions_avail") }, "seccomp", Warn, "CONFIG_SECCOMP_FILTER"},
 		{"private root", func(h *fakeHost) { h.files["/proc/self/mountinfo"] = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n" }, "mounts", Warn, "make-rshared"},
-		{"few inotify instances", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"] = "128\n" }, "inotify", Warn, "fs.inotify.max_user_instances=512"},
+		{"few inotify instances", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 30 }, "inotify", Warn,
+			"30 of 128 instances are in use, mote takes about 20, and pods that watch files one or more each: run `sysctl -w fs.inotify.max_user_instances=512`, and write that into /etc/sysctl.d/90-mote.conf for the next boot"},
+		{"no inotify instances for mote", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 120 }, "inotify", Warn,
+			"120 of 128 instances are in use and mote takes about 20: it, or a pod, will say `too many open files`"},
+		{"many inotify instances in use", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "1024\n", 1000 }, "inotify", Warn, "fs.inotify.max_user_instances=2048"},
+		{"few inotify watches", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_watches"] = "8192\n" }, "inotify", Warn, "sysctl -w fs.inotify.max_user_watches=65536"},
+		{"inotify unknown", func(h *fakeHost) { delete(h.files, "/proc/sys/fs/inotify/max_user_instances") }, "inotify", OK, "suffice"},
 		{"swap", func(h *fakeHost) { h.files["/proc/swaps"] += "/dev/sda2 partition 1 0 -2\n" }, "swap", Warn, "swapoff"},
 		{"little memory", func(h *fakeHost) { h.files["/proc/meminfo"] = "MemTotal: 262144 kB\n" }, "memory", Warn, "256 MiB"},
 		{"disk low", func(h *fakeHost) { h.free = 1 << 30 }, "disk", Warn, "1024 MiB"},
@@ -172,6 +190,17 @@ func TestRun_Faults(t *testing.T) {
 				t.Errorf("fault %q is no single ErrHost", err)
 			}
 		})
+	}
+}
+
+func TestRun_PodsWithoutIPv6_NotLookedFor(t *testing.T) {
+	h, o := goodHost(), options
+	o.IPv6 = false
+	h.files["/proc/sys/net/ipv6/conf/all/disable_ipv6"] = "1\n"
+	for _, r := range Run(h, o) {
+		if r.Name == "ipv6" || r.Level != OK {
+			t.Errorf("%+v of a host whose pods have IPv4 alone", r)
+		}
 	}
 }
 

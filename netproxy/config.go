@@ -56,6 +56,9 @@ type Config struct {
 	NodePortAddresses []string
 	// HealthzAddress is where load balancers may ask for the proxy's health (upstream's is 0.0.0.0:10256); empty means nowhere.
 	HealthzAddress string
+	// MetricsAddress is where this machine's monitoring may ask for the proxy's metrics and mode (upstream's is 127.0.0.1:10249);
+	// empty means nowhere. Nobody is asked who they are.
+	MetricsAddress string
 	// Logger receives what happens; nil means silence.
 	Logger *zap.Logger
 }

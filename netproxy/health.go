@@ -5,25 +5,65 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
+	"k8s.io/component-base/metrics"
+	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// serveHealth answers /healthz and /livez as kube-proxy does: load balancers use the first to leave out a node that is being
+// healthHandler answers /healthz and /livez as kube-proxy does: load balancers use the first to leave out a node that is being
 // removed. Upstream's own server is not used because it cannot be stopped.
-func (p *Proxy) serveHealth(ctx context.Context) error {
+func (p *Proxy) healthHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { p.answerHealth(w, true) })
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { p.answerHealth(w, false) })
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.cfg.HealthzAddress)
-	if err != nil {
-		// Another kube-proxy beside us must not keep services from working.
-		p.log.Warn("proxy health is not served", zap.String("address", p.cfg.HealthzAddress), zap.Error(err))
+	return mux
+}
+
+// metricsHandler answers /proxyMode and /metrics as kube-proxy does. The registry is that of the whole process, of which the
+// API server's part is only for those who may see it.
+func (p *Proxy) metricsHandler(mode string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, _ = io.WriteString(w, mode)
+	})
+	mux.Handle("/metrics", metrics.HandlerFor(ownMetrics{legacyregistry.DefaultGatherer}, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
+	return mux
+}
+
+// ownMetrics are those of the proxy and of the process.
+type ownMetrics struct{ all metrics.Gatherer }
+
+// Gather implements metrics.Gatherer.
+func (o ownMetrics) Gather() ([]*dto.MetricFamily, error) {
+	families, err := o.all.Gather()
+	return slices.DeleteFunc(families, func(f *dto.MetricFamily) bool {
+		name := f.GetName()
+		return !strings.HasPrefix(name, "kubeproxy_") && !strings.HasPrefix(name, "process_") && !strings.HasPrefix(name, "go_")
+	}), err
+}
+
+// serveHTTP serves what, for the log, on address until ctx ends; an empty address is none.
+func (p *Proxy) serveHTTP(ctx context.Context, what, address string, handler http.Handler) error {
+	if address == "" {
 		return nil
 	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: shutdownTimeout}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		// Another kube-proxy beside us must not keep services from working.
+		p.log.Warn("proxy's "+what+" is not served", zap.String("address", address), zap.Error(err))
+		return nil
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: shutdownTimeout}
 	stop := context.AfterFunc(ctx, func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
@@ -31,7 +71,7 @@ func (p *Proxy) serveHealth(ctx context.Context) error {
 	})
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve proxy health: %w", err)
+		return fmt.Errorf("serve proxy's %s: %w", what, err)
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/version"
@@ -15,6 +17,13 @@ import (
 
 // ErrNoBackend is returned when the host has neither a usable nftables nor a usable iptables.
 var ErrNoBackend = errors.New("no usable packet filter: install nftables (nft 1.0.1 or newer, kernel 5.13 or newer) or iptables")
+
+// ErrNoIPv6 is returned when pods of the cluster have IPv6 addresses and the host has no such thing.
+var ErrNoIPv6 = errors.New("pods of this cluster have IPv6 addresses, which this machine's kernel has not or has switched off: " +
+	"run `sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0`, or boot it without ipv6.disable=1")
+
+// ErrNoIP6Tables is returned in iptables mode when pods of the cluster have IPv6 addresses, whose services nobody would carry.
+var ErrNoIP6Tables = errors.New("pods of this cluster have IPv6 addresses, and ip6tables is missing or does not work: install it, or nftables (nft 1.0.1 or newer, kernel 5.13 or newer)")
 
 // probeTable is the table the probe checks rules in. Checking does not make it.
 const probeTable = "mote-probe"
@@ -92,6 +101,23 @@ func ipv6Enabled() bool {
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
 		return false
 	}
-	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-	return err != nil || strings.TrimSpace(string(off)) != "1"
+	return !ipv6Off("all")
+}
+
+// ipv6Off tells whether IPv6 is switched off for "all" interfaces, or by "default" for those to come.
+func ipv6Off(which string) bool {
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + which + "/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(off)) == "1"
+}
+
+// checkIPv6 refuses a host on which no pod of the cluster could be started. The bridge begins with the default.
+func checkIPv6(clusterCIDRs []*net.IPNet) error {
+	if hasIPv6(clusterCIDRs) && (!ipv6Enabled() || ipv6Off("default")) {
+		return ErrNoIPv6
+	}
+	return nil
+}
+
+func hasIPv6(nets []*net.IPNet) bool {
+	return slices.ContainsFunc(nets, func(n *net.IPNet) bool { return n.IP.To4() == nil })
 }

@@ -48,17 +48,21 @@ type Proxy struct {
 	mode    string     // the backend in use, empty before Run decided
 }
 
-// New checks the config.
+// New checks the config, and that the host can have pods of its families: what else a node runs would fail at what follows from that,
+// perhaps before Run does.
 func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)
+	}
+	if err := checkIPv6(c.ClusterCIDRs); err != nil {
+		return nil, err
 	}
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}
 	p := &Proxy{cfg: c, log: c.Logger, factory: c.Informers, ready: make(chan struct{})}
 	if p.factory == nil {
-		p.factory = informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(trim))
+		p.factory = informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(Trim))
 	}
 	p.health = healthcheck.NewProxyHealthServer(c.HealthzAddress, healthTimeout, &p.node)
 	return p, nil
@@ -138,9 +142,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 			}
 		}
 	})
-	if p.cfg.HealthzAddress != "" {
-		g.Go(func() error { return p.serveHealth(ctx) })
-	}
+	g.Go(func() error { return p.serveHTTP(ctx, "health", p.cfg.HealthzAddress, p.healthHandler()) })
+	g.Go(func() error { return p.serveHTTP(ctx, "metrics", p.cfg.MetricsAddress, p.metricsHandler(mode)) })
 	g.Go(func() error {
 		for _, c := range []<-chan struct{}{synced, network.Ready()} {
 			select {
@@ -217,8 +220,9 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 	network.SetNodes(networkNode(self), peers)
 }
 
-// trim drops from cached objects what nothing here reads and what makes up most of their size.
-func trim(obj any) (any, error) {
+// Trim drops from cached objects what neither this package nor a node's DNS reads, and what makes up most of their size. It is
+// the transform of informers that nobody else uses.
+func Trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
 	}
@@ -304,5 +308,5 @@ func (s *nodeState) topology() map[string]string {
 	return out
 }
 
-// shutdownTimeout bounds the end of the health server.
+// shutdownTimeout bounds the end of what is served over HTTP.
 const shutdownTimeout = 2 * time.Second

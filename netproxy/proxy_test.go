@@ -156,7 +156,7 @@ func testProxyRun(t *testing.T, mode string) {
 	c := Config{
 		Client: fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")},
 		ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16")}, ServiceCIDRs: []*net.IPNet{cidr(t, "10.43.0.0/16")},
-		LocalServiceIPs: []net.IP{net.ParseIP("10.43.0.10")}, Mode: mode, HealthzAddress: "127.0.0.1:10256",
+		LocalServiceIPs: []net.IP{net.ParseIP("10.43.0.10")}, Mode: mode, HealthzAddress: DefaultHealthzAddress, MetricsAddress: DefaultMetricsAddress,
 		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
 	}
 	p, err := New(c)
@@ -191,6 +191,19 @@ func testProxyRun(t *testing.T, mode string) {
 	reaches("http://10.43.0.10:53/", "dns")
 	if got := get("http://127.0.0.1:10256/healthz"); !strings.Contains(got, `"nodeEligible":true`) {
 		t.Errorf("health: %s", got)
+	}
+	if got := get("http://127.0.0.1:10249/proxyMode"); got != mode {
+		t.Errorf("mode is said to be %s", got)
+	}
+	metrics := get("http://127.0.0.1:10249/metrics")
+	for _, want := range []string{"kubeproxy_sync_proxy_rules_duration_seconds_count", "process_resident_memory_bytes"} {
+		if !strings.Contains(metrics, "\n"+want) {
+			t.Errorf("metrics lack %s: %.300s", want, metrics)
+		}
+	}
+	// The registry has this one itself; it stands for all that other parts of the process count.
+	if strings.Contains(metrics, "\nregistered_metrics_total") {
+		t.Error("metrics of other parts of the process are shown")
 	}
 	fromPod := func(addr string) string {
 		return run(t, "ip", "netns", "exec", h.pod, "timeout", "5", "bash", "-c",

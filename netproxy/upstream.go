@@ -124,7 +124,7 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 	case mode == ModeNFTables:
 		proxier, err = nftables.NewProxier(ctx, config, v1.IPv4Protocol, detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
 	default:
-		proxier, err = newIPTablesProxier(ctx, config, detectors, c.NodeName, ips, health)
+		proxier, err = newIPTablesProxier(ctx, c, config, detectors, ips, health)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make %s proxier: %w", mode, err)
@@ -153,15 +153,18 @@ func ensureServiceTables(ctx context.Context) error {
 	return nil
 }
 
-func newIPTablesProxier(ctx context.Context, config *kubeproxyconfig.KubeProxyConfiguration, detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector,
-	nodeName string, ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
+func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.KubeProxyConfiguration, detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector,
+	ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
 ) (proxy.Provider, error) {
 	tools := utiliptables.NewBestEffort()
 	if tools[v1.IPv6Protocol] != nil && ipv6Enabled() {
-		return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, nodeName, ips, nil, health, false)
+		return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, c.NodeName, ips, nil, health, false)
+	}
+	if hasIPv6(c.ClusterCIDRs) {
+		return nil, ErrNoIP6Tables
 	}
 	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, tools[v1.IPv4Protocol], utilsysctl.New(), detectors[v1.IPv4Protocol],
-		nodeName, ips[v1.IPv4Protocol], nil, health, false)
+		c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
 }
 
 // removeOtherMode takes away what a run in another mode left, so that packets are not translated twice.

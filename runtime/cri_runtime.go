@@ -64,12 +64,15 @@ func (r *runtimeService) PodSandboxStatus(ctx context.Context, id string, verbos
 	if s := resp.Status; s != nil && (s.Id == "" || s.Metadata == nil || s.Metadata.Name == "" || s.Metadata.Namespace == "" || s.Metadata.Uid == "" || s.CreatedAt == 0) {
 		return nil, incomplete("get pod sandbox status", "id, metadata or creation time")
 	}
+	if resp.Status != nil {
+		resp.Status.CreatedAt = past(resp.Status.CreatedAt, time.Now())
+	}
 	return resp, nil
 }
 
 func (r *runtimeService) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
 	resp, err := call(ctx, criTimeout, r.s.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: filter})
-	return resp.GetItems(), err
+	return pastSandboxes(resp.GetItems(), time.Now()), err
 }
 
 func (r *runtimeService) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
@@ -109,7 +112,7 @@ func (r *runtimeService) RemoveContainer(ctx context.Context, id string) error {
 
 func (r *runtimeService) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
 	resp, err := call(ctx, criTimeout, r.s.ListContainers, &runtimeapi.ListContainersRequest{Filter: filter})
-	return resp.GetContainers(), err
+	return pastContainers(resp.GetContainers(), time.Now()), err
 }
 
 func (r *runtimeService) ContainerStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
@@ -119,6 +122,9 @@ func (r *runtimeService) ContainerStatus(ctx context.Context, id string, verbose
 	}
 	if s := resp.Status; s != nil && (s.Id == "" || s.Metadata == nil || s.Metadata.Name == "" || s.CreatedAt == 0 || s.Image == nil || s.Image.Image == "" || s.ImageRef == "") {
 		return nil, incomplete("get container status", "id, metadata, image or creation time")
+	}
+	if resp.Status != nil {
+		pastStatus(resp.Status, time.Now())
 	}
 	return resp, nil
 }

@@ -25,6 +25,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 // ErrNotRunning is wrapped when no container runtime answers for a data folder.
@@ -232,7 +234,7 @@ func copyFile(from, to string) (err error) {
 	if err := os.Rename(temp, to); err != nil {
 		return fmt.Errorf("keep image archive: %w", err)
 	}
-	return syncDir(filepath.Dir(to))
+	return wholefile.SyncDir(filepath.Dir(to))
 }
 
 // ImageInfo is one image of a running mote.

@@ -26,6 +26,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/wholefile"
 )
 
 const (
@@ -342,7 +343,7 @@ func writeRecord(name string, rec archiveRecord) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return fmt.Errorf("create folder for records: %w", err)
 	}
-	return writeSynced(name, data)
+	return wholefile.Write(name, data, 0o600)
 }
 
 // forgetRecords removes the records of archives that are gone.

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 // Folders and files containerd's plugins keep below root and state.
@@ -51,6 +54,9 @@ func (r *Runtime) repair(ctx context.Context, last lastStop) error {
 		return err
 	}
 	if problem := r.findDamage(); problem != nil {
+		if remedy := shortage(problem); remedy != "" {
+			return fmt.Errorf("check containerd's records: %w: %s", problem, remedy)
+		}
 		return r.setAside(ctx, problem.Error(), damagedAll)
 	}
 	return r.p.restoreRecordFolders()
@@ -122,6 +128,20 @@ func (r *Runtime) checkMountDB() error {
 	return nil
 }
 
+// shortage says what to do about an error that comes from what the machine has
+// no more of, or "" if it is another. It says nothing about what is on disk.
+func shortage(err error) string {
+	switch {
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return "raise what there is too little of, usually with `sysctl fs.inotify.max_user_instances=512`, else the limit of open files"
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "make room on the disk of the data folder, or raise fs.inotify.max_user_watches if there is room"
+	case errors.Is(err, unix.ENOMEM):
+		return "free memory on this machine"
+	}
+	return ""
+}
+
 // damagedAll are the files set aside when the state cannot be used: containerd's
 // records and those of CRI and the snapshotters, which refer to one another.
 // Content stays: it is named by its hash, so importing or pulling an image again
@@ -158,7 +178,7 @@ func (r *Runtime) setAside(ctx context.Context, reason string, patterns []string
 			}
 		}
 	}
-	if err := errors.Join(syncDir(r.p.root), writeSynced(filepath.Join(r.p.marks, rebuildMark), nil)); err != nil {
+	if err := errors.Join(wholefile.SyncDir(r.p.root), wholefile.Write(filepath.Join(r.p.marks, rebuildMark), nil, 0o600)); err != nil {
 		return err
 	}
 	r.log.Warn("container state is damaged: set aside, to be rebuilt from content and image archives; pods start anew",

@@ -203,6 +203,9 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*d
 		return nil, "", err
 	}
 	d, err := startDaemon(ctx, r.p, settings, snapshotter)
+	if remedy := shortage(err); remedy != "" {
+		return nil, "", fmt.Errorf("start containerd: %w: %s", err, remedy)
+	}
 	if err != nil {
 		// The checks before did not see the damage that containerd does. One
 		// more try from nothing is better than never starting again.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 // ErrInUse is wrapped by Run when another process runs a Runtime over the same
@@ -71,39 +73,12 @@ func readLastStop(p paths) (lastStop, error) {
 	}
 	last.sameBoot = strings.TrimSpace(string(before)) == strings.TrimSpace(string(now))
 	if last.sameBoot {
-		return last, syncDir(p.marks)
+		return last, wholefile.SyncDir(p.marks)
 	}
-	return last, writeSynced(file, now)
+	return last, wholefile.Write(file, now, 0o600)
 }
 
 // markCleanStop leaves the mark readLastStop looks for.
 func markCleanStop(p paths) error {
-	return writeSynced(filepath.Join(p.marks, cleanMark), nil)
-}
-
-// writeSynced replaces a file so that after a power cut it is either the old or
-// the new one, whole.
-func writeSynced(name string, data []byte) (err error) {
-	temp := name + ".tmp"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(name), err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(name), err)
-	}
-	if err := os.Rename(temp, name); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(name), err)
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open folder to sync: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return wholefile.Write(filepath.Join(p.marks, cleanMark), nil, 0o600)
 }

@@ -2,6 +2,9 @@
 # Installs a built mote as a service (systemd or OpenRC), or removes it again.
 #
 #   scripts/install.sh [BINARY]     install BINARY (default bin/mote) and start the service
+#   scripts/install.sh --agent [BINARY]
+#                                   the same for a machine that joins a server; server and token are
+#                                   read from /etc/mote/config.yaml
 #   scripts/install.sh --remove     stop the service, remove its unit file and the executable
 #
 # The cluster's data is not removed: that is `mote uninstall --yes`, before --remove.
@@ -29,7 +32,14 @@ init_system() {
 }
 
 install_mote() {
-	binary=$1
+	role=$1
+	binary=$2
+	unit=mote
+	if [ "$role" = agent ]; then
+		unit=mote-agent
+		[ -d /var/lib/mote/agent/pki ] || grep -qs '^server:' /etc/mote/config.yaml /etc/mote/config.yaml.d/*.yaml ||
+			fail "/etc/mote/config.yaml names no server: write server: https://HOST:6443 and token: into it"
+	fi
 	[ -f "$binary" ] || fail "$binary is not there: run make build"
 	"$binary" check >/dev/null || fail "this host cannot run mote yet: run $binary check"
 	# Beside and renamed: a running executable cannot be written to.
@@ -37,7 +47,8 @@ install_mote() {
 	mv -f "$target.new" "$target"
 	case $(init_system) in
 	systemd)
-		install -D -m 0644 "$here/service/mote.service" "$systemd_unit"
+		# One unit under one name: a machine is either.
+		install -D -m 0644 "$here/service/$unit.service" "$systemd_unit"
 		systemctl daemon-reload
 		systemctl enable mote.service
 		# Pods run on through a restart.
@@ -45,13 +56,13 @@ install_mote() {
 		echo "install: mote runs as a service: systemctl status mote, journalctl -u mote"
 		;;
 	openrc)
-		install -D -m 0755 "$here/service/mote.openrc" "$openrc_unit"
+		install -D -m 0755 "$here/service/$unit.openrc" "$openrc_unit"
 		rc-update add mote default
 		rc-service mote restart
 		echo "install: mote runs as a service: rc-service mote status, /var/log/mote.log"
 		;;
 	none)
-		echo "install: neither systemd nor OpenRC runs here: start it with $target server"
+		echo "install: neither systemd nor OpenRC runs here: start it with $target $role"
 		;;
 	esac
 }
@@ -83,6 +94,7 @@ remove_mote() {
 [ "$(id -u)" = 0 ] || fail "not running as root: use sudo"
 case ${1:-} in
 --remove) remove_mote ;;
--*) fail "unknown flag $1: the only one is --remove" ;;
-*) install_mote "${1:-$here/../bin/mote}" ;;
+--agent) install_mote agent "${2:-$here/../bin/mote}" ;;
+-*) fail "unknown flag $1: the flags are --agent and --remove" ;;
+*) install_mote server "${1:-$here/../bin/mote}" ;;
 esac

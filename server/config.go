@@ -7,12 +7,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/mote-dev/mote/joinapi"
 )
 
 // What a zero Config field stands for.
@@ -29,6 +30,8 @@ const (
 	DefaultServiceCIDR = "10.43.0.0/16"
 	// DefaultClusterDomain is the DNS domain of the cluster.
 	DefaultClusterDomain = "cluster.local"
+	// DefaultNetworkBackend works wherever nodes reach each other at all.
+	DefaultNetworkBackend = joinapi.NetworkVXLAN
 	// DefaultDatastoreDurability makes every write wait for the disk.
 	DefaultDatastoreDurability = DurabilityFull
 )
@@ -59,7 +62,7 @@ const (
 )
 
 // Disableable are the in-process services that Config.Disable may name.
-var Disableable = []string{"dns", "network-policy"}
+var Disableable = []string{"discovery", "dns", "network-policy"}
 
 // Config is everything a server can be told. Only the command line fills it
 // in; nothing writes to it after New.
@@ -95,10 +98,14 @@ type Config struct {
 	// ClusterDomain is the DNS domain of the cluster. Empty means
 	// DefaultClusterDomain.
 	ClusterDomain string
+	// NetworkBackend is how pods of other nodes are reached, the same on all
+	// nodes: one of joinapi.NetworkBackends. Empty means DefaultNetworkBackend.
+	NetworkBackend string
 
-	// Token is the secret that agents join with: either "<id>.<secret>" of a
-	// bootstrap token or the whole "M10<hash>::<id>.<secret>". Empty means one
-	// is made at first start.
+	// Token is the secret that agents join with, in one of the forms of
+	// joinapi.Token. A bootstrap token becomes one of the cluster; a password, and
+	// whatever is given beside DatastoreEndpoint, is held in memory only. Empty
+	// means a token is made at first start.
 	Token string
 	// Disable names in-process services that shall not run; see Disableable.
 	Disable []string
@@ -113,12 +120,21 @@ type Config struct {
 	KubeSchedulerArgs         []string
 
 	// DatastoreEndpoint is a comma-separated list of URLs of a real etcd
-	// cluster to use in place of the built-in store. Empty means built-in.
+	// cluster to use in place of the built-in store: several servers can then
+	// share it, which know each other by Token. Empty means built-in.
 	DatastoreEndpoint string
+	// DatastoreCAFile is the authority of that etcd's certificates, as PEM. Empty
+	// means those the machine trusts.
+	DatastoreCAFile string
+	// DatastoreCertFile and DatastoreKeyFile are shown to that etcd, as PEM. Both
+	// empty means it asks for none.
+	DatastoreCertFile, DatastoreKeyFile string
 	// DatastoreDurability is DurabilityFull or DurabilityRelaxed. Empty means
 	// DefaultDatastoreDurability.
 	DatastoreDurability string
 
+	// Version is mote's own version, for nodes and people.
+	Version string
 	// Debug makes every part log more.
 	Debug bool
 	// Logger receives all log lines. Nil means none are kept.
@@ -154,6 +170,9 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = DefaultClusterDomain
+	}
+	if c.NetworkBackend == "" {
+		c.NetworkBackend = DefaultNetworkBackend
 	}
 	if c.KubeconfigOutput == "" {
 		c.KubeconfigOutput = DefaultKubeconfigOutput
@@ -209,8 +228,11 @@ func (c Config) Validate() error {
 	if msgs := validation.IsDNS1123Subdomain(strings.TrimSuffix(c.ClusterDomain, ".")); len(msgs) > 0 {
 		fault("cluster-domain %q is no DNS domain: use one such as %s", c.ClusterDomain, DefaultClusterDomain)
 	}
+	if !slices.Contains(joinapi.NetworkBackends, c.NetworkBackend) {
+		fault("network-backend %q is unknown: the choices are %s", c.NetworkBackend, strings.Join(joinapi.NetworkBackends, ", "))
+	}
 	if c.Token != "" {
-		if err := ValidateToken(c.Token); err != nil {
+		if _, err := joinapi.ParseToken(c.Token); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -234,15 +256,60 @@ func (c Config) Validate() error {
 	if c.DatastoreDurability != DurabilityFull && c.DatastoreDurability != DurabilityRelaxed {
 		fault("datastore-durability %q is unknown: use %s or %s", c.DatastoreDurability, DurabilityFull, DurabilityRelaxed)
 	}
-	if c.DatastoreEndpoint != "" {
-		for ep := range strings.SplitSeq(c.DatastoreEndpoint, ",") {
-			u, err := url.Parse(strings.TrimSpace(ep))
-			if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-				fault("datastore-endpoint %q is no etcd URL: write it as https://HOST:2379", ep)
+	return errors.Join(append(errs, c.validateDatastore()...)...)
+}
+
+// validateDatastore checks what is said of an etcd.
+func (c Config) validateDatastore() []error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	files := []struct{ setting, file string }{
+		{"datastore-cafile", c.DatastoreCAFile}, {"datastore-certfile", c.DatastoreCertFile}, {"datastore-keyfile", c.DatastoreKeyFile},
+	}
+	if c.DatastoreEndpoint == "" {
+		for _, f := range files {
+			if f.file != "" {
+				fault("%s is for an etcd, and there is none: give --datastore-endpoint, or leave it out", f.setting)
+			}
+		}
+		return errs
+	}
+	schemes := map[string]bool{}
+	for _, ep := range c.datastoreEndpoints() {
+		u, err := url.Parse(ep)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.Port() == "" || strings.Trim(u.Path, "/") != "" {
+			fault("datastore-endpoint %q is no etcd URL: write it as https://HOST:2379", ep)
+			continue
+		}
+		schemes[u.Scheme] = true
+	}
+	if len(schemes) == 2 {
+		fault("datastore-endpoint has both http and https URLs: give those of one kind")
+	}
+	if schemes["http"] {
+		for _, f := range files {
+			if f.file != "" {
+				fault("%s is for TLS, and datastore-endpoint has an http URL: write it as https://HOST:2379", f.setting)
 			}
 		}
 	}
-	return errors.Join(errs...)
+	if (c.DatastoreCertFile == "") != (c.DatastoreKeyFile == "") {
+		fault("datastore-certfile and datastore-keyfile belong together: give both, or none")
+	}
+	if c.Token == "" && len(errs) == 0 {
+		fault("datastore-endpoint needs a token: give all servers of that etcd the same --token-file or --token")
+	}
+	return errs
+}
+
+// datastoreEndpoints are the URLs of the etcd.
+func (c Config) datastoreEndpoints() []string {
+	var urls []string
+	for ep := range strings.SplitSeq(c.DatastoreEndpoint, ",") {
+		urls = append(urls, strings.TrimSuffix(strings.TrimSpace(ep), "/"))
+	}
+	return urls
 }
 
 // validateNetworks checks the ranges and the DNS addresses against each other.
@@ -338,22 +405,6 @@ func (c Config) validateClusterDNS() []error {
 	return errs
 }
 
-var (
-	bootstrapToken = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
-	pinnedToken    = regexp.MustCompile(`^M10[0-9a-f]{64}::[a-z0-9]{6}\.[a-z0-9]{16}$`)
-)
-
-// ErrTokenForm says that a token is neither a bootstrap token nor a pinned one.
-var ErrTokenForm = errors.New("token has the wrong form")
-
-// ValidateToken checks the form of a join token. The error never quotes it.
-func ValidateToken(token string) error {
-	if bootstrapToken.MatchString(token) || pinnedToken.MatchString(token) {
-		return nil
-	}
-	return fmt.Errorf("%w: write it as <6 characters>.<16 characters> of a-z and 0-9, or paste the whole M10… token", ErrTokenForm)
-}
-
 // NthAddress is the address n steps above the start of a range.
 func NthAddress(network *net.IPNet, n int) net.IP {
 	ip := slices.Clone(network.IP)
@@ -395,6 +446,9 @@ func mustCIDR(s string) *net.IPNet {
 
 // StoreFile is where the built-in store of a data folder lies.
 func StoreFile(dataDir string) string { return filepath.Join(dataDir, "server", "db", "state.db") }
+
+// TokenFile is where a server keeps the token of its join command.
+func TokenFile(dataDir string) string { return filepath.Join(dataDir, "server", "token") }
 
 // SnapshotDir is where snapshots of the built-in store of a data folder go.
 func SnapshotDir(dataDir string) string { return filepath.Join(dataDir, "server", "db", "snapshots") }

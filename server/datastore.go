@@ -7,16 +7,18 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/server/egressselector"
 	"k8s.io/apiserver/pkg/storage"
 	etcdfeature "k8s.io/apiserver/pkg/storage/feature"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/mote-dev/mote/store"
 )
@@ -26,16 +28,17 @@ const (
 	pipeBuffer = 64 << 10
 	// snapshotEvery is the time between automatic snapshots of the built-in store.
 	snapshotEvery = 12 * time.Hour
-	// etcdDialTimeout is how long a real etcd may take to answer at start.
-	etcdDialTimeout = 20 * time.Second
+	// storeAddress stands for the store where upstream insists on an address.
+	storeAddress = "store.mote.in-process:2379"
 )
 
 // datastore is where the API server keeps its objects: the built-in store or a
 // real etcd.
 type datastore struct {
 	client *etcdkubernetes.Client
-	// dial makes a gRPC connection to the same data.
-	dial func(context.Context) (net.Conn, error)
+	// transport leads the few parts of upstream that make an etcd client of their
+	// own (the node port allocator) to the same data.
+	transport storagebackend.TransportConfig
 	// run blocks until ctx ends; close comes after it.
 	run   func(context.Context) error
 	close func() error
@@ -43,10 +46,14 @@ type datastore struct {
 
 func openDatastore(ctx context.Context, c Config) (*datastore, error) {
 	if c.DatastoreEndpoint != "" {
-		return openEtcd(ctx, strings.Split(c.DatastoreEndpoint, ","))
+		return openEtcd(ctx, c)
 	}
 	return openStore(ctx, c)
 }
+
+// heartbeats are written every ten seconds by each node and each server, and mean nothing after a power cut: who lives
+// writes the next one. The leases that elect leaders are not among them.
+var heartbeats = []string{"/registry/leases/kube-node-lease/", "/registry/leases/kube-system/apiserver-"}
 
 func openStore(ctx context.Context, c Config) (*datastore, error) {
 	file := filepath.Join(c.DataDir, "server", "db", "state.db")
@@ -54,7 +61,7 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 		return nil, fmt.Errorf("create folder of the store: %w", err)
 	}
 	s, err := store.Open(ctx, store.Options{
-		Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability),
+		Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability), LateKeys: heartbeats,
 		SnapshotDir: SnapshotDir(c.DataDir), SnapshotEvery: snapshotEvery,
 	})
 	if err != nil {
@@ -68,8 +75,19 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 	s.RegisterGRPC(grpcServer)
 	return &datastore{
 		client: s.KubernetesClient(context.WithoutCancel(ctx)),
-		dial:   listener.DialContext,
+		transport: storagebackend.TransportConfig{
+			ServerList: []string{"http://" + storeAddress},
+			EgressLookup: func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
+				return func(ctx context.Context, _, _ string) (net.Conn, error) { return listener.DialContext(ctx) }, nil
+			},
+		},
 		run: func(ctx context.Context) error {
+			// Served by the API server, under /metrics.
+			metrics := legacyregistry.Registerer()
+			if err := metrics.Register(s); err != nil {
+				return fmt.Errorf("register metrics of the store: %w", err)
+			}
+			defer metrics.Unregister(s)
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return s.Run(ctx) })
 			g.Go(func() error {
@@ -86,33 +104,5 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 			return g.Wait()
 		},
 		close: s.Close,
-	}, nil
-}
-
-func openEtcd(ctx context.Context, endpoints []string) (*datastore, error) {
-	client, err := etcdkubernetes.New(clientv3.Config{
-		Context: context.WithoutCancel(ctx), Endpoints: endpoints, DialTimeout: etcdDialTimeout,
-		DialKeepAliveTime: 30 * time.Second, DialKeepAliveTimeout: 10 * time.Second,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(endpoints, ","), err)
-	}
-	probe, cancel := context.WithTimeout(ctx, etcdDialTimeout)
-	defer cancel()
-	if _, err := client.Client.Get(probe, "/registry/health"); err != nil {
-		_ = client.Close()
-		return nil, fmt.Errorf("read from etcd at %s: %w", strings.Join(endpoints, ","), err)
-	}
-	return &datastore{
-		client: client,
-		dial: func(ctx context.Context) (net.Conn, error) {
-			host := strings.TrimPrefix(strings.TrimPrefix(endpoints[0], "http://"), "https://")
-			return (&net.Dialer{}).DialContext(ctx, "tcp", host)
-		},
-		run: func(ctx context.Context) error {
-			<-ctx.Done()
-			return nil
-		},
-		close: client.Close,
 	}, nil
 }

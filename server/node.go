@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/mote-dev/mote/joinapi"
 )
 
 // The Node authorizer lets a kubelet read the secrets and config maps of pods
@@ -53,3 +55,7 @@ func ofPods(r *http.Request) bool {
 	}
 	return false
 }
+
+// Pin is the fingerprint of the cluster's CA that nodes know it by. It is known
+// once Open has returned.
+func (s *Server) Pin() string { return joinapi.Pin(s.pki.CA.Cert.Raw) }

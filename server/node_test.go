@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"github.com/mote-dev/mote/joinapi"
 )
 
 // answers is a transport that gives its statuses in order and then the last one.
@@ -57,7 +59,7 @@ func TestServer_New_RefusesBadConfig(t *testing.T) {
 	if _, err := New(Config{DataDir: "relative"}); err == nil || !strings.Contains(err.Error(), "data-dir") {
 		t.Errorf("a relative data folder: %v", err)
 	}
-	if _, err := New(Config{Token: "nonsense"}); !errors.Is(err, ErrTokenForm) {
+	if _, err := New(Config{Token: "short"}); !errors.Is(err, joinapi.ErrTokenForm) {
 		t.Errorf("a token of the wrong form: %v", err)
 	}
 }

@@ -11,18 +11,20 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
+	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
 	corev1 "k8s.io/api/core/v1"
 )
 
 // ensureSystemObjects makes what every cluster of mote has and leaves alone
-// what is there already.
+// what is there already, unless this server was told what does not go with it.
 func (s *Server) ensureSystemObjects(ctx context.Context) error {
-	client, err := kubernetes.NewForConfig(s.loopback.Config(&user.DefaultInfo{
-		Name: "system:mote", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated},
-	}))
+	client, err := s.client(&user.DefaultInfo{Name: "system:mote", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated}})
 	if err != nil {
 		return fmt.Errorf("make client for system objects: %w", err)
+	}
+	if err := s.checkNodeRanges(ctx, client); err != nil {
+		return err
 	}
 	// The API server makes this namespace as well, a moment after it says it is ready.
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem}}
@@ -31,6 +33,14 @@ func (s *Server) ensureSystemObjects(ctx context.Context) error {
 	}
 	if err := ensureNodeRole(ctx, client); err != nil {
 		return fmt.Errorf("keep rights of nodes: %w", err)
+	}
+	for _, b := range joinBindings {
+		if err := ensureBinding(ctx, client, b.name, b.role, b.group); err != nil {
+			return fmt.Errorf("keep rights to join: %w", err)
+		}
+	}
+	if err := s.ensureJoining(ctx, client); err != nil {
+		return err
 	}
 	if err := s.ensureDNSService(ctx, client); err != nil {
 		return fmt.Errorf("keep service kube-system/kube-dns: %w", err)
@@ -64,10 +74,24 @@ func ensureNodeRole(ctx context.Context, client kubernetes.Interface) error {
 	if err != nil {
 		return err
 	}
-	_, err = client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+	return ensureBinding(ctx, client, name, name, user.NodesGroup)
+}
+
+// joinBindings give upstream's roles to those who join, for server/join: who
+// comes with a token may ask for a node's first certificate, and nodes for their
+// next.
+var joinBindings = []struct{ name, role, group string }{
+	{"mote:join", "system:node-bootstrapper", bootstrapapi.BootstrapDefaultGroup},
+	{"mote:join-approved", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", bootstrapapi.BootstrapDefaultGroup},
+	{"mote:renew-approved", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", user.NodesGroup},
+}
+
+// ensureBinding gives a role to a group.
+func ensureBinding(ctx context.Context, client kubernetes.Interface, name, role, group string) error {
+	_, err := client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: user.NodesGroup}},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: group}},
 	}, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		return nil
@@ -107,6 +131,11 @@ func (s *Server) ensureDNSService(ctx context.Context, client kubernetes.Interfa
 				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
 			},
 		},
+	}
+	if len(addresses) > 1 {
+		// Two addresses are refused unless it says that it wants them.
+		policy := corev1.IPFamilyPolicyPreferDualStack
+		service.Spec.IPFamilyPolicy = &policy
 	}
 	_, err := services.Create(ctx, service, metav1.CreateOptions{})
 	return err

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,17 +10,24 @@ import (
 	"strconv"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/mote-dev/mote/hostaddr"
+	"github.com/mote-dev/mote/joinapi"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/controllers"
+	"github.com/mote-dev/mote/server/join"
 	"github.com/mote-dev/mote/server/loopback"
+	"github.com/mote-dev/mote/server/members"
 	"github.com/mote-dev/mote/server/pki"
+	"github.com/mote-dev/mote/server/revocation"
 	"github.com/mote-dev/mote/server/scheduler"
+	"github.com/mote-dev/mote/server/tunnel"
 )
 
 // Server is the control plane in one process.
@@ -32,9 +40,16 @@ type Server struct {
 	// built is closed when a node may start in this process; pki is set before.
 	built chan struct{}
 	pki   *pki.Set
+	// renewedAdmin has room for one: the administrator has a new certificate.
+	renewedAdmin chan struct{}
 	// listener and data are set by Open.
 	listener net.Listener
 	data     *datastore
+	// token is what the user wants nodes to join with, serverToken what the join
+	// command has: set before ready is closed.
+	token, serverToken joinapi.Token
+	// member is this server among those of its etcd; nil on the built-in store.
+	member *members.Member
 }
 
 // New checks c and returns a server that has not touched anything yet.
@@ -46,12 +61,18 @@ func New(c Config) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
+	var token joinapi.Token
+	if c.Token != "" {
+		if token, err = joinapi.ParseToken(c.Token); err != nil {
+			return nil, err
+		}
+	}
 	door := loopback.NewServer()
 	shared, err := apiserver.NewInformers(door)
 	if err != nil {
 		return nil, err
 	}
-	return &Server{config: c, loopback: door, shared: shared, ready: make(chan struct{}), built: make(chan struct{})}, nil
+	return &Server{config: c, loopback: door, shared: shared, token: token, ready: make(chan struct{}), built: make(chan struct{}), renewedAdmin: make(chan struct{}, 1)}, nil
 }
 
 // Ready is closed when the API answers and the objects every cluster has exist.
@@ -96,26 +117,43 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 	}, nil
 }
 
-// Open loads the cluster's keys, opens the store and takes the port, and
-// refuses what is damaged: everything that can be wrong before a part starts.
-// Run does it if it has not been done; Close undoes it if Run is never called.
+// Open opens the store, loads the cluster's keys and takes the port, and refuses
+// what is damaged: everything that can be wrong before a part starts. Run does
+// it if it has not been done; Close undoes it if Run is never called.
 func (s *Server) Open(ctx context.Context) error {
+	data, err := openDatastore(ctx, s.config)
+	if err != nil {
+		return err
+	}
+	if s.listener, err = s.open(ctx, data); err != nil {
+		s.leave(ctx)
+		return errors.Join(err, data.close())
+	}
+	s.data = data
+	return nil
+}
+
+// open does what Open does once there is a datastore, and returns the port.
+func (s *Server) open(ctx context.Context, data *datastore) (net.Listener, error) {
 	c := s.config
+	keys := filepath.Join(c.DataDir, "server", "tls")
+	if c.DatastoreEndpoint != "" {
+		if err := s.share(ctx, data, keys); err != nil {
+			return nil, err
+		}
+	}
 	var err error
-	if s.pki, err = pki.Open(filepath.Join(c.DataDir, "server", "tls"), s.names(), time.Now()); err != nil {
-		return fmt.Errorf("open the cluster's keys: %w", err)
+	if s.pki, err = pki.Open(keys, s.names(), time.Now()); err != nil {
+		return nil, fmt.Errorf("open the cluster's keys: %w", err)
+	}
+	if err := s.checkTokenPin(); err != nil {
+		return nil, err
 	}
 	listener, err := net.Listen("tcp", net.JoinHostPort(s.bindHost(), strconv.Itoa(c.HTTPSListenPort)))
 	if err != nil {
-		return fmt.Errorf("open the API server's port: %w", err)
+		return nil, fmt.Errorf("open the API server's port: %w", err)
 	}
-	data, err := openDatastore(ctx, c)
-	if err != nil {
-		_ = listener.Close()
-		return err
-	}
-	s.listener, s.data = listener, data
-	return nil
+	return listener, nil
 }
 
 // Close releases what Open took. It is not needed after Run.
@@ -124,6 +162,7 @@ func (s *Server) Close() error {
 		return nil
 	}
 	_ = s.listener.Close()
+	s.leave(context.Background())
 	return s.data.close()
 }
 
@@ -138,6 +177,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer func() { _ = s.listener.Close() }()
 	storeLayer := startLayer(ctx, s.data.run)
 	err := s.runAPI(ctx, storeLayer)
+	s.leave(ctx)
 	// What a layer says while it is torn down is no cause; it counts only alone.
 	if stopErr := storeLayer.stop(); err == nil {
 		err = stopErr
@@ -153,11 +193,28 @@ func (s *Server) runAPI(ctx context.Context, below *layer) error {
 	c := s.config
 	apiLayerContext, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	tunnels, err := tunnel.New(tunnel.Config{
+		Nodes: s.shared.Core().V1().Nodes().Informer(), Local: c.NodeName, Metrics: legacyregistry.Registerer(), Logger: c.Logger.Named("tunnel"),
+	})
+	if err != nil {
+		return err
+	}
+	tunnelLayer := startLayer(ctx, tunnels.Run)
+	defer func() { _ = tunnelLayer.stop() }()
+	revoked, err := s.newGuard()
+	if err != nil {
+		return err
+	}
+	joining, err := s.joining(revoked, tunnels)
+	if err != nil {
+		return err
+	}
 	api, err := apiserver.New(apiLayerContext, apiserver.Config{
 		PKI:              s.pki,
 		Etcd:             s.data.client,
-		DialStore:        s.data.dial,
-		Single:           c.DatastoreEndpoint == "",
+		Transport:        s.data.transport,
+		Servers:          s.servers(),
+		Name:             c.NodeName,
 		Loopback:         s.loopback,
 		Informers:        s.shared,
 		Listener:         s.listener,
@@ -166,14 +223,19 @@ func (s *Server) runAPI(ctx context.Context, below *layer) error {
 		Addresses:        s.addresses,
 		ServiceCIDRs:     c.ServiceCIDRs,
 		ClusterDomain:    c.ClusterDomain,
-		ExtraArgs:        c.KubeAPIServerArgs,
-		Logger:           c.Logger.Named("apiserver"),
+		Network:          tunnels,
+		// Joining is in front: it tells nodes in their own words what is revoked.
+		Wrap:      func(next http.Handler) http.Handler { return joining.Wrap(revoked.Wrap(next)) },
+		ExtraArgs: c.KubeAPIServerArgs,
 	})
 	if err != nil {
 		return err
 	}
 	apiLayer := startLayer(ctx, api.Run)
-	err = s.runClients(ctx, api, apiLayer, below)
+	err = s.runClients(ctx, api, joining, revoked, apiLayer, below)
+	if withdrawErr := api.Withdraw(); withdrawErr != nil {
+		c.Logger.Warn("the other servers have to find out themselves that this one stops", zap.Error(withdrawErr))
+	}
 	// In-process watches end only when their clients do, so the door is shut first.
 	s.loopback.Close()
 	if stopErr := apiLayer.stop(); err == nil {
@@ -182,36 +244,41 @@ func (s *Server) runAPI(ctx context.Context, below *layer) error {
 	return err
 }
 
-// runClients runs controllers and scheduler until ctx ends or a layer fails.
-func (s *Server) runClients(ctx context.Context, api *apiserver.Server, below ...*layer) error {
+// runClients runs controllers and scheduler, and lets nodes join, until ctx ends
+// or a layer fails.
+func (s *Server) runClients(ctx context.Context, api *apiserver.Server, joining *join.Service, revoked *revocation.Guard, below ...*layer) error {
 	c := s.config
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range below {
 		g.Go(func() error { return l.watch(ctx) })
 	}
+	g.Go(func() error { return stopped(ctx, revoked.Run(ctx)) })
 	g.Go(func() error {
 		if err := api.WaitReady(ctx); err != nil {
 			return stopped(ctx, err)
 		}
-		if err := s.ensureSystemObjects(ctx); err != nil {
+		if err := s.inTurn(ctx, s.ensureSystemObjects); err != nil {
 			return stopped(ctx, err)
 		}
 		if err := s.pki.WriteKubeconfig(c.KubeconfigOutput, s.url()); err != nil {
 			return err
 		}
+		joining.Ready()
 		close(s.ready)
+		g.Go(func() error { return s.keepAdmin(ctx, revoked) })
+		g.Go(func() error { return stopped(ctx, joining.Run(ctx)) })
+		g.Go(func() error { return s.keepCertificates(ctx) })
 		g.Go(func() error {
 			return stopped(ctx, controllers.Run(ctx, controllers.Config{
 				PKI: s.pki, Loopback: s.loopback, Informers: s.shared,
 				ClusterCIDRs: c.ClusterCIDRs, NodeMaskV4: NodeCIDRMaskSizeIPv4, NodeMaskV6: NodeCIDRMaskSizeIPv6,
 				ServiceCIDRs: c.ServiceCIDRs, ExtraArgs: c.KubeControllerManagerArgs,
-				Built:  func() { close(s.built) },
-				Logger: c.Logger.Named("controllers"),
+				Built: func() { close(s.built) }, Lead: s.lead("kube-controller-manager", user.KubeControllerManager),
 			}))
 		})
 		g.Go(func() error {
 			return stopped(ctx, scheduler.Run(ctx, scheduler.Config{
-				Loopback: s.loopback, Informers: s.shared, ExtraArgs: c.KubeSchedulerArgs, Logger: c.Logger.Named("scheduler"),
+				Loopback: s.loopback, Informers: s.shared, ExtraArgs: c.KubeSchedulerArgs, Lead: s.lead("kube-scheduler", user.KubeScheduler),
 			}))
 		})
 		return nil

@@ -17,6 +17,7 @@ type writeTx struct {
 	sub     int64 // changes in the revision being made
 	changes []change
 	wrote   bool
+	tallied bool // the tally is saved
 	// leases granted (true) and revoked (false) in this batch, which the lessor only hears of after the commit.
 	leases map[int64]bool
 }
@@ -45,7 +46,7 @@ func (tx *writeTx) snap() *snap {
 	if tx.sub != 0 {
 		rev++
 	}
-	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load(), versions: tx.w.s.versions}
+	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load(), tally: tx.w.s.tally, versions: tx.w.s.versions}
 }
 
 // exec runs a statement that changes the file.
@@ -60,6 +61,15 @@ func (tx *writeTx) append(r *row) error {
 		return ErrTooLarge
 	}
 	r.id = idOf(tx.rev+1, tx.sub)
+	if err := tx.insert(r); err != nil {
+		return err
+	}
+	tx.sub++
+	return nil
+}
+
+// insert writes a row and makes it its key's newest.
+func (tx *writeTx) insert(r *row) error {
 	if err := tx.exec("INSERT INTO log(id, prev, created, version, lease, sum, key, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
 		r.id, r.prev, r.created, r.version, r.lease, r.sum(), blob(r.key), blob(r.value)); err != nil {
 		return err
@@ -76,7 +86,6 @@ func (tx *writeTx) append(r *row) error {
 	} else if err := tx.exec("INSERT INTO cur(key, id, dead) VALUES(?1, ?2, ?3)", blob(r.key), r.id, dead); err != nil {
 		return err
 	}
-	tx.sub++
 	return nil
 }
 

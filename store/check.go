@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -106,12 +107,46 @@ func checkRows(c *conn) error {
 	if lost > 0 {
 		return fmt.Errorf("%d keys without their newest version: %w", lost, ErrDamaged)
 	}
+	return checkTally(c)
+}
+
+// checkTally counts the keys of each stretch. Files of before the tally have none to check.
+func checkTally(c *conn) error {
+	meta, err := readMeta(c)
+	if err != nil {
+		return fault(err)
+	}
+	saved, ok := meta[metaTallied]
+	if !ok {
+		return nil
+	}
+	t, err := loadTally(c, saved)
+	if err != nil {
+		return err
+	}
+	have := make([]int64, len(t.n))
+	if err := c.query("SELECT key FROM cur WHERE dead = 0", func(v []driver.Value) (bool, error) {
+		have[t.at(asBytes(v[0]))]++
+		return true, nil
+	}); err != nil {
+		return fault(err)
+	}
+	if !slices.Equal(have, t.n) {
+		return fmt.Errorf("the tally of keys does not agree with them: %w", ErrDamaged)
+	}
 	return nil
 }
 
 // migrations bring a file from one format to the next; entry i leads from format i+1. Each needs a test that opens a
 // file of the old format.
-var migrations = []func(c *conn) error{}
+var migrations = []func(c *conn) error{
+	func(c *conn) error { // 1 to 2: the tally
+		if err := c.exec("CREATE TABLE tally(start BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID"); err != nil {
+			return err
+		}
+		return buildTally(c)
+	},
+}
 
 func migrate(c *conn) error {
 	v, err := c.queryInt("PRAGMA user_version")

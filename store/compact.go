@@ -14,7 +14,7 @@ import (
 // compactTo makes revisions before rev unreadable. What that makes superfluous is swept away afterwards, in steps.
 func (s *Store) compactTo(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	rev := int64(0)
-	err := s.propose(ctx, 32, func(tx *writeTx) error {
+	err := s.submit(&proposal{ctx: ctx, size: 32, done: make(chan struct{}), apply: func(tx *writeTx) error {
 		switch {
 		case r.Revision <= s.compact.Load():
 			return ErrCompacted
@@ -24,10 +24,11 @@ func (s *Store) compactTo(ctx context.Context, r *pb.CompactionRequest) (*pb.Com
 		rev = tx.rev
 		tx.wrote = true
 		return setMeta(tx.w.c, metaCompacted, r.Revision)
-	}, func() {
+	}, published: func() {
+		// Not before: reads at the revision that counts until then would seem to ask for a compacted one.
 		s.compact.Store(max(s.compact.Load(), r.Revision))
 		s.sweep.wake()
-	})
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +179,11 @@ func (sw *sweeper) step(ctx context.Context, from, target int64) (deleted int, l
 		return 0, last, nil
 	}
 	err = sw.s.propose(ctx, 64*len(work), func(tx *writeTx) error {
+		if t := sw.s.tally; t.saved < target && !tx.tallied {
+			if err := t.save(tx); err != nil {
+				return err
+			}
+		}
 		for _, r := range work {
 			if r.prev != 0 {
 				if err := tx.exec("DELETE FROM log WHERE id = ?1", r.prev); err != nil {

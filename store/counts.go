@@ -1,25 +1,43 @@
 package store
 
 import (
+	"bytes"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
 	"sync"
-
-	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// countCache remembers how many keys large ranges hold, because counting is a scan and every page of a list and every
-// object-count metric asks. A nil cache remembers nothing.
-type countCache struct {
-	mu sync.Mutex
-	// live holds counts at revision rev, kept right as keys come and go.
-	live map[string]*liveCount
-	rev  int64
+// tally knows how many keys there are in each of many stretches of the key space, because counting is a scan, and every
+// first page of a list and every object-count metric asks. A range is then counted by the whole stretches in it and
+// a scan of the two at its ends. The stretches are kept near a size, so that there is one for some hundred keys.
+//
+// The file has the tally of an older revision, and log has every creation and deletion since: a key's first version and
+// its tombstone. So it is saved before compaction takes any of these away, and now and then. Only the writer changes it.
+type tally struct {
+	mu     sync.Mutex
+	rev    int64
+	starts [][]byte // where stretches begin, in order; the first is nil
+	n      []int64
+	// recent are the creations and deletions of the revisions after recentFrom, for readers of older snapshots.
+	recent     []arrival
+	recentFrom int64
 	// pinned holds counts at one revision, for the pages of a list.
 	pinned map[pinnedSpan]int64
+
+	// The writer's own.
+	unsaved map[string]struct{} // starts of stretches that the file has otherwise
+	moves   int                 // creations and deletions since they were saved
+	saved   int64               // revision of what the file has
+	large   bool                // a stretch is too large
 }
 
-type liveCount struct {
-	keys span
-	n    int64
+// arrival is a key that came, or with -1 went.
+type arrival struct {
+	rev, d int64
+	key    []byte
 }
 
 type pinnedSpan struct {
@@ -29,95 +47,324 @@ type pinnedSpan struct {
 }
 
 const (
-	countWorthKeeping = 512 // counting fewer keys than this costs less than remembering
-	maxLiveCounts     = 64
-	maxPinnedCounts   = 256
+	stretchKeys     = 512 // a stretch of twice as many is split, two of half as many become one
+	maxRecent       = 8192
+	maxPinnedCounts = 256
+	pinWorth        = 512 // counting fewer keys than this costs less than remembering
+	maxUnsavedMoves = 20_000
 )
-
-func newCountCache() *countCache {
-	return &countCache{live: map[string]*liveCount{}, pinned: map[pinnedSpan]int64{}}
-}
-
-func (r span) cacheKey() string { return string(r.key) + "\x00\x00" + string(r.end) }
 
 func (r span) pin(rev int64) pinnedSpan {
 	return pinnedSpan{string(r.key), string(r.end), r.end != nil, rev}
 }
 
-func (cc *countCache) lookup(r span, rev int64) (int64, bool) {
-	if cc == nil {
-		return 0, false
-	}
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	if n, ok := cc.pinned[r.pin(rev)]; ok {
-		return n, true
-	}
-	if l, ok := cc.live[r.cacheKey()]; ok && rev == cc.rev {
-		return l.n, true
-	}
-	return 0, false
+func newTally() *tally {
+	return &tally{starts: [][]byte{nil}, n: []int64{0}, pinned: map[pinnedSpan]int64{}, unsaved: map[string]struct{}{}}
 }
 
-func (cc *countCache) store(r span, rev, n int64) {
-	if cc == nil || n < countWorthKeeping || r.single() {
-		return
-	}
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	if rev == cc.rev {
-		if len(cc.live) >= maxLiveCounts {
-			for k := range cc.live { // any one: the map's order is as good as a clock here
-				delete(cc.live, k)
-				break
-			}
+// loadTally reads the file's tally and adds what the log knows since.
+func loadTally(c *conn, saved int64) (*tally, error) {
+	t := newTally()
+	t.saved = saved
+	err := c.query("SELECT start, n FROM tally ORDER BY start", func(v []driver.Value) (bool, error) {
+		if start := asBytes(v[0]); len(start) == 0 {
+			t.n[0] = asInt(v[1])
+		} else {
+			t.starts, t.n = append(t.starts, start), append(t.n, asInt(v[1]))
 		}
-		cc.live[r.cacheKey()] = &liveCount{r, n}
-		return
+		return true, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read tally: %w", fault(err))
 	}
-	cc.pinLocked(r, rev, n)
+	err = c.query("SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
+		t.move(asBytes(v[1]), arrivals(asInt(v[0])))
+		return true, nil
+	}, lastID(saved))
+	if err != nil {
+		return nil, fmt.Errorf("bring tally up to date: %w", fault(err))
+	}
+	return t, nil
 }
 
-// pin remembers a count at one revision only, for the next page of a list.
-func (cc *countCache) pin(r span, rev, n int64) {
-	if cc == nil || n < countWorthKeeping {
-		return
+// arrivals is what a row of a version does to the number of keys.
+func arrivals(version int64) int64 {
+	switch version {
+	case 0:
+		return -1
+	case 1:
+		return 1
 	}
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
-	cc.pinLocked(r, rev, n)
+	return 0
 }
 
-func (cc *countCache) pinLocked(r span, rev, n int64) {
-	if len(cc.pinned) >= maxPinnedCounts {
-		for k := range cc.pinned {
-			delete(cc.pinned, k)
-			break
+// buildTally counts all keys, for files of before there was a tally.
+func buildTally(c *conn) error {
+	t := newTally()
+	n := int64(0)
+	if err := c.query("SELECT key FROM cur WHERE dead = 0 ORDER BY key", func(v []driver.Value) (bool, error) {
+		if n++; n%stretchKeys == 0 {
+			t.starts, t.n = append(t.starts, asBytes(v[0])), append(t.n, 0)
+		}
+		t.n[len(t.n)-1]++
+		return true, nil
+	}); err != nil {
+		return err
+	}
+	for i, start := range t.starts {
+		if err := c.exec("INSERT INTO tally(start, n) VALUES(?1, ?2)", emptyBlob(start), t.n[i]); err != nil {
+			return err
 		}
 	}
-	cc.pinned[r.pin(rev)] = n
+	newest, err := c.queryInt("SELECT max(id) FROM log")
+	if err != nil {
+		return err
+	}
+	return c.exec("INSERT INTO meta(name, n) VALUES(?1, ?2)", metaTallied, revOf(newest))
+}
+
+// emptyBlob binds bytes for a column that is not NULL.
+func emptyBlob(b []byte) driver.Value {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// at is the stretch that key is in.
+func (t *tally) at(key []byte) int {
+	return sort.Search(len(t.starts)-1, func(i int) bool { return bytes.Compare(t.starts[i+1], key) > 0 })
+}
+
+func (t *tally) move(key []byte, d int64) {
+	i := t.at(key)
+	t.n[i] += d
+	t.unsaved[string(t.starts[i])] = struct{}{}
+	t.moves++
+	t.large = t.large || t.n[i] > 2*stretchKeys
+	if i > 0 && t.n[i]+t.n[i-1] < stretchKeys/2 {
+		t.unsaved[string(t.starts[i-1])] = struct{}{}
+		t.n[i-1] += t.n[i]
+		t.starts, t.n = slices.Delete(t.starts, i, i+1), slices.Delete(t.n, i, i+1)
+	}
 }
 
 // advance takes the changes that lead to rev.
-func (cc *countCache) advance(changes []change, rev int64) {
-	cc.mu.Lock()
-	defer cc.mu.Unlock()
+func (t *tally) advance(changes []change, rev int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for i := range changes {
-		c := &changes[i]
-		d := int64(0)
-		switch {
-		case c.event.Type == mvccpb.Event_DELETE:
-			d = -1
-		case c.event.Kv.Version == 1:
-			d = 1
-		default:
-			continue
-		}
-		for _, l := range cc.live {
-			if l.keys.contains(c.event.Kv.Key) {
-				l.n += d
-			}
+		ev := changes[i].event
+		if d := arrivals(ev.Kv.Version); d != 0 {
+			t.move(ev.Kv.Key, d)
+			t.recent = append(t.recent, arrival{ev.Kv.ModRevision, d, ev.Kv.Key})
 		}
 	}
-	cc.rev = rev
+	t.rev = rev
+	if len(t.recent) > 2*maxRecent {
+		drop := len(t.recent) - maxRecent
+		t.recentFrom = t.recent[drop-1].rev
+		t.recent = append(t.recent[:0:0], t.recent[drop:]...)
+	}
+}
+
+// split halves stretches that have become too large. c must see the revision that the tally is at.
+func (t *tally) split(c *conn) error {
+	for i := 0; t.large && i < len(t.n); i++ {
+		for t.n[i] > 2*stretchKeys {
+			keys := span{key: t.starts[i], end: []byte{}}
+			if i+1 < len(t.starts) {
+				keys.end = t.starts[i+1]
+			}
+			var mid []byte
+			where, args := liveIn(keys)
+			if err := c.query("SELECT key FROM cur WHERE "+where+fmt.Sprintf(" ORDER BY key LIMIT 1 OFFSET %d", stretchKeys), func(v []driver.Value) (bool, error) {
+				mid = asBytes(v[0])
+				return false, nil
+			}, args...); err != nil {
+				return fmt.Errorf("split a stretch of keys: %w", fault(err))
+			}
+			if mid == nil {
+				return fmt.Errorf("a stretch of %d keys has fewer: %w", t.n[i], ErrDamaged)
+			}
+			t.mu.Lock()
+			t.starts = slices.Insert(t.starts, i+1, mid)
+			t.n = slices.Insert(t.n, i+1, t.n[i]-stretchKeys)
+			t.n[i] = stretchKeys
+			t.mu.Unlock()
+			t.unsaved[string(keys.key)], t.unsaved[string(mid)] = struct{}{}, struct{}{}
+			i++
+		}
+	}
+	t.large = false
+	return nil
+}
+
+// liveIn is the condition for keys in r that are there.
+func liveIn(r span) (string, []driver.Value) {
+	where, args := "dead = 0", []driver.Value(nil)
+	if len(r.key) > 0 {
+		args = append(args, blob(r.key))
+		where += fmt.Sprintf(" AND key >= ?%d", len(args))
+	}
+	if len(r.end) > 0 {
+		args = append(args, blob(r.end))
+		where += fmt.Sprintf(" AND key < ?%d", len(args))
+	}
+	return where, args
+}
+
+// save writes what the file does not have. What it writes is of before the batch that tx is.
+func (t *tally) save(tx *writeTx) error {
+	for start := range t.unsaved {
+		i := t.at([]byte(start))
+		var err error
+		if string(t.starts[i]) == start {
+			err = tx.exec("INSERT OR REPLACE INTO tally(start, n) VALUES(?1, ?2)", emptyBlob(t.starts[i]), t.n[i])
+		} else {
+			err = tx.exec("DELETE FROM tally WHERE start = ?1", []byte(start))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	tx.tallied = true
+	tx.wrote = true
+	return setMeta(tx.w.c, metaTallied, t.rev)
+}
+
+// savedAll is called when the transaction with save is on disk, before advance.
+func (t *tally) savedAll() {
+	clear(t.unsaved)
+	t.moves, t.saved = 0, t.rev
+}
+
+func (t *tally) pin(r span, rev, n int64) {
+	if n < pinWorth {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.pinned) >= maxPinnedCounts {
+		for k := range t.pinned { // any one: the map's order is as good as a clock here
+			delete(t.pinned, k)
+			break
+		}
+	}
+	t.pinned[r.pin(rev)] = n
+}
+
+func (t *tally) pinnedAt(r span, rev int64) (int64, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n, ok := t.pinned[r.pin(rev)]
+	return n, ok
+}
+
+// errTallyTooNew means that a snapshot is so old that the tally cannot tell its counts any more.
+var errTallyTooNew = errors.New("tally is too new")
+
+// whole adds up the stretches that lie in r wholly. Those are the keys in inner; at is the revision of the sum, which is
+// not newer than rev. There are none when inner is empty.
+func (t *tally) whole(r span, rev int64) (inner span, n, at int64, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, j := t.at(r.key), len(t.starts)-1
+	if len(r.end) > 0 {
+		j = t.at(r.end)
+	}
+	if j <= i+1 {
+		return span{}, 0, t.rev, nil
+	}
+	inner = span{key: t.starts[i+1], end: t.starts[j]}
+	for _, k := range t.n[i+1 : j] {
+		n += k
+	}
+	if rev >= t.rev {
+		return inner, n, t.rev, nil
+	}
+	if rev < t.recentFrom {
+		return span{}, 0, 0, errTallyTooNew
+	}
+	for k := len(t.recent) - 1; k >= 0 && t.recent[k].rev > rev; k-- {
+		if inner.contains(t.recent[k].key) {
+			n -= t.recent[k].d
+		}
+	}
+	return inner, n, rev, nil
+}
+
+// total counts the keys in r at rev.
+func (sn *snap) total(r span, rev int64) (int64, error) {
+	if r.empty() {
+		return 0, nil
+	}
+	if r.single() {
+		_, ok, err := sn.get(r.key, rev)
+		if ok {
+			return 1, err
+		}
+		return 0, err
+	}
+	if n, ok := sn.tally.pinnedAt(r, rev); ok {
+		return n, nil
+	}
+	n, err := sn.totalNow(r)
+	if err != nil || rev == sn.rev {
+		return n, err
+	}
+	if sn.rev-rev > max(n, stretchKeys) {
+		// So much happened since that looking at the keys is less work.
+		n = 0
+		err := sn.each(r, rev, true, 0, func(row) (bool, error) { n++; return true, nil })
+		return n, err
+	}
+	since, err := sn.arrivals(r, rev)
+	return n - since, err
+}
+
+// totalNow counts the keys in r at the snapshot's revision.
+func (sn *snap) totalNow(r span) (int64, error) {
+	inner, n, at, err := sn.tally.whole(r, sn.rev)
+	if errors.Is(err, errTallyTooNew) || err == nil && inner.key == nil {
+		return sn.scan(r)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if at < sn.rev {
+		// What is committed and not published yet, or in the writer the batch so far.
+		since, err := sn.arrivals(inner, at)
+		if err != nil {
+			return 0, err
+		}
+		n += since
+	}
+	for _, end := range []span{{r.key, inner.key}, {inner.end, r.end}} {
+		k, err := sn.scan(end)
+		if err != nil {
+			return 0, err
+		}
+		n += k
+	}
+	return n, nil
+}
+
+func (sn *snap) scan(r span) (int64, error) {
+	if r.empty() {
+		return 0, nil
+	}
+	where, args := liveIn(r)
+	return sn.c.queryInt("SELECT count(*) FROM cur WHERE "+where, args...)
+}
+
+// arrivals is how many more keys of r there are than at rev.
+func (sn *snap) arrivals(r span, rev int64) (n int64, err error) {
+	err = sn.c.query("SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
+		if r.contains(asBytes(v[1])) {
+			n += arrivals(asInt(v[0]))
+		}
+		return true, nil
+	}, lastID(rev))
+	return n, err
 }

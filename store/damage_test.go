@@ -175,7 +175,7 @@ func patch(t *testing.T, path string, off int64, b []byte) {
 
 func script(t *testing.T, path, sql string) {
 	t.Helper()
-	c, err := openConn(path, false)
+	c, err := openConn(path)
 	if err != nil {
 		t.Fatal(err)
 	}

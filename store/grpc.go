@@ -29,7 +29,7 @@ func (s *Store) GRPCMessageBytes() int { return s.opts.MaxRequestBytes + grpcOve
 
 // Serve answers etcd clients on l until ctx ends, and does the store's background work meanwhile. It closes l.
 func (s *Store) Serve(ctx context.Context, l net.Listener) error {
-	gs := grpc.NewServer(grpc.MaxRecvMsgSize(s.GRPCMessageBytes()), grpc.MaxSendMsgSize(1<<31-1), grpc.MaxConcurrentStreams(1<<32-1),
+	gs := grpc.NewServer(grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(s.GRPCMessageBytes()), grpc.MaxSendMsgSize(1<<31-1), grpc.MaxConcurrentStreams(1<<32-1),
 		grpc.WriteBufferSize(128<<10), grpc.SharedWriteBuffer(true),
 		grpc.NumStreamWorkers(uint32(goruntime.NumCPU())), // spares each request a new goroutine and the growth of its stack
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}))

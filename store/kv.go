@@ -33,7 +33,7 @@ func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.Ran
 	if len(r.RangeEnd) == 0 && r.Revision == 0 && !r.CountOnly && !r.KeysOnly && !filtered(r) {
 		return s.getNow(ctx, r.Key)
 	}
-	err = s.view(ctx, func(sn *snap) (err error) {
+	err = s.viewOf(ctx, newSpan(r.Key, r.RangeEnd), func(sn *snap) (err error) {
 		resp, err = sn.rangeKeys(r, true)
 		return err
 	})
@@ -46,6 +46,10 @@ func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.Ran
 
 // getNow answers the most common read, one key as it is now, with one statement, which is a snapshot of its own.
 func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, error) {
+	top, err := s.settle(ctx, span{key: key})
+	if err != nil {
+		return nil, err
+	}
 	c, err := s.reader(ctx)
 	if err != nil {
 		return nil, err
@@ -58,7 +62,7 @@ func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, erro
 	}, blob(key)); err != nil {
 		return nil, fault(err)
 	}
-	resp := &pb.RangeResponse{Header: s.header(max(s.floor, revOf(newest)))}
+	resp := &pb.RangeResponse{Header: s.header(max(s.floor, revOf(newest), top))}
 	if id == 0 {
 		return resp, nil
 	}
@@ -69,7 +73,7 @@ func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, erro
 		return nil, fault(err)
 	case !ok:
 		// Overwritten and swept since the first statement: then there is a newer one.
-		err := s.viewOn(ctx, c, func(sn *snap) (err error) {
+		err := s.viewOn(ctx, c, top, func(sn *snap) (err error) {
 			resp, err = sn.rangeKeys(&pb.RangeRequest{Key: key}, true)
 			return err
 		})
@@ -104,13 +108,13 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (resp *pb.PutResponse
 	if err != nil {
 		return nil, err
 	}
-	err = s.propose(ctx, size, func(tx *writeTx) (err error) {
+	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.latePut(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
 		if err := tx.checkPut(r); err != nil {
 			return err
 		}
 		resp, err = tx.applyPut(r)
 		return err
-	}, nil)
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -166,10 +170,10 @@ func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (resp *pb.TxnResponse
 			return nil, err
 		}
 	}
-	err = s.propose(ctx, size, func(tx *writeTx) (err error) {
+	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.lateTxn(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
 		resp, err = tx.applyTxn(r)
 		return err
-	}, nil)
+	}})
 	if err != nil {
 		return nil, err
 	}

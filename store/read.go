@@ -18,7 +18,7 @@ type snap struct {
 	c         *conn
 	rev       int64 // newest revision in view
 	compacted int64
-	counts    *countCache // nil inside the writer
+	tally     *tally
 	versions  *versionCache
 	keep      bool // what is read may go into versions: not so in the writer, whose reads may be rolled back
 }
@@ -56,8 +56,13 @@ type row struct {
 func (r *row) dead() bool { return r.version == 0 }
 
 func (r *row) kv() *mvccpb.KeyValue {
-	return &mvccpb.KeyValue{Key: r.key, Value: r.value, CreateRevision: r.created, ModRevision: revOf(r.id),
-		Version: r.version, Lease: r.lease}
+	kv := &mvccpb.KeyValue{}
+	r.fill(kv)
+	return kv
+}
+
+func (r *row) fill(kv *mvccpb.KeyValue) {
+	kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease = r.key, r.value, r.created, revOf(r.id), r.version, r.lease
 }
 
 // rowColumns are what scanRow takes; keyColumns leave the value out, and with it the checksum, which covers it.
@@ -187,37 +192,6 @@ func (sn *snap) each(r span, rev int64, keysOnly bool, limit int64, fn func(row)
 	}, args...)
 }
 
-// total counts the keys in r at rev.
-func (sn *snap) total(r span, rev int64) (int64, error) {
-	if r.empty() {
-		return 0, nil
-	}
-	if r.single() {
-		_, ok, err := sn.get(r.key, rev)
-		if ok {
-			return 1, err
-		}
-		return 0, err
-	}
-	if n, ok := sn.counts.lookup(r, rev); ok {
-		return n, nil
-	}
-	if rev != sn.rev {
-		n := int64(0)
-		err := sn.each(r, rev, true, 0, func(row) (bool, error) { n++; return true, nil })
-		return n, err
-	}
-	sql, args := "SELECT count(*) FROM cur WHERE key >= ?1 AND dead = 0", []driver.Value{blob(r.key)}
-	if len(r.end) > 0 {
-		sql, args = sql+" AND key < ?2", append(args, blob(r.end))
-	}
-	n, err := sn.c.queryInt(sql, args...)
-	if err == nil {
-		sn.counts.store(r, rev, n)
-	}
-	return n, err
-}
-
 // checkRevision refuses revisions that are gone or not there yet and gives the one to read at.
 func (sn *snap) checkRevision(rev int64) (int64, error) {
 	switch {
@@ -257,13 +231,18 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 	// etcd answers keys alone from its index, which does not know leases.
 	keysOnly := r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
 	var kvs []*mvccpb.KeyValue
+	var slab []mvccpb.KeyValue // many at once are less work than one by one
 	n := int64(0)
 	err = sn.each(keys, rev, keysOnly, limit, func(got row) (bool, error) {
 		n++
 		if keysOnly {
 			got.lease = 0
 		}
-		kvs = append(kvs, got.kv())
+		if len(slab) == 0 {
+			slab = make([]mvccpb.KeyValue, min(n, 32))
+		}
+		got.fill(&slab[0])
+		kvs, slab = append(kvs, &slab[0]), slab[1:]
 		return limit <= 0 || n < limit, nil
 	})
 	if err != nil {
@@ -279,7 +258,7 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 		if withTotal && int64(len(kvs)) > r.Limit {
 			// The next page starts behind the last key: keep its count, so that paging counts once.
 			next := append(bytes.Clone(kvs[r.Limit-1].Key), 0)
-			sn.counts.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
+			sn.tally.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
 		}
 	}
 	if filtered(r) {

@@ -9,7 +9,7 @@ import (
 
 // schemaVersion is kept in the file's user_version; applicationID marks a file as ours.
 const (
-	schemaVersion = 1
+	schemaVersion = 2
 	applicationID = 0x6d6f7465 // "mote"
 )
 
@@ -23,12 +23,13 @@ const maxChanges = 1<<subBits - 1
 // history is one scan. cur has one small row a key that points at its newest version, tombstones included until they
 // are compacted; older versions are found by following prev. That way a write touches two pages and lists are one
 // range scan. A version of zero marks a tombstone, and sum
-// is a checksum of the row.
+// is a checksum of the row. tally counts keys, see there.
 const schema = `
 CREATE TABLE log(id INTEGER PRIMARY KEY, prev INTEGER, created INTEGER, version INTEGER, lease INTEGER, sum INTEGER, key BLOB, value BLOB);
 CREATE INDEX log_lease ON log(lease) WHERE lease <> 0;
 CREATE TABLE cur(key BLOB PRIMARY KEY, id INTEGER, dead INTEGER) WITHOUT ROWID;
 CREATE TABLE lease(id INTEGER PRIMARY KEY, ttl INTEGER, remaining INTEGER);
+CREATE TABLE tally(start BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID;
 CREATE TABLE meta(name TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
 `
 
@@ -37,9 +38,10 @@ const (
 	metaCompacted = "compacted" // revision asked to compact to, -1 before the first
 	metaSwept     = "swept"     // revision up to which superseded rows are gone
 	metaFloor     = "floor"     // the store's revision is at least this one
+	metaTallied   = "tallied"   // revision that tally is of
 	metaCluster   = "cluster"
 	metaMember    = "member"
-	metaUnsynced  = "unsynced" // 1 while a store with relaxed durability has the file open
+	metaUnsynced  = "unsynced" // while a store has the file open, which of its writes a power cut can lose
 )
 
 func idOf(rev, sub int64) int64 { return rev<<subBits | sub }
@@ -58,7 +60,7 @@ func createSchema(c *conn) error {
 		return err
 	}
 	for name, n := range map[string]int64{
-		metaCompacted: -1, metaSwept: -1, metaFloor: 1, metaUnsynced: 0,
+		metaCompacted: -1, metaSwept: -1, metaFloor: 1, metaUnsynced: allSynced, metaTallied: 0,
 		metaCluster: int64(binary.LittleEndian.Uint64(ids[:8]) >> 1),
 		metaMember:  int64(binary.LittleEndian.Uint64(ids[8:]) >> 1),
 	} {

@@ -37,9 +37,24 @@ const (
 	snapshotTime   = "20060102T150405Z"
 )
 
-// Snapshot writes a consistent copy of the store file at path to dest, also while another process has it open. dest is
-// a file that is not there yet, or a folder, in which the snapshot gets a name of its own. The copy is checked before it gets its name.
+// Snapshot writes a consistent copy of the store file at path to dest, also while another process runs the store: then
+// that one is asked to copy. dest is a file that is not there yet, or a folder, in which the snapshot gets a name of its
+// own. The copy is checked before it gets its name.
 func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
+	return snapshotBy(ctx, path, dest, func(ctx context.Context, raw string) error {
+		lock, err := lockFile(lockPath(path))
+		if errors.Is(err, ErrInUse) {
+			return askForCopy(ctx, path, raw)
+		}
+		if err != nil {
+			return err
+		}
+		return errors.Join(copyStore(ctx, path, raw), lock.Close())
+	})
+}
+
+// snapshotBy has the store at path copied by copyTo, and checks, packs and names the copy.
+func snapshotBy(ctx context.Context, path, dest string, copyTo func(ctx context.Context, raw string) error) (SnapshotInfo, error) {
 	info := SnapshotInfo{Taken: time.Now().UTC().Truncate(time.Second)}
 	dir, name := filepath.Dir(dest), filepath.Base(dest)
 	if st, err := os.Stat(dest); err == nil {
@@ -57,7 +72,7 @@ func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 	}
 	defer os.RemoveAll(tmp)
 	raw := filepath.Join(tmp, "raw.db")
-	if err := copyStore(ctx, path, raw); err != nil {
+	if err := copyTo(ctx, raw); err != nil {
 		return info, err
 	}
 	if info.Revision, err = verify(raw); err != nil {
@@ -84,7 +99,7 @@ func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 
 // copyStore copies the store as it is at one moment. It is one read transaction, which keeps nobody from writing.
 func copyStore(ctx context.Context, path, dest string) error {
-	c, err := openConn(path, false, "query_only = OFF", "cache_size = -2048", "wal_autocheckpoint = 0")
+	c, err := openConn(path, "query_only = OFF", "cache_size = -2048", "wal_autocheckpoint = 0")
 	if err != nil {
 		return fmt.Errorf("open store for snapshot: %w", fault(err))
 	}
@@ -103,12 +118,16 @@ func copyStore(ctx context.Context, path, dest string) error {
 	return ctx.Err()
 }
 
+func (s *Store) copyTo(ctx context.Context, raw string) error {
+	return copyStore(ctx, s.opts.Path, raw)
+}
+
 // verify checks every page and row of a file that nobody writes to and tells its revision.
 func verify(path string) (int64, error) {
 	if empty, err := prepareFile(path); err != nil || empty {
 		return 0, errors.Join(err, fmt.Errorf("nothing to check in %s: %w", path, ErrDamaged))
 	}
-	c, err := openConn(path, false)
+	c, err := openConn(path)
 	if err != nil {
 		return 0, fault(err)
 	}
@@ -306,12 +325,12 @@ func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
 
 // moveAhead makes a store go on at rev and refuse watches from before: their history is not this one.
 func moveAhead(path string, rev int64) error {
-	c, err := openConn(path, false, "journal_mode = DELETE", "synchronous = FULL")
+	c, err := openConn(path, "journal_mode = DELETE", "synchronous = FULL")
 	if err != nil {
 		return fmt.Errorf("open restored store: %w", fault(err))
 	}
 	if err := errors.Join(c.exec("BEGIN IMMEDIATE"), setMeta(c, metaFloor, rev), setMeta(c, metaCompacted, rev),
-		setMeta(c, metaUnsynced, 0), c.exec("COMMIT"), c.close()); err != nil {
+		setMeta(c, metaUnsynced, allSynced), c.exec("COMMIT"), c.close()); err != nil {
 		return fmt.Errorf("move restored store ahead: %w", fault(err))
 	}
 	return nil
@@ -395,7 +414,7 @@ func (s *Store) autoSnapshots(ctx context.Context) error {
 		if s.rev.Load() == last {
 			continue
 		}
-		info, err := Snapshot(ctx, s.opts.Path, s.opts.SnapshotDir)
+		info, err := snapshotBy(ctx, s.opts.Path, s.opts.SnapshotDir, s.copyTo)
 		if err != nil {
 			s.log.Error("automatic snapshot did not work", zap.Error(err))
 			continue
@@ -428,7 +447,7 @@ func (s *Store) streamSnapshot(ctx context.Context, send func(*pb.SnapshotRespon
 	}
 	defer os.RemoveAll(tmp)
 	raw := filepath.Join(tmp, "raw.db")
-	if err := copyStore(ctx, s.opts.Path, raw); err != nil {
+	if err := s.copyTo(ctx, raw); err != nil {
 		return err
 	}
 	rev, err := verify(raw)

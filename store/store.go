@@ -32,7 +32,7 @@ type Store struct {
 	readers  chan *conn
 	hub      *hub
 	lessor   *lessor
-	counts   *countCache
+	tally    *tally
 	versions *versionCache
 	metrics  *metrics
 	rev      atomic.Int64 // newest published revision
@@ -56,7 +56,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	o = o.withDefaults()
 	s := &Store{opts: o, log: o.Logger, closed: make(chan struct{}), metrics: newMetrics()}
 	var err error
-	if s.lock, err = lockFile(o.Path + ".lock"); err != nil {
+	if s.lock, err = lockFile(lockPath(o.Path)); err != nil {
 		return nil, err
 	}
 	if err := s.open(ctx); err != nil {
@@ -70,12 +70,16 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	// The index that versions before shared with other processes.
+	if err := os.Remove(s.opts.Path + "-shm"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove index of the log: %w", err)
+	}
 	pragmas := s.pragmas(true)
 	if empty {
 		// Only before anything else; said again to a file that has them they would be a write.
 		pragmas = append([]string{fmt.Sprintf("page_size = %d", s.opts.PageBytes), "auto_vacuum = INCREMENTAL"}, pragmas...)
 	}
-	wc, err := openConn(s.opts.Path, false, pragmas...)
+	wc, err := openConn(s.opts.Path, pragmas...)
 	if err != nil {
 		return fmt.Errorf("open store: %w", fault(err))
 	}
@@ -123,7 +127,10 @@ func (s *Store) open(ctx context.Context) (err error) {
 	s.rev.Store(max(s.floor, revOf(newest)))
 	s.compact.Store(meta[metaCompacted])
 	s.hub = newHub(s)
-	s.counts = newCountCache()
+	if s.tally, err = loadTally(wc, meta[metaTallied]); err != nil {
+		return err
+	}
+	s.tally.rev, s.tally.recentFrom = s.rev.Load(), s.rev.Load()
 	s.versions = newVersionCache(s.opts.ValueCacheBytes)
 	s.sweep = newSweeper(s, meta[metaSwept])
 	if s.lessor, err = loadLessor(wc); err != nil {
@@ -131,21 +138,25 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.readers = make(chan *conn, s.opts.Readers)
 	for range s.opts.Readers {
-		rc, err := openConn(s.opts.Path, false, s.pragmas(false)...)
+		rc, err := openConn(s.opts.Path, s.pragmas(false)...)
 		if err != nil {
 			return fmt.Errorf("open store for reading: %w", fault(err))
 		}
 		undo = append(undo, rc.close)
 		s.readers <- rc
 	}
-	cc, err := openConn(s.opts.Path, false, s.pragmas(true)...)
+	cc, err := openConn(s.opts.Path, s.pragmas(true)...)
 	if err != nil {
 		return fmt.Errorf("open store for checkpoints: %w", fault(err))
 	}
 	if err := fillLog(s.opts.Path, s.opts.WALBytes); err != nil {
 		s.log.Warn("log could not be made ready for fast commits", zap.Error(err))
 	}
-	s.w = newWriter(s, wc, cc)
+	undo = append(undo, cc.close)
+	if s.w, err = newWriter(s, wc, cc); err != nil {
+		return err
+	}
+	s.w.start()
 	s.log.Info("store open", zap.String("path", s.opts.Path), zap.Int64("revision", s.rev.Load()),
 		zap.Int64("compacted", s.compact.Load()), zap.String("durability", string(s.opts.Durability)))
 	return nil
@@ -155,17 +166,20 @@ func (s *Store) open(ctx context.Context) (err error) {
 // files, pages and rows are checked as they are read.
 const deepCheckBytes = 256 << 20
 
-// skipLost moves the revision past everything a store with relaxed durability may have shown before a power cut.
+// skipLost moves the revision past everything that may have been shown before a power cut and was lost by it.
 func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 	const lost = 1_000_000 // more than can be written between two write-backs of the kernel
-	relaxed := int64(0)
+	mark := int64(allSynced)
 	if s.opts.Durability == DurabilityRelaxed {
-		relaxed = 1
+		mark = noneSynced
 	}
-	if meta[metaUnsynced] == 1 {
+	switch meta[metaUnsynced] {
+	case noneSynced:
 		s.floor = max(s.floor, newest) + lost
+	case lateNotSynced:
+		s.floor = max(s.floor, newest) + lateSkip
 	}
-	if meta[metaUnsynced] == relaxed && s.floor == meta[metaFloor] {
+	if meta[metaUnsynced] == mark && s.floor == meta[metaFloor] {
 		return nil
 	}
 	if err := c.script("PRAGMA synchronous = FULL; BEGIN IMMEDIATE"); err != nil {
@@ -174,7 +188,7 @@ func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 	if err := setMeta(c, metaFloor, s.floor); err != nil {
 		return fmt.Errorf("write revision floor: %w", fault(err))
 	}
-	if err := setMeta(c, metaUnsynced, relaxed); err != nil {
+	if err := setMeta(c, metaUnsynced, mark); err != nil {
 		return fmt.Errorf("write durability mark: %w", fault(err))
 	}
 	if err := c.script("COMMIT"); err != nil {
@@ -210,6 +224,7 @@ func (s *Store) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.expireLeases(ctx) })
 	g.Go(func() error { return s.sweep.run(ctx) })
+	g.Go(func() error { return s.answerCopies(ctx) })
 	if s.opts.SnapshotEvery > 0 {
 		g.Go(func() error { return s.autoSnapshots(ctx) })
 	}
@@ -272,17 +287,29 @@ func (s *Store) reader(ctx context.Context) (*conn, error) {
 	}
 }
 
+// everything is every key there can be.
+var everything = span{end: []byte{}}
+
 // view runs fn on a snapshot of the store.
 func (s *Store) view(ctx context.Context, fn func(sn *snap) error) (err error) {
+	return s.viewOf(ctx, everything, fn)
+}
+
+// viewOf runs fn on a snapshot in which only the keys in r may be looked at.
+func (s *Store) viewOf(ctx context.Context, r span, fn func(sn *snap) error) (err error) {
+	top, err := s.settle(ctx, r)
+	if err != nil {
+		return err
+	}
 	c, err := s.reader(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { s.readers <- c }()
-	return s.viewOn(ctx, c, fn)
+	return s.viewOn(ctx, c, top, fn)
 }
 
-func (s *Store) viewOn(ctx context.Context, c *conn, fn func(sn *snap) error) (err error) {
+func (s *Store) viewOn(ctx context.Context, c *conn, top int64, fn func(sn *snap) error) (err error) {
 	if err := c.exec("BEGIN"); err != nil {
 		return fault(err)
 	}
@@ -296,7 +323,7 @@ func (s *Store) viewOn(ctx context.Context, c *conn, fn func(sn *snap) error) (e
 		return fault(err)
 	}
 	// Read after the snapshot was taken: rows go away only after this number has moved past them.
-	return fault(fn(&snap{c: c, rev: max(s.floor, revOf(newest)), compacted: s.compact.Load(), counts: s.counts, versions: s.versions,
+	return fault(fn(&snap{c: c, rev: max(s.floor, revOf(newest), top), compacted: s.compact.Load(), tally: s.tally, versions: s.versions,
 		keep: true, ctx: ctx}))
 }
 

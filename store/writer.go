@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -23,11 +24,15 @@ type proposal struct {
 	ctx context.Context
 	// apply does the write inside the batch's transaction. An answer that is an error must have changed nothing.
 	apply func(tx *writeTx) error
-	// committed, if set, runs in the writer after the commit and before the proposer is told.
-	committed func()
-	size      int
-	err       error
-	done      chan struct{}
+	// committed, if set, runs in the writer after the commit and before anybody hears of the new revision; published, after
+	// everybody can, and before the proposer is told.
+	committed, published func()
+	size                 int
+	// late says that the write may be made durable a little later than it is acknowledged, see lateWrites; writesHeld,
+	// that what is held of these is to be written.
+	late, writesHeld bool
+	err              error
+	done             chan struct{}
 }
 
 // writer is the one goroutine that changes the file. While a commit waits for the disk, proposals gather; the next
@@ -40,8 +45,12 @@ type writer struct {
 	stop    chan struct{}
 	stopped chan struct{}
 	wg      sync.WaitGroup
-	rev     int64 // newest revision in the file
-	frames  int64 // written to the write-ahead log since the last checkpoint, at most
+	rev     int64         // newest revision in the file
+	frames  int64         // written to the write-ahead log since the last checkpoint, at most
+	synced  time.Duration // what the last commit took to reach the disk
+	late    *lateWrites
+	// torn says that a sync did not work while there were late writes, see lateWrites.mend.
+	torn atomic.Bool
 }
 
 const (
@@ -49,18 +58,32 @@ const (
 	maxBatchBytes = 8 << 20
 )
 
-func newWriter(s *Store, c, checkpoints *conn) *writer {
-	w := &writer{s: s, c: c, cp: &checkpointer{s: s, c: checkpoints, woken: make(chan struct{}, 1)}, queue: make(chan *proposal, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
-		rev: s.rev.Load()}
-	s.counts.rev = w.rev
+func newWriter(s *Store, c, checkpoints *conn) (*writer, error) {
+	late, err := newLateWrites(s)
+	if err != nil {
+		return nil, err
+	}
+	cp, err := newCheckpointer(s, checkpoints)
+	if err != nil {
+		return nil, errors.Join(err, late.log.Close())
+	}
+	w := &writer{s: s, c: c, cp: cp, queue: make(chan *proposal, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
+		rev: s.rev.Load(), late: late}
+	return w, nil
+}
+
+func (w *writer) start() {
 	w.wg.Go(w.run)
 	w.wg.Go(func() { w.cp.run(w.stop) })
-	return w
 }
 
 // propose hands a write to the writer and waits until it is on disk or refused.
 func (s *Store) propose(ctx context.Context, size int, apply func(tx *writeTx) error, committed func()) error {
-	p := &proposal{ctx: ctx, apply: apply, committed: committed, size: size, done: make(chan struct{})}
+	return s.submit(&proposal{ctx: ctx, apply: apply, committed: committed, size: size, done: make(chan struct{})})
+}
+
+func (s *Store) submit(p *proposal) error {
+	ctx := p.ctx
 	select {
 	case s.w.queue <- p:
 	case <-s.w.stop:
@@ -93,6 +116,9 @@ func (w *writer) run() {
 		select {
 		case p := <-w.queue:
 			batch = append(batch, p)
+		case <-w.late.due:
+			w.syncLate()
+			continue
 		case <-w.stop:
 			return
 		}
@@ -115,7 +141,12 @@ func (w *writer) run() {
 // with the file, its proposals are tried one by one, so that one of them cannot fail the others.
 func (w *writer) commit(batch []*proposal) {
 	start := time.Now()
-	err := w.try(batch)
+	held := w.holdable(batch) && w.hold(batch) == nil
+	var err error
+	if !held {
+		err = w.try(batch)
+		w.late.refused = err != nil && len(w.late.held) > 0
+	}
 	if err != nil && len(batch) > 1 {
 		for _, p := range batch {
 			p.err = nil
@@ -129,19 +160,45 @@ func (w *writer) commit(batch []*proposal) {
 	for _, p := range batch {
 		close(p.done)
 	}
-	if d := time.Since(start); d > w.s.opts.SlowAfter {
-		w.s.log.Warn("commit is slow", zap.Duration("took", d), zap.Int("proposals", len(batch)))
+	if held {
+		return
 	}
+	committed := time.Now()
 	w.s.metrics.batchSize.Observe(float64(len(batch)))
 	w.afterCommit()
+	if d := time.Since(start); d > w.s.opts.SlowAfter {
+		w.s.log.Warn("commit is slow", zap.Duration("took", d), zap.Int("proposals", len(batch)), zap.Duration("sync", w.synced),
+			zap.Duration("log", time.Since(committed)))
+	}
+}
+
+// begin starts a transaction with what is held in it.
+func (w *writer) begin() (*writeTx, error) {
+	if err := w.c.exec("BEGIN IMMEDIATE"); err != nil {
+		return nil, fmt.Errorf("begin write: %w", fault(err))
+	}
+	tx := &writeTx{w: w, rev: w.rev}
+	if err := tx.replay(); err != nil {
+		w.rollback()
+		w.noteFault(err)
+		return nil, fmt.Errorf("write what was held: %w", fault(err))
+	}
+	return tx, nil
 }
 
 // try applies and commits a batch; an error means nothing of it is in the file.
 func (w *writer) try(batch []*proposal) error {
-	if err := w.c.exec("BEGIN IMMEDIATE"); err != nil {
-		return fmt.Errorf("begin write: %w", fault(err))
+	if err := w.mend(); err != nil {
+		return err
 	}
-	tx := &writeTx{w: w, rev: w.rev}
+	synced := !w.mayWait(batch)
+	if err := w.syncCommits(synced); err != nil {
+		return err
+	}
+	tx, err := w.begin()
+	if err != nil {
+		return err
+	}
 	for _, p := range batch {
 		if p.ctx.Err() != nil {
 			p.err = p.ctx.Err()
@@ -165,24 +222,46 @@ func (w *writer) try(batch []*proposal) error {
 			}
 		}
 	}
+	if w.s.tally.moves > maxUnsavedMoves && !tx.tallied {
+		if err := w.s.tally.save(tx); err != nil {
+			w.rollback()
+			w.noteFault(err)
+			return fault(err)
+		}
+	}
 	start := time.Now()
-	if err := w.c.exec("COMMIT"); err != nil {
+	err = w.c.exec("COMMIT")
+	w.synced = time.Since(start)
+	if err != nil {
 		w.rollback()
 		w.noteFault(err)
+		w.torn.Store(true)
 		return fmt.Errorf("commit write: %w", fault(err))
 	}
+	w.late.committed(tx.rev-w.rev, synced, tx.wrote)
 	if tx.wrote {
-		w.s.metrics.commitSeconds.Observe(time.Since(start).Seconds())
+		w.s.metrics.commitSeconds.Observe(w.synced.Seconds())
 		w.s.alarm.Store(false)
 	}
 	for id, seconds := range left {
 		w.s.lessor.setSaved(id, seconds)
 	}
-	w.rev = tx.rev
-	w.s.publish(tx.changes, tx.rev)
+	if tx.tallied {
+		w.s.tally.savedAll()
+	}
 	for _, p := range batch {
 		if p.err == nil && p.committed != nil {
 			p.committed()
+		}
+	}
+	w.rev = tx.rev
+	w.s.publish(tx.changes, tx.rev)
+	if err := w.s.tally.split(w.c); err != nil {
+		w.s.log.Warn("keys are counted more slowly", zap.Error(err))
+	}
+	for _, p := range batch {
+		if p.err == nil && p.published != nil {
+			p.published()
 		}
 	}
 	return nil
@@ -213,7 +292,7 @@ func (s *Store) publish(changes []change, rev int64) {
 	for i := range changes {
 		s.versions.add(changes[i].row)
 	}
-	s.counts.advance(changes, rev)
+	s.tally.advance(changes, rev)
 	s.rev.Store(rev)
 	s.hub.publish(changes, rev)
 }
@@ -221,16 +300,17 @@ func (s *Store) publish(changes []change, rev int64) {
 func (w *writer) close() error {
 	close(w.stop)
 	w.wg.Wait()
-	return w.cp.c.close()
+	return w.cp.close()
 }
 
 // finish closes the writer's connection, which as the last one copies the log back and removes it.
 func (w *writer) finish() error {
-	var errs []error
-	errs = append(errs, w.s.lessor.saveRemaining(w.c))
-	if w.s.opts.Durability == DurabilityRelaxed {
-		errs = append(errs, w.c.script("PRAGMA synchronous = FULL"), setMeta(w.c, metaUnsynced, 0))
+	w.syncLate()
+	mended := errors.Join(w.mend(), w.cp.mend())
+	errs := []error{mended, w.s.lessor.saveRemaining(w.c)}
+	if mended == nil && len(w.late.held) == 0 && (w.s.opts.Durability == DurabilityRelaxed || w.late.marked) {
+		errs = append(errs, w.c.script("PRAGMA synchronous = FULL"), setMeta(w.c, metaUnsynced, allSynced))
 	}
-	errs = append(errs, w.c.script("PRAGMA wal_checkpoint(TRUNCATE)"), w.c.close())
+	errs = append(errs, w.c.script("PRAGMA wal_checkpoint(TRUNCATE)"), w.c.close(), w.late.close(), w.cp.closeFile())
 	return errors.Join(errs...)
 }

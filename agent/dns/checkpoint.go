@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 const (
@@ -52,6 +55,10 @@ func (s *Server) restore() bool {
 		s.log.Warn("DNS checkpoint is of no use", zap.Error(err))
 		return false
 	}
+	// Most starts find the cluster as it was: that is no reason to write.
+	if text, err := x.encode(s.cfg.ClusterDomain); err == nil {
+		s.onDisk = sha256.Sum256(text)
+	}
 	s.names.Store(x)
 	s.log.Info("DNS answers from its checkpoint", zap.Int("services", len(x.services)))
 	return true
@@ -62,7 +69,7 @@ func (s *Server) keepCheckpoint(ctx context.Context) error {
 	if s.cfg.CheckpointFile == "" {
 		return nil
 	}
-	var last [sha256.Size]byte
+	last := s.onDisk
 	write := func() {
 		// An incomplete index would replace a better file.
 		if s.names.Load() != s.live {
@@ -154,25 +161,17 @@ func readCheckpoint(path, domain string) (*index, error) {
 }
 
 // writeCheckpoint replaces the file in one step.
-func writeCheckpoint(path string, text []byte) (err error) {
+func writeCheckpoint(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make folder of checkpoint: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".dns-*")
-	if err != nil {
-		return fmt.Errorf("make checkpoint: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("write checkpoint: %w", err), os.Remove(tmp.Name()))
-		}
-	}()
-	z := gzip.NewWriter(tmp)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
 	if _, err := z.Write(text); err != nil {
-		return errors.Join(err, tmp.Close())
+		return fmt.Errorf("pack checkpoint: %w", err)
 	}
-	if err := errors.Join(z.Close(), tmp.Sync(), tmp.Close()); err != nil {
-		return err
+	if err := z.Close(); err != nil {
+		return fmt.Errorf("pack checkpoint: %w", err)
 	}
-	return os.Rename(tmp.Name(), path)
+	return wholefile.Write(path, packed.Bytes(), 0o600)
 }

@@ -43,7 +43,7 @@ type Config struct {
 	// interfaces alone.
 	Interface string
 	// Resolvers are the files upstream resolvers are read from, the first that has usable ones counts; empty means
-	// /etc/resolv.conf and the one systemd-resolved keeps.
+	// HostFiles.
 	Resolvers []string
 	// CheckpointFile keeps what is known over a restart; empty means it is not kept.
 	CheckpointFile string
@@ -91,7 +91,7 @@ func (c Config) withDefaults() Config {
 		c.Interface = DefaultInterface
 	}
 	if len(c.Resolvers) == 0 {
-		c.Resolvers = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
+		c.Resolvers = HostFiles()
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes

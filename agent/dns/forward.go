@@ -82,6 +82,10 @@ func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.Add
 	f.count("cache_miss")
 	// All that ask the same at the same time wait for one question, which goes on for the others if one of them leaves.
 	result, err, _ := f.flights.Do(flightKey(k), func() (any, error) {
+		// A question like this may have been answered since the cache was looked at.
+		if m := f.cache.get(k, false); m != nil {
+			return m, nil
+		}
 		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 		defer cancel()
 		m, err := f.ask(ask, k, servers)

@@ -56,15 +56,39 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 		return h.servers, false
 	}
 	h.stamps = stamps
-	var found []netip.AddrPort
-	for _, file := range h.files {
-		if found = usableResolvers(file, h.own); len(found) > 0 {
-			break
-		}
-	}
+	found := hostResolversIn(h.files, h.own)
 	changed = !slices.Equal(found, h.servers)
 	h.servers = found
 	return found, changed
+}
+
+// HostFiles are where the host's resolvers are found, best first. With
+// systemd-resolved, /etc/resolv.conf names a stub on loopback that no pod can
+// reach, and the real ones are in the second file.
+func HostFiles() []string { return []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} }
+
+// HostResolvers reads the resolvers that others than the host's own processes
+// can ask, from the first of files that names any. own are addresses of the
+// cluster's DNS, which would ask themselves.
+func HostResolvers(files []string, own []netip.Addr) []netip.Addr {
+	at := make([]netip.AddrPort, len(own))
+	for i, a := range own {
+		at[i] = netip.AddrPortFrom(a, defaultPort)
+	}
+	var out []netip.Addr
+	for _, r := range hostResolversIn(files, at) {
+		out = append(out, r.Addr())
+	}
+	return out
+}
+
+func hostResolversIn(files []string, own []netip.AddrPort) []netip.AddrPort {
+	for _, file := range files {
+		if found := usableResolvers(file, own); len(found) > 0 {
+			return found
+		}
+	}
+	return nil
 }
 
 // usableResolvers reads a resolv.conf. Loopback addresses are left out: there sits a stub that asks somebody else, and that

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -41,6 +42,8 @@ type Server struct {
 	live  *index                // fed by the informers
 	names atomic.Pointer[index] // what is answered from: the checkpoint's at first, then live
 	dirty chan struct{}         // has room for one: live changed since the last checkpoint
+	// onDisk is the digest of the checkpoint that was read at the start; zero if there was none.
+	onDisk [sha256.Size]byte
 
 	ready     chan struct{}
 	readyOnce sync.Once

@@ -474,6 +474,40 @@ func TestServer_Run_WritesItsCheckpointWhenItStops(t *testing.T) {
 	if len(x.services) != len(s.live.services) || len(x.slices) != len(s.live.slices) || !x.hasNamespace("empty") {
 		t.Errorf("checkpoint holds %d services and %d slices", len(x.services), len(x.slices))
 	}
+
+	// The next start finds the same cluster, and wears no disk.
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func() os.FileInfo {
+		s, err := New(s.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := runServer(t, s)
+		eventually(t, func() string {
+			if s.names.Load() != s.live {
+				return "it does not answer from what the API server says"
+			}
+			return ""
+		})
+		stop()
+		after, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return after
+	}
+	if !os.SameFile(before, again()) {
+		t.Error("the same checkpoint was written again")
+	}
+	if err := client.Tracker().Add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "new"}}); err != nil {
+		t.Fatal(err)
+	}
+	if os.SameFile(before, again()) {
+		t.Error("a checkpoint with another namespace was not written")
+	}
 }
 
 func TestReadCheckpoint_RefusesDamage(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -13,7 +14,10 @@ import (
 	"k8s.io/client-go/rest"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	"k8s.io/kubernetes/pkg/cluster/ports"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
+
+	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // Config is what a kubelet needs. No field may be zero unless it says so.
@@ -28,9 +32,13 @@ type Config struct {
 	NodeIPs []net.IP
 	// REST reaches the API server with the node's rights.
 	REST *rest.Config
-	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity;
-	// ClientCAFile is the authority of those who may call it.
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity; both
+	// empty makes it ask the cluster for a certificate, by its addresses, and
+	// renew it in time. ClientCAFile is the authority of those who may call it.
 	ServingCertFile, ServingKeyFile, ClientCAFile string
+	// CloseAll ends the connections to the API server after heartbeats have
+	// failed; may be nil.
+	CloseAll func()
 
 	Runtime internalapi.RuntimeService
 	Images  internalapi.ImageManagerService
@@ -81,6 +89,7 @@ func (c Config) server() (*options.KubeletServer, error) {
 	k.VolumePluginDir = filepath.Join(c.RootDir, "volume-plugins")
 	k.StaticPodPath = filepath.Join(filepath.Dir(c.RootDir), "pod-manifests")
 	k.TLSCertFile, k.TLSPrivateKeyFile = c.ServingCertFile, c.ServingKeyFile
+	k.ServerTLSBootstrap = c.ServingCertFile == ""
 	k.Authentication.X509.ClientCAFile = c.ClientCAFile
 	k.Authentication.Anonymous.Enabled = false
 	k.Authentication.Webhook.Enabled = true
@@ -109,13 +118,28 @@ func (c Config) server() (*options.KubeletServer, error) {
 	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
 		return nil, fmt.Errorf("create folder of pod logs: %w", err)
 	}
-	for _, arg := range c.ExtraArgs {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if err := flags.Set(name, value); err != nil {
-			return nil, fmt.Errorf("kubelet-arg %q: %w", arg, err)
-		}
+	if err := upstreamarg.Apply(flags, "kubelet-arg", c.ExtraArgs); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// Address is where a kubelet with these ExtraArgs listens, as it is dialled on
+// its own machine.
+func Address(extraArgs []string) string {
+	host, port := "127.0.0.1", strconv.Itoa(ports.KubeletPort)
+	for _, arg := range extraArgs {
+		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		switch name {
+		case "address":
+			if ip := net.ParseIP(value); ip != nil && !ip.IsUnspecified() {
+				host = value
+			}
+		case "port":
+			port = value
+		}
+	}
+	return net.JoinHostPort(host, port)
 }
 
 func joinIPs(ips []net.IP) string {

@@ -47,6 +47,11 @@ func Run(ctx context.Context, c Config) error {
 	if err := flag.Set("containerd", c.RuntimeSocket); err != nil {
 		return fmt.Errorf("set runtime socket for statistics: %w", err)
 	}
+	if s.ServerTLSBootstrap {
+		if err := dropFutureServing(s.CertDirectory, time.Now()); err != nil {
+			return err
+		}
+	}
 	deps, err := c.dependencies(ctx, s)
 	if err != nil {
 		return err
@@ -78,7 +83,7 @@ func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 		return nil, fmt.Errorf("make kubelet authentication: %w", err)
 	}
 	runReload(ctx.Done())
-	deps.Auth = auth
+	deps.Auth = certificatesOfServers{auth}
 
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: deps.EventClient.Events("")})
@@ -127,7 +132,11 @@ func (c Config) clients(deps *kubelet.Dependencies, s *options.KubeletServer) er
 		return fmt.Errorf("make heartbeat client: %w", err)
 	}
 	deps.KubeClient, deps.EventClient, deps.HeartbeatClient = client, eventClient, heartbeatClient
-	deps.OnHeartbeatFailure = func() {}
+	deps.OnHeartbeatFailure = func() {
+		if c.CloseAll != nil {
+			c.CloseAll()
+		}
+	}
 	return nil
 }
 

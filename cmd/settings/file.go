@@ -59,7 +59,7 @@ func readFile(into File, path string, known []string) error {
 	}
 	for _, key := range slices.Sorted(keys(content)) {
 		if !slices.Contains(known, key) {
-			return fmt.Errorf("unknown key %q in %s%s: remove it; the keys are the long flags of `mote server --help`", key, path, Suggest(key, known))
+			return fmt.Errorf("unknown key %q in %s%s: remove it; the keys are the long flags of `mote server --help` and `mote agent --help`", key, path, Suggest(key, known))
 		}
 		items, err := scalars(content[key])
 		if err != nil {

@@ -54,6 +54,8 @@ type Table struct {
 
 	applied string // the script last applied
 	listed  string // how the kernel lists what that script makes; what Intact compares with
+
+	written func() // called between writing and listing; for tests
 }
 
 // Script returns what replaces the table by body, the text between its braces. Adding before deleting makes the deletion
@@ -67,22 +69,36 @@ func (t *Table) Apply(ctx context.Context, script string) error {
 	if script != t.applied {
 		t.applied, t.listed = "", ""
 	}
-	// Another program may change the table between our writing and our listing, and its version would then pass for ours.
-	// Two equal listings after two writings are taken for the truth.
+	// Another program may change the table between our writing and our listing, and its version would then pass for ours. A
+	// listing counts if nothing but our writing has happened in the packet filter around it. Where that cannot be told, or
+	// others write all the time, two equal listings after two writings are taken for the truth: one may be disturbed twice in
+	// the same way.
 	before := t.listed
+	equal := false
 	for range stableTries {
+		began, genErr := generation()
 		if _, err := Run(ctx, script, "-f", "-"); err != nil {
 			return fmt.Errorf("apply table inet %s: %w", t.Name, err)
+		}
+		if t.written != nil {
+			t.written()
 		}
 		listed, err := t.list(ctx)
 		if err != nil {
 			return err
 		}
-		if listed == before {
+		ended, err := generation()
+		alone := genErr == nil && err == nil && ended == began+1
+		equal = listed == before
+		before = listed
+		if alone || equal && genErr != nil {
 			t.applied, t.listed = script, listed
 			return nil
 		}
-		before = listed
+	}
+	if equal {
+		t.applied, t.listed = script, before
+		return nil
 	}
 	return fmt.Errorf("apply table inet %s: another program keeps changing it", t.Name)
 }

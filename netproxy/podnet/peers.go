@@ -147,17 +147,15 @@ func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu 
 			n.log.Warn("pods of some nodes are not reachable: " + skipped)
 		}
 	}
-	switch n.cfg.Backend {
-	case BackendNone:
-		return nil
-	case BackendHostGW:
+	// What a run with another backend left goes, too: its routes would win, or lead nowhere.
+	if n.cfg.Backend != BackendVXLAN {
 		return errors.Join(removeLink(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
 	}
 	if !p.local.IsValid() {
 		// Without another node there is no tunnel.
-		return removeLink(tunnelName(n.cfg.Bridge))
+		return errors.Join(removeLink(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(nil))
 	}
-	if err := ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu); err != nil {
+	if err := errors.Join(ensureDirectRoutes(nil), ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu)); err != nil {
 		return err
 	}
 	if self.Outside.IsValid() {

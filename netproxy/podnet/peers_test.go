@@ -322,6 +322,45 @@ func TestNetwork_Peers(t *testing.T) {
 	}
 }
 
+// TestNetwork_Peers_BackendChanges goes from each backend to each other, as servers may say so: what the one before made has to go.
+func TestNetwork_Peers_BackendChanges(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	needTool(t, "nft")
+	c := newCluster(t, BackendVXLAN, 2)
+	for _, backend := range []Backend{BackendVXLAN, BackendHostGW, BackendNone, BackendVXLAN, BackendNone, BackendHostGW, BackendVXLAN} {
+		for _, n := range c.nodes {
+			n.cfg.Backend = backend
+			n.start(t)
+		}
+		c.reconcile(t)
+		n := c.nodes[0]
+		routes, links := run(t, "ip", "-n", n.ns, "route"), run(t, "ip", "-n", n.ns, "link")
+		want := map[Backend]string{BackendVXLAN: "10.42.2.0/24 via 10.42.2.0 dev mote.1 onlink", BackendHostGW: "10.42.2.0/24 via 192.0.2.2 dev eth0"}[backend]
+		if strings.Count(routes, "10.42.2.0/24") != min(1, len(want)) || !strings.Contains(routes, want) {
+			t.Errorf("%s: routes, wanted %q:\n%s", backend, want, routes)
+		}
+		if tunnel := strings.Contains(links, tunnelName(DefaultBridge)); tunnel != (backend == BackendVXLAN) {
+			t.Errorf("%s: a tunnel: %v:\n%s", backend, tunnel, links)
+		}
+		if backend != BackendNone {
+			c.reach(t)
+		}
+	}
+	// With nobody left there is no tunnel, and no route that host-gw made.
+	last := c.nodes[0]
+	last.cfg.Backend = BackendHostGW
+	last.start(t)
+	c.reconcile(t)
+	last.cfg.Backend = BackendVXLAN
+	last.start(t)
+	last.reconcile(t, c.nodes[:1])
+	if out := run(t, "ip", "-n", last.ns, "route"); strings.Contains(out, "10.42.2.") {
+		t.Errorf("the node that left is still known:\n%s", out)
+	}
+}
+
 // TestNetwork_Peers_BehindNAT puts the second host behind a router that hides it, as at home. The first host has to reach its
 // pods without having been spoken to by them.
 func TestNetwork_Peers_BehindNAT(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 const (
@@ -153,7 +155,7 @@ func replace(o Options, m Manifest, target string, open func() (io.ReadCloser, e
 	if err := os.Rename(temp, target); err != nil {
 		return fmt.Errorf("put tools in place: %w", err)
 	}
-	return syncDir(o.Dir)
+	return wholefile.SyncDir(o.Dir)
 }
 
 func extract(o Options, m Manifest, dir string, open func() (io.ReadCloser, error)) error {
@@ -203,7 +205,7 @@ func extract(o Options, m Manifest, dir string, open func() (io.ReadCloser, erro
 	if err := os.WriteFile(filepath.Join(dir, completeMark), []byte(m.Hash+"\n"), 0o644); err != nil {
 		return fmt.Errorf("mark bundle complete: %w", err)
 	}
-	return syncDir(dir)
+	return wholefile.SyncDir(dir)
 }
 
 func writeFile(path string, f File, r io.Reader) (err error) {
@@ -252,7 +254,7 @@ func point(dir, name string) (previous string, err error) {
 	if err := os.Rename(temp, link); err != nil {
 		return "", fmt.Errorf("link current tools: %w", err)
 	}
-	return previous, syncDir(dir)
+	return previous, wholefile.SyncDir(dir)
 }
 
 // removeOthers removes leftovers of interrupted starts and all bundles but the
@@ -293,16 +295,4 @@ func hashFile(path string) (string, error) {
 		return "", fmt.Errorf("read tool: %w", err)
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
-}
-
-func syncDir(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open folder to sync: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Fsync(fd); err != nil {
-		return fmt.Errorf("write folder to disk: %w", err)
-	}
-	return nil
 }

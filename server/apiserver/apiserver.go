@@ -8,11 +8,11 @@ import (
 	"net/http"
 	"time"
 
-	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/util/wait"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/apiserver/pkg/storage/etcd3"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -32,6 +32,9 @@ const (
 	// compactionInterval is how much history the store keeps for watchers that
 	// fell behind, as kube-apiserver does with etcd.
 	compactionInterval = 5 * time.Minute
+	// connectionGrace is how long a server that stops waits for connections to end.
+	// Those that a broken network has left end with the process.
+	connectionGrace = 3 * time.Second
 	// storeCheckTimeout bounds the health check's read.
 	storeCheckTimeout = 2 * time.Second
 )
@@ -41,10 +44,13 @@ type Config struct {
 	PKI *pki.Set
 	// Etcd is the one client all resources are stored through.
 	Etcd *etcdkubernetes.Client
-	// DialStore connects to the same store over gRPC.
-	DialStore func(context.Context) (net.Conn, error)
-	// Single says that no other API server uses the store.
-	Single bool
+	// Transport leads upstream's own etcd clients to the same store.
+	Transport storagebackend.TransportConfig
+	// Servers knows the servers that share the store. nil says that there is no
+	// other.
+	Servers Servers
+	// Name is this server's among those that share the store.
+	Name string
 	// Loopback is the door through which this process reaches the API server.
 	Loopback *loopback.Server
 	// Informers are shared with controllers and scheduler; see NewInformers.
@@ -61,19 +67,33 @@ type Config struct {
 	ServiceCIDRs []*net.IPNet
 	// ClusterDomain is the cluster's DNS domain, without dot at the end.
 	ClusterDomain string
+	// Network leads to kubelets, and to pods that serve webhooks and APIs or are
+	// reached by proxy. nil means they are dialled as any address is.
+	Network Network
 	// Wrap puts handlers in front of the API, before authentication. May be nil.
 	Wrap func(http.Handler) http.Handler
 	// ExtraArgs are "flag=value" settings for kube-apiserver's own flags.
 	ExtraArgs []string
-	Logger    *zap.Logger
+}
+
+// Network leads to the cluster's nodes and pods.
+type Network interface {
+	// DialContext connects to an address. A node's name stands for the node.
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+	// HostOf returns the address by which a node can be told from all others, or
+	// "" if it has none.
+	HostOf(node string) string
 }
 
 // Server is a composed API server.
 type Server struct {
 	config Config
 	chain  *aggregatorapiserver.APIAggregator
+	// history is what the watch caches ask how far the store is compacted.
+	history *history
 	// documents is what the chain shares of OpenAPI.
 	documents *openapicommon.OpenAPIV3Config
+	endpoints *endpointReconciler
 }
 
 // New composes the API server. Nothing runs and nothing is written yet.
@@ -90,7 +110,8 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if err := errors.Join(completed.Validate()...); err != nil {
 		return nil, fmt.Errorf("check API server options: %w", err)
 	}
-	config, err := c.chainConfig(completed)
+	h := &history{}
+	config, err := c.chainConfig(completed, h)
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +123,15 @@ func New(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compose API servers: %w", err)
 	}
-	return &Server{config: c, chain: chain, documents: config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config}, nil
+	return &Server{
+		config: c, chain: chain, history: h, documents: config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config,
+		endpoints: config.KubeAPIs.Extra.EndpointReconcilerConfig.Reconciler.(*endpointReconciler),
+	}, nil
 }
 
 // chainConfig makes the configurations of the three servers of the chain.
-func (c Config) chainConfig(o options.CompletedOptions) (*app.Config, error) {
-	generic, storageFactory, err := c.genericConfig(o)
+func (c Config) chainConfig(o options.CompletedOptions, h *history) (*app.Config, error) {
+	generic, storageFactory, err := c.genericConfig(o, h)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +147,7 @@ func (c Config) chainConfig(o options.CompletedOptions) (*app.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make endpoint client: %w", err)
 	}
-	kubeAPIs.Extra.EndpointReconcilerConfig.Reconciler = newEndpointReconciler(client, c.Addresses)
+	kubeAPIs.Extra.EndpointReconcilerConfig.Reconciler = newEndpointReconciler(client, c.Addresses, c.Servers)
 
 	authResolver := webhook.NewDefaultAuthenticationInfoResolverWrapper(
 		kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Generic.EgressSelector,
@@ -132,14 +156,14 @@ func (c Config) chainConfig(o options.CompletedOptions) (*app.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure custom resources: %w", err)
 	}
-	extensions.GenericConfig.RESTOptionsGetter = &restOptions{next: extensions.GenericConfig.RESTOptionsGetter, client: c.Etcd}
-	extensions.ExtraConfig.CRDRESTOptionsGetter = &restOptions{next: extensions.ExtraConfig.CRDRESTOptionsGetter, client: c.Etcd}
+	extensions.GenericConfig.RESTOptionsGetter = &restOptions{next: extensions.GenericConfig.RESTOptionsGetter, client: c.Etcd, history: h}
+	extensions.ExtraConfig.CRDRESTOptionsGetter = &restOptions{next: extensions.ExtraConfig.CRDRESTOptionsGetter, client: c.Etcd, history: h}
 
 	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*kubeAPIs.ControlPlane.Generic, o.CompletedOptions, c.Informers, resolver, kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Extra.PeerProxy, initializers)
 	if err != nil {
 		return nil, fmt.Errorf("configure aggregation: %w", err)
 	}
-	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter, client: c.Etcd}
+	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter, client: c.Etcd, history: h}
 	if !c.buildsDocuments() {
 		if err := c.serveDocuments(&aggregator.GenericConfig.Config); err != nil {
 			return nil, err
@@ -157,11 +181,22 @@ func (s *Server) Run(ctx context.Context) error {
 	if !s.config.buildsDocuments() {
 		dropDefinitions(s.documents)
 	}
+	s.chain.GenericAPIServer.ShutdownTimeout = connectionGrace
 	compactor := etcd3.StartCompactorPerEndpoint(s.config.Etcd.Client, compactionInterval)
 	defer compactor.Stop()
+	s.history.follow(compactor)
 	s.config.Loopback.Serve(s.chain.GenericAPIServer.Handler)
 	if err := prepared.Run(ctx); err != nil {
 		return fmt.Errorf("serve API: %w", err)
+	}
+	return nil
+}
+
+// Withdraw sends nobody here any more who asks for the service kubernetes, if
+// other servers answer. It is called while Run serves, before it is stopped.
+func (s *Server) Withdraw() error {
+	if err := s.endpoints.withdraw(); err != nil {
+		return fmt.Errorf("withdraw from service kubernetes: %w", err)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
@@ -20,6 +19,7 @@ import (
 	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 
 	"github.com/mote-dev/mote/server/openapi"
+	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // changesAPI are the flags of kube-apiserver that change what the API's
@@ -30,7 +30,7 @@ var changesAPI = []string{"feature-gates", "runtime-config", "emulated-version",
 // itself, as upstream does, instead of serving the embedded ones.
 func (c Config) buildsDocuments() bool {
 	return slices.ContainsFunc(c.ExtraArgs, func(arg string) bool {
-		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		name, _ := upstreamarg.Split(arg)
 		return slices.Contains(changesAPI, name)
 	})
 }
@@ -75,7 +75,10 @@ func (c Config) serveDocuments(g *genericapiserver.Config) error {
 	g.BuildHandlerChainFunc = func(api http.Handler, config *genericapiserver.Config) http.Handler {
 		return build(openapi.NewHandler(api, list), config)
 	}
-	return nil
+	// Health checks list the hook of this name, and monitoring may ask for it: it stands for the documents, whoever makes them.
+	return g.AddPostStartHook("apiservice-openapi-controller", func(genericapiserver.PostStartHookContext) error {
+		return openapi.Check()
+	})
 }
 
 // dropDefinitions lets go of what only the installation of the APIs needed.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,19 +24,34 @@ const endpointTimeout = 5 * time.Second
 
 // endpointReconciler keeps the addresses behind the service "kubernetes" equal
 // to the addresses this server has now, so a machine that gets its network
-// late, or another address later, needs no restart. Upstream's reconcilers
-// fix the address at start and, to agree among servers, write to the store
-// every few seconds.
+// late, or another address later, needs no restart. With several servers they
+// are those of all that live. Upstream's reconcilers fix the address at start
+// and, to agree among servers, write to the store every few seconds.
 type endpointReconciler struct {
 	client    kubernetes.Interface
 	addresses func() []net.IP
+	servers   Servers // nil for the only one
 	stopped   atomic.Bool
+	mu        sync.Mutex // held while servers and endpoints are made to agree; guards what follows
+	withdrawn bool       // for good
+	// service and ports are what was published last.
+	service string
+	ports   []corev1.EndpointPort
 }
 
 var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
 
-func newEndpointReconciler(client kubernetes.Interface, addresses func() []net.IP) *endpointReconciler {
-	return &endpointReconciler{client: client, addresses: addresses}
+// Servers knows the servers that share a store.
+type Servers interface {
+	// Publish says where this server's API is served, and returns the addresses of
+	// all servers. It is repeated every ten seconds.
+	Publish(ctx context.Context, addresses []string) ([]string, error)
+	// Withdraw takes this server's addresses back, and returns those of the others.
+	Withdraw(ctx context.Context) ([]string, error)
+}
+
+func newEndpointReconciler(client kubernetes.Interface, addresses func() []net.IP, servers Servers) *endpointReconciler {
+	return &endpointReconciler{client: client, addresses: addresses, servers: servers}
 }
 
 // ValidateIP accepts every address: which ones can be published is decided each round.
@@ -43,9 +59,27 @@ func (r *endpointReconciler) ValidateIP(net.IP) error { return nil }
 
 // ReconcileEndpoints writes Endpoints and EndpointSlice if they are not as they should be.
 func (r *endpointReconciler) ReconcileEndpoints(service string, _ net.IP, ports []corev1.EndpointPort, _ bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.stopped.Load() {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), endpointTimeout)
+	defer cancel()
+	addresses := r.own()
+	if r.servers != nil {
+		all, err := r.servers.Publish(ctx, addresses)
+		if err != nil {
+			return err
+		}
+		addresses = inOrder(all, addresses)
+	}
+	r.service, r.ports = service, ports
+	return r.ensure(ctx, service, addresses, ports)
+}
+
+// own are the addresses of this server that can be published.
+func (r *endpointReconciler) own() []string {
 	var addresses []string
 	for _, ip := range r.addresses() {
 		// The API refuses these as endpoints.
@@ -53,22 +87,91 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, _ net.IP, ports 
 			addresses = append(addresses, ip.String())
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), endpointTimeout)
-	defer cancel()
-	if err := r.ensureEndpoints(ctx, service, addresses, ports); err != nil {
-		return fmt.Errorf("keep endpoints %s: %w", service, err)
-	}
-	if err := r.ensureSlice(ctx, service, addresses, ports); err != nil {
-		return fmt.Errorf("keep endpoint slice %s: %w", service, err)
-	}
-	return nil
+	return addresses
 }
 
-// RemoveEndpoints leaves the addresses in place: pods may keep the connections
-// they have, and the server comes back under the same ones.
-func (r *endpointReconciler) RemoveEndpoints(service string, _ net.IP, _ []corev1.EndpointPort) error {
+// inOrder puts the addresses of own's first family in front, and leaves the rest
+// as it is, which is the same for all servers: the first decides what family the
+// slice has.
+func inOrder(all, own []string) []string {
+	if len(own) == 0 {
+		return all
+	}
+	isOurs := func(a string) bool { return isIPv4(a) == isIPv4(own[0]) }
+	var first, rest []string
+	for _, a := range all {
+		if isOurs(a) {
+			first = append(first, a)
+		} else {
+			rest = append(rest, a)
+		}
+	}
+	return append(first, rest...)
+}
+
+func isIPv4(address string) bool { return net.ParseIP(address).To4() != nil }
+
+// ensureTries bounds how often another server may be faster.
+const ensureTries = 5
+
+func (r *endpointReconciler) ensure(ctx context.Context, service string, addresses []string, ports []corev1.EndpointPort) error {
+	for try := 1; ; try++ {
+		err := r.ensureEndpoints(ctx, service, addresses, ports)
+		if err == nil {
+			err = r.ensureSlice(ctx, service, addresses, ports)
+		}
+		if (apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)) && try < ensureTries {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("keep endpoints of service %s: %w", service, err)
+		}
+		return nil
+	}
+}
+
+// RemoveEndpoints takes this server's addresses away if others serve. Those of
+// the last one stay: pods may keep the connections they have, and it comes back
+// under the same ones. It is called before the server is ready, and when it stops.
+func (r *endpointReconciler) RemoveEndpoints(service string, _ net.IP, ports []corev1.EndpointPort) error {
 	// The caller takes nil for the traces of a crash and warns of them.
-	return storage.NewKeyNotFoundError(service, 0)
+	nothing := storage.NewKeyNotFoundError(service, 0)
+	if r.servers == nil {
+		return nothing
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.withdrawn {
+		return nil
+	}
+	if err := r.remove(service, ports); err != nil || r.stopped.Load() {
+		return err
+	}
+	return nothing
+}
+
+// remove does what RemoveEndpoints says. The caller holds mu.
+func (r *endpointReconciler) remove(service string, ports []corev1.EndpointPort) error {
+	ctx, cancel := context.WithTimeout(context.Background(), endpointTimeout)
+	defer cancel()
+	rest, err := r.servers.Withdraw(ctx)
+	if err != nil || len(rest) == 0 {
+		return err
+	}
+	return r.ensure(ctx, service, inOrder(rest, r.own()), ports)
+}
+
+// withdraw does for good what upstream's shutdown would do after the in-memory
+// way to the API is shut.
+func (r *endpointReconciler) withdraw() error {
+	r.StopReconciling()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.servers == nil || r.withdrawn || r.service == "" {
+		return nil
+	}
+	r.withdrawn = true
+	return r.remove(r.service, r.ports)
 }
 
 // StopReconciling implements reconcilers.EndpointReconciler.
@@ -114,12 +217,12 @@ func (r *endpointReconciler) ensureSlice(ctx context.Context, service string, ad
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 	}
-	if len(addresses) > 0 && net.ParseIP(addresses[0]).To4() == nil {
+	if len(addresses) > 0 && !isIPv4(addresses[0]) {
 		want.AddressType = discoveryv1.AddressTypeIPv6
 	}
 	ready := true
 	for _, a := range addresses {
-		if (net.ParseIP(a).To4() == nil) == (want.AddressType == discoveryv1.AddressTypeIPv6) {
+		if isIPv4(a) == (want.AddressType == discoveryv1.AddressTypeIPv4) {
 			want.Endpoints = append(want.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
 		}
 	}

@@ -1,15 +1,19 @@
 package apiserver
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/egressselector"
 	"k8s.io/apiserver/pkg/server/filters"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/client-go/informers"
@@ -52,11 +56,21 @@ func Trim(obj any) (any, error) {
 	return obj, nil
 }
 
+// serverID is the name of a server's identity lease. Upstream makes it of the
+// host's name, which two machines may share; names of nodes are checked.
+func serverID(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return "apiserver-" + hex.EncodeToString(sum[:16])
+}
+
 // genericConfig makes what the three API servers of the chain have in common.
 // It follows the order of controlplaneapiserver.BuildGenericConfig (v1.37.2):
 // several steps read what earlier ones set.
-func (c Config) genericConfig(o options.CompletedOptions) (*genericapiserver.Config, *serverstorage.DefaultStorageFactory, error) {
+func (c Config) genericConfig(o options.CompletedOptions, h *history) (*genericapiserver.Config, *serverstorage.DefaultStorageFactory, error) {
 	g := genericapiserver.NewConfig(legacyscheme.Codecs)
+	if c.Servers != nil {
+		g.APIServerID = serverID(c.Name)
+	}
 	g.MergedResourceConfig = controlplane.DefaultAPIResourceConfigSource()
 
 	if err := o.GenericServerRunOptions.ApplyTo(g); err != nil {
@@ -79,6 +93,13 @@ func (c Config) genericConfig(o options.CompletedOptions) (*genericapiserver.Con
 	}
 	if err := o.EgressSelector.ApplyTo(g); err != nil {
 		return nil, nil, fmt.Errorf("apply egress selector: %w", err)
+	}
+	if g.EgressSelector == nil && c.Network != nil {
+		// One hook for all that dials into the cluster; whoever configures a selector
+		// of his own gets that one.
+		g.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{
+			egressselector.Cluster: c.Network.DialContext,
+		})
 	}
 	if err := o.Traces.ApplyTo(g.EgressSelector, g); err != nil {
 		return nil, nil, fmt.Errorf("apply tracing: %w", err)
@@ -103,7 +124,7 @@ func (c Config) genericConfig(o options.CompletedOptions) (*genericapiserver.Con
 	if err := o.Etcd.ApplyWithStorageFactoryTo(storageFactory, g); err != nil {
 		return nil, nil, fmt.Errorf("apply storage options: %w", err)
 	}
-	g.RESTOptionsGetter = &restOptions{next: g.RESTOptionsGetter, client: c.Etcd}
+	g.RESTOptionsGetter = &restOptions{next: g.RESTOptionsGetter, client: c.Etcd, history: h, network: c.Network}
 	g.AddHealthChecks(c.storeCheck())
 
 	ctx := wait.ContextForChannel(g.DrainedNotify())

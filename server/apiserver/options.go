@@ -4,11 +4,17 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+
+	"github.com/mote-dev/mote/upstreamarg"
 )
+
+// watchGrace is how long a server that stops lets watches end.
+const watchGrace = 2 * time.Second
 
 // newOptions fills upstream's options from c. c.ExtraArgs are applied last, so they win.
 func newOptions(c Config) (*options.ServerRunOptions, error) {
@@ -21,6 +27,8 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	}
 
 	o.GenericServerRunOptions.AdvertiseAddress = c.AdvertiseAddress
+	// Watches of nodes and people would hold up a stop for a minute.
+	o.GenericServerRunOptions.ShutdownWatchTerminationGracePeriod = watchGrace
 	o.SecureServing.Required = true
 	o.SecureServing.Listener = c.Listener
 	o.SecureServing.BindAddress = c.BindAddress
@@ -29,7 +37,9 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.SecureServing.ServerCert.CertKey.KeyFile = c.PKI.APIServer.KeyFile
 
 	o.Authentication.ClientCert.ClientCA = c.PKI.CAFile
-	o.Authentication.BootstrapToken.Enable = true
+	// Tokens let nodes in through server/join only, where names are bound to the
+	// machines that have them; at the API itself a token could take any name.
+	o.Authentication.BootstrapToken.Enable = false
 	o.Authentication.RequestHeader.ClientCAFile = c.PKI.FrontProxyCAFile
 	o.Authentication.RequestHeader.AllowedNames = []string{"front-proxy-client"}
 	o.Authentication.RequestHeader.UsernameHeaders = []string{"X-Remote-User"}
@@ -45,7 +55,9 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	// The server need not be a node, so it may not know the way to a cluster IP.
 	o.EnableAggregatorRouting = true
 	o.AllowPrivileged = true
-	o.KubeletConfig.PreferredAddressTypes = []string{"InternalIP", "ExternalIP", "Hostname"}
+	// Nodes behind different NATs may have the same address. Names are theirs alone,
+	// and in their serving certificates.
+	o.KubeletConfig.PreferredAddressTypes = []string{string(proxyHost), "Hostname", "InternalIP", "ExternalIP"}
 	o.KubeletConfig.TLSClientConfig.CertFile = c.PKI.KubeletClient.CertFile
 	o.KubeletConfig.TLSClientConfig.KeyFile = c.PKI.KubeletClient.KeyFile
 	o.KubeletConfig.TLSClientConfig.CAFile = c.PKI.CAFile
@@ -59,8 +71,7 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	// ours (endpoints.go): it follows the network and writes only on changes.
 	o.EndpointReconcilerType = string(reconcilers.NoneEndpointReconcilerType)
 
-	o.Etcd.StorageConfig.Transport.ServerList = []string{"http://" + storeAddress}
-	o.Etcd.StorageConfig.Transport.EgressLookup = c.storeDialer()
+	o.Etcd.StorageConfig.Transport = c.Transport
 	// Compaction runs once, on the client all resources share.
 	o.Etcd.StorageConfig.CompactionInterval = 0
 	o.Etcd.StorageConfig.DBMetricPollInterval = 0
@@ -71,18 +82,18 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	if err := flags.Set("feature-gates", "KubeProxyNFTablesLocalhostNodePorts=true"); err != nil {
 		return nil, fmt.Errorf("set feature gates: %w", err)
 	}
-	if c.Single {
+	if c.Servers != nil {
+		// Requests for what only a newer or older server knows go there.
+		o.PeerCAFile = c.PKI.CAFile
+	} else {
 		// With the identity lease, servers of one cluster find one another; alone,
 		// it would only be a write to the disk every ten seconds.
 		if err := flags.Set("feature-gates", "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false"); err != nil {
 			return nil, fmt.Errorf("set feature gates: %w", err)
 		}
 	}
-	for _, arg := range c.ExtraArgs {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if err := flags.Set(name, value); err != nil {
-			return nil, fmt.Errorf("kube-apiserver-arg %q: %w", arg, err)
-		}
+	if err := upstreamarg.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
+		return nil, err
 	}
 	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return nil, fmt.Errorf("set feature gates: %w", err)

@@ -1,17 +1,14 @@
 package apiserver
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"sync"
+	"sync/atomic"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/features"
 	"k8s.io/apiserver/pkg/registry/generic"
-	"k8s.io/apiserver/pkg/server/egressselector"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/cacher"
 	"k8s.io/apiserver/pkg/storage/etcd3"
@@ -24,23 +21,33 @@ import (
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 )
 
-// storeAddress stands for the store where upstream insists on an address; the
-// dialer below answers for it.
-const storeAddress = "store.mote.in-process:2379"
-
-// storeDialer leads the few parts of upstream that make an etcd client of their
-// own (the node port allocator) to the store.
-func (c Config) storeDialer() egressselector.Lookup {
-	return func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
-		return func(ctx context.Context, _, _ string) (net.Conn, error) { return c.DialStore(ctx) }, nil
-	}
-}
-
 // restOptions makes every resource use one etcd client. Upstream makes one
 // gRPC client a resource, which costs memory and a socket each.
 type restOptions struct {
-	next   generic.RESTOptionsGetter
-	client *etcdkubernetes.Client
+	next    generic.RESTOptionsGetter
+	client  *etcdkubernetes.Client
+	history *history
+	// network may be nil.
+	network Network
+}
+
+// history tells every watch cache how far the store is compacted, so that it forgets with the store: without it a cache keeps
+// old states of a list for clients that read on after a page, and answers from them for good. The compactor
+// starts when the server runs, long after the caches were made.
+type history struct {
+	compactor atomic.Pointer[etcd3.Compactor]
+}
+
+var _ etcd3.Compactor = (*history)(nil)
+
+func (h *history) follow(c etcd3.Compactor) { h.compactor.Store(&c) }
+
+// CompactRevision implements etcd3.Compactor; 0 means that nothing is known to be compacted.
+func (h *history) CompactRevision() int64 {
+	if c := h.compactor.Load(); c != nil {
+		return (*c).CompactRevision()
+	}
+	return 0
 }
 
 // GetRESTOptions implements generic.RESTOptionsGetter.
@@ -50,6 +57,9 @@ func (g *restOptions) GetRESTOptions(resource schema.GroupResource, example runt
 		return o, err
 	}
 	o.Decorator = g.cached
+	if resource == nodeResource && g.network != nil {
+		o.Decorator = g.reachable
+	}
 	if resource.Resource == "events" {
 		// As upstream: events are many, written once and hardly read.
 		o.Decorator = g.plain
@@ -73,7 +83,7 @@ func (g *restOptions) plain(
 		transformer = etcd3.WithCorruptObjErrorHandlingTransformer(transformer)
 		decoder = etcd3.WithCorruptObjErrorHandlingDecoder(decoder)
 	}
-	store, err := etcd3.New(g.client, nil, config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix,
+	store, err := etcd3.New(g.client, g.history, config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix,
 		config.GroupResource, transformer, config.LeaseManagerConfig, decoder, versioner)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open storage of %s: %w", config.GroupResource, err)

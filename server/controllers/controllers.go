@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -37,6 +36,7 @@ import (
 	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/pki"
+	"github.com/mote-dev/mote/upstreamarg"
 )
 
 const (
@@ -44,8 +44,8 @@ const (
 	resync = 12 * time.Hour
 	// shutdownTimeout is how long controllers get to end their current work.
 	shutdownTimeout = 3 * time.Second
-	// mapperReset is how often the mapping of kinds to resources is read
-	// again, so that the garbage collector learns of new custom resources.
+	// mapperReset is how often the mapping of kinds to resources is read again, so
+	// that the garbage collector sees custom resources that appeared since.
 	mapperReset = 30 * time.Second
 )
 
@@ -60,57 +60,99 @@ type Config struct {
 	ServiceCIDRs           []*net.IPNet
 	// ExtraArgs are "flag=value" settings for kube-controller-manager's own flags.
 	ExtraArgs []string
-	// Built is called once all controllers are made. Upstream's CSI volume
-	// plugin keeps its state in package variables that its last user sets: a
-	// kubelet in this process has to come after the controllers.
-	Built  func()
-	Logger *zap.Logger
+	// Built is called once the controllers of volumes are made. Upstream's CSI
+	// volume plugin keeps its state in package variables that its last user sets:
+	// a kubelet in this process has to come after these controllers, also where
+	// they are to run later.
+	Built func()
+	// Lead calls work once this process is the one that shall run controllers, see
+	// server/election. nil means that it always is.
+	Lead func(ctx context.Context, work func(context.Context) error) error
 }
 
-// Run starts all controllers, once the informers' first lists may be made, and
-// blocks until ctx ends and they have stopped.
+// volumes are the controllers that use volume plugins.
+var volumes = []string{names.PersistentVolumeBinderController, names.PersistentVolumeAttachDetachController, names.PersistentVolumeExpanderController}
+
+// Run starts all controllers, once the informers' first lists may be made and
+// this process leads, and blocks until ctx ends and they have stopped.
 func Run(ctx context.Context, c Config) error {
 	componentConfig, err := c.componentConfig(ctx)
 	if err != nil {
 		return err
 	}
 	builder := clientBuilder{c.Loopback}
-	view := informer.NewView(c.Informers, nil)
-	controllerContext, refresh, err := c.controllerContext(ctx, componentConfig, builder, view)
+	rest := app.NewControllerDescriptors()
+	// Upstream's constructor of this one is private and bound to its command line.
+	delete(rest, names.ServiceAccountTokenController)
+	early := map[string]*app.ControllerDescriptor{}
+	for _, name := range volumes {
+		early[name] = rest[name]
+		delete(rest, name)
+	}
+	later := informer.NewLateView(c.Informers)
+	volumeContext, _, err := c.controllerContext(componentConfig, builder, later)
 	if err != nil {
 		return err
 	}
-	descriptors := app.NewControllerDescriptors()
-	// Upstream's constructor of this one is private and bound to its command line.
-	delete(descriptors, names.ServiceAccountTokenController)
-	built, err := app.BuildControllers(ctx, controllerContext, descriptors, nil, noHealthChecks{})
+	forVolumes, err := app.BuildControllers(ctx, volumeContext, early, nil, noHealthChecks{})
+	if err != nil {
+		return fmt.Errorf("build controllers of volumes: %w", err)
+	}
+	c.Built()
+	work := func(leading context.Context) error {
+		if err := later.Open(); err != nil {
+			return err
+		}
+		return c.run(ctx, leading, componentConfig, builder, rest, forVolumes)
+	}
+	if c.Lead == nil {
+		return work(ctx)
+	}
+	return c.Lead(ctx, work)
+}
+
+// run runs all controllers while leading lasts. They are made now: some of them
+// take the state of the cluster when they are made for that when they start.
+func (c Config) run(ctx, leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller) error {
+	view := informer.NewView(c.Informers, nil)
+	controllerContext, metadataClient, err := c.controllerContext(componentConfig, builder, view)
+	if err != nil {
+		return err
+	}
+	if componentConfig.ComponentConfig.GarbageCollectorController.EnableGarbageCollector {
+		controllerContext.GraphBuilder = graphBuilder(leading, controllerContext, metadataClient)
+	}
+	built, err := app.BuildControllers(leading, controllerContext, descriptors, nil, noHealthChecks{})
 	if err != nil {
 		return fmt.Errorf("build controllers: %w", err)
 	}
-	c.Built()
-	tokens, err := c.tokensController(ctx, builder, view)
+	built = append(built, made...)
+	tokens, err := c.tokensController(leading, builder, view)
 	if err != nil {
 		return err
 	}
 
-	view.Open()
+	if err := view.Open(); err != nil {
+		return err
+	}
+	// These serve the whole process, and go on when the lead is lost.
 	controllerContext.InformerFactory.Start(ctx.Done())
 	controllerContext.ObjectOrMetadataInformerFactory.Start(ctx.Done())
 	close(controllerContext.InformersStarted)
 
-	g, ctx := errgroup.WithContext(ctx)
+	g, leading := errgroup.WithContext(leading)
 	g.Go(func() error {
-		if !app.RunControllers(ctx, controllerContext, built, 0, shutdownTimeout) {
+		if !app.RunControllers(leading, controllerContext, built, 0, shutdownTimeout) {
 			return errors.New("stop controllers: some did not end in time")
 		}
 		return nil
 	})
 	g.Go(func() error {
-		tokens.Run(ctx, int(componentConfig.ComponentConfig.SAController.ConcurrentSATokenSyncs))
+		tokens.Run(leading, int(componentConfig.ComponentConfig.SAController.ConcurrentSATokenSyncs))
 		return nil
 	})
 	g.Go(func() error {
-		wait.UntilWithContext(ctx, func(context.Context) { refresh() }, mapperReset)
+		wait.UntilWithContext(leading, func(context.Context) { controllerContext.RESTMapper.Reset() }, mapperReset)
 		return nil
 	})
 	return g.Wait()
@@ -145,17 +187,16 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	o.CSRSigningController.ClusterSigningCertFile = c.PKI.CAFile
 	o.CSRSigningController.ClusterSigningKeyFile = c.PKI.CAKeyFile
 	o.Generic.LeaderElection.LeaderElect = false
+	// Upstream leaves this one off: it removes join tokens that have expired.
+	o.Generic.Controllers = append(o.Generic.Controllers, names.TokenCleanerController)
 	// The API server's port serves everything; there is no second listener.
 	o.SecureServing.BindPort = 0
 	// Upstream spreads the start of controllers to spare a busy API server of a
 	// large cluster; here it would only delay the first pod.
 	o.Generic.ControllerStartInterval.Duration = 0
 
-	for _, arg := range c.ExtraArgs {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if err := all.Set(name, value); err != nil {
-			return nil, fmt.Errorf("kube-controller-manager-arg %q: %w", arg, err)
-		}
+	if err := upstreamarg.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
+		return nil, err
 	}
 	if err := o.Validate(known, disabled, aliases); err != nil {
 		return nil, fmt.Errorf("check controller options: %w", err)
@@ -168,9 +209,8 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 }
 
 // controllerContext is upstream's app.CreateControllerContext on the shared
-// informers instead of a second set. The returned function makes the garbage
-// collector see resources that appeared since.
-func (c Config) controllerContext(ctx context.Context, component *config.Config, builder clientBuilder, shared informers.SharedInformerFactory) (app.ControllerContext, func(), error) {
+// informers instead of a second set, without the garbage collector's graph.
+func (c Config) controllerContext(component *config.Config, builder clientBuilder, shared informers.SharedInformerFactory) (app.ControllerContext, metadata.Interface, error) {
 	rootConfig := c.Loopback.Config(manager)
 	metadataClient, err := metadata.NewForConfig(rootConfig)
 	if err != nil {
@@ -180,28 +220,27 @@ func (c Config) controllerContext(ctx context.Context, component *config.Config,
 	if err != nil {
 		return app.ControllerContext{}, nil, err
 	}
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(cacheddiscovery.NewMemCacheClient(discoveryClient))
 	metadataInformers := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, resync)
-	controllerContext := app.ControllerContext{
+	controllersmetrics.Register()
+	return app.ControllerContext{
 		ClientBuilder:                   builder,
 		InformerFactory:                 shared,
 		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(shared, metadataInformers),
 		ComponentConfig:                 component.ComponentConfig,
-		RESTMapper:                      mapper,
+		RESTMapper:                      restmapper.NewDeferredDiscoveryRESTMapper(cacheddiscovery.NewMemCacheClient(discoveryClient)),
 		InformersStarted:                make(chan struct{}),
 		ResyncPeriod:                    func() time.Duration { return resync },
 		ControllerManagerMetrics:        controllersmetrics.NewControllerManagerMetrics("kube-controller-manager"),
+	}, metadataClient, nil
+}
+
+// graphBuilder makes what watches all that the garbage collector may collect.
+func graphBuilder(ctx context.Context, c app.ControllerContext, client metadata.Interface) *garbagecollector.GraphBuilder {
+	ignored := make(map[schema.GroupResource]struct{})
+	for _, r := range c.ComponentConfig.GarbageCollectorController.GCIgnoredResources {
+		ignored[schema.GroupResource{Group: r.Group, Resource: r.Resource}] = struct{}{}
 	}
-	if component.ComponentConfig.GarbageCollectorController.EnableGarbageCollector {
-		ignored := make(map[schema.GroupResource]struct{})
-		for _, r := range component.ComponentConfig.GarbageCollectorController.GCIgnoredResources {
-			ignored[schema.GroupResource{Group: r.Group, Resource: r.Resource}] = struct{}{}
-		}
-		controllerContext.GraphBuilder = garbagecollector.NewDependencyGraphBuilder(ctx, metadataClient, mapper, ignored,
-			controllerContext.ObjectOrMetadataInformerFactory, controllerContext.InformersStarted)
-	}
-	controllersmetrics.Register()
-	return controllerContext, mapper.Reset, nil
+	return garbagecollector.NewDependencyGraphBuilder(ctx, client, c.RESTMapper, ignored, c.ObjectOrMetadataInformerFactory, c.InformersStarted)
 }
 
 // tokensController fills Secrets of type service-account-token.

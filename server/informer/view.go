@@ -19,6 +19,8 @@ type View struct {
 	filter func(obj any) bool
 	gate   chan struct{}
 	open   sync.Once
+	// late holds handlers back instead of events; nil where events are.
+	late *late
 }
 
 var _ informers.SharedInformerFactory = (*View)(nil)
@@ -30,8 +32,23 @@ func NewView(shared informers.SharedInformerFactory, filter func(obj any) bool) 
 	return &View{SharedInformerFactory: shared, filter: filter, gate: make(chan struct{})}
 }
 
+// NewLateView returns a closed view of shared that may stay closed for long:
+// until it is opened nothing is kept for its handlers, which then hear of all
+// that is there.
+func NewLateView(shared informers.SharedInformerFactory) *View {
+	v := NewView(shared, nil)
+	v.late = &late{}
+	return v
+}
+
 // Open lets events through, those that waited first.
-func (v *View) Open() { v.open.Do(func() { close(v.gate) }) }
+func (v *View) Open() error {
+	v.open.Do(func() { close(v.gate) })
+	if v.late == nil {
+		return nil
+	}
+	return v.late.open()
+}
 
 // InformerFor implements informers.SharedInformerFactory; every typed accessor
 // comes through here.
@@ -46,7 +63,7 @@ type viewed struct {
 }
 
 func (i viewed) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandler(i.view.wrap(h))
+	return i.AddEventHandlerWithOptions(h, cache.HandlerOptions{})
 }
 
 // AddEventHandlerWithResyncPeriod drops the period: the informer is started,
@@ -57,7 +74,22 @@ func (i viewed) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, _ 
 
 func (i viewed) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
 	o.ResyncPeriod = nil
-	return i.SharedIndexInformer.AddEventHandlerWithOptions(i.view.wrap(h), o)
+	add := func() (cache.ResourceEventHandlerRegistration, error) {
+		return i.SharedIndexInformer.AddEventHandlerWithOptions(i.view.wrap(h), o)
+	}
+	if i.view.late != nil {
+		return i.view.late.add(add)
+	}
+	return add()
+}
+
+func (i viewed) RemoveEventHandler(handle cache.ResourceEventHandlerRegistration) error {
+	if held, ok := handle.(*heldHandler); ok {
+		if handle = held.remove(); handle == nil {
+			return nil
+		}
+	}
+	return i.SharedIndexInformer.RemoveEventHandler(handle)
 }
 
 func (v *View) wrap(h cache.ResourceEventHandler) cache.ResourceEventHandler {

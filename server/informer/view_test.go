@@ -17,6 +17,68 @@ func pod(name string, phase corev1.PodPhase) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Status: corev1.PodStatus{Phase: phase}}
 }
 
+func openView(t *testing.T, v *View) {
+	t.Helper()
+	if err := v.Open(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLateView_HandlersComeWhenOpened(t *testing.T) {
+	client := fake.NewClientset(pod("gone", corev1.PodRunning), pod("stays", corev1.PodRunning))
+	shared := informers.NewSharedInformerFactory(client, 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	view := NewLateView(shared)
+	pods := view.Core().V1().Pods().Informer()
+	added, deleted := make(chan string, 8), make(chan string, 8)
+	handler := cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { added <- obj.(*corev1.Pod).Name },
+		DeleteFunc: func(any) { deleted <- "" },
+	}
+	registration, err := pods.AddEventHandler(handler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unwanted, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { t.Error("a removed handler hears") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pods.RemoveEventHandler(unwanted); err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan string, 8)
+	if _, err := shared.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) { heard <- "" }}); err != nil {
+		t.Fatal(err)
+	}
+	shared.StartWithContext(ctx)
+	shared.WaitForCacheSync(ctx.Done())
+	if err := client.CoreV1().Pods("default").Delete(ctx, "gone", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	<-heard
+	if registration.HasSynced() || len(added) > 0 {
+		t.Fatalf("a closed view let %d events through", len(added))
+	}
+	openView(t, view)
+	if !cache.WaitFor(ctx, "", registration.HasSyncedChecker()) {
+		t.Fatal("the handler never synced")
+	}
+	if !registration.HasSynced() {
+		t.Error("it has synced and says it has not")
+	}
+	if name := <-added; name != "stays" || len(added) > 0 || len(deleted) > 0 {
+		t.Errorf("heard of %s, %d more, %d deleted; want what is there", name, len(added), len(deleted))
+	}
+	if err := pods.RemoveEventHandler(registration); err != nil {
+		t.Fatal(err)
+	}
+	after, err := pods.AddEventHandler(handler)
+	if err != nil || !cache.WaitFor(ctx, "", after.HasSyncedChecker()) || <-added != "stays" {
+		t.Errorf("a handler added to the open view: %v", err)
+	}
+}
+
 func TestView_HoldsEventsUntilOpened(t *testing.T) {
 	shared := informers.NewSharedInformerFactory(fake.NewClientset(pod("a", corev1.PodRunning)), 0)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -46,7 +108,7 @@ func TestView_HoldsEventsUntilOpened(t *testing.T) {
 	if registration.HasSynced() || heard.Load() != 0 {
 		t.Fatalf("a closed view let %d events through", heard.Load())
 	}
-	view.Open()
+	openView(t, view)
 	if name := <-added; name != "a" {
 		t.Errorf("heard of pod %q, want a", name)
 	}
@@ -71,7 +133,7 @@ func TestView_FilteredObjectLeavesAsDeleted(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	view.Open()
+	openView(t, view)
 	shared.StartWithContext(ctx)
 	expect := func(want string) {
 		t.Helper()

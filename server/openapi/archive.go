@@ -88,3 +88,17 @@ func (a archive) index() (Index, error) {
 	}
 	return i, nil
 }
+
+// Check tells whether the built-in documents can be read: nil, or what is wrong with them.
+func Check() error { return archive{embedded}.check() }
+
+func (a archive) check() error {
+	index, err := a.index()
+	if err != nil {
+		return err
+	}
+	if index.V2Hash == "" || len(index.V3Hashes) == 0 {
+		return fmt.Errorf("index of OpenAPI archive lists no documents: %w", ErrNoDocument)
+	}
+	return nil
+}

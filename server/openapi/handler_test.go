@@ -205,6 +205,15 @@ func TestHandler_V2_ProtobufHoldsBothParts(t *testing.T) {
 	}
 }
 
+func TestCheck(t *testing.T) {
+	if err := Check(); err != nil {
+		t.Error(err)
+	}
+	if err := (archive{embedded[:len(embedded)/2]}).check(); err == nil {
+		t.Error("half an archive is taken for whole")
+	}
+}
+
 func TestArchive_IsOfThisKubernetes(t *testing.T) {
 	index, err := archive{embedded}.index()
 	if err != nil {

@@ -18,12 +18,18 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/mote-dev/mote/wallclock"
 )
 
 // ErrDamaged is returned when a certificate or key file exists but cannot be
 // used: it does not parse, or the key does not belong to the certificate.
 // Nothing is replaced in that case.
 var ErrDamaged = errors.New("damaged certificate or key")
+
+// ErrEnded is returned for a certificate authority that is no longer valid.
+// Nothing is replaced in that case either.
+var ErrEnded = errors.New("the cluster's certificate authority has ended")
 
 const (
 	// authorityLifetime is how long a certificate authority is valid.
@@ -32,17 +38,15 @@ const (
 	leafLifetime = 365 * 24 * time.Hour
 	// renewBefore is the rest of its life at which a certificate is made anew.
 	renewBefore = leafLifetime / 3
+	// overlongBy is how much longer than it should a certificate may live before it
+	// is replaced. Clocks of servers that share a certificate differ a little.
+	overlongBy = 24 * time.Hour
 )
 
-// notBefore is the start of validity of everything issued here. It lies far
-// back so that a certificate made while the clock was ahead (no battery, first
-// boot) is still valid once the clock is right.
-var notBefore = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-
-// clockFloor is the earliest present this program believes in: a clock before
-// it (1970 after a flat battery) would give certificates that end before they
-// can be used.
-var clockFloor = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+// notBefore is the start of validity of everything issued here: the earliest time
+// a machine without a battery can think it is. So certificates work whatever the
+// clock says, also those made while it was ahead.
+var notBefore = time.Unix(0, 0).UTC()
 
 // Authority is a certificate authority: its certificate and its key.
 type Authority struct {
@@ -70,10 +74,11 @@ type Request struct {
 	IPs           []net.IP
 }
 
-// base is the moment lifetimes are counted from.
+// base is the moment lifetimes are counted from. Counted from a clock in 1970, a
+// certificate would end before it can be used.
 func base(now time.Time) time.Time {
-	if now.Before(clockFloor) {
-		return clockFloor
+	if now.Before(wallclock.Floor) {
+		return wallclock.Floor
 	}
 	return now
 }
@@ -88,13 +93,28 @@ func loadOrCreateAuthority(dir, name, commonName string, now time.Time) (*Author
 	case !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	}
-	newKey, keyPEM, err := newKey()
+	certPEM, keyPEM, err := newAuthority(commonName, now)
 	if err != nil {
 		return nil, err
 	}
+	if err := writePair(certFile, certPEM, keyFile, keyPEM); err != nil {
+		return nil, err
+	}
+	if cert, certPEM, key, err = readPair(certFile, keyFile); err != nil {
+		return nil, err
+	}
+	return &Authority{Cert: cert, CertPEM: certPEM, key: key}, nil
+}
+
+// newAuthority makes an authority's certificate and key, as PEM.
+func newAuthority(commonName string, now time.Time) (certPEM, keyPEM []byte, err error) {
+	key, keyPEM, err := newKey()
+	if err != nil {
+		return nil, nil, err
+	}
 	serial, err := newSerial()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
@@ -105,19 +125,11 @@ func loadOrCreateAuthority(dir, name, commonName string, now time.Time) (*Author
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, newKey.Public(), newKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return nil, fmt.Errorf("create authority %s: %w", name, err)
+		return nil, nil, fmt.Errorf("create authority %s: %w", commonName, err)
 	}
-	parsed, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("parse new authority %s: %w", name, err)
-	}
-	certPEM = encodeCert(der)
-	if err := writePair(certFile, certPEM, keyFile, keyPEM); err != nil {
-		return nil, err
-	}
-	return &Authority{Cert: parsed, CertPEM: certPEM, key: newKey}, nil
+	return encodeCert(der), keyPEM, nil
 }
 
 // Issue makes a key and a certificate for r and returns both as PEM.
@@ -163,27 +175,43 @@ func (a *Authority) Pin() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ensure keeps <dir>/<name>.crt and .key a valid certificate for r, making it
-// anew when it is missing, about to end, not signed by a or not for r's names.
-func (a *Authority) ensure(dir, name string, r Request, now time.Time) (Pair, error) {
-	pair := Pair{CertFile: filepath.Join(dir, name+".crt"), KeyFile: filepath.Join(dir, name+".key")}
+// ensure keeps <dir>/<name>.crt and .key a valid certificate, making it anew when
+// it is missing, about to end, not signed by the authority or not for the names.
+func (l keptLeaf) ensure(now time.Time) (anew bool, err error) {
+	pair := pairIn(l.dir, l.name)
 	cert, _, _, err := readPair(pair.CertFile, pair.KeyFile)
-	if err == nil && a.serves(cert, r, now) {
-		return pair, nil
+	if err == nil && l.authority.serves(cert, l.request, now) {
+		return false, nil
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrDamaged) {
-		return Pair{}, err
+		return false, err
 	}
 	// A leaf is derived from the authority, so a damaged one is simply made anew.
-	certPEM, keyPEM, err := a.Issue(r, now)
+	certPEM, keyPEM, err := l.authority.Issue(l.request, now)
 	if err != nil {
-		return Pair{}, err
+		return false, err
 	}
-	return pair, writePair(pair.CertFile, certPEM, pair.KeyFile, keyPEM)
+	return true, writePair(pair.CertFile, certPEM, pair.KeyFile, keyPEM)
+}
+
+// checkEnd refuses an authority that is over: nothing it signed is believed by
+// anybody, and a new one has to be brought to all nodes by hand.
+func (a *Authority) checkEnd(now time.Time) error {
+	if now.Before(a.Cert.NotAfter) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s was valid until %s, and it is %s by this machine's clock", ErrEnded,
+		a.Cert.Subject.CommonName, a.Cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+}
+
+// overlong tells whether a certificate was made while the clock was ahead, and
+// would live on for years. A clock that is itself not to be believed cannot tell.
+func overlong(cert *x509.Certificate, now time.Time) bool {
+	return !now.Before(wallclock.Floor) && cert.NotAfter.After(now.Add(leafLifetime+overlongBy))
 }
 
 func (a *Authority) serves(cert *x509.Certificate, r Request, now time.Time) bool {
-	if cert.CheckSignatureFrom(a.Cert) != nil || base(now).Add(renewBefore).After(cert.NotAfter) {
+	if cert.CheckSignatureFrom(a.Cert) != nil || base(now).Add(renewBefore).After(cert.NotAfter) || overlong(cert, now) {
 		return false
 	}
 	if cert.Subject.CommonName != r.CommonName || !slices.Equal(cert.Subject.Organization, r.Organizations) {

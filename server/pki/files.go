@@ -8,11 +8,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 // Pair names the files of a certificate and its key.
 type Pair struct {
 	CertFile, KeyFile string
+}
+
+// pairIn is the pair of a name without extension.
+func pairIn(dir, name string) Pair {
+	return Pair{CertFile: filepath.Join(dir, name+".crt"), KeyFile: filepath.Join(dir, name+".key")}
 }
 
 // readPair reads a certificate and its key and checks that they belong
@@ -44,51 +51,8 @@ func readPair(certFile, keyFile string) (*x509.Certificate, []byte, crypto.Signe
 // writePair writes the key first: a certificate without its key is the state
 // that cannot be repaired, so it must never be on disk alone.
 func writePair(certFile string, certPEM []byte, keyFile string, keyPEM []byte) error {
-	if err := WriteFile(keyFile, keyPEM, 0o600); err != nil {
+	if err := wholefile.Write(keyFile, keyPEM, 0o600); err != nil {
 		return err
 	}
-	return WriteFile(certFile, certPEM, 0o644)
-}
-
-// WriteFile replaces a file so that after a power cut either the old or the
-// whole new content is there.
-func WriteFile(name string, data []byte, mode os.FileMode) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(tmp.Name())
-		}
-	}()
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Chmod(mode)
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	defer func() { _ = d.Close() }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	return nil
+	return wholefile.Write(certFile, certPEM, 0o644)
 }

@@ -7,10 +7,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/mote-dev/mote/wallclock"
 )
 
 var (
@@ -77,6 +80,7 @@ func TestOpen_LeavesAreMadeAnew(t *testing.T) {
 		{"about to end", nil, names, now.Add(leafLifetime - renewBefore + time.Hour), true},
 		{"ended a year ago", nil, names, now.Add(2 * leafLifetime), true},
 		{"another address", nil, Names{DNSNames: names.DNSNames, IPs: append([]net.IP{net.IPv4(192, 0, 2, 7)}, names.IPs...)}, now, true},
+		{"the clock is lost", nil, names, time.Unix(0, 0), false},
 		{"a name fewer", nil, Names{DNSNames: names.DNSNames[:1], IPs: names.IPs}, now, false},
 		{"damaged", func(t *testing.T, s *Set) {
 			if err := os.WriteFile(s.APIServer.CertFile, []byte("no certificate"), 0o644); err != nil {
@@ -103,7 +107,7 @@ func TestOpen_LeavesAreMadeAnew(t *testing.T) {
 			}
 			roots := x509.NewCertPool()
 			roots.AddCert(s.CA.Cert)
-			if _, err := after.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: row.at, DNSName: "localhost"}); err != nil {
+			if _, err := after.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: base(row.at), DNSName: "localhost"}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -157,13 +161,139 @@ func TestOpen_WrongClockAtFirstStart(t *testing.T) {
 			s := open(t, t.TempDir(), names, wrong)
 			roots := x509.NewCertPool()
 			roots.AddCert(s.CA.Cert)
-			right := clockFloor.AddDate(0, 1, 0)
+			right := wallclock.Floor.AddDate(0, 1, 0)
 			for _, p := range []Pair{s.APIServer, s.Admin, s.KubeletClient} {
+				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: wrong, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+					t.Errorf("%s with the wrong clock: %v", p.CertFile, err)
+				}
 				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: right, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 					t.Errorf("%s with the right clock: %v", p.CertFile, err)
 				}
 			}
 		})
+	}
+}
+
+// allPairs are the certificates that a server with a node keeps.
+func allPairs(s *Set, node Pair) []Pair {
+	return []Pair{s.APIServer, s.KubeletClient, s.FrontProxy, s.Admin, node}
+}
+
+func openWithNode(t *testing.T, at time.Time) (*Set, Pair) {
+	t.Helper()
+	dir := t.TempDir()
+	s := open(t, dir, names, at)
+	node, err := s.NodeServing(filepath.Join(dir, "node"), "n1", []net.IP{net.IPv4(192, 0, 2, 7)}, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, node
+}
+
+// A server that runs for years looks at its certificates every ten minutes; here
+// every ten days, which is harder.
+func TestSet_Renew_YearsWithoutRestart(t *testing.T) {
+	s, node := openWithNode(t, now)
+	renewals := map[string]int{}
+	for at := now; at.Before(now.AddDate(10, 0, 0)); at = at.AddDate(0, 0, 10) {
+		renewed, err := s.Renew(names, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range renewed {
+			renewals[p.CertFile]++
+		}
+		for _, p := range allPairs(s, node) {
+			if left := leaf(t, p).NotAfter.Sub(at); left < renewBefore {
+				t.Fatalf("at %v %s has %v left, want %v at least", at, p.CertFile, left, renewBefore)
+			}
+		}
+	}
+	for _, p := range allPairs(s, node) {
+		// Each lives for eight months before it is replaced.
+		if n := renewals[p.CertFile]; n < 14 || n > 15 {
+			t.Errorf("%s was renewed %d times in ten years, want 14 or 15", p.CertFile, n)
+		}
+	}
+}
+
+func TestSet_Renew_ClockIsSet(t *testing.T) {
+	for name, row := range map[string]struct {
+		from, to time.Time
+		renewed  bool
+	}{
+		"from 1970 to the present":      {time.Unix(1000, 0), wallclock.Floor.AddDate(0, 1, 0), false},
+		"from 1970 to years on":         {time.Unix(1000, 0), wallclock.Floor.AddDate(5, 0, 0), true},
+		"on by 400 days":                {now, now.AddDate(0, 0, 400), true},
+		"back by three years":           {now.AddDate(3, 0, 0), now, true},
+		"back by an hour":               {now, now.Add(-time.Hour), false},
+		"back to 1970, not believed in": {now, time.Unix(1000, 0), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, node := openWithNode(t, row.from)
+			renewed, err := s.Renew(names, row.to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := map[bool]int{true: 5, false: 0}[row.renewed]; len(renewed) != want {
+				t.Errorf("renewed %v, want %d", renewed, want)
+			}
+			for _, p := range allPairs(s, node) {
+				cert := leaf(t, p)
+				if at := base(row.to); at.Before(cert.NotBefore) || !at.Before(cert.NotAfter) {
+					t.Errorf("%s is valid from %v to %v, not at %v", p.CertFile, cert.NotBefore, cert.NotAfter, at)
+				}
+			}
+		})
+	}
+}
+
+func TestSet_Renew_OneThatCannotBeWrittenHoldsUpNoOther(t *testing.T) {
+	s, node := openWithNode(t, now)
+	// A folder in its place cannot be replaced by a file, not even by root.
+	if err := os.Remove(s.APIServer.KeyFile); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(s.APIServer.KeyFile, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	at := now.AddDate(0, 0, 400)
+	renewed, err := s.Renew(names, at)
+	if err == nil || len(renewed) != 4 {
+		t.Errorf("renewed %d with error %v, want 4 and an error", len(renewed), err)
+	}
+	if !leaf(t, node).NotAfter.After(at) {
+		t.Error("the node's certificate was not renewed")
+	}
+}
+
+func TestOpen_AuthorityEnded_IsRefusedAndKept(t *testing.T) {
+	dir := t.TempDir()
+	first := open(t, dir, names, now)
+	before, err := os.ReadFile(first.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := first.End().Add(time.Hour)
+	if _, err := Open(dir, names, late); !errors.Is(err, ErrEnded) || !strings.Contains(err.Error(), late.Format("2006-01-02")) {
+		t.Errorf("opened with %v, want ErrEnded and both times", err)
+	}
+	if after, err := os.ReadFile(first.CAFile); err != nil || string(after) != string(before) {
+		t.Errorf("the authority was replaced (%v)", err)
+	}
+	// As the documentation says: without the two authorities, new ones are made.
+	for _, name := range []string{"ca", "front-proxy-ca"} {
+		for _, ext := range []string{".crt", ".key"} {
+			if err := os.Remove(filepath.Join(dir, name+ext)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := open(t, dir, names, late)
+	for _, p := range []Pair{s.APIServer, s.KubeletClient, s.Admin} {
+		if err := leaf(t, p).CheckSignatureFrom(s.CA.Cert); err != nil {
+			t.Errorf("%s: %v", p.CertFile, err)
+		}
 	}
 }
 
@@ -200,5 +330,39 @@ func TestSet_NodeServing(t *testing.T) {
 	}
 	if len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != x509.ExtKeyUsageServerAuth {
 		t.Errorf("may be used for %v, want serving alone", cert.ExtKeyUsage)
+	}
+}
+
+func TestSet_ReplaceAdmin_OnlyWhenItIsAccepted(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Names{}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := s.AdminCertificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	if err := s.ReplaceAdmin(now, func(*x509.Certificate) error { return refused }); !errors.Is(err, refused) {
+		t.Errorf("refused: %v", err)
+	}
+	if kept, err := s.AdminCertificate(); err != nil || !kept.Equal(old) {
+		t.Errorf("the certificate was replaced although the new one was refused: %v", err)
+	}
+	var accepted *x509.Certificate
+	if err := s.ReplaceAdmin(now, func(c *x509.Certificate) error { accepted = c; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := s.AdminCertificate()
+	if err != nil || !fresh.Equal(accepted) || fresh.SerialNumber.Cmp(old.SerialNumber) == 0 {
+		t.Fatalf("the new certificate is not the one that was accepted: %v", err)
+	}
+	// The next start keeps it.
+	if _, err := Open(dir, Names{}, now); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := s.AdminCertificate(); err != nil || !kept.Equal(fresh) {
+		t.Errorf("after a start: %v", err)
 	}
 }

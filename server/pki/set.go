@@ -9,7 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
+
+	"github.com/mote-dev/mote/wholefile"
 )
 
 // Set is everything the server needs to be trusted and to trust: file names,
@@ -24,6 +27,20 @@ type Set struct {
 	ServiceAccountKeyFile, ServiceAccountPubFile string
 
 	APIServer, KubeletClient, FrontProxy, Admin Pair
+
+	frontCA *Authority
+	dir     string
+	// mu guards nodes, and keeps two renewals from writing one file.
+	mu sync.Mutex
+	// nodes are the leaves that NodeServing has been asked for.
+	nodes []keptLeaf
+}
+
+// keptLeaf is a certificate that is kept valid in a folder.
+type keptLeaf struct {
+	authority *Authority
+	dir, name string
+	request   Request
 }
 
 // Names are the names and addresses under which the API server is reached.
@@ -39,56 +56,133 @@ func Open(dir string, names Names, now time.Time) (*Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
 	}
-	ca, err := loadOrCreateAuthority(dir, "ca", "mote-ca", now)
+	ca, err := loadOrCreateAuthority(dir, authorities[0].name, authorities[0].commonName, now)
 	if err != nil {
 		return nil, err
 	}
-	frontCA, err := loadOrCreateAuthority(dir, "front-proxy-ca", "mote-front-proxy-ca", now)
+	frontCA, err := loadOrCreateAuthority(dir, authorities[1].name, authorities[1].commonName, now)
 	if err != nil {
 		return nil, err
 	}
 	s := &Set{
 		CA:                    ca,
+		frontCA:               frontCA,
+		dir:                   dir,
+		APIServer:             pairIn(dir, apiServerLeaf),
+		KubeletClient:         pairIn(dir, kubeletClientLeaf),
+		FrontProxy:            pairIn(dir, frontProxyLeaf),
+		Admin:                 pairIn(dir, adminLeaf),
 		CAFile:                filepath.Join(dir, "ca.crt"),
 		CAKeyFile:             filepath.Join(dir, "ca.key"),
 		FrontProxyCAFile:      filepath.Join(dir, "front-proxy-ca.crt"),
-		ServiceAccountKeyFile: filepath.Join(dir, "service-account.key"),
+		ServiceAccountKeyFile: filepath.Join(dir, serviceAccountKey),
 		ServiceAccountPubFile: filepath.Join(dir, "service-account.pub"),
 	}
 	if err := ensureServiceAccountKey(s.ServiceAccountKeyFile, s.ServiceAccountPubFile); err != nil {
 		return nil, err
 	}
-	for _, leaf := range []struct {
-		pair *Pair
-		ca   *Authority
-		name string
-		req  Request
-	}{
-		{&s.APIServer, ca, "apiserver", Request{CommonName: "kube-apiserver", Usage: ServerUsage, DNSNames: names.DNSNames, IPs: names.IPs}},
-		{&s.KubeletClient, ca, "apiserver-kubelet-client", Request{CommonName: "kube-apiserver-kubelet-client", Organizations: []string{"system:masters"}}},
-		{&s.FrontProxy, frontCA, "front-proxy-client", Request{CommonName: "front-proxy-client"}},
-		{&s.Admin, ca, "admin", Request{CommonName: "kubernetes-admin", Organizations: []string{"system:masters"}}},
-	} {
-		if *leaf.pair, err = leaf.ca.ensure(dir, leaf.name, leaf.req, now); err != nil {
+	for _, authority := range []*Authority{ca, frontCA} {
+		if err := authority.checkEnd(now); err != nil {
 			return nil, err
 		}
+	}
+	if _, err := s.Renew(names, now); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
+// adminRequest is who the administrator of the machine's kubeconfig is.
+var adminRequest = Request{CommonName: "kubernetes-admin", Organizations: []string{"system:masters"}}
+
+// AdminCertificate is the administrator's present certificate.
+func (s *Set) AdminCertificate() (*x509.Certificate, error) {
+	cert, _, _, err := readPair(s.Admin.CertFile, s.Admin.KeyFile)
+	return cert, err
+}
+
+// ReplaceAdmin makes the administrator a new key and certificate. Accept is
+// asked before they take the place of the old ones.
+func (s *Set) ReplaceAdmin(now time.Time, accept func(*x509.Certificate) error) error {
+	certPEM, keyPEM, err := s.CA.Issue(adminRequest, now)
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode(certPEM)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("parse new administrator certificate: %w", err)
+	}
+	if err := accept(cert); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return writePair(s.Admin.CertFile, certPEM, s.Admin.KeyFile, keyPEM)
+}
+
+// Names of the server's own certificates, without extension.
+const (
+	apiServerLeaf     = "apiserver"
+	kubeletClientLeaf = "apiserver-kubelet-client"
+	frontProxyLeaf    = "front-proxy-client"
+	adminLeaf         = "admin"
+)
+
+// Renew makes those certificates anew that are missing, about to end or not for
+// names, and says which. It is called at the start and from time to time, so that
+// none ends while the server runs; who uses them reads the files again.
+func (s *Set) Renew(names Names, now time.Time) ([]Pair, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	leaves := append([]keptLeaf{
+		{s.CA, s.dir, apiServerLeaf, Request{CommonName: "kube-apiserver", Usage: ServerUsage, DNSNames: names.DNSNames, IPs: names.IPs}},
+		{s.CA, s.dir, kubeletClientLeaf, Request{CommonName: "kube-apiserver-kubelet-client", Organizations: []string{"system:masters"}}},
+		{s.frontCA, s.dir, frontProxyLeaf, Request{CommonName: "front-proxy-client"}},
+		{s.CA, s.dir, adminLeaf, adminRequest},
+	}, s.nodes...)
+	var renewed []Pair
+	// One that cannot be written keeps no other from being renewed.
+	var errs []error
+	for _, l := range leaves {
+		anew, err := l.ensure(now)
+		if err != nil {
+			errs = append(errs, err)
+		} else if anew {
+			renewed = append(renewed, pairIn(l.dir, l.name))
+		}
+	}
+	return renewed, errors.Join(errs...)
+}
+
+// End is when the first of the set's authorities ends.
+func (s *Set) End() time.Time {
+	if s.frontCA.Cert.NotAfter.Before(s.CA.Cert.NotAfter) {
+		return s.frontCA.Cert.NotAfter
+	}
+	return s.CA.Cert.NotAfter
+}
+
 // NodeServing keeps the serving certificate of the kubelet that runs in the
-// server's own process in dir.
+// server's own process in dir, and has [Set.Renew] renew it.
 func (s *Set) NodeServing(dir, nodeName string, ips []net.IP, now time.Time) (Pair, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return Pair{}, fmt.Errorf("create %s: %w", dir, err)
 	}
-	return s.CA.ensure(dir, "kubelet-serving", Request{
+	l := keptLeaf{s.CA, dir, "kubelet-serving", Request{
 		CommonName:    "system:node:" + nodeName,
 		Organizations: []string{"system:nodes"},
 		Usage:         ServerUsage,
 		DNSNames:      []string{nodeName},
 		IPs:           ips,
-	}, now)
+	}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := l.ensure(now); err != nil {
+		return Pair{}, err
+	}
+	s.nodes = append(s.nodes, l)
+	return pairIn(dir, l.name), nil
 }
 
 func ensureServiceAccountKey(keyFile, pubFile string) error {
@@ -99,18 +193,14 @@ func ensureServiceAccountKey(keyFile, pubFile string) error {
 		if key, keyPEM, err = newKey(); err != nil {
 			return err
 		}
-		if err := WriteFile(keyFile, keyPEM, 0o600); err != nil {
+		if err := wholefile.Write(keyFile, keyPEM, 0o600); err != nil {
 			return err
 		}
 	case err != nil:
 		return fmt.Errorf("read service account key %s: %w", keyFile, err)
 	default:
-		block, _ := pem.Decode(keyPEM)
-		if block == nil {
-			return fmt.Errorf("read service account key %s: %w: no PEM in it", keyFile, ErrDamaged)
-		}
-		if key, err = x509.ParseECPrivateKey(block.Bytes); err != nil {
-			return fmt.Errorf("read service account key %s: %w: %v", keyFile, ErrDamaged, err)
+		if key, err = parseServiceAccountKey(keyFile, keyPEM); err != nil {
+			return err
 		}
 	}
 	if _, err := os.Stat(pubFile); err == nil {
@@ -120,5 +210,17 @@ func ensureServiceAccountKey(keyFile, pubFile string) error {
 	if err != nil {
 		return fmt.Errorf("encode service account public key: %w", err)
 	}
-	return WriteFile(pubFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
+	return wholefile.Write(pubFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
+}
+
+func parseServiceAccountKey(file string, data []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("read service account key %s: %w: no PEM in it", file, ErrDamaged)
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read service account key %s: %w: %v", file, ErrDamaged, err)
+	}
+	return key, nil
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/pflag"
-	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
@@ -17,11 +15,13 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	"k8s.io/kubernetes/pkg/scheduler"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
+	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // Config is what the scheduler needs.
@@ -30,7 +30,9 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// ExtraArgs are "flag=value" settings for kube-scheduler's own flags.
 	ExtraArgs []string
-	Logger    *zap.Logger
+	// Lead calls work once this process is the one that shall schedule, see
+	// server/election. nil means that it always is.
+	Lead func(ctx context.Context, work func(context.Context) error) error
 }
 
 var self = &user.DefaultInfo{
@@ -38,37 +40,51 @@ var self = &user.DefaultInfo{
 	Groups: []string{user.AllAuthenticated},
 }
 
-// Run schedules pods until ctx ends.
+// Run schedules pods until ctx ends, once this process leads.
 func Run(ctx context.Context, c Config) error {
+	component, err := c.component(ctx)
+	if err != nil {
+		return err
+	}
+	if c.Lead == nil {
+		return c.schedule(ctx, ctx, component)
+	}
+	return c.Lead(ctx, func(leading context.Context) error { return c.schedule(ctx, leading, component) })
+}
+
+// component takes upstream's defaults and flags, or the file they name.
+func (c Config) component(ctx context.Context) (*config.KubeSchedulerConfiguration, error) {
 	o := options.NewOptions()
 	component, err := latest.Default()
 	if err != nil {
-		return fmt.Errorf("make scheduler configuration: %w", err)
+		return nil, fmt.Errorf("make scheduler configuration: %w", err)
 	}
 	o.ComponentConfig = component
 	all := pflag.NewFlagSet("kube-scheduler", pflag.ContinueOnError)
 	for _, section := range o.Flags.FlagSets {
 		all.AddFlagSet(section)
 	}
-	for _, arg := range c.ExtraArgs {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		if err := all.Set(name, value); err != nil {
-			return fmt.Errorf("kube-scheduler-arg %q: %w", arg, err)
-		}
+	if err := upstreamarg.Apply(all, "kube-scheduler-arg", c.ExtraArgs); err != nil {
+		return nil, err
 	}
 	if o.ConfigFile != "" {
 		if component, err = options.LoadConfigFromFile(klog.FromContext(ctx), o.ConfigFile); err != nil {
-			return fmt.Errorf("read scheduler configuration %s: %w", o.ConfigFile, err)
+			return nil, fmt.Errorf("read scheduler configuration %s: %w", o.ConfigFile, err)
 		}
 	}
+	return component, nil
+}
+
+// schedule schedules pods while leading lasts.
+func (c Config) schedule(ctx, leading context.Context, component *config.KubeSchedulerConfiguration) error {
 	client, err := kubernetes.NewForConfig(c.Loopback.Config(self))
 	if err != nil {
 		return fmt.Errorf("make scheduler client: %w", err)
 	}
-	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, client)
+	broadcaster := events.NewEventBroadcasterAdapterWithContext(leading, client)
 	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
 	view := informer.NewView(c.Informers, relevant)
-	s, err := scheduler.New(ctx, client, view, nil, recorders,
+	s, err := scheduler.New(leading, client, view, nil, recorders,
 		scheduler.WithComponentConfigVersion(component.TypeMeta.APIVersion),
 		scheduler.WithKubeConfig(c.Loopback.Config(self)),
 		scheduler.WithProfiles(component.Profiles...),
@@ -81,18 +97,21 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("make scheduler: %w", err)
 	}
-	broadcaster.StartRecordingToSink(ctx.Done())
+	broadcaster.StartRecordingToSink(leading.Done())
 	defer broadcaster.Shutdown()
-	view.Open()
+	if err := view.Open(); err != nil {
+		return err
+	}
+	// They serve the whole process, and go on when the lead is lost.
 	c.Informers.Start(ctx.Done())
-	c.Informers.WaitForCacheSync(ctx.Done())
-	if err := s.WaitForHandlersSync(ctx); err != nil {
-		if ctx.Err() != nil {
+	c.Informers.WaitForCacheSync(leading.Done())
+	if err := s.WaitForHandlersSync(leading); err != nil {
+		if leading.Err() != nil {
 			return nil
 		}
 		return errors.Join(errors.New("wait for the scheduler's caches"), err)
 	}
-	s.Run(ctx)
+	s.Run(leading)
 	return nil
 }
 

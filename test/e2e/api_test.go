@@ -9,6 +9,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
 // testServiceAccount calls the API from inside a pod with the token and CA every pod gets.
@@ -90,7 +92,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: erika}]
 		}
 	}
 	// The aggregation of roles runs in a controller; edit is empty until it has.
-	eventually(t, 20*time.Second, "roles aggregated", func(ctx context.Context) error {
+	harness.Eventually(t, 20*time.Second, "roles aggregated", func(ctx context.Context) error {
 		out, err := s.try(ctx, "", "auth", "can-i", "create", "deployments", "--as=erika")
 		if err == nil && strings.HasPrefix(out, "yes") {
 			return nil
@@ -168,7 +170,7 @@ func defineGreetings(t *testing.T, c *cluster) {
 	t.Helper()
 	c.kubectl(t, "apply", "--server-side", "-f", filepath.Join("testdata", "greetings.yaml"))
 	c.kubectl(t, "wait", "--for=condition=established", "crd/greetings.e2e.example.com", "--timeout=30s")
-	eventually(t, 30*time.Second, "resource served", func(ctx context.Context) error {
+	harness.Eventually(t, 30*time.Second, "resource served", func(ctx context.Context) error {
 		_, err := c.try(ctx, "", "get", "greetings", "-A")
 		return err
 	})
@@ -212,7 +214,7 @@ func testOperator(t *testing.T, c *cluster) {
 	greet := func(name string) {
 		t.Helper()
 		s.apply("apiVersion: e2e.example.com/v1\nkind: Greeting\nmetadata: {name: hello}\nspec: {name: " + name + "}\n")
-		eventually(t, 60*time.Second, "operator greeted "+name, func(ctx context.Context) error {
+		harness.Eventually(t, 60*time.Second, "operator greeted "+name, func(ctx context.Context) error {
 			cm, err := c.client.CoreV1().ConfigMaps(s.name).Get(ctx, "hello", metav1.GetOptions{})
 			if err != nil {
 				return err
@@ -232,7 +234,7 @@ func testOperator(t *testing.T, c *cluster) {
 	s.rollout("deployment/operator")
 	greet("sun")
 	s.kubectl("delete", "greeting", "hello")
-	eventually(t, 30*time.Second, "config map collected", func(ctx context.Context) error {
+	harness.Eventually(t, 30*time.Second, "config map collected", func(ctx context.Context) error {
 		if out, err := s.try(ctx, "", "get", "configmap", "hello", "--ignore-not-found"); err != nil || out != "" {
 			return fmt.Errorf("%q, %w", out, err)
 		}

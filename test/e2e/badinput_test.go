@@ -15,7 +15,7 @@ import (
 
 // TestServer_BadInput_RefusedBeforeAnythingChanges starts servers that must not start: each says in one line what is wrong and what to do, and leaves nothing.
 func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
-	needMote(t)
+	options.NeedMote(t)
 	busy, err := net.Listen("tcp", ":16443")
 	if err != nil {
 		t.Fatal(err)
@@ -62,6 +62,7 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 		{name: "cluster CIDR too small", args: []string{"--cluster-cidr=10.42.0.0/28"}, says: []string{"10.42.0.0/28", "small"}},
 		{name: "service CIDR too small", args: []string{"--service-cidr=10.43.0.0/30", "--cluster-dns=10.43.0.2"}, says: []string{"10.43.0.0/30", "small"}},
 		{name: "cluster DNS outside the service CIDR", args: []string{"--cluster-dns=10.99.0.10"}, says: []string{"10.99.0.10"}},
+		{name: "network backend that is none", env: []string{"MOTE_NETWORK_BACKEND=pigeon"}, says: []string{"network-backend", "pigeon", "vxlan, host-gw, none"}},
 		{name: "node name no DNS label", args: []string{"--node-name=Not_A_Label"}, says: []string{"Not_A_Label"}},
 		{name: "token of the wrong form", args: []string{"--token=hello"}, says: []string{"token"}},
 		{name: "node IP is none", args: []string{"--node-ip=300.1.1.1"}, says: []string{"300.1.1.1"}},
@@ -110,7 +111,7 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 		{"unknown command", []string{"fly"}},
 		{"uninstall without consent", []string{"uninstall", "--data-dir", sandbox.Dir()}},
 		{"uninstall of a folder that is not mote's", []string{"uninstall", "--yes", "--data-dir", "/etc"}},
-		{"import without a running server", []string{"image", "import", "--data-dir", filepath.Join(sandbox.Dir(), "nobody"), filepath.Join(options.images, "busybox.tar")}},
+		{"import without a running server", []string{"image", "import", "--data-dir", filepath.Join(sandbox.Dir(), "nobody"), filepath.Join(options.Images, "busybox.tar")}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := snapshot(t)
@@ -132,7 +133,7 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 func refusedByUnprivileged(t *testing.T, args ...string) string {
 	t.Helper()
 	// The executable's folder may be closed to others; a copy is not.
-	data, err := os.ReadFile(options.mote)
+	data, err := os.ReadFile(options.Mote)
 	if err != nil {
 		t.Fatal(err)
 	}

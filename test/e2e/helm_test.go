@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
 // testHelm takes a chart through its life.
@@ -37,7 +39,7 @@ func testHelm(t *testing.T, c *cluster) {
 	motd := func(want string) {
 		t.Helper()
 		url := "http://" + s.clusterIP("front") + "/"
-		eventually(t, 20*time.Second, "chart's service answers", func(ctx context.Context) error {
+		harness.Eventually(t, 20*time.Second, "chart's service answers", func(ctx context.Context) error {
 			_, body, err := fetch(ctx, http.MethodGet, url, "")
 			if err != nil {
 				return err
@@ -69,7 +71,7 @@ func testHelm(t *testing.T, c *cluster) {
 	helm("uninstall", "front", "--wait", "--timeout=90s")
 	// Hooks are not part of a release; Helm leaves them to their policy, which here keeps the last.
 	s.kubectl("delete", "job", "front-check")
-	eventually(t, 30*time.Second, "nothing of the chart left", func(ctx context.Context) error {
+	harness.Eventually(t, 30*time.Second, "nothing of the chart left", func(ctx context.Context) error {
 		out, err := s.try(ctx, "", "get", "deployments,services,pods,configmaps,secrets", "-o", "name", "--field-selector=metadata.name!=kube-root-ca.crt")
 		if err != nil {
 			return err

@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,37 +13,26 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
-// command is `mote kubectl` against the cluster, not yet started.
+// kube is `mote kubectl` against the cluster.
+func (c *cluster) kube() harness.Kubectl {
+	return harness.Kubectl{Program: []string{options.Mote, "kubectl"}, Kubeconfig: c.kubeconfig}
+}
+
 func (c *cluster) command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, options.mote, append([]string{"kubectl", "--kubeconfig", c.kubeconfig}, args...)...)
+	return c.kube().Command(ctx, args...)
 }
 
-// try runs kubectl and returns its output; standard error is part of the error.
 func (c *cluster) try(ctx context.Context, stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	cmd := c.command(ctx, args...)
-	var out, errOut bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("kubectl %s: %w: %s%s", strings.Join(args, " "), err, tailOf(out.String()), tailOf(errOut.String()))
-	}
-	return out.String(), nil
+	return c.kube().Try(ctx, stdin, args...)
 }
 
-// tailOf keeps a failure readable: what a program said last matters most.
-func tailOf(s string) string { return s[max(0, len(s)-1000):] }
-
-// kubectl runs one command that must succeed.
 func (c *cluster) kubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := c.try(t.Context(), "", args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return c.kube().Run(t, args...)
 }
 
 // space is a namespace made for one test.
@@ -75,7 +62,7 @@ func (c *cluster) namespaceNamed(t *testing.T, name string) *space {
 // collectAtEnd leaves the namespace as it is when the server is not there to be asked, or the test asked for it with keep.
 func (s *space) collectAtEnd() {
 	s.t.Cleanup(func() {
-		if !s.running() {
+		if !s.Running() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
@@ -91,7 +78,7 @@ func (s *space) collectAtEnd() {
 
 // explain writes what helps to understand a failure in this namespace.
 func (s *space) explain(ctx context.Context) {
-	dir := filepath.Join(options.artifacts, strings.ReplaceAll(s.t.Name(), "/", "_"))
+	dir := filepath.Join(options.Artifacts, strings.ReplaceAll(s.t.Name(), "/", "_"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		s.t.Log(err)
 		return
@@ -121,24 +108,28 @@ func (s *space) explain(ctx context.Context) {
 	for _, pod := range strings.Fields(pods) {
 		save("log-"+filepath.Base(pod)+".txt", "logs", pod, "--all-containers", "--prefix", "--ignore-errors", "--tail=200")
 	}
-	s.t.Logf("see %s and %s", dir, s.log.Name())
+	s.t.Logf("see %s and %s", dir, s.LogName())
+}
+
+// kube is that in the test's namespace.
+func (s *space) kube() harness.Kubectl {
+	k := s.cluster.kube()
+	k.Namespace = s.name
+	return k
 }
 
 func (s *space) kubectl(args ...string) string {
 	s.t.Helper()
-	return s.cluster.kubectl(s.t, append([]string{"-n", s.name}, args...)...)
+	return s.kube().Run(s.t, args...)
 }
 
 func (s *space) try(ctx context.Context, stdin string, args ...string) (string, error) {
-	return s.cluster.try(ctx, stdin, append([]string{"-n", s.name}, args...)...)
+	return s.kube().Try(ctx, stdin, args...)
 }
 
-// apply applies a manifest given as text.
 func (s *space) apply(manifest string) {
 	s.t.Helper()
-	if _, err := s.try(s.t.Context(), manifest, "apply", "-f", "-"); err != nil {
-		s.t.Fatal(err)
-	}
+	s.kube().Apply(s.t, manifest)
 }
 
 // refused applies a manifest that must be rejected, and returns what was said.
@@ -183,20 +174,13 @@ func (s *space) pods(selector string) []corev1.Pod {
 // ready waits for a pod to be Ready.
 func (s *space) ready(name string) *corev1.Pod {
 	s.t.Helper()
-	return s.podUntil(name, 60*time.Second, "ready", func(p *corev1.Pod) error {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-				return nil
-			}
-		}
-		return fmt.Errorf("pod is %s: %s", p.Status.Phase, containerStates(p))
-	})
+	return s.podUntil(name, 60*time.Second, "ready", harness.PodReady)
 }
 
 func (s *space) podUntil(name string, within time.Duration, what string, check func(*corev1.Pod) error) *corev1.Pod {
 	s.t.Helper()
 	var p *corev1.Pod
-	eventually(s.t, within, "pod "+name+" "+what, func(ctx context.Context) error {
+	harness.Eventually(s.t, within, "pod "+name+" "+what, func(ctx context.Context) error {
 		var err error
 		if p, err = s.client.CoreV1().Pods(s.name).Get(ctx, name, metav1.GetOptions{}); err != nil {
 			return err
@@ -209,21 +193,4 @@ func (s *space) podUntil(name string, within time.Duration, what string, check f
 func (s *space) rollout(resource string) {
 	s.t.Helper()
 	s.kubectl("rollout", "status", resource, "--timeout=120s")
-}
-
-func containerStates(p *corev1.Pod) string {
-	var states []string
-	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
-		for _, c := range list {
-			switch {
-			case c.State.Waiting != nil:
-				states = append(states, c.Name+" waits: "+c.State.Waiting.Reason+" "+c.State.Waiting.Message)
-			case c.State.Terminated != nil:
-				states = append(states, fmt.Sprintf("%s ended: %s %d", c.Name, c.State.Terminated.Reason, c.State.Terminated.ExitCode))
-			case c.State.Running != nil:
-				states = append(states, fmt.Sprintf("%s runs, ready %v", c.Name, c.Ready))
-			}
-		}
-	}
-	return strings.Join(states, "; ")
 }

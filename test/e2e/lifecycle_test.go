@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/mote-dev/mote/test/harness"
 	"github.com/mote-dev/mote/test/sandbox"
 )
 
@@ -117,7 +116,7 @@ func (s *survivors) on(t *testing.T) *survivors {
 	b.writes = s.writes
 	b.kubectl("create", "configmap", fmt.Sprintf("write-%d", s.writes))
 	t.Cleanup(func() {
-		if t.Failed() && s.running() {
+		if t.Failed() && s.Running() {
 			b.explain(context.WithoutCancel(t.Context()))
 		}
 	})
@@ -143,19 +142,7 @@ func (s *survivors) processes() []int {
 
 // pidsOf lists the processes whose command line begins so.
 func pidsOf(command string) []int {
-	var pids []int
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if strings.HasPrefix(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})), command) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+	return sandbox.FindProcesses(func(c string) bool { return strings.HasPrefix(c, command) })
 }
 
 // nothingLost wants every write that was acknowledged, and every workload ready and reachable.
@@ -166,7 +153,7 @@ func (s *survivors) nothingLost(within time.Duration) {
 			s.t.Error(err)
 		}
 	}
-	eventually(s.t, within, "workloads ready", func(ctx context.Context) error {
+	harness.Eventually(s.t, within, "workloads ready", func(ctx context.Context) error {
 		pods := s.pods("part=survivors")
 		if len(pods) != 4 {
 			return fmt.Errorf("%d pods, want 4", len(pods))
@@ -176,7 +163,7 @@ func (s *survivors) nothingLost(within time.Duration) {
 				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 			})
 			if !ready || p.DeletionTimestamp != nil {
-				return fmt.Errorf("pod %s is %s: %s", p.Name, p.Status.Phase, containerStates(&p))
+				return fmt.Errorf("pod %s is %s: %s", p.Name, p.Status.Phase, harness.ContainerStates(&p))
 			}
 			// A status from before the event does not count: the process must be there.
 			if _, err := s.try(ctx, "", "exec", p.Name, "--", execProbe(p)); err != nil && !strings.Contains(err.Error(), "want one of: web") {
@@ -204,12 +191,12 @@ func execProbe(p corev1.Pod) string {
 
 // testRestart stops the server as a service manager does and starts it again: nothing may happen to the pods.
 func testRestart(t *testing.T, s *survivors) {
-	restartUnder(t, s.on(t), func(s *survivors) { s.stop(t) })
+	restartUnder(t, s.on(t), func(s *survivors) { s.Stop(t) })
 }
 
 // testCrash does the same with kill -9, during writes.
 func testCrash(t *testing.T, s *survivors) {
-	restartUnder(t, s.on(t), func(s *survivors) { s.kill(t) })
+	restartUnder(t, s.on(t), func(s *survivors) { s.Kill(t) })
 }
 
 func restartUnder(t *testing.T, s *survivors, end func(*survivors)) {
@@ -237,7 +224,7 @@ func restartUnder(t *testing.T, s *survivors, end func(*survivors)) {
 			acknowledged = append(acknowledged, name)
 		}
 	}()
-	eventually(t, 10*time.Second, "writes under way", func(ctx context.Context) error {
+	harness.Eventually(t, 10*time.Second, "writes under way", func(ctx context.Context) error {
 		l, err := s.client.CoreV1().ConfigMaps(s.name).List(ctx, payloads)
 		if err != nil || len(l.Items) < 20 {
 			return fmt.Errorf("too few (%w)", err)
@@ -293,7 +280,7 @@ func testShimsKilled(t *testing.T, shared *survivors) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 120*time.Second, "all containers replaced", func(context.Context) error {
+	harness.Eventually(t, 120*time.Second, "all containers replaced", func(context.Context) error {
 		now := s.containers()
 		for name, id := range ids {
 			if now[name] == id {
@@ -309,26 +296,16 @@ func testShimsKilled(t *testing.T, shared *survivors) {
 }
 
 func shimPids() []int {
-	var pids []int
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		program, _, _ := bytes.Cut(line, []byte{0})
-		if strings.Contains(filepath.Base(string(program)), "containerd-shim") {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+	return sandbox.FindProcesses(func(command string) bool {
+		program, _, _ := strings.Cut(command, " ")
+		return strings.Contains(filepath.Base(program), "containerd-shim")
+	})
 }
 
 // testReboot cuts the power, may damage what is on disk, and starts the server once more. Every workload must come back, with nothing done by hand.
 func testReboot(t *testing.T, shared *survivors, before sandbox.Snapshot, damage func(*testing.T, *cluster)) {
 	s := shared.on(t)
-	s.kill(t)
+	s.Kill(t)
 	if err := sandbox.PowerCut(before); err != nil {
 		t.Fatal(err)
 	}
@@ -381,8 +358,8 @@ func damageBlob(t *testing.T, c *cluster) {
 // recover brings the cluster back after a test failed and left it in an unknown state.
 func (s *survivors) recover(t *testing.T, before sandbox.Snapshot) {
 	t.Helper()
-	if s.running() {
-		s.kill(t)
+	if s.Running() {
+		s.Kill(t)
 	}
 	if err := sandbox.PowerCut(before); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mote-dev/mote/test/harness"
 	"github.com/mote-dev/mote/test/sandbox"
 )
 
@@ -99,6 +100,13 @@ spec:
 		s.ready(p)
 	}
 	client := s.pod("client").Status.PodIP
+	// A pod is ready a moment before the services that lead to it are.
+	for _, service := range []string{"echo", "sticky"} {
+		harness.Eventually(t, 15*time.Second, "service "+service+" answers", func(ctx context.Context) error {
+			_, err := s.try(ctx, "", "exec", "client", "--", "podtool", "get", "http://"+service+"/")
+			return err
+		})
+	}
 	get := func(url string) string {
 		out, err := s.try(t.Context(), "", "exec", "client", "--", "podtool", "get", url)
 		if err != nil {
@@ -136,7 +144,7 @@ spec:
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		eventually(t, 15*time.Second, "datagram comes back", func(ctx context.Context) error {
+		harness.Eventually(t, 15*time.Second, "datagram comes back", func(ctx context.Context) error {
 			if _, err := conn.Write([]byte("ping")); err != nil {
 				return err
 			}
@@ -178,13 +186,13 @@ spec:
 		// The world outside knows no pod address: only the node's may leave.
 		server := outside(t.Context(), options.podtool, "serve", sandbox.OutsideIP+":8080")
 		startBeside(t, server)
-		eventually(t, 10*time.Second, "pod reaches another machine", func(ctx context.Context) error {
+		harness.Eventually(t, 10*time.Second, "pod reaches another machine", func(ctx context.Context) error {
 			out, err := s.try(ctx, "", "exec", "client", "--", "podtool", "get", "http://"+sandbox.OutsideIP+":8080/")
 			if err != nil {
 				return err
 			}
 			if !strings.HasSuffix(strings.TrimSpace(out), " "+sandbox.HostIP) {
-				return fmt.Errorf("%w: seen from there: %q, want the node's address", errStop, out)
+				return fmt.Errorf("%w: seen from there: %q, want the node's address", harness.ErrStop, out)
 			}
 			return nil
 		})
@@ -272,7 +280,7 @@ spec:
 		{"A", "www.example.test", []string{"192.0.2.80"}},
 	} {
 		t.Run(row.kind+" "+row.name, func(t *testing.T) {
-			eventually(t, 15*time.Second, "answer", func(ctx context.Context) error {
+			harness.Eventually(t, 15*time.Second, "answer", func(ctx context.Context) error {
 				out, err := s.try(ctx, "", "exec", "one", "--", "podtool", "lookup", row.kind, row.name)
 				if err != nil {
 					return err

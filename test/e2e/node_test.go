@@ -12,6 +12,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
 // testImages imports, lists, removes, and wants nothing half-imported.
@@ -23,7 +25,7 @@ func testImages(t *testing.T, c *cluster) {
 		}
 	}
 	// The node tells the scheduler what it has.
-	eventually(t, 60*time.Second, "image in the node's status", func(ctx context.Context) error {
+	harness.Eventually(t, 60*time.Second, "image in the node's status", func(ctx context.Context) error {
 		node, err := c.client.CoreV1().Nodes().Get(ctx, c.node, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -37,7 +39,7 @@ func testImages(t *testing.T, c *cluster) {
 		}
 		return fmt.Errorf("not among %d", len(node.Status.Images))
 	})
-	good := readFile(t, filepath.Join(options.images, "operator.tar"))
+	good := readFile(t, filepath.Join(options.Images, "operator.tar"))
 	for _, row := range []struct{ name, content string }{
 		{"not an archive", "this is text, not a tar archive\n"},
 		{"cut short", good[:len(good)/2]},
@@ -77,10 +79,10 @@ func refusedIn(t *testing.T, env []string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, options.mote, args...)
+	cmd := exec.CommandContext(ctx, options.Mote, args...)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
-	said := tailOf(strings.TrimSpace(string(out)))
+	said := harness.End(strings.TrimSpace(string(out)))
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Errorf("mote %s: %v, want exit code 1:\n%s", strings.Join(args, " "), err, said)
@@ -105,7 +107,7 @@ func testSecondInstance(t *testing.T, c *cluster) {
 	if out := second.kubectl(t, "get", "nodes", "-o", "name"); out != "" {
 		t.Errorf("a server without agent has nodes: %q", out)
 	}
-	second.stop(t)
+	second.Stop(t)
 	said := refusedByMote(t, "server", "--data-dir", c.dataDir, "--kubeconfig-output", second.kubeconfig, "--https-listen-port", "6644", "--node-name", "thief")
 	if !strings.Contains(said, c.dataDir) {
 		t.Errorf("a second server on the same folder was told %q", said)

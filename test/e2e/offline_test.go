@@ -11,12 +11,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/mote-dev/mote/test/harness"
 	"github.com/mote-dev/mote/test/sandbox"
 )
 
 // TestOffline starts a node that has nothing but loopback, as a machine does whose cable is not in yet, runs a pod on it, and plugs the cable in.
 func TestOffline(t *testing.T) {
-	needMote(t)
+	options.NeedMote(t)
 	before := snapshot(t)
 	t.Cleanup(func() {
 		if err := sandbox.PowerCut(before); err != nil {
@@ -60,12 +61,12 @@ spec:
 ` + toolPod("client"))
 	s.ready("web")
 	s.ready("client")
-	eventually(t, 20*time.Second, "service by name without a network", func(ctx context.Context) error {
+	harness.Eventually(t, 20*time.Second, "service by name without a network", func(ctx context.Context) error {
 		_, err := s.try(ctx, "", "exec", "client", "--", "podtool", "get", "http://web/")
 		return err
 	})
 	connect()
-	eventually(t, 90*time.Second, "node found its address", func(ctx context.Context) error {
+	harness.Eventually(t, 90*time.Second, "node found its address", func(ctx context.Context) error {
 		node, err := c.client.CoreV1().Nodes().Get(ctx, c.node, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -77,7 +78,7 @@ spec:
 		}
 		return fmt.Errorf("addresses are %v", node.Status.Addresses)
 	})
-	eventually(t, 60*time.Second, "reached from another machine", func(ctx context.Context) error {
+	harness.Eventually(t, 60*time.Second, "reached from another machine", func(ctx context.Context) error {
 		out, err := outside(ctx, "curl", "-sSf", "--max-time", "3", "http://"+sandbox.HostIP+":30083/").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -85,7 +86,7 @@ spec:
 		return nil
 	})
 	fetched(t, 10*time.Second, "http://"+s.clusterIP("web")+"/", "web ")
-	c.stop(t)
+	c.Stop(t)
 	runMote(t, "uninstall", "--data-dir", c.dataDir, "--yes")
 }
 

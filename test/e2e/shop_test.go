@@ -17,6 +17,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/mote-dev/mote/test/harness"
 	"github.com/mote-dev/mote/test/sandbox"
 )
 
@@ -44,7 +45,7 @@ func fetch(ctx context.Context, method, url, body string, header ...string) (int
 // fetched waits until url answers with want in the body.
 func fetched(t *testing.T, within time.Duration, url, want string) {
 	t.Helper()
-	eventually(t, within, url, func(ctx context.Context) error {
+	harness.Eventually(t, within, url, func(ctx context.Context) error {
 		code, body, err := fetch(ctx, http.MethodGet, url, "")
 		if err != nil {
 			return err
@@ -131,7 +132,7 @@ func testShop(t *testing.T, c *cluster) {
 		s.kubectl("scale", "deployment/web", "--replicas=3")
 		s.rollout("deployment/web")
 		names := map[string]bool{}
-		eventually(t, 20*time.Second, "answers from three pods", func(ctx context.Context) error {
+		harness.Eventually(t, 20*time.Second, "answers from three pods", func(ctx context.Context) error {
 			_, body, err := fetch(ctx, http.MethodGet, private+"/hostname", "")
 			if err != nil {
 				return err
@@ -142,7 +143,7 @@ func testShop(t *testing.T, c *cluster) {
 			return nil
 		})
 		s.kubectl("scale", "deployment/web", "--replicas=1")
-		eventually(t, 40*time.Second, "scaled down", func(context.Context) error {
+		harness.Eventually(t, 40*time.Second, "scaled down", func(context.Context) error {
 			if n := len(s.pods("app=web")); n != 1 {
 				return fmt.Errorf("%d pods", n)
 			}
@@ -167,7 +168,7 @@ func testShop(t *testing.T, c *cluster) {
 		s.podUntil(pod, 60*time.Second, "restarted by its liveness probe", restartedOnce)
 	})
 	step("CronJob", func(t *testing.T, s *space) {
-		eventually(t, 130*time.Second, "CronJob ran", func(ctx context.Context) error {
+		harness.Eventually(t, 130*time.Second, "CronJob ran", func(ctx context.Context) error {
 			jobs, err := s.client.BatchV1().Jobs(s.name).List(ctx, metav1.ListOptions{})
 			if err != nil {
 				return err
@@ -219,7 +220,7 @@ func testRollingUpdate(t *testing.T, s *space, public, private string) {
 	fetched(t, 10*time.Second, public+"/version", "2.0")
 	s.kubectl("rollout", "undo", "deployment/web")
 	s.rollout("deployment/web")
-	eventually(t, 40*time.Second, "rolled back", func(ctx context.Context) error {
+	harness.Eventually(t, 40*time.Second, "rolled back", func(ctx context.Context) error {
 		for _, p := range s.pods("app=web") {
 			if p.Spec.Containers[0].Image != "example.com/shop:1.0" {
 				return fmt.Errorf("pod %s still runs %s", p.Name, p.Spec.Containers[0].Image)

@@ -12,7 +12,7 @@ import (
 // TestCluster starts one server on an empty data folder and takes it through everything: first what can run side by side, then
 // what disturbs others, at last its removal. The order of the serial part matters: each leaves a working cluster to the next but the last.
 func TestCluster(t *testing.T) {
-	needMote(t)
+	options.NeedMote(t)
 	before := snapshot(t)
 	// Registered first, so that it runs last: whatever became of the test, the next finds an empty machine.
 	t.Cleanup(func() {
@@ -42,6 +42,7 @@ func TestCluster(t *testing.T) {
 			{"ExecTTY", testExecTTY},
 			{"Attach", testAttach},
 			{"PortForward", testPortForward},
+			{"Proxies", testProxies},
 			{"Copy", testCopy},
 			{"Debug", testDebug},
 			{"Probes", testProbes},
@@ -50,6 +51,7 @@ func TestCluster(t *testing.T) {
 			{"Termination", testTermination},
 			{"ServiceAccount", testServiceAccount},
 			{"RBAC", testRBAC},
+			{"Certificates", testCertificates},
 			{"Volumes", testVolumes},
 			{"ServerSideApply", testServerSideApply},
 			{"Garbage", testGarbage},
@@ -62,10 +64,11 @@ func TestCluster(t *testing.T) {
 			})
 		}
 	})
-	if !c.running() {
-		t.Fatalf("mote ended: %v\n%s", c.cmd.ProcessState, c.tail(50))
+	if err := c.Alive(); err != nil {
+		t.Fatal(err)
 	}
 	t.Run("Drain", func(t *testing.T) { testDrain(t, c) })
+	t.Run("AdminRevoked", func(t *testing.T) { testAdminRevoked(t, c) })
 
 	s := startSurvivors(t, c)
 	for _, row := range []struct {
@@ -94,7 +97,7 @@ func testFirstStart(t *testing.T, c *cluster, api, node time.Duration) {
 		t.Errorf("node was Ready after %v, want 10 s at most", node)
 	}
 	t.Logf("API ready %v, node Ready %v; the server says:", api.Round(time.Millisecond), node.Round(time.Millisecond))
-	for line := range strings.Lines(c.tail(1000)) {
+	for line := range strings.Lines(c.Tail(1000)) {
 		if strings.Contains(line, "ready") || strings.Contains(line, "took") {
 			t.Log("  ", strings.TrimSpace(line))
 		}

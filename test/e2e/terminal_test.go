@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
 // terminal is a user at a pseudo-terminal: types, and reads what appears.
@@ -83,7 +85,7 @@ func (x *terminal) send(text string) {
 // expect waits for text to appear.
 func (x *terminal) expect(text string) {
 	x.t.Helper()
-	eventually(x.t, 30*time.Second, fmt.Sprintf("%q on the terminal", text), func(context.Context) error { return x.shows(text) })
+	harness.Eventually(x.t, 30*time.Second, fmt.Sprintf("%q on the terminal", text), func(context.Context) error { return x.shows(text) })
 }
 
 // shows says what is on the terminal if text is not.

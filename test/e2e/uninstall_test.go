@@ -35,7 +35,7 @@ func findFile(t *testing.T, dir, name string) string {
 // configDigest reads from an archive the hexadecimal digest of the image's configuration, which names its blob.
 func configDigest(t *testing.T, archive string) string {
 	t.Helper()
-	f, err := os.Open(filepath.Join(options.images, archive+".tar"))
+	f, err := os.Open(filepath.Join(options.Images, archive+".tar"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,8 +76,8 @@ func testUninstall(t *testing.T, c *cluster, before sandbox.Snapshot) {
 	if err := syscall.Mount(treasure, mounted, "", syscall.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	if c.running() {
-		c.stop(t)
+	if c.Running() {
+		c.Stop(t)
 	}
 	for _, run := range []string{"first", "repeated"} {
 		out := runMote(t, "uninstall", "--data-dir", c.dataDir, "--yes")

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
 func readFile(t *testing.T, path string) string {
@@ -92,7 +94,7 @@ func testExecTTY(t *testing.T, c *cluster) {
 	tty.expect("started-7")
 	tty.send("\x03")
 	// What is typed while the terminal changes hands may be discarded, as on any terminal.
-	eventually(t, 30*time.Second, "the shell answers after Ctrl-C", func(context.Context) error {
+	harness.Eventually(t, 30*time.Second, "the shell answers after Ctrl-C", func(context.Context) error {
 		tty.send("echo still-$((1+1))-here\n")
 		return tty.shows("still-2-here")
 	})
@@ -135,6 +137,36 @@ spec:
 		}
 		return nil
 	})
+}
+
+// testProxies goes through the API server to what is on the node.
+func testProxies(t *testing.T, c *cluster) {
+	s := c.namespace(t)
+	s.apply("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports: [{port: 80, targetPort: 8080}]\n---\n" +
+		busyboxPod("web", "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"))
+	node := s.ready("web").Spec.NodeName
+	for _, row := range []struct{ path, want string }{
+		{"/api/v1/nodes/" + node + "/proxy/healthz", "ok"},
+		{"/api/v1/nodes/" + node + ":10250/proxy/metrics", "kubelet_node_name{node=\"" + node + "\"} 1"},
+		{"/api/v1/namespaces/" + s.name + "/pods/web:8080/proxy/", "hello"},
+		{"/metrics", "\nmote_tunnel_open 0\n"},
+	} {
+		if out := s.kubectl("get", "--raw", row.path); !strings.Contains(out, row.want) {
+			t.Errorf("%s answers %.300q, want %q in it", row.path, out, row.want)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	path := "/api/v1/namespaces/" + s.name + "/services/web/proxy/"
+	var out string
+	var err error
+	// The service's endpoints may come a moment after the pod's being ready.
+	for out, err = s.try(ctx, "", "get", "--raw", path); err != nil && ctx.Err() == nil; out, err = s.try(ctx, "", "get", "--raw", path) {
+		continue
+	}
+	if out != "hello\n" {
+		t.Errorf("%s answers %q, %v", path, out, err)
+	}
 }
 
 func testPortForward(t *testing.T, c *cluster) {
@@ -240,7 +272,7 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "ephemeral container saw the process", func(context.Context) error {
+	harness.Eventually(t, 30*time.Second, "ephemeral container saw the process", func(context.Context) error {
 		// Attaching may come too late for a short program; its log has it all.
 		if out = out + s.kubectl("logs", "bare", "-c", "look"); strings.Contains(out, "/shop nodeinfo") && strings.Contains(out, "looked") {
 			return nil

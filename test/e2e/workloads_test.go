@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mote-dev/mote/test/harness"
 )
 
 const busyboxImage = "docker.io/library/busybox:1.36"
@@ -42,7 +44,7 @@ func toolPod(name string) string {
 
 func restartedOnce(p *corev1.Pod) error {
 	if len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].RestartCount == 0 {
-		return errors.New("not restarted: " + containerStates(p))
+		return errors.New("not restarted: " + harness.ContainerStates(p))
 	}
 	return nil
 }
@@ -103,7 +105,7 @@ spec:
 `)
 	endpoints := func(want int) {
 		t.Helper()
-		eventually(t, 30*time.Second, fmt.Sprintf("%d ready endpoints", want), func(ctx context.Context) error {
+		harness.Eventually(t, 30*time.Second, fmt.Sprintf("%d ready endpoints", want), func(ctx context.Context) error {
 			slices, err := s.client.DiscoveryV1().EndpointSlices(s.name).List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=unready"})
 			if err != nil {
 				return err
@@ -152,11 +154,11 @@ spec:
 `)
 	s.podUntil("hungry", 60*time.Second, "killed for its memory", func(p *corev1.Pod) error {
 		if p.Status.Phase != corev1.PodFailed {
-			return fmt.Errorf("pod is %s: %s", p.Status.Phase, containerStates(p))
+			return fmt.Errorf("pod is %s: %s", p.Status.Phase, harness.ContainerStates(p))
 		}
 		end := p.Status.ContainerStatuses[0].State.Terminated
 		if end == nil || end.Reason != "OOMKilled" || end.ExitCode != 137 {
-			return fmt.Errorf("%w: container ended otherwise: %s", errStop, containerStates(p))
+			return fmt.Errorf("%w: container ended otherwise: %s", harness.ErrStop, harness.ContainerStates(p))
 		}
 		return nil
 	})
@@ -203,7 +205,7 @@ spec:
 `)
 	p := s.podUntil("ordered", 90*time.Second, "succeeded", func(p *corev1.Pod) error {
 		if p.Status.Phase != corev1.PodSucceeded {
-			return fmt.Errorf("pod is %s: %s", p.Status.Phase, containerStates(p))
+			return fmt.Errorf("pod is %s: %s", p.Status.Phase, harness.ContainerStates(p))
 		}
 		return nil
 	})
@@ -214,7 +216,7 @@ spec:
 	}
 	for _, st := range p.Status.InitContainerStatuses {
 		if st.State.Terminated == nil || st.State.Terminated.ExitCode != 0 {
-			t.Errorf("container %s did not end well: %s", st.Name, containerStates(p))
+			t.Errorf("container %s did not end well: %s", st.Name, harness.ContainerStates(p))
 		}
 	}
 }
@@ -254,7 +256,7 @@ spec:
 	begin := time.Now()
 	s.kubectl("delete", "pod", "stubborn", "polite", "--wait=false")
 	gone := func(name string) time.Duration {
-		eventually(t, 40*time.Second, name+" gone", func(ctx context.Context) error {
+		harness.Eventually(t, 40*time.Second, name+" gone", func(ctx context.Context) error {
 			_, err := s.client.CoreV1().Pods(s.name).Get(ctx, name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
 				return nil
@@ -365,7 +367,7 @@ spec:
 `)
 	s.rollout("deployment/owner")
 	s.kubectl("delete", "deployment", "owner", "--cascade=foreground", "--timeout=60s")
-	eventually(t, 30*time.Second, "pods collected", func(context.Context) error {
+	harness.Eventually(t, 30*time.Second, "pods collected", func(context.Context) error {
 		if n := len(s.pods("app=owner")); n != 0 {
 			return fmt.Errorf("%d left", n)
 		}

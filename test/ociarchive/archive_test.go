@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -121,6 +122,37 @@ func TestRun_TwoLayersTwoNames_DigestsAndNamesResolve(t *testing.T) {
 	decode(t, files["manifest.json"], &docker)
 	if _, ok := files[docker[0].Config]; !ok || len(docker[0].Layers) != 2 || len(docker[0].RepoTags) != 2 {
 		t.Errorf("manifest.json does not resolve: %+v", docker)
+	}
+}
+
+// A tree brings what a plain copy would lose: links, empty folders, and the bit that makes a program run as its owner.
+func TestRun_Tree_LinksAndModesKept(t *testing.T) {
+	dir := t.TempDir()
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, "usr/bin"), 0o755),
+		os.Mkdir(filepath.Join(dir, "tmp"), 0o755),
+		os.Chmod(filepath.Join(dir, "tmp"), 0o777|os.ModeSticky),
+		os.WriteFile(filepath.Join(dir, "usr/bin/su"), []byte("program"), 0o755),
+		os.Chmod(filepath.Join(dir, "usr/bin/su"), 0o755|os.ModeSetuid),
+		os.Symlink("usr/bin", filepath.Join(dir, "bin")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := newLayer()
+	if err := l.addTree(dir); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]entry{
+		"usr":        {name: "usr", kind: tar.TypeDir, mode: 0o755},
+		"usr/bin":    {name: "usr/bin", kind: tar.TypeDir, mode: 0o755},
+		"usr/bin/su": {name: "usr/bin/su", kind: tar.TypeReg, mode: 0o4755, data: []byte("program")},
+		"tmp":        {name: "tmp", kind: tar.TypeDir, mode: 0o1777},
+		"bin":        {name: "bin", kind: tar.TypeSymlink, mode: 0o777, target: "usr/bin"},
+	}
+	if !reflect.DeepEqual(l.entries, want) {
+		t.Errorf("got %+v, want %+v", l.entries, want)
 	}
 }
 

@@ -7,8 +7,10 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"sort"
 	"strings"
 	"time"
@@ -67,6 +69,52 @@ func (l *layer) addFile(src, dst string, mode int64) error {
 		}
 	}
 	return l.add(entry{name: dst, kind: tar.TypeReg, mode: mode, data: data})
+}
+
+// addTree puts the files, folders and symbolic links below dir at the layer's root, with the permissions they have, set-user-ID among them.
+func (l *layer) addTree(dir string) error {
+	return filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return fmt.Errorf("list folder for the image: %w", err)
+		}
+		name, err := filepath.Rel(dir, file)
+		if err != nil {
+			return fmt.Errorf("name %s in the image: %w", file, err)
+		}
+		if name == "." {
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return fmt.Errorf("read mode of file for the image: %w", err)
+		}
+		mode := tarMode(info.Mode())
+		switch {
+		case d.IsDir():
+			return l.add(entry{name: name, kind: tar.TypeDir, mode: mode})
+		case info.Mode().IsRegular():
+			return l.addFile(file, name, mode)
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(file)
+			if err != nil {
+				return fmt.Errorf("read link for the image: %w", err)
+			}
+			return l.add(entry{name: name, kind: tar.TypeSymlink, mode: 0o777, target: target})
+		default:
+			return fmt.Errorf("add %s: only files, folders and symbolic links can be packed", file)
+		}
+	})
+}
+
+// tarMode is m as tar writes it: Go keeps the three bits above the permissions elsewhere.
+func tarMode(m fs.FileMode) int64 {
+	mode := int64(m.Perm())
+	for bit, is := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if m&is != 0 {
+			mode |= bit
+		}
+	}
+	return mode
 }
 
 // tarball writes the layer uncompressed: sorted, owned by root, without times.

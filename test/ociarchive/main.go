@@ -71,6 +71,9 @@ func run(args []string) error {
 		}
 		return last().add(entry{name: name, kind: tar.TypeSymlink, mode: 0o777, target: target})
 	})
+	fs.Func("tree", "DIR puts everything below a folder of this machine at the image's root", func(s string) error {
+		return last().addTree(s)
+	})
 	fs.Func("busybox", "PATH of a static busybox: it and a link for each of its applets", func(s string) error {
 		return addBusybox(last(), s)
 	})

@@ -69,7 +69,7 @@ func (g *cgroups) dir(h hierarchy) string { return filepath.Join(h.mountPoint, g
 
 func (g *cgroups) enter() error {
 	for _, h := range g.list {
-		if err := joinCgroup(g.dir(h)); err != nil {
+		if err := joinCgroup(g.dir(h), os.Getpid()); err != nil {
 			return err
 		}
 	}
@@ -79,9 +79,23 @@ func (g *cgroups) enter() error {
 func (g *cgroups) leave() error {
 	var errs []error
 	for _, h := range g.list {
-		errs = append(errs, joinCgroup(filepath.Join(h.mountPoint, h.home)))
+		errs = append(errs, joinCgroup(filepath.Join(h.mountPoint, h.home), os.Getpid()))
 	}
 	return errors.Join(errs...)
+}
+
+// admit moves a process to where those of a machine live whose roots the groups are, see remountCgroups.
+func (g *cgroups) admit(pid int) error {
+	for _, h := range g.list {
+		dir := g.dir(h)
+		if onlyVersion2(g.list) {
+			dir = filepath.Join(dir, membersGroup)
+		}
+		if err := joinCgroup(dir, pid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // remove deletes the groups, deepest first. The processes in them are gone or going: the kernel needs a moment after the last one was reaped.
@@ -123,8 +137,8 @@ func cgroupsBelow(dir string) []string {
 	return dirs
 }
 
-func joinCgroup(dir string) error {
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+func joinCgroup(dir string, pid int) error {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
 		return fmt.Errorf("join cgroup: %w", err)
 	}
 	return nil
@@ -169,17 +183,22 @@ func hierarchies() ([]hierarchy, error) {
 	return list, nil
 }
 
+// membersGroup holds the processes where there is only version 2: its root must be empty before controllers can be handed to groups below it.
+const membersGroup = "test"
+
+func onlyVersion2(list []hierarchy) bool { return len(list) == 1 && list[0].version == 2 }
+
 // remountCgroups replaces the mounts inherited from outside by ones whose root is the sandbox's own group.
 func remountCgroups(list []hierarchy) error {
-	if len(list) == 1 && list[0].version == 2 {
+	if onlyVersion2(list) {
 		if err := syscall.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
 			return fmt.Errorf("mount cgroup2: %w", err)
 		}
-		// Its root must be empty before controllers can be handed to groups below it.
-		if err := os.Mkdir("/sys/fs/cgroup/test", 0o755); err != nil {
+		members := filepath.Join("/sys/fs/cgroup", membersGroup)
+		if err := os.Mkdir(members, 0o755); err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
-		return joinCgroup("/sys/fs/cgroup/test")
+		return joinCgroup(members, os.Getpid())
 	}
 	if err := syscall.Mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount cgroup root: %w", err)

@@ -8,13 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// stageVariable tells the three processes apart: the one the user started, the first process of the sandbox, and the test in it.
+// stageVariable tells the processes apart: the one the user started, the first process of the sandbox, the test in it, and for each
+// host in the sandbox the one that started it and its first process.
 const stageVariable = "MOTE_SANDBOX_STAGE"
 
 // dirVariable names the folder that Dir returns.
@@ -34,9 +36,15 @@ func Run(test func() int) int {
 		code, err = outside()
 	case "init":
 		code, err = first()
+	case "host":
+		code, err = outsideHost()
+	case "host-init":
+		code, err = firstOfHost()
 	default:
 		os.Unsetenv(stageVariable)
-		return test()
+		if err = moveIn(); err == nil {
+			return test()
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sandbox:", err)
@@ -45,10 +53,18 @@ func Run(test func() int) int {
 	return code
 }
 
-// outside makes the cgroups and starts the sandbox's first process in new namespaces. Should this process be killed, the kernel kills that one, and with it all others in the sandbox.
-func outside() (int, error) {
-	// A parent-death signal follows the thread, not the process.
-	runtime.LockOSThread()
+// moveIn gives the test a home folder of its own: kubectl and Helm keep there what they learned of a server, by its address, and another
+// sandbox's has the same.
+func moveIn() error {
+	home := filepath.Join(layersDir, "home")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return fmt.Errorf("make home folder: %w", err)
+	}
+	return os.Setenv("HOME", home)
+}
+
+// outside makes the cgroups and starts the sandbox's first process in new namespaces.
+func outside() (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("must be root to make namespaces")
 	}
@@ -65,30 +81,42 @@ func outside() (int, error) {
 	if err := os.Setenv(dirVariable, dir); err != nil {
 		return 0, fmt.Errorf("name sandbox folder: %w", err)
 	}
+	// Whoever raised it in the sandbox is gone then, also if it was killed.
+	defer func() { err = errors.Join(err, instances.lower()) }()
+	return launch(again("init"), groups)
+}
+
+// launch runs cmd in new namespaces, whose cgroup roots are the groups. Should this process be killed, the kernel kills that one, and
+// with it all others in its namespaces.
+func launch(cmd *exec.Cmd, groups *cgroups) (int, error) {
+	// A parent-death signal follows the thread, not the process.
+	runtime.LockOSThread()
 	if err := groups.enter(); err != nil {
 		return 0, err
 	}
-	cmd := again("init")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWCGROUP,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	err = cmd.Start()
+	err := cmd.Start()
 	// The roots of the cgroup namespace are fixed now; in version 2 a root with children must hold no process.
 	if back := groups.leave(); err == nil {
 		err = back
 	}
 	if err != nil {
-		return 0, fmt.Errorf("start sandbox: %w", err)
+		return 0, fmt.Errorf("start first process: %w", err)
 	}
 	return wait(cmd, signals)
 }
 
 // first is process 1 of the sandbox: it furnishes it, starts the test and reaps the orphans that fall to it.
 func first() (int, error) {
-	if err := furnish(); err != nil {
+	if err := (machine{hostname: Hostname, layers: layersDir}).furnish(); err != nil {
+		return 0, err
+	}
+	if err := connect(); err != nil {
 		return 0, err
 	}
 	signals := make(chan os.Signal, 2)
@@ -160,6 +188,17 @@ func run(name string, args ...string) error {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// runAll runs command lines one after the other.
+func runAll(lines ...string) error {
+	for _, l := range lines {
+		words := strings.Fields(l)
+		if err := run(words[0], words[1:]...); err != nil {
+			return err
+		}
 	}
 	return nil
 }

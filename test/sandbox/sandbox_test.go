@@ -12,14 +12,21 @@ import (
 	"testing"
 )
 
-var asRoot = flag.Bool("root", false, "run the tests that need root: they make namespaces")
+var (
+	asRoot   = flag.Bool("root", false, "run the tests that need root: they make namespaces")
+	asKiller = flag.Bool("killer", false, "run the tests that need root and kill sandboxes, from outside of any")
+	asVictim = flag.Bool("victim", false, "be what those kill")
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if !*asRoot {
-		os.Exit(m.Run())
+	switch {
+	case *asVictim:
+		os.Exit(Run(victim))
+	case *asRoot:
+		os.Exit(Run(m.Run))
 	}
-	os.Exit(Run(m.Run))
+	os.Exit(m.Run())
 }
 
 func needRoot(t *testing.T) {
@@ -47,6 +54,39 @@ func TestRun_HostFolders_PrivateAndListed(t *testing.T) {
 	}
 	if added := before.Added(after); !slices.Equal(added, []string{"file: /etc/sandbox-was-here"}) {
 		t.Errorf("added %v", added)
+	}
+}
+
+// What a kubelet sets for the whole kernel stays in the sandbox, and in each host.
+func TestRun_KernelSettings_Private(t *testing.T) {
+	needRoot(t)
+	const setting = "/proc/sys/kernel/panic"
+	was, err := os.ReadFile(setting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(setting, was, 0o644); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(setting, []byte("4711"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// A new mount of the same file system is without what covers it.
+	mountPoint := t.TempDir()
+	if err := run("mount", "-t", "proc", "proc", mountPoint); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := run("umount", mountPoint); err != nil {
+			t.Error(err)
+		}
+	}()
+	for file, want := range map[string]string{setting: "4711", mountPoint + "/sys/kernel/panic": strings.TrimSpace(string(was))} {
+		if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q (%v), want %s", file, got, err, want)
+		}
 	}
 }
 

@@ -104,6 +104,17 @@ type process struct {
 	command string
 }
 
+// FindProcesses lists those of the sandbox, of its hosts and of the containers, whose command line is one of these.
+func FindProcesses(which func(command string) bool) []int {
+	var pids []int
+	for _, p := range processes() {
+		if which(p.command) {
+			pids = append(pids, p.pid)
+		}
+	}
+	return pids
+}
+
 // processes lists the sandbox's, without its first, the one asking, and threads of the kernel.
 func processes() []process {
 	var list []process

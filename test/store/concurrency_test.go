@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -13,7 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
-	"github.com/mote-dev/mote/store"
+	"github.com/mote-dev/mote/store/storetest"
 )
 
 // clients gives the test a client over a connection and one in the process, each on a store of its own.
@@ -27,20 +26,7 @@ func clients(t *testing.T, test func(t *testing.T, c *clientv3.Client)) {
 		test(t, dial(t, p.addr))
 	})
 	t.Run("in-process", func(t *testing.T) {
-		s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "state.db")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		ran := make(chan error, 1)
-		go func() { ran <- s.Run(ctx) }()
-		t.Cleanup(func() {
-			cancel()
-			if err := errors.Join(<-ran, s.Close()); err != nil {
-				t.Error(err)
-			}
-		})
-		test(t, s.Client(t.Context()))
+		test(t, storetest.Open(t).Client(t.Context()))
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -27,7 +28,8 @@ type diskFS struct {
 	room   int64 // bytes that can still be allocated; negative means no limit
 	writes func() syscall.Errno
 	syncs  func() syscall.Errno
-	dead   bool // the power is off: nothing gets through any more
+	forget func() bool // whether a failed sync loses a write
+	dead   bool        // the power is off: nothing gets through any more
 }
 
 // diskFile is a file's content as read, and as synced with the writes since.
@@ -46,7 +48,8 @@ type write struct {
 
 func newDiskFS(content disk) *diskFS {
 	none := func() syscall.Errno { return 0 }
-	d := &diskFS{files: map[string]*diskFile{}, synced: map[string]*diskFile{}, room: -1, writes: none, syncs: none}
+	d := &diskFS{files: map[string]*diskFile{}, synced: map[string]*diskFile{}, room: -1, writes: none, syncs: none,
+		forget: func() bool { return false }}
 	for name, b := range content {
 		f := &diskFile{d: d, now: append([]byte(nil), b...), safe: append([]byte(nil), b...)}
 		d.files[name], d.synced[name] = f, f
@@ -68,15 +71,21 @@ func (w write) apply(b []byte) []byte {
 	return b
 }
 
+// empty forgets the files' content, which a test of many rounds would otherwise keep until its end.
+func (d *diskFS) empty() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, files := range []map[string]*diskFile{d.files, d.synced} {
+		for _, f := range files {
+			f.now, f.safe, f.pending = nil, nil, nil
+		}
+	}
+}
+
 // cut turns the power off and gives what is left: what was synced, and of each write since any part in sectors of
 // 512 bytes or nothing.
 func (d *diskFS) cut(rnd *rand.Rand) disk {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.dead = true
-	left := disk{}
-	for name, f := range d.synced {
-		b := append([]byte(nil), f.safe...)
+	return d.off(func(f *diskFile, b []byte) []byte {
 		keep := rnd.IntN(3) // no write, all, or each by chance
 		for _, w := range f.pending {
 			switch {
@@ -91,7 +100,23 @@ func (d *diskFS) cut(rnd *rand.Rand) disk {
 				}
 			}
 		}
-		left[name] = b
+		return b
+	})
+}
+
+// lose turns the power off and gives what is left at worst: what was synced.
+func (d *diskFS) lose() disk {
+	return d.off(func(_ *diskFile, b []byte) []byte { return b })
+}
+
+// off turns the power off and gives what is left: what add makes of each file and a copy of what was synced of it.
+func (d *diskFS) off(add func(f *diskFile, b []byte) []byte) disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dead = true
+	left := disk{}
+	for name, f := range d.synced {
+		left[name] = add(f, append([]byte(nil), f.safe...))
 	}
 	return left
 }
@@ -221,6 +246,8 @@ func (f *diskFile) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 		return syscall.EIO
 	}
 	if errno := f.d.syncs(); errno != 0 {
+		// As on Linux: what could not be written stays readable and counts as clean from now on.
+		f.pending = slices.DeleteFunc(f.pending, func(w write) bool { return w.data != nil && f.d.forget() })
 		return errno
 	}
 	for _, w := range f.pending {
@@ -275,10 +302,12 @@ func mount(t *testing.T, content disk) (d *diskFS, path string, unmount func()) 
 	var once sync.Once
 	unmount = func() {
 		once.Do(func() {
-			if err := srv.Unmount(); err != nil {
-				syscall.Unmount(dir, syscall.MNT_DETACH)
+			// By force, which ends the connection as well: a mount namespace made meanwhile may have a copy of the mount.
+			if err := syscall.Unmount(dir, syscall.MNT_FORCE); err != nil {
+				_ = syscall.Unmount(dir, syscall.MNT_DETACH)
 			}
 			srv.Wait()
+			d.empty()
 		})
 	}
 	t.Cleanup(unmount)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap/zaptest"
 
 	"github.com/mote-dev/mote/store"
 )
@@ -56,6 +57,9 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
+// longestPause is how long writers may wait for the store's own housekeeping.
+const longestPause = 50 * time.Millisecond
+
 // TestScale fills a store with many keys of 1 KiB and states how it starts, reads and lists then, how it bears churn
 // with compaction, and how large file and process are. MOTE_TEST_KEYS says how many keys.
 func TestScale(t *testing.T) {
@@ -82,7 +86,8 @@ func TestScale(t *testing.T) {
 
 	before := residentMB(t)
 	start = time.Now()
-	s, c, stop := running(t, store.Options{Path: path})
+	// Whatever holds writers longer than it may is logged with its parts.
+	s, c, stop := running(t, store.Options{Path: path, SlowAfter: longestPause, Logger: zaptest.NewLogger(t)})
 	t.Logf("open took %s; file %d MB", time.Since(start).Round(time.Millisecond), size(t, path)>>20)
 	var gets, pages []time.Duration
 	for range 2000 {

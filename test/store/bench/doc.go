@@ -1,3 +1,3 @@
 // Command bench measures the store beside an etcd and a kine, each its own process, with the same client in one run,
-// and prints a table with ratios. Run it with: go run -C test/store ./bench. It must not import anything of mote but the store.
+// and prints a table with ratios. Run it with: make bench-store. It must not import anything of mote but the store.
 package main

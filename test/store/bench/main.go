@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,10 +29,15 @@ import (
 const kineVersion = "v0.17.5"
 
 type config struct {
-	dir, etcd, kine, only string
-	each                  time.Duration
-	value                 int
-	page                  int64
+	dir, etcd, kine, only, phases, profile string
+	each                                   time.Duration
+	value                                  int
+	page                                   int64
+}
+
+// wants reports whether a comma-separated choice, of which an empty one is all, has name.
+func wants(choice, name string) bool {
+	return choice == "" || slices.Contains(strings.Split(choice, ","), name)
 }
 
 func main() {
@@ -39,6 +46,8 @@ func main() {
 	flag.StringVar(&c.etcd, "etcd", "", "etcd executable; empty builds the one this module pins")
 	flag.StringVar(&c.kine, "kine", "", "kine executable; empty builds "+kineVersion)
 	flag.StringVar(&c.only, "only", "", "comma-separated targets: in-process, mote, etcd, kine")
+	flag.StringVar(&c.phases, "phases", "", "comma-separated measurements: create, update, get, list, watch, heartbeat; empty is all")
+	flag.StringVar(&c.profile, "profile", "", "folder for CPU and heap profiles of the store; empty writes none")
 	flag.DurationVar(&c.each, "each", 3*time.Second, "time of each measurement")
 	flag.IntVar(&c.value, "value", 1024, "bytes of a value")
 	flag.Int64Var(&c.page, "page", 0, "bytes of a page of the store, 0 for its default")
@@ -49,12 +58,33 @@ func main() {
 	defer stop()
 	run := func() error { return measure(ctx, c) }
 	if *serve != "" {
-		run = func() error { return server(ctx, *serve, *listen, c.page) }
+		run = func() error { return profiled(c.profile, func() error { return server(ctx, *serve, *listen, c.page) }) }
 	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// profiled runs what is measured, and writes down in dir where its time and memory went.
+func profiled(dir string, run func() error) error {
+	if dir == "" {
+		return run()
+	}
+	cpu, err := os.Create(filepath.Join(dir, "mote.cpu.pprof"))
+	if err != nil {
+		return err
+	}
+	if err := pprof.StartCPUProfile(cpu); err != nil {
+		return errors.Join(err, cpu.Close())
+	}
+	err = run()
+	pprof.StopCPUProfile()
+	heap, herr := os.Create(filepath.Join(dir, "mote.heap.pprof"))
+	if herr != nil {
+		return errors.Join(err, herr, cpu.Close())
+	}
+	return errors.Join(err, pprof.Lookup("allocs").WriteTo(heap, 0), heap.Close(), cpu.Close())
 }
 
 // server is the store alone, as `mote store` runs it.
@@ -84,11 +114,23 @@ type running struct {
 }
 
 func measure(ctx context.Context, c config) (err error) {
+	// Servers run in folders of their own.
+	for _, p := range []*string{&c.etcd, &c.kine, &c.profile} {
+		if *p == "" {
+			continue
+		}
+		if *p, err = filepath.Abs(*p); err != nil {
+			return err
+		}
+	}
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	if c.dir, err = os.MkdirTemp(c.dir, "mote-bench-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(c.dir)
+	if err := buildPeers(ctx, &c); err != nil {
+		return err
+	}
 	targets := []target{
 		{"in-process", func(ctx context.Context, dir string) (*running, error) { return startInProcess(ctx, &c, dir) }},
 		{"mote", func(ctx context.Context, dir string) (*running, error) { return startSelf(ctx, &c, dir) }},
@@ -98,7 +140,7 @@ func measure(ctx context.Context, c config) (err error) {
 	var names []string
 	results := map[string]map[string]float64{}
 	for _, t := range targets {
-		if c.only != "" && !strings.Contains(","+c.only+",", ","+t.name+",") {
+		if !wants(c.only, t.name) {
 			continue
 		}
 		dir := filepath.Join(c.dir, t.name)
@@ -110,7 +152,7 @@ func measure(ctx context.Context, c config) (err error) {
 		if err != nil {
 			return fmt.Errorf("start %s: %w", t.name, err)
 		}
-		res, err := workload(ctx, r, c)
+		res, err := measureAll(ctx, r, c)
 		if serr := r.stop(); err == nil {
 			err = serr
 		}
@@ -147,16 +189,10 @@ func startSelf(ctx context.Context, c *config, dir string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startProcess(ctx, dir, addr, self, "-serve", filepath.Join(dir, "state.db"), "-listen", addr, "-page", fmt.Sprint(c.page))
+	return startProcess(ctx, dir, addr, self, "-serve", filepath.Join(dir, "state.db"), "-listen", addr, "-page", fmt.Sprint(c.page), "-profile", c.profile)
 }
 
 func startEtcd(ctx context.Context, c *config, dir string) (*running, error) {
-	if c.etcd == "" {
-		c.etcd = filepath.Join(c.dir, "etcd.bin")
-		if err := build(exec.CommandContext(ctx, "go", "build", "-o", c.etcd, "go.etcd.io/etcd/server/v3")); err != nil {
-			return nil, err
-		}
-	}
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
@@ -171,19 +207,31 @@ func startEtcd(ctx context.Context, c *config, dir string) (*running, error) {
 }
 
 func startKine(ctx context.Context, c *config, dir string) (*running, error) {
-	if c.kine == "" {
-		cmd := exec.CommandContext(ctx, "go", "install", "github.com/k3s-io/kine@"+kineVersion)
-		cmd.Env = append(os.Environ(), "GOBIN="+c.dir)
-		if err := build(cmd); err != nil {
-			return nil, err
-		}
-		c.kine = filepath.Join(c.dir, "kine")
-	}
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
 	return startProcess(ctx, dir, addr, c.kine, "--listen-address", addr, "--metrics-bind-address", "0")
+}
+
+// buildPeers makes the executables to compare with that are not given. It is done before anything is measured.
+func buildPeers(ctx context.Context, c *config) error {
+	bin := filepath.Join(c.dir, "bin")
+	if c.etcd == "" && wants(c.only, "etcd") {
+		c.etcd = filepath.Join(bin, "etcd")
+		if err := build(exec.CommandContext(ctx, "go", "build", "-o", c.etcd, "go.etcd.io/etcd/server/v3")); err != nil {
+			return err
+		}
+	}
+	if c.kine == "" && wants(c.only, "kine") {
+		c.kine = filepath.Join(bin, "kine")
+		cmd := exec.CommandContext(ctx, "go", "install", "github.com/k3s-io/kine@"+kineVersion)
+		cmd.Env = append(os.Environ(), "GOBIN="+bin)
+		if err := build(cmd); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func build(cmd *exec.Cmd) error {

@@ -30,94 +30,139 @@ var lines = []line{
 	{"list of 500", "/s", false}, {"watch, p99", "ms", true}, {"resident, peak", "MB", true}, {"written to disk for an update", "bytes", true},
 }
 
-// workload measures one target.
-func workload(ctx context.Context, r *running, c config) (map[string]float64, error) {
-	res := map[string]float64{}
-	var created atomic.Int64
-	value := func() []byte {
-		b := make([]byte, c.value)
-		for i := range b {
-			b[i] = byte('a' + rand.IntN(26))
+// workload is what one target is put to.
+type workload struct {
+	running
+	c       config
+	res     map[string]float64
+	value   string
+	created atomic.Int64
+	revs    [updaters]int64 // what each updater's key was last changed at
+}
+
+const updaters = 16
+
+// measureAll measures one target.
+func measureAll(ctx context.Context, r *running, c config) (map[string]float64, error) {
+	w := &workload{running: *r, c: c, res: map[string]float64{}, value: randomValue(c.value)}
+	for _, phase := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"create", w.creates}, {"update", w.updates}, {"get", w.gets}, {"list", w.lists}, {"watch", w.watch}} {
+		if !wants(c.phases, phase.name) {
+			continue
 		}
-		return b
+		if err := phase.run(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", phase.name, err)
+		}
 	}
-	val := string(value())
+	w.res["resident, peak"] = float64(procField(r.pid, "status", "VmHWM:")) / 1024
+	if wants(c.phases, "heartbeat") {
+		if err := w.heartbeats(ctx); err != nil {
+			return nil, fmt.Errorf("heartbeat: %w", err)
+		}
+	}
+	return w.res, nil
+}
+
+func randomValue(n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte('a' + rand.IntN(26))
+	}
+	return string(b)
+}
+
+// create makes a key that must not be there yet.
+func (w *workload) create(ctx context.Context, key, val string) error {
+	t, err := w.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, val)).Commit()
+	if err == nil && !t.Succeeded {
+		err = errors.New("create: the key is there")
+	}
+	return err
+}
+
+func (w *workload) creates(ctx context.Context) error {
 	for _, clients := range []int{1, 16, 64} {
-		rate, p99, err := load(ctx, c.each, clients, func(ctx context.Context, _ int) error {
-			key := fmt.Sprintf("/registry/pods/bench/pod-%d", created.Add(1))
-			t, err := r.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, val)).Commit()
-			if err == nil && !t.Succeeded {
-				err = errors.New("create: the key is there")
-			}
-			return err
+		rate, p99, err := load(ctx, w.c.each, clients, func(ctx context.Context, _ int) error {
+			return w.create(ctx, fmt.Sprintf("/registry/pods/bench/pod-%d", w.created.Add(1)), w.value)
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		name := fmt.Sprintf("create, %d clients", clients)
 		if clients == 1 {
 			name = "create, 1 client"
 		}
-		res[name] = rate
+		w.res[name] = rate
 		if clients == 64 {
-			res["create, 64 clients, p99"] = p99
+			w.res["create, 64 clients, p99"] = p99
 		}
 	}
-	const updaters = 16
-	var revs [updaters]int64
-	update := func(ctx context.Context, w int, val string) error {
-		key := fmt.Sprintf("/registry/leases/bench/lease-%d", w)
-		t, err := r.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revs[w])).
-			Then(clientv3.OpPut(key, val)).Else(clientv3.OpGet(key)).Commit()
-		if err == nil && !t.Succeeded {
-			err = errors.New("update: the key was changed")
-		}
-		if err == nil {
-			revs[w] = t.Header.Revision
-		}
+	return nil
+}
+
+func leaseKey(updater int) string { return fmt.Sprintf("/registry/leases/bench/lease-%d", updater) }
+
+// update changes an updater's own key, as the API server does, if nobody else has.
+func (w *workload) update(ctx context.Context, updater int, val string) error {
+	key := leaseKey(updater)
+	t, err := w.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", w.revs[updater])).
+		Then(clientv3.OpPut(key, val)).Else(clientv3.OpGet(key)).Commit()
+	if err == nil && !t.Succeeded {
+		err = errors.New("update: the key was changed")
+	}
+	if err == nil {
+		w.revs[updater] = t.Header.Revision
+	}
+	return err
+}
+
+func (w *workload) updates(ctx context.Context) (err error) {
+	w.res["guarded update, 16 clients"], _, err = load(ctx, w.c.each, updaters, func(ctx context.Context, i int) error { return w.update(ctx, i, w.value) })
+	return err
+}
+
+func (w *workload) gets(ctx context.Context) (err error) {
+	w.res["get, 16 clients"], _, err = load(ctx, w.c.each, updaters, func(ctx context.Context, i int) error {
+		_, err := w.client.Get(ctx, leaseKey(i))
 		return err
-	}
-	rate, _, err := load(ctx, c.each, updaters, func(ctx context.Context, w int) error { return update(ctx, w, val) })
-	if err != nil {
-		return nil, err
-	}
-	res["guarded update, 16 clients"] = rate
-	if rate, _, err = load(ctx, c.each, 16, func(ctx context.Context, w int) error {
-		_, err := r.client.Get(ctx, fmt.Sprintf("/registry/leases/bench/lease-%d", w))
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	res["get, 16 clients"] = rate
+	})
+	return err
+}
+
+func (w *workload) lists(ctx context.Context) (err error) {
 	for i := range 500 {
-		key := fmt.Sprintf("/registry/lists/bench/%03d", i)
-		if _, err := r.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, string(value()))).Commit(); err != nil {
-			return nil, err
+		if err := w.create(ctx, fmt.Sprintf("/registry/lists/bench/%03d", i), randomValue(w.c.value)); err != nil {
+			return err
 		}
 	}
-	if rate, _, err = load(ctx, c.each, 2, func(ctx context.Context, _ int) error {
-		g, err := r.client.Get(ctx, "/registry/lists/bench/", clientv3.WithPrefix(), clientv3.WithLimit(500))
+	w.res["list of 500"], _, err = load(ctx, w.c.each, 2, func(ctx context.Context, _ int) error {
+		g, err := w.client.Get(ctx, "/registry/lists/bench/", clientv3.WithPrefix(), clientv3.WithLimit(500))
 		if err == nil && len(g.Kvs) != 500 {
 			err = fmt.Errorf("list gave %d keys", len(g.Kvs))
 		}
 		return err
-	}); err != nil {
-		return nil, err
-	}
-	res["list of 500"] = rate
-	if res["watch, p99"], err = watchLatency(ctx, r, c, updaters, update); err != nil {
-		return nil, err
-	}
-	res["resident, peak"] = float64(procField(r.pid, "status", "VmHWM:")) / 1024
-	before := procField(r.pid, "io", "write_bytes:")
-	const heartbeats = 200
-	for range heartbeats {
-		if err := update(ctx, 0, val[:min(len(val), 400)]); err != nil {
-			return nil, err
+	})
+	return err
+}
+
+func (w *workload) watch(ctx context.Context) (err error) {
+	w.res["watch, p99"], err = w.watchLatency(ctx)
+	return err
+}
+
+// heartbeats are small updates that come alone.
+func (w *workload) heartbeats(ctx context.Context) error {
+	before := procField(w.pid, "io", "write_bytes:")
+	const n = 200
+	for range n {
+		if err := w.update(ctx, 0, w.value[:min(len(w.value), 400)]); err != nil {
+			return err
 		}
 	}
-	res["written to disk for an update"] = float64(procField(r.pid, "io", "write_bytes:")-before) / heartbeats
-	return res, nil
+	w.res["written to disk for an update"] = float64(procField(w.pid, "io", "write_bytes:")-before) / n
+	return nil
 }
 
 // load runs op from many clients for a while and gives its rate and the 99th percentile of its time in milliseconds.
@@ -159,18 +204,18 @@ func percentile(d []time.Duration, p float64) float64 {
 }
 
 // watchLatency is the time from just before a write until its event arrives, for one watcher of all that the writers do.
-func watchLatency(ctx context.Context, r *running, c config, writers int, update func(context.Context, int, string) error) (float64, error) {
+func (w *workload) watchLatency(ctx context.Context) (float64, error) {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ch := r.client.Watch(clientv3.WithRequireLeader(wctx), "/registry/leases/bench/", clientv3.WithPrefix(), clientv3.WithPrevKV())
+	ch := w.client.Watch(clientv3.WithRequireLeader(wctx), "/registry/leases/bench/", clientv3.WithPrefix(), clientv3.WithPrevKV())
 	var took []time.Duration
 	done := make(chan struct{})
 	base := time.Now()
 	go func() {
 		defer close(done)
-		for w := range ch {
+		for resp := range ch {
 			now := time.Since(base)
-			for _, ev := range w.Events {
+			for _, ev := range resp.Events {
 				if len(ev.Kv.Value) >= 8 {
 					if at := time.Duration(binary.LittleEndian.Uint64(ev.Kv.Value)); at > 0 && at <= now {
 						took = append(took, now-at)
@@ -179,13 +224,13 @@ func watchLatency(ctx context.Context, r *running, c config, writers int, update
 			}
 		}
 	}()
-	buf := make([][]byte, writers)
+	buf := make([][]byte, updaters)
 	for i := range buf {
-		buf[i] = make([]byte, c.value)
+		buf[i] = make([]byte, w.c.value)
 	}
-	_, _, err := load(ctx, c.each, writers, func(ctx context.Context, w int) error {
-		binary.LittleEndian.PutUint64(buf[w], uint64(time.Since(base)))
-		return update(ctx, w, string(buf[w]))
+	_, _, err := load(ctx, w.c.each, updaters, func(ctx context.Context, i int) error {
+		binary.LittleEndian.PutUint64(buf[i], uint64(time.Since(base)))
+		return w.update(ctx, i, string(buf[i]))
 	})
 	cancel()
 	<-done

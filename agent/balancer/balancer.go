@@ -1,0 +1,315 @@
+package balancer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// dialTimeout bounds one attempt at one server, handshake included.
+	dialTimeout = 4 * time.Second
+	// Waits between rounds over all servers while none answers.
+	firstRetry, lastRetry = 500 * time.Millisecond, 8 * time.Second
+	// roundsBeforeDiscovery leaves short restarts of a server unnoticed by the
+	// rest of the network.
+	roundsBeforeDiscovery = 3
+)
+
+// ErrOffline means that none of the known servers answers.
+var ErrOffline = errors.New("no server answers")
+
+// Config is what a [Balancer] is made of.
+type Config struct {
+	// Servers are the known servers as HOST:PORT, the preferred one first.
+	Servers []string
+	// TLS verifies a server and says who this node is. It is asked for each
+	// connection.
+	TLS func() *tls.Config
+	// Discover returns further addresses to try when none of the known servers
+	// answers; nil means there is no way to find any. They are only hints: TLS decides.
+	Discover func(ctx context.Context) []string
+	// Found is told of a discovered server that proved to be one; may be nil.
+	Found func(server string)
+	// Logger receives losing and finding servers; nil means silence.
+	Logger *zap.Logger
+}
+
+// Balancer dials servers. Make it with [New]; [Balancer.Run] has to run for it
+// to come back after all servers were away.
+type Balancer struct {
+	config Config
+	log    *zap.Logger
+	dialer net.Dialer
+
+	mu      sync.Mutex    // guards what follows
+	servers []string      // in the order they are tried: the last one that answered first
+	online  chan struct{} // closed while isUp
+	offline chan struct{} // closed while not
+	isUp    bool
+	lastErr error
+	open    map[net.Conn]struct{}
+	wake    chan struct{} // has room for one: went offline
+	changed chan struct{} // closed when other servers are known
+}
+
+// New returns a balancer that takes the servers for reachable until they are not.
+func New(c Config) *Balancer {
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	b := &Balancer{
+		config: c, log: c.Logger, servers: slices.Clone(c.Servers), online: make(chan struct{}), offline: make(chan struct{}), isUp: true,
+		open: map[net.Conn]struct{}{}, wake: make(chan struct{}, 1), changed: make(chan struct{}),
+	}
+	close(b.online)
+	return b
+}
+
+// Servers are the known servers, the one to try first in front.
+func (b *Balancer) Servers() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.servers)
+}
+
+// Changed returns a channel that is closed when the set of known servers is
+// another one. Their order does not count.
+func (b *Balancer) Changed() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed
+}
+
+// announce tells who waits for it if the servers are others than they were. The
+// caller holds mu.
+func (b *Balancer) announce(were []string) {
+	is := b.servers
+	if len(is) == len(were) && !slices.ContainsFunc(is, func(s string) bool { return !slices.Contains(were, s) }) {
+		return
+	}
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// Set replaces the known servers by those the cluster names. The one in use
+// stays in front if it is among them.
+func (b *Balancer) Set(servers []string) {
+	if len(servers) == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	current := b.servers
+	b.servers = slices.Clone(servers)
+	b.announce(current)
+	if len(current) > 0 && slices.Contains(servers, current[0]) {
+		b.prefer(current[0])
+	}
+}
+
+// prefer moves a server to the front. The caller holds mu.
+func (b *Balancer) prefer(server string) {
+	were := b.servers
+	b.servers = slices.DeleteFunc(slices.Clone(were), func(s string) bool { return s == server })
+	b.servers = slices.Insert(b.servers, 0, server)
+	b.announce(were)
+}
+
+// Online returns a channel that is closed while a server is taken to answer,
+// and another one after all have been lost.
+func (b *Balancer) Online() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.online
+}
+
+// Offline returns a channel that is closed while no server answers, and another
+// one after one did again.
+func (b *Balancer) Offline() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.offline
+}
+
+// Up reports whether a server is taken to answer.
+func (b *Balancer) Up() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.isUp
+}
+
+// DialTLS connects to a server that answers, whatever the address says. While
+// none does it fails at once: Run notices when one is back.
+func (b *Balancer) DialTLS(ctx context.Context, _, _ string) (net.Conn, error) {
+	b.mu.Lock()
+	up, last := b.isUp, b.lastErr
+	b.mu.Unlock()
+	if !up {
+		return nil, fmt.Errorf("%w: %w", ErrOffline, last)
+	}
+	conn, err := b.round(ctx, b.Servers())
+	if err == nil {
+		return conn, nil
+	}
+	if ctx.Err() == nil {
+		b.lost(err)
+	}
+	return nil, fmt.Errorf("%w: %w", ErrOffline, err)
+}
+
+// round tries servers one after the other.
+func (b *Balancer) round(ctx context.Context, servers []string) (net.Conn, error) {
+	var errs []error
+	for _, s := range servers {
+		conn, err := b.dial(ctx, s)
+		if err == nil {
+			b.mu.Lock()
+			if len(b.servers) == 0 || b.servers[0] != s {
+				b.log.Info("uses another server", zap.String("server", s))
+			}
+			b.prefer(s)
+			b.mu.Unlock()
+			return conn, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", s, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(errs) == 0 {
+		return nil, errors.New("no server is known")
+	}
+	return nil, errors.Join(errs...)
+}
+
+// dial connects to one server and makes sure it is one.
+func (b *Balancer) dial(ctx context.Context, server string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := b.dialer.DialContext(ctx, "tcp", server)
+	if err != nil {
+		return nil, err
+	}
+	t := &tracked{Conn: raw, balancer: b}
+	b.mu.Lock()
+	b.open[t] = struct{}{}
+	b.mu.Unlock()
+	conn := tls.Client(t, b.config.TLS())
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = t.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// tracked is a connection CloseAll knows.
+type tracked struct {
+	net.Conn
+	balancer *Balancer
+}
+
+func (t *tracked) Close() error {
+	t.balancer.mu.Lock()
+	delete(t.balancer.open, t)
+	t.balancer.mu.Unlock()
+	return t.Conn.Close()
+}
+
+// CloseAll ends all connections, so that new ones are made: with a new
+// certificate, or to another server.
+func (b *Balancer) CloseAll() {
+	b.mu.Lock()
+	var all []net.Conn
+	for c := range b.open {
+		all = append(all, c)
+	}
+	b.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close()
+	}
+}
+
+func (b *Balancer) lost(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lastErr = err
+	if !b.isUp {
+		return
+	}
+	b.isUp, b.online = false, make(chan struct{})
+	close(b.offline)
+	b.log.Warn("no server answers: this node goes on with what it knows", zap.Strings("servers", b.servers), zap.Error(err))
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *Balancer) found() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.isUp {
+		return
+	}
+	b.isUp, b.lastErr, b.offline = true, nil, make(chan struct{})
+	close(b.online)
+	b.log.Info("a server answers again", zap.String("server", b.servers[0]))
+}
+
+// Run looks for servers while none answers, until ctx ends.
+func (b *Balancer) Run(ctx context.Context) error {
+	defer b.CloseAll()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.wake:
+			b.search(ctx)
+		}
+	}
+}
+
+// search tries all servers until one answers.
+func (b *Balancer) search(ctx context.Context) {
+	pause := firstRetry
+	for round := 1; ; round++ {
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		pause = min(2*pause, lastRetry)
+		known := b.Servers()
+		conn, err := b.round(ctx, known)
+		if err != nil && round >= roundsBeforeDiscovery && b.config.Discover != nil {
+			var others []string
+			for _, s := range b.config.Discover(ctx) {
+				if !slices.Contains(known, s) {
+					others = append(others, s)
+				}
+			}
+			if len(others) > 0 {
+				conn, err = b.round(ctx, others)
+			}
+			if err == nil && b.config.Found != nil {
+				b.config.Found(b.Servers()[0])
+			}
+		}
+		if err == nil {
+			_ = conn.Close()
+			b.found()
+			return
+		}
+		b.lost(err)
+	}
+}

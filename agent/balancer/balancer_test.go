@@ -1,0 +1,137 @@
+package balancer
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/http/httptest"
+	"slices"
+	"testing"
+	"time"
+)
+
+// server starts a TLS server and returns its address and the trust in it.
+func server(t *testing.T) (*httptest.Server, string) {
+	t.Helper()
+	s := httptest.NewTLSServer(nil)
+	t.Cleanup(s.Close)
+	return s, s.Listener.Addr().String()
+}
+
+func trusting(servers ...*httptest.Server) func() *tls.Config {
+	pool := x509.NewCertPool()
+	for _, s := range servers {
+		pool.AddCert(s.Certificate())
+	}
+	return func() *tls.Config { return &tls.Config{RootCAs: pool, ServerName: "example.com"} }
+}
+
+// closed is an address nobody listens on.
+func closed(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestBalancer_DialTLS_FailsOverAndRemembers(t *testing.T) {
+	s, address := server(t)
+	b := New(Config{Servers: []string{closed(t), address}, TLS: trusting(s)})
+	conn, err := b.DialTLS(t.Context(), "tcp", "ignored:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if conn.RemoteAddr().String() != address || b.Servers()[0] != address {
+		t.Errorf("connected to %s, next to try is %s, want %s", conn.RemoteAddr(), b.Servers()[0], address)
+	}
+	b.CloseAll()
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("read after CloseAll: %v", err)
+	}
+}
+
+func TestBalancer_DialTLS_RefusesStrangers(t *testing.T) {
+	_, address := server(t)
+	b := New(Config{Servers: []string{address}, TLS: func() *tls.Config { return &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"} }})
+	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, ErrOffline) || b.Up() {
+		t.Errorf("a server nobody vouches for: %v, up %v", err, b.Up())
+	}
+}
+
+func TestBalancer_Run_FindsDiscoveredServer(t *testing.T) {
+	s, address := server(t)
+	found := make(chan string, 1)
+	old := closed(t)
+	b := New(Config{
+		Servers: []string{old}, TLS: trusting(s),
+		Discover: func(context.Context) []string { return []string{old, address} },
+		Found:    func(s string) { found <- s },
+	})
+	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, ErrOffline) {
+		t.Fatalf("dial with no server: %v", err)
+	}
+	online := b.Online()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	select {
+	case <-online:
+	case <-ctx.Done():
+		t.Fatal("the discovered server was not tried")
+	}
+	if got := <-found; got != address || !slices.Contains(b.Servers(), old) {
+		t.Errorf("found %s, knows %v; want %s beside the old one", got, b.Servers(), address)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBalancer_Set_KeepsTheOneInUse(t *testing.T) {
+	b := New(Config{Servers: []string{"b:1", "a:1"}})
+	b.Set([]string{"a:1", "b:1", "c:1"})
+	if got := b.Servers(); !slices.Equal(got, []string{"b:1", "a:1", "c:1"}) {
+		t.Errorf("servers are %v", got)
+	}
+	b.Set(nil)
+	if len(b.Servers()) != 3 {
+		t.Error("an empty list took all servers away")
+	}
+}
+
+// Whoever keeps something with each server hears of another set, not of another order.
+func TestBalancer_Changed(t *testing.T) {
+	away := closed(t)
+	s, address := server(t)
+	b := New(Config{Servers: []string{away, address}, TLS: trusting(s)})
+	closedNow := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	changed := b.Changed()
+	b.Set([]string{address, away})
+	conn, err := b.DialTLS(t.Context(), "tcp", "ignored:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if closedNow(changed) {
+		t.Error("another order counts as a change")
+	}
+	b.Set([]string{address})
+	if !closedNow(changed) || closedNow(b.Changed()) {
+		t.Error("a server less is no change, or one without end")
+	}
+}

@@ -1,0 +1,6 @@
+// Package balancer owns how a node finds a server that answers: it dials the
+// known servers of the cluster in turn, remembers which one answered, and says
+// whether any does.
+//
+// It must not import anything else of this repository.
+package balancer

@@ -1,0 +1,132 @@
+package join
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/wholefile"
+)
+
+// Files of an identity, in <data-dir>/agent/pki.
+const (
+	caName     = "server-ca.crt"
+	secretName = "node-secret"
+	// clientName holds certificate and key together, so that a power cut never
+	// leaves halves that do not match.
+	clientName  = "client.pem"
+	clusterName = "cluster.json"
+)
+
+// stored is what is kept of the cluster beside keys.
+type stored struct {
+	// NodeName is what the node joined as.
+	NodeName string          `json:"nodeName"`
+	Cluster  joinapi.Cluster `json:"cluster"`
+}
+
+// folder is where an identity lies.
+type folder string
+
+func (f folder) path(name string) string { return filepath.Join(string(f), name) }
+
+// make makes the folder, for root alone.
+func (f folder) make() error {
+	if err := os.MkdirAll(string(f), 0o700); err != nil {
+		return fmt.Errorf("make folder of node identity: %w", err)
+	}
+	return nil
+}
+
+// load returns what a join has left; ok is false if the node has not joined.
+func (f folder) load() (s stored, ok bool, err error) {
+	data, err := os.ReadFile(f.path(clusterName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, false, nil
+	}
+	if err != nil {
+		return s, false, fmt.Errorf("read node identity: %w", err)
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, false, fmt.Errorf("read node identity %s: %w: remove the file and join again with a token", f.path(clusterName), err)
+	}
+	return s, true, nil
+}
+
+func (f folder) save(s stored) error {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write node identity: %w", err)
+	}
+	return wholefile.Write(f.path(clusterName), append(data, '\n'), 0o600)
+}
+
+// secret returns the node's secret, made the first time.
+func (f folder) secret() (string, error) {
+	data, err := os.ReadFile(f.path(secretName))
+	if err == nil && len(strings.TrimSpace(string(data))) == 64 {
+		return strings.TrimSpace(string(data)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read node secret: %w", err)
+	}
+	random := make([]byte, 32)
+	if _, err := rand.Read(random); err != nil {
+		return "", fmt.Errorf("make node secret: %w", err)
+	}
+	text := hex.EncodeToString(random)
+	return text, wholefile.Write(f.path(secretName), []byte(text+"\n"), 0o600)
+}
+
+// ca returns the believed CA certificate, or nil if none is yet.
+func (f folder) ca() (*x509.Certificate, error) {
+	data, err := os.ReadFile(f.path(caName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read server CA: %w", err)
+	}
+	cert, err := parseCertificate(data)
+	if err != nil {
+		return nil, fmt.Errorf("read server CA %s: %w: remove the file and join again with a token", f.path(caName), err)
+	}
+	return cert, nil
+}
+
+// certificate returns the node's client certificate, or nil if there is none
+// that can be read: a new one is asked for then.
+func (f folder) certificate() *tls.Certificate {
+	pair, err := tls.LoadX509KeyPair(f.path(clientName), f.path(clientName))
+	if err != nil {
+		return nil
+	}
+	return &pair
+}
+
+func (f folder) saveCertificate(certPEM, keyPEM []byte) (*tls.Certificate, error) {
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("use certificate from server: %w", err)
+	}
+	whole := append(append([]byte{}, certPEM...), keyPEM...)
+	return &pair, wholefile.Write(f.path(clientName), whole, 0o600)
+}
+
+func parseCertificate(data []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("it holds no certificate")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}

@@ -1,0 +1,248 @@
+package join
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/component-base/version"
+
+	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/wholefile"
+)
+
+// Waits between attempts to join.
+const (
+	firstRetry = time.Second
+	lastRetry  = 10 * time.Second
+)
+
+// Config is what a node joins with.
+type Config struct {
+	// Dir keeps the identity, <data-dir>/agent/pki.
+	Dir string
+	// Servers are the URLs the user gave, https://HOST:PORT. They may be empty
+	// once the node has joined.
+	Servers []string
+	// Token is needed for the first join only.
+	Token string
+	// NodeName is the name to join as.
+	NodeName string
+	// MoteVersion is this program's, for people.
+	MoteVersion string
+	// Now is the clock; nil means the machine's.
+	Now func() time.Time
+	// Discover looks for servers of the CA with this pin on the local network
+	// when none of the known ones answers; nil means it is not tried.
+	Discover func(ctx context.Context, pin string) []string
+	// Logger receives what happens; nil means silence.
+	Logger *zap.Logger
+}
+
+// Name returns the name a node has joined under, or "" if it has not joined.
+func Name(dir string) (string, error) {
+	s, _, err := folder(dir).load()
+	return s.NodeName, err
+}
+
+// Join returns the node's membership. A node that has joined before has it
+// without asking anybody, so that it starts while its server is away; else the
+// first server that answers is asked, until one lets the node in or says why it
+// never will.
+func Join(ctx context.Context, c Config) (*Membership, error) {
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	var given []string
+	for _, s := range c.Servers {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" {
+			return nil, fmt.Errorf("server %q is no URL: write it as https://HOST:6443", s)
+		}
+		given = append(given, hostPort(u))
+	}
+	f := folder(c.Dir)
+	if err := f.make(); err != nil {
+		return nil, err
+	}
+	j := &joiner{config: c, folder: f, servers: given}
+	if c.Token != "" {
+		var err error
+		if j.token, err = joinapi.ParseToken(c.Token); err != nil {
+			return nil, err
+		}
+	}
+	was, joined, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	ca, err := f.ca()
+	if err != nil {
+		return nil, err
+	}
+	if err := j.checkSame(was, joined, ca); err != nil {
+		return nil, err
+	}
+	if !joined || ca == nil {
+		if c.Token == "" {
+			return nil, fmt.Errorf("%w: this machine has not joined yet: give --token or --token-file, as `mote token create` on the server prints it", ErrNoToken)
+		}
+		if was, ca, err = j.untilIn(ctx); err != nil {
+			return nil, err
+		}
+	}
+	// Kept as they were given: a name may lead to a server that has moved.
+	if all := merge(given, was.Cluster.Servers); !slices.Equal(all, was.Cluster.Servers) {
+		was.Cluster.Servers = all
+		if err := f.save(was); err != nil {
+			return nil, err
+		}
+	}
+	return newMembership(c, f, was, ca), nil
+}
+
+func hostPort(u *url.URL) string {
+	if u.Port() == "" {
+		return net.JoinHostPort(u.Hostname(), "443")
+	}
+	return u.Host
+}
+
+type joiner struct {
+	config  Config
+	folder  folder
+	servers []string
+	token   joinapi.Token
+	// ca is believed for as long as the process tries, and kept once it is in.
+	ca    *x509.Certificate
+	caPEM []byte
+}
+
+// checkSame refuses to become another node, or one of another cluster, on the
+// side: pods of the old one would be in the way.
+func (j *joiner) checkSame(was stored, joined bool, ca *x509.Certificate) error {
+	if joined && was.NodeName != j.config.NodeName {
+		return fmt.Errorf("%w as node %s and cannot become %s: leave --node-name out, or run `mote uninstall --yes` and `mote node forget %s` on the server first", ErrOtherIdentity, was.NodeName, j.config.NodeName, was.NodeName)
+	}
+	if joined && ca != nil && j.token.Pin != "" && joinapi.Pin(ca.Raw) != j.token.Pin {
+		return fmt.Errorf("%w: this machine belongs to another cluster than the token (its CA is %s…, the token's %s…): run `mote uninstall --yes` to leave that one first", ErrWrongServer, joinapi.Pin(ca.Raw)[:12], j.token.Pin[:12])
+	}
+	return nil
+}
+
+// untilIn tries the servers until one lets the node in.
+func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error) {
+	log := j.config.Logger
+	pause, said := firstRetry, ""
+	for {
+		var errs []error
+		for _, server := range j.servers {
+			was, err := j.once(ctx, server)
+			if err == nil {
+				if said != "" {
+					log.Info("the server answers", zap.String("server", server))
+				}
+				return was, j.ca, nil
+			}
+			if ctx.Err() != nil {
+				return stored{}, nil, ctx.Err()
+			}
+			if !waitable(err) {
+				return stored{}, nil, err
+			}
+			errs = append(errs, err)
+		}
+		if len(errs) == 0 {
+			return stored{}, nil, errors.New("server is missing: give --server https://HOST:6443")
+		}
+		// Once for each different fault: a server that is off for a day fills no log.
+		if text := errors.Join(errs...).Error(); text != said {
+			said = text
+			for _, err := range errs {
+				log.Warn("not joined yet, trying again: " + err.Error())
+			}
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return stored{}, nil, ctx.Err()
+		case <-timer.C:
+		}
+		pause = min(2*pause, lastRetry)
+	}
+}
+
+// once is one attempt at one server.
+func (j *joiner) once(ctx context.Context, server string) (was stored, err error) {
+	if j.ca == nil {
+		if j.ca, j.caPEM, err = fetchCA(ctx, server, j.token.Pin, j.config.Now()); err != nil {
+			return was, err
+		}
+		if j.token.Pin == "" {
+			j.config.Logger.Warn("the token does not say which server to trust, so the first one is believed: a token that begins with M10 would tell", zap.String("server", server), zap.String("ca", joinapi.Pin(j.ca.Raw)))
+		}
+	}
+	transport := &http.Transport{TLSClientConfig: tlsConfig(j.ca, j.config.Now), DisableKeepAlives: true}
+	response, _, err := ask(ctx, j.folder, transport, server, joinapi.PathJoin, j.token.Secret, j.config)
+	if err != nil {
+		return was, err
+	}
+	if err := wholefile.Write(j.folder.path(caName), j.caPEM, 0o644); err != nil {
+		return was, err
+	}
+	was = stored{NodeName: j.config.NodeName, Cluster: response.Cluster}
+	// Last: with this file the node counts as one that has joined.
+	return was, j.folder.save(was)
+}
+
+// ask sends a new certificate request to PathJoin or PathRejoin and keeps what
+// comes of it.
+func ask(ctx context.Context, f folder, transport http.RoundTripper, server, path, token string, c Config) (joinapi.Response, *tls.Certificate, error) {
+	var response joinapi.Response
+	secret, err := f.secret()
+	if err != nil {
+		return response, nil, err
+	}
+	_, keyPEM, csrPEM, err := newRequest(c.NodeName)
+	if err != nil {
+		return response, nil, err
+	}
+	request := joinapi.Request{
+		NodeName: c.NodeName, NodeSecret: secret, CSR: csrPEM,
+		MoteVersion: c.MoteVersion, KubernetesVersion: version.Get().GitVersion, Time: c.Now(),
+	}
+	if _, err := exchange(ctx, transport, http.MethodPost, server, path, token, request, &response); err != nil {
+		return response, nil, clockFault(ctx, err, server, c.Now())
+	}
+	certificate, err := f.saveCertificate(response.Certificate, keyPEM)
+	return response, certificate, err
+}
+
+// clockFault adds both clocks to an error that may come of one of them.
+func clockFault(ctx context.Context, err error, server string, now time.Time) error {
+	if !errors.Is(err, ErrClock) {
+		return err
+	}
+	var ignored []byte
+	// Without trust, for its Date header only.
+	serverTime, dateErr := exchange(ctx, unverified(), http.MethodGet, server, joinapi.PathCA, "", nil, &ignored)
+	if dateErr != nil {
+		return err
+	}
+	if clock := checkClock(now, serverTime, server); clock != nil {
+		return clock
+	}
+	return err
+}

@@ -1,0 +1,148 @@
+package join
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/certificate/csr"
+
+	"github.com/mote-dev/mote/joinapi"
+)
+
+const (
+	// lookEvery bounds a wait for a moment on the clock: the clock may be set, and
+	// a machine may sleep, without a timer's noticing.
+	lookEvery = time.Minute
+	// signTimeout bounds the wait for a signature.
+	signTimeout = 2 * time.Minute
+	// lastRenewRetry is the longest pause between attempts to get a certificate.
+	lastRenewRetry = 5 * time.Minute
+)
+
+// renewal is when a certificate is to be replaced: a third of its life before
+// its end, which leaves a machine that is often off many chances.
+func renewal(c *tls.Certificate) time.Time {
+	life := c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)
+	return c.Leaf.NotAfter.Add(-life / 3)
+}
+
+// keepCertificate renews the client certificate in time by the standard API, and
+// rejoins with the node's secret once it is too late for that.
+func (m *Membership) keepCertificate(ctx context.Context) error {
+	log := m.config.Logger
+	pause, said := firstRetry, ""
+	useless := false
+	for {
+		wait := lookEvery
+		own, now := m.certificate.Load(), m.now()
+		var err error
+		switch {
+		case useless || own == nil || now.After(own.Leaf.NotAfter) || now.Before(own.Leaf.NotBefore):
+			// Not valid yet: the server's clock was ahead when it signed.
+			err = m.rejoin(ctx)
+		case now.After(renewal(own)):
+			err = m.renew(ctx)
+		default:
+			wait = min(wait, renewal(own).Sub(now)+time.Second)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			wait, pause = pause, min(2*pause, lastRenewRetry)
+			if text := err.Error(); text != said {
+				said = text
+				log.Warn("certificate of this node not renewed, trying again: " + text)
+			}
+		} else {
+			if said != "" {
+				log.Info("certificate of this node is renewed")
+			}
+			useless, pause, said = false, firstRetry, ""
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-m.expired:
+			useless = true
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// use takes a new certificate into use; connections are made anew with it.
+func (m *Membership) use(c *tls.Certificate) {
+	m.certificate.Store(c)
+	m.mu.Lock()
+	close(m.renewed)
+	m.renewed = make(chan struct{})
+	m.mu.Unlock()
+	m.config.Logger.Info("this node has a new certificate", zap.Time("until", c.Leaf.NotAfter))
+	m.balancer.CloseAll()
+}
+
+// rejoin asks each known server for a certificate, with the node's secret as proof.
+func (m *Membership) rejoin(ctx context.Context) error {
+	var errs []error
+	for _, server := range m.balancer.Servers() {
+		transport := &http.Transport{TLSClientConfig: tlsConfig(m.ca, m.now), DisableKeepAlives: true}
+		response, own, err := ask(ctx, m.folder, transport, server, joinapi.PathRejoin, "", m.config)
+		if refused(err, joinapi.CodeNodeUnknown) && m.config.Token != "" {
+			token, parseErr := joinapi.ParseToken(m.config.Token)
+			if parseErr != nil {
+				return parseErr
+			}
+			response, own, err = ask(ctx, m.folder, transport, server, joinapi.PathJoin, token.Secret, m.config)
+		}
+		if err == nil {
+			m.use(own)
+			m.Learn(response.Cluster)
+			return nil
+		}
+		if refused(err, joinapi.CodeNodeUnknown) {
+			return fmt.Errorf("%w: give --token to join again", err)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// renew asks for the next certificate with the present one.
+func (m *Membership) renew(ctx context.Context) error {
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: "https://" + ServerName, Transport: m.transport})
+	if err != nil {
+		return fmt.Errorf("make client for certificates: %w", err)
+	}
+	key, keyPEM, csrPEM, err := newRequest(m.config.NodeName)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	usages := []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth}
+	name, uid, err := csr.RequestCertificateWithContext(ctx, client, csrPEM, "", certificatesv1.KubeAPIServerClientKubeletSignerName, nil, usages, key)
+	if err != nil {
+		return fmt.Errorf("request certificate: %w", err)
+	}
+	certPEM, err := csr.WaitForCertificate(ctx, client, name, uid)
+	if err != nil {
+		return fmt.Errorf("wait for certificate %s: %w", name, err)
+	}
+	own, err := m.folder.saveCertificate(certPEM, keyPEM)
+	if err != nil {
+		return err
+	}
+	m.use(own)
+	return nil
+}

@@ -1,0 +1,158 @@
+package offline
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// kind says how a request is treated.
+type kind int
+
+const (
+	// other requests are passed on as they are.
+	other kind = iota
+	// list, watch and get read what is kept.
+	list
+	watch
+	get
+	// token asks for a service account's token.
+	token
+)
+
+// lists are the resources whose lists are kept, by API group. CSINodes are not
+// among them: once a kubelet reads its own it has minutes to change it, or ends
+// the process.
+var lists = map[string][]string{
+	"":                  {"pods", "nodes", "services", "namespaces", "configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims"},
+	"discovery.k8s.io":  {"endpointslices"},
+	"networking.k8s.io": {"networkpolicies", "servicecidrs"},
+	"node.k8s.io":       {"runtimeclasses"},
+	"storage.k8s.io":    {"csidrivers"},
+}
+
+// singles are the core resources whose objects kubelets read one by one to run a
+// pod. Nodes and pods, which they read to change them, are not.
+var singles = []string{"configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims"}
+
+// How long what nobody asks for is kept.
+const (
+	idleLife  = time.Hour
+	tokenLife = 26 * time.Hour
+)
+
+// pace is how fast changes of a list are kept.
+type pace struct {
+	// came and modified are how long a change waits for others that often follow
+	// it: of objects that came or went, and of those that were there.
+	came, modified time.Duration
+	// every is the time between two reads of the list when changes do not end;
+	// burst of them may follow each other faster, so that what changes now and
+	// then does not wait.
+	every time.Duration
+	burst int
+}
+
+// What the node itself and its pods are made of is kept before a pod can have
+// started: a kubelet that starts again without a server stops what is not among
+// its pods, and looks for its pods only once it knows its own Node. What the
+// whole cluster changes may never end, and disks wear out.
+var (
+	ownPace = pace{came: 0, modified: time.Second, every: time.Second, burst: 4}
+	allPace = pace{came: time.Second, modified: time.Second, every: 30 * time.Second, burst: 4}
+)
+
+// classify tells what a request is, and the key its answer is kept under: the
+// same for a list and its watch.
+func classify(r *http.Request) (k kind, key string, p pace, err error) {
+	resource, name, rest := parse(r.URL.Path)
+	switch {
+	case r.Method == http.MethodPost && resource == "serviceaccounts" && rest == "token":
+		body, err := readBody(r)
+		if err != nil {
+			return other, "", pace{}, err
+		}
+		sum := sha256.Sum256(body)
+		return token, r.URL.Path + "#" + hex.EncodeToString(sum[:]), pace{}, nil
+	case r.Method != http.MethodGet || resource == "" || rest != "":
+		return other, "", pace{}, nil
+	case name != "":
+		if slices.Contains(singles, resource) {
+			return get, r.URL.Path, pace{}, nil
+		}
+		return other, "", pace{}, nil
+	}
+	q := r.URL.Query()
+	selection := url.Values{}
+	for _, s := range []string{"fieldSelector", "labelSelector"} {
+		if q.Has(s) {
+			selection.Set(s, q.Get(s))
+		}
+	}
+	key, p = r.URL.Path+"?"+selection.Encode(), allPace
+	fields := q.Get("fieldSelector")
+	if slices.Contains(singles, resource) || strings.Contains(fields, "spec.nodeName=") || strings.Contains(fields, "metadata.name=") {
+		p = ownPace
+	}
+	if isTrue(q.Get("watch")) {
+		return watch, key, p, nil
+	}
+	return list, key, p, nil
+}
+
+func isTrue(text string) bool { return text == "true" || text == "1" }
+
+// parse splits the path of a kept resource; resource is empty for others.
+func parse(path string) (resource, name, rest string) {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	group := ""
+	switch {
+	case len(parts) >= 3 && parts[0] == "api":
+		parts = parts[2:]
+	case len(parts) >= 4 && parts[0] == "apis":
+		group, parts = parts[1], parts[3:]
+	default:
+		return "", "", ""
+	}
+	if len(parts) >= 3 && parts[0] == "namespaces" {
+		parts = parts[2:]
+	}
+	if !slices.Contains(lists[group], parts[0]) && (group != "" || parts[0] != "serviceaccounts") {
+		return "", "", ""
+	}
+	if len(parts) > 1 {
+		name = parts[1]
+	}
+	return parts[0], name, strings.Join(parts[min(2, len(parts)):], "/")
+}
+
+// life is how long an answer is kept that nobody asks for.
+func life(key string) time.Duration {
+	if strings.Contains(key, "#") {
+		return tokenLife
+	}
+	return idleLife
+}
+
+// readBody reads a request's body and leaves it as it was.
+func readBody(r *http.Request) ([]byte, error) {
+	if r.Body == nil {
+		return nil, nil
+	}
+	data, err := io.ReadAll(r.Body)
+	if closeErr := r.Body.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	r.Body = io.NopCloser(bytes.NewReader(data))
+	return data, nil
+}

@@ -1,0 +1,219 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/mote-dev/mote/agent/join"
+	"github.com/mote-dev/mote/agent/kubelet"
+	"github.com/mote-dev/mote/agent/offline"
+	"github.com/mote-dev/mote/agent/tunnel"
+	"github.com/mote-dev/mote/discovery"
+	"github.com/mote-dev/mote/joinapi"
+)
+
+// What a kubelet may ask of its server a second, as upstream has it.
+const (
+	requestsPerSecond = 50
+	requestBurst      = 100
+)
+
+// IdentityDir is where a node keeps who it is.
+func IdentityDir(dataDir string) string { return filepath.Join(dataDir, "agent", "pki") }
+
+// ConnectToServer connects a node to a server on another machine, joining its
+// cluster if it has not. joined is called once the node is in; it may be nil.
+func ConnectToServer(c Config, moteVersion string, joined func(server string)) Connect {
+	discover := discovery.Find
+	if slices.Contains(c.Disable, "discovery") {
+		discover = nil
+	}
+	return func(ctx context.Context) (Connection, error) {
+		m, err := join.Join(ctx, join.Config{
+			Dir: IdentityDir(c.DataDir), Servers: c.Servers, Token: c.Token, NodeName: c.NodeName,
+			MoteVersion: moteVersion, Discover: discover, Logger: c.Logger.Named("join"),
+		})
+		if err != nil {
+			return Connection{}, err
+		}
+		cluster, err := readCluster(m.Cluster())
+		if err != nil {
+			return Connection{}, err
+		}
+		if joined != nil {
+			joined("https://" + m.Balancer().Servers()[0])
+		}
+		memory, err := offline.New(offline.Config{
+			Dir: filepath.Join(c.DataDir, "agent", "offline"), Next: m.Transport(), Link: m.Balancer(), Logger: c.Logger.Named("offline"),
+		})
+		if err != nil {
+			return Connection{}, err
+		}
+		return Connection{
+			REST: &rest.Config{
+				// The name is all that counts: the transport knows the addresses.
+				Host: "https://" + join.ServerName, Transport: memory, QPS: requestsPerSecond, Burst: requestBurst,
+				UserAgent:     "mote-agent/" + moteVersion,
+				ContentConfig: rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf", AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json"},
+			},
+			ClientCAFile: m.CAFile(), CloseAll: m.Balancer().CloseAll, Cluster: cluster, Remembers: true,
+			Keep: func(ctx context.Context, shared informers.SharedInformerFactory) error {
+				way, err := tunnel.New(tunnel.Config{
+					Servers: m.Balancer(), TLS: m.TLS, Renewed: m.Renewed, Kubelet: kubelet.Address(c.KubeletArgs),
+					PodCIDRs: podRanges(shared.Core().V1().Nodes().Lister(), m.NodeName()), Logger: c.Logger.Named("tunnel"),
+				})
+				if err != nil {
+					return err
+				}
+				if err := followServers(shared.Discovery().V1().EndpointSlices().Informer(), m.AskAgain); err != nil {
+					return err
+				}
+				g, ctx := errgroup.WithContext(ctx)
+				// The last thing that is kept is asked for over the connection.
+				outlive, end := context.WithCancel(context.WithoutCancel(ctx))
+				g.Go(func() error { return m.Run(outlive) })
+				g.Go(func() error {
+					defer end()
+					return memory.Run(ctx)
+				})
+				g.Go(func() error { return way.Run(ctx) })
+				g.Go(func() error { return followBackend(ctx, m, cluster.NetworkBackend, c.Logger) })
+				return g.Wait()
+			},
+		}, nil
+	}
+}
+
+// followServers calls changed when other servers are behind the service
+// kubernetes than before.
+func followServers(slices cache.SharedIndexInformer, changed func()) error {
+	_, err := slices.AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			s, ok := obj.(*discoveryv1.EndpointSlice)
+			return ok && s.Namespace == metav1.NamespaceDefault && s.Labels[discoveryv1.LabelServiceName] == "kubernetes"
+		},
+		Handler: cache.ResourceEventHandlerDetailedFuncs{
+			AddFunc: func(_ any, first bool) {
+				// What is there at the start was asked for already.
+				if !first {
+					changed()
+				}
+			},
+			UpdateFunc: func(before, after any) {
+				a, b := before.(*discoveryv1.EndpointSlice), after.(*discoveryv1.EndpointSlice)
+				if !equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) || !equality.Semantic.DeepEqual(a.Ports, b.Ports) {
+					changed()
+				}
+			},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("follow the servers of the cluster: %w", err)
+	}
+	return nil
+}
+
+// membership is what followBackend needs of a [join.Membership].
+type membership interface {
+	Cluster() joinapi.Cluster
+	Learned() <-chan struct{}
+}
+
+var _ membership = (*join.Membership)(nil)
+
+// followBackend returns ErrNetworkBackendChanged once the servers say another
+// backend than used. One that this mote does not know changes nothing: a node
+// that goes on as it was is better than none.
+func followBackend(ctx context.Context, m membership, used string, log *zap.Logger) error {
+	unknown := ""
+	for {
+		// Before the look, so that nothing is missed in between.
+		learned := m.Learned()
+		now, err := networkBackend(m.Cluster())
+		switch {
+		case err == nil && now != used:
+			return fmt.Errorf("%w from %s to %s", ErrNetworkBackendChanged, used, now)
+		case err != nil && err.Error() != unknown:
+			unknown = err.Error()
+			log.Error("the cluster's network-backend is not followed", zap.String("used", used), zap.Error(err))
+		case err == nil:
+			unknown = ""
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-learned:
+		}
+	}
+}
+
+// networkBackend reads how the cluster's nodes reach each other's pods.
+func networkBackend(c joinapi.Cluster) (string, error) {
+	b := cmp.Or(c.NetworkBackend, joinapi.NetworkBackends[0])
+	if !slices.Contains(joinapi.NetworkBackends, b) {
+		return "", fmt.Errorf("network-backend %q of the cluster is none of this mote's (%s): give this node the version of the servers", b, strings.Join(joinapi.NetworkBackends, ", "))
+	}
+	return b, nil
+}
+
+// podRanges returns what the API says are the ranges of a node's pods.
+func podRanges(nodes corelisters.NodeLister, name string) func() []netip.Prefix {
+	return func() []netip.Prefix {
+		n, err := nodes.Get(name)
+		if err != nil {
+			return nil
+		}
+		var out []netip.Prefix
+		for _, text := range n.Spec.PodCIDRs {
+			if r, err := netip.ParsePrefix(text); err == nil {
+				out = append(out, r.Masked())
+			}
+		}
+		return out
+	}
+}
+
+// readCluster reads what a server says of the cluster.
+func readCluster(c joinapi.Cluster) (Cluster, error) {
+	backend, err := networkBackend(c)
+	if err != nil {
+		return Cluster{}, err
+	}
+	out := Cluster{Domain: c.ClusterDomain, NetworkBackend: backend, Disable: c.Disable}
+	for _, list := range []struct {
+		texts []string
+		into  *[]*net.IPNet
+	}{{c.ClusterCIDRs, &out.CIDRs}, {c.ServiceCIDRs, &out.ServiceCIDRs}} {
+		for _, text := range list.texts {
+			_, n, err := net.ParseCIDR(text)
+			if err != nil {
+				return Cluster{}, fmt.Errorf("read address range %q of the cluster: %w", text, err)
+			}
+			*list.into = append(*list.into, n)
+		}
+	}
+	for _, text := range c.ClusterDNS {
+		ip := net.ParseIP(text)
+		if ip == nil {
+			return Cluster{}, fmt.Errorf("read DNS address %q of the cluster: it is none", text)
+		}
+		out.DNS = append(out.DNS, ip)
+	}
+	return out, nil
+}

@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// podResolversOf returns what is written for pods of a host with these files.
+func podResolversOf(t *testing.T, sources ...string) podResolvers {
+	t.Helper()
+	p := newPodResolvers(filepath.Join(t.TempDir(), "resolv.conf"), []net.IP{net.IPv4(10, 43, 0, 10)})
+	p.sources = sources
+	return p
+}
+
+func put(t *testing.T, file, text string) string {
+	t.Helper()
+	// As network managers do it: the new file takes the old one's place.
+	if err := os.WriteFile(file+".new", []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// written lists the lines that are no comments.
+func (p podResolvers) written(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(p.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		if !strings.HasPrefix(line, "#") {
+			out = append(out, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func TestPodResolvers_Write(t *testing.T) {
+	for _, row := range []struct{ name, text, want string }{
+		{"no search domains", "search home.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n", "nameserver 192.0.2.1, nameserver 2001:db8::1"},
+		{"a stub on loopback leads to the next file", "nameserver 127.0.0.53\noptions edns0\n", "nameserver 192.0.2.53"},
+		{"the cluster's own DNS is not asked", "nameserver 10.43.0.10\nnameserver 192.0.2.1\n", "nameserver 192.0.2.1"},
+		{"at most three, as libc takes", "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", "nameserver 192.0.2.1, nameserver 192.0.2.2, nameserver 192.0.2.3"},
+		{"nonsense", "nameserver\nnameserver home\n# nameserver 192.0.2.1\n", "nameserver 192.0.2.53"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir := t.TempDir()
+			p := podResolversOf(t, put(t, filepath.Join(dir, "resolv.conf"), row.text), put(t, filepath.Join(dir, "systemd"), "nameserver 192.0.2.53\n"))
+			changed, err := p.write()
+			if err != nil || !changed || p.written(t) != row.want {
+				t.Errorf("wrote %q, changed %v, %v; want %q", p.written(t), changed, err, row.want)
+			}
+			if changed, err := p.write(); err != nil || changed {
+				t.Errorf("written again: changed %v, %v", changed, err)
+			}
+		})
+	}
+}
+
+func TestPodResolvers_Follow_HearsOfChanges(t *testing.T) {
+	dir := t.TempDir()
+	link, later := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "run", "resolve", "resolv.conf")
+	p := podResolversOf(t, link, later)
+	if _, err := p.write(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.follow(ctx, zap.NewNop()) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	until := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); p.written(t) != want; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("pods get %q, want %q", p.written(t), want)
+			}
+		}
+	}
+	// A folder that is not there yet, a file in it, and a link that leads away.
+	if err := os.MkdirAll(filepath.Dir(later), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put(t, later, "nameserver 192.0.2.1\n")
+	until("nameserver 192.0.2.1")
+	put(t, link, "nameserver 192.0.2.2\n")
+	until("nameserver 192.0.2.2")
+	elsewhere := put(t, filepath.Join(t.TempDir(), "managed"), "nameserver 192.0.2.3\n")
+	if err := os.Symlink(elsewhere, link+".new"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(link+".new", link); err != nil {
+		t.Fatal(err)
+	}
+	until("nameserver 192.0.2.3")
+	put(t, elsewhere, "nameserver 192.0.2.4\n")
+	until("nameserver 192.0.2.4")
+}

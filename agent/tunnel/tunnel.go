@@ -1,0 +1,233 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Servers is who a node keeps tunnels to; a balancer.Balancer is one.
+type Servers interface {
+	// Servers are the addresses of the servers, HOST:PORT. Several may lead to
+	// the same one.
+	Servers() []string
+	// Changed returns a channel that is closed when Servers are others.
+	Changed() <-chan struct{}
+	// Online returns a channel that is closed while a server answers, Offline one
+	// that is closed while none does.
+	Online() <-chan struct{}
+	Offline() <-chan struct{}
+}
+
+// Config is what a [Tunnel] needs. No field may be zero unless it says so.
+type Config struct {
+	Servers Servers
+	// TLS verifies a server and says who this node is. It is asked for each
+	// connection.
+	TLS func() *tls.Config
+	// Renewed returns a channel that is closed when TLS has another certificate.
+	Renewed func() <-chan struct{}
+	// Kubelet is where the node's kubelet listens, as it is dialled from here.
+	Kubelet string
+	// PodCIDRs are the ranges of this node's pods, empty as long as they are not known.
+	PodCIDRs func() []netip.Prefix
+	// PingAfter is how long a server may be silent before it is asked whether it
+	// lives, PingTimeout how long its answer may take. Zero means 15 and 10 seconds.
+	PingAfter, PingTimeout time.Duration
+	// FirstRetry and LastRetry are the shortest and longest wait between attempts
+	// at one server. Zero means half a second and half a minute.
+	FirstRetry, LastRetry time.Duration
+	// Logger receives losing and finding servers; nil means silence.
+	Logger *zap.Logger
+}
+
+const (
+	// connectTimeout bounds one attempt at a server, until it has switched.
+	connectTimeout = 10 * time.Second
+	// dialTimeout bounds a connection to a target.
+	dialTimeout = 10 * time.Second
+)
+
+// Tunnel keeps the node's tunnels. Make it with [New].
+type Tunnel struct {
+	config Config
+	log    *zap.Logger
+	live   registry
+	work   workers
+	// own returns the machine's addresses; a pod never has one of them.
+	own func() ([]net.Addr, error)
+}
+
+// New returns a node's tunnels; nothing is dialled yet.
+func New(c Config) (*Tunnel, error) {
+	if c.Servers == nil || c.TLS == nil || c.Renewed == nil || c.PodCIDRs == nil || c.Kubelet == "" {
+		return nil, errors.New("tunnel: servers, TLS, renewal, pod ranges and the kubelet's address are all needed")
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	for _, d := range []struct {
+		of   *time.Duration
+		zero time.Duration
+	}{{&c.PingAfter, 15 * time.Second}, {&c.PingTimeout, 10 * time.Second}, {&c.FirstRetry, time.Second / 2}, {&c.LastRetry, 30 * time.Second}} {
+		if *d.of == 0 {
+			*d.of = d.zero
+		}
+	}
+	return &Tunnel{config: c, log: c.Logger, own: net.InterfaceAddrs}, nil
+}
+
+// Run keeps a tunnel to each server until ctx ends.
+func (t *Tunnel) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var running sync.WaitGroup
+	defer func() {
+		cancel()
+		running.Wait()
+		t.work.wait()
+	}()
+	back := newSignal()
+	running.Go(func() { t.watchOnline(ctx, back) })
+
+	keepers := map[string]context.CancelFunc{}
+	for {
+		changed := t.config.Servers.Changed()
+		wanted := map[string]bool{}
+		for _, address := range t.config.Servers.Servers() {
+			wanted[address] = true
+			if keepers[address] == nil {
+				keeperContext, stop := context.WithCancel(ctx)
+				keepers[address] = stop
+				k := &keeper{tunnel: t, address: address, back: back, log: t.log.With(zap.String("server", address))}
+				running.Go(func() { k.run(keeperContext) })
+			}
+		}
+		for address, stop := range keepers {
+			if !wanted[address] {
+				stop()
+				delete(keepers, address)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// watchOnline tells the keepers when a server is back after none answered.
+func (t *Tunnel) watchOnline(ctx context.Context, back *signal) {
+	for {
+		for _, next := range []func() <-chan struct{}{t.config.Servers.Offline, t.config.Servers.Online} {
+			select {
+			case <-ctx.Done():
+				return
+			case <-next():
+			}
+		}
+		back.fire()
+	}
+}
+
+// jitter spreads waits, so that nodes that lost their server together do not
+// come back together.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+
+// keeper keeps the tunnel to one server.
+type keeper struct {
+	tunnel  *Tunnel
+	address string
+	back    *signal
+	log     *zap.Logger
+}
+
+// overlap is how long a tunnel that ended may have been ended by the next one to
+// the same server.
+const overlap = 200 * time.Millisecond
+
+// run connects, and connects again, until ctx ends.
+func (k *keeper) run(ctx context.Context) {
+	t := k.tunnel
+	pause, said := t.config.FirstRetry, ""
+	// lost is whether the log says that the tunnel is lost; replace, whether a
+	// tunnel is to be made although the server has one.
+	lost, replace := false, false
+	for ctx.Err() == nil {
+		// Before connecting: a renewal meanwhile must not be missed.
+		renewed, back := t.config.Renewed(), k.back.wait()
+		var have []string
+		if !replace {
+			have = t.live.names()
+		}
+		l, err := t.connect(ctx, k.address, have)
+		var other *alreadyError
+		switch {
+		case errors.As(err, &other):
+			// Another address leads to the same server. This one is of use once the
+			// tunnel through that one ends.
+			lost, pause = false, t.config.FirstRetry
+			if t.live.waitGone(ctx, other.server) {
+				k.pause(ctx, jitter(pause), renewed, back)
+			}
+			continue
+		case err != nil:
+			if text := err.Error(); text != said && ctx.Err() == nil {
+				said = text
+				k.log.Debug("no tunnel to server, trying again", zap.Error(err))
+			}
+			k.pause(ctx, jitter(pause), renewed, back)
+			pause = min(2*pause, t.config.LastRetry)
+			continue
+		}
+		if lost {
+			k.log.Info("tunnel to server is back")
+		} else {
+			k.log.Debug("tunnel to server is open")
+		}
+		lost, replace, said = false, false, ""
+		opened := time.Now()
+		t.live.add(l.server)
+		l.start(ctx, t)
+		select {
+		case <-renewed:
+			// The present tunnel goes on: once the server has the next one, it ends
+			// this when nothing uses it any more.
+			replace = true
+			continue
+		case <-l.ended:
+		}
+		if time.Since(opened) > t.config.LastRetry {
+			pause = t.config.FirstRetry
+		}
+		// When two keepers reach one server at once, the later tunnel ends the earlier
+		// one a moment before it counts here.
+		k.pause(ctx, overlap, nil, nil)
+		if ctx.Err() == nil && !t.live.has(l.server) {
+			k.log.Warn("tunnel to server lost, connecting again", zap.Error(l.err))
+			lost = true
+		}
+		k.pause(ctx, jitter(pause), nil, back)
+		pause = min(2*pause, t.config.LastRetry)
+	}
+}
+
+// pause waits, but no longer than until something makes an attempt worth while.
+func (k *keeper) pause(ctx context.Context, d time.Duration, renewed, back <-chan struct{}) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-renewed:
+	case <-back:
+	}
+}

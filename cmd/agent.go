@@ -1,0 +1,126 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/hostcheck"
+	"github.com/mote-dev/mote/logging"
+	"github.com/mote-dev/mote/server"
+	"github.com/mote-dev/mote/upstreamarg"
+)
+
+func (p program) agentCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "agent",
+		Usage: "run a node of a cluster whose server is on another machine",
+		Description: "The first start needs --server and --token, as the server printed them; later ones need neither.\n" +
+			"Every flag may also be set as a MOTE_* environment variable (MOTE_TOKEN for --token), which other users\n" +
+			"of the machine cannot read, or as a key of the configuration file.",
+		Flags: append([]cli.Flag{flag(configSetting)}, flags(agentSettings())...),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			v, err := p.settings(c, agentSettings())
+			if err != nil {
+				return err
+			}
+			return p.agent(c.Context, v)
+		},
+	}
+}
+
+// agent checks everything that can be wrong before anything changes, and then
+// runs the node.
+func (p program) agent(ctx context.Context, v settings.Values) error {
+	ui, log, closeUI, err := p.ui(v.Bool("debug"), v.String("log-format"))
+	if err != nil {
+		return err
+	}
+	defer closeUI()
+	a, err := agentConfig(v, log)
+	if err != nil {
+		return err
+	}
+	checked := ui.Phase("check the host")
+	dir, err := agentPreflight(hostcheck.ThisHost(), a)
+	checked(err)
+	if err != nil {
+		return err
+	}
+	quiet, err := logging.BridgeKlog(log.Named("kubernetes"), a.Debug)
+	if err != nil {
+		return errors.Join(err, dir.Abandon())
+	}
+	defer context.AfterFunc(ctx, quiet.Stopping)()
+	if err := dir.Commit(dataVersions()); err != nil {
+		return errors.Join(err, dir.Close())
+	}
+	err = runAgent(ctx, a, quietUI{ui, quiet})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		log.Info("stopped on the way", zap.Error(err))
+		err = nil
+	case err != nil:
+		quiet.Failed()
+	}
+	return errors.Join(err, dir.Close())
+}
+
+// agentPreflight finds out whether a node can run here, and takes the data
+// folder for this process. When it refuses, the host is as it was.
+func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
+	return preflightOf(h, a.DataDir, a.Logger, agentOptions(a), func() error {
+		if exists(server.StoreFile(a.DataDir)) {
+			return fmt.Errorf("data-dir %s holds a server's cluster: run `mote server` on it, or remove it with `mote uninstall --yes` first", a.DataDir)
+		}
+		return nil
+	})
+}
+
+// agentOptions say what a node with these settings wants of the host.
+func agentOptions(a agent.Config) hostcheck.Options {
+	return hostcheck.Options{DataDir: a.DataDir, Node: true, Ports: []hostcheck.Port{{
+		Address: net.JoinHostPort(upstreamarg.Value(a.KubeletArgs, "address", ""), upstreamarg.Value(a.KubeletArgs, "port", kubeletPort)),
+		Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
+	}}}
+}
+
+// runAgent runs a node until ctx ends.
+func runAgent(ctx context.Context, c agent.Config, ui UI) error {
+	start := time.Now()
+	debug.SetGCPercent(gcPercent)
+	ready := Ready{NodeName: c.NodeName}
+	in := make(chan struct{})
+	node, err := agent.New(c, agent.ConnectToServer(c, Version, func(server string) {
+		ready.URL = server
+		close(in)
+	}), ui.Progress)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return node.Run(ctx) })
+	follow(ctx, g, ui, "join the cluster", in)
+	follow(ctx, g, ui, "start container runtime", node.RuntimeReady())
+	follow(ctx, g, ui, "register node", node.Ready())
+	g.Go(func() error {
+		if wait(ctx, in) && wait(ctx, node.Ready()) {
+			announce(ctx, ui, ready, start, c.Logger)
+		}
+		return nil
+	})
+	return g.Wait()
+}

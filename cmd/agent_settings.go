@@ -1,0 +1,90 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/agent/join"
+	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/server"
+)
+
+// agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of
+// the configuration file. Those a server has too are the same ones.
+func agentSettings() []settings.Setting {
+	all := []settings.Setting{
+		{Name: "server", Kind: settings.List, Usage: "`URL` of a server to join, https://HOST:6443; several are tried in turn"},
+		{Name: "node-external-ip", Kind: settings.List, Usage: "address other nodes see this machine at when it is behind a NAT"},
+	}
+	for _, s := range serverSettings() {
+		switch s.Name {
+		case "token":
+			s.Usage = "token the server printed; needed for the first start only"
+		case "disable":
+			s.Usage = "in-process services not to run on this node: " + strings.Join(server.Disableable, ", ")
+		case "data-dir", "node-name", "node-ip", "token-file", "node-label", "node-taint", "registries-file", "kubelet-arg", "kube-proxy-arg", formatSetting.Name, debugSetting.Name:
+		default:
+			continue
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// agentConfig makes the configuration of a node without a server in its process,
+// and checks it. Every fault is returned.
+func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
+	var p parser
+	text, err := token(v)
+	p.add(err)
+	name, err := agentName(v)
+	p.add(err)
+	a := agent.Config{
+		DataDir: v.String("data-dir"), NodeName: name, NodeIPs: p.ips(v, "node-ip", v.List("node-ip")),
+		ExternalIPs: p.ips(v, "node-external-ip", v.List("node-external-ip")),
+		Servers:     v.List("server"), Token: text,
+		KubeletArgs: v.List("kubelet-arg"), ProxyArgs: v.List("kube-proxy-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
+		Disable: v.List("disable"), RegistriesFile: v.String("registries-file"), Debug: v.Bool("debug"), Logger: log,
+	}
+	if a.Logger == nil {
+		a.Logger = zap.NewNop()
+	}
+	for i, s := range a.Servers {
+		// A host alone can only mean one thing.
+		if !strings.Contains(s, "://") && s != "" {
+			a.Servers[i] = "https://" + s
+		}
+	}
+	for _, d := range a.Disable {
+		if !slices.Contains(server.Disableable, d) {
+			p.add(fmt.Errorf("disable: there is no service %q: the names are %s", d, strings.Join(server.Disableable, ", ")))
+		}
+	}
+	p.add(a.Validate())
+	if len(p.errs) > 0 {
+		return a, errors.Join(p.errs...)
+	}
+	return a, a.MayStart()
+}
+
+// agentName is the node's name: the one asked for, else the one it has joined
+// under before the machine was renamed, else the machine's.
+func agentName(v settings.Values) (string, error) {
+	if name := v.String("node-name"); name != "" {
+		return name, nil
+	}
+	name, err := join.Name(agent.IdentityDir(v.String("data-dir")))
+	if err != nil || name != "" {
+		return name, err
+	}
+	if name, err = os.Hostname(); err != nil {
+		return "", fmt.Errorf("read host name: %w", err)
+	}
+	return strings.ToLower(name), nil
+}

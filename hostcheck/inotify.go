@@ -1,0 +1,87 @@
+package hostcheck
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Limits of inotify count for all processes of a user, and so for all pods that
+// run as root together with mote. Most distributions leave 128 instances, of which
+// a server with a node takes 21; who finds none left says "too many open files".
+const (
+	ownInotifyInstances  = 20
+	wantInotifyInstances = 512
+	wantInotifyWatches   = 65_536
+	// spareInotifyInstances are for pods, whatever the limit is.
+	spareInotifyInstances = 64
+)
+
+func checkInotify(h Host, _ Options) []Result {
+	const dir = "/proc/sys/fs/inotify/"
+	var found, set []string
+	if limit, err := readInt(h, dir+"max_user_instances"); err == nil {
+		used := h.InotifyInUse()
+		wanted := wantInotifyInstances
+		for wanted < used+ownInotifyInstances+spareInotifyInstances {
+			wanted *= 2
+		}
+		if limit < wanted {
+			text := fmt.Sprintf("%d of %d instances are in use", used, limit)
+			if used+ownInotifyInstances > limit {
+				text += fmt.Sprintf(" and mote takes about %d: it, or a pod, will say `too many open files`", ownInotifyInstances)
+			} else {
+				text += fmt.Sprintf(", mote takes about %d, and pods that watch files one or more each", ownInotifyInstances)
+			}
+			found, set = append(found, text), append(set, fmt.Sprintf("fs.inotify.max_user_instances=%d", wanted))
+		}
+	}
+	if limit, err := readInt(h, dir+"max_user_watches"); err == nil && limit < wantInotifyWatches {
+		found, set = append(found, fmt.Sprintf("%d watches are few for many pods", limit)), append(set, fmt.Sprintf("fs.inotify.max_user_watches=%d", wantInotifyWatches))
+	}
+	if len(set) > 0 {
+		return warn("inotify", strings.Join(found, "; "), "run `sysctl -w "+strings.Join(set, " ")+"`, and write that into /etc/sysctl.d/90-mote.conf for the next boot")
+	}
+	return ok("inotify", "limits suffice")
+}
+
+// inotifyInUse counts the inotify instances of a user's processes. One that is
+// inherited by several of them counts as often, which is rare.
+func inotifyInUse(proc string, uid int) int {
+	processes, err := os.ReadDir(proc)
+	if err != nil {
+		return 0
+	}
+	total := 0
+	for _, p := range processes {
+		if _, err := strconv.Atoi(p.Name()); err != nil {
+			continue
+		}
+		info, err := p.Info()
+		if err != nil {
+			continue
+		}
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) == uid {
+			total += inotifyOf(filepath.Join(proc, p.Name(), "fd"))
+		}
+	}
+	return total
+}
+
+// inotifyOf counts those of one process; one that has ended has none.
+func inotifyOf(fds string) int {
+	entries, err := os.ReadDir(fds)
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(fds, e.Name())); err == nil && to == "anon_inode:inotify" {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,123 @@
+package joinapi
+
+import "time"
+
+// Paths on the server's one HTTPS port, in front of the Kubernetes API.
+const (
+	// PathCA answers GET from anyone with the cluster's CA certificate, as PEM.
+	// The caller trusts it only after comparing it with the pin of its token.
+	PathCA = "/mote/v1/ca"
+	// PathJoin takes a Request by POST, with a token as bearer, and answers with
+	// a Response. It binds the node's name to the secret in the request.
+	PathJoin = "/mote/v1/join"
+	// PathRejoin is PathJoin for a node that has joined before and whose
+	// certificate has ended: no token, the node's secret is the proof.
+	PathRejoin = "/mote/v1/rejoin"
+	// PathConfig answers GET from a node, by its client certificate, with
+	// the present Cluster.
+	PathConfig = "/mote/v1/config"
+	// PathTunnel turns a node's connection, by its client certificate, into a
+	// tunnel: the protocol is TunnelProtocol.
+	PathTunnel = "/mote/v1/tunnel"
+)
+
+// TunnelProtocol is the value of the Upgrade header on PathTunnel.
+const TunnelProtocol = "mote-tunnel-v1"
+
+// MaxRequestBytes bounds the body of a Request.
+const MaxRequestBytes = 64 << 10
+
+// Request asks for a node's first certificate, or for a new one.
+type Request struct {
+	NodeName string `json:"nodeName"`
+	// NodeSecret is 32 random bytes in hexadecimal that the node made at its
+	// first join and keeps; the server stores only a hash.
+	NodeSecret string `json:"nodeSecret"`
+	// CSR is a PEM certificate request for system:node:<NodeName> in system:nodes,
+	// to be signed by kubernetes.io/kube-apiserver-client-kubelet.
+	CSR []byte `json:"csr"`
+	// MoteVersion and KubernetesVersion are the node's.
+	MoteVersion       string `json:"moteVersion"`
+	KubernetesVersion string `json:"kubernetesVersion"`
+	// Time is the node's clock.
+	Time time.Time `json:"time"`
+}
+
+// Response answers a Request.
+type Response struct {
+	// Certificate is the signed client certificate, as PEM.
+	Certificate []byte  `json:"certificate"`
+	Cluster     Cluster `json:"cluster"`
+}
+
+// How pods of other nodes are reached; docs/networking.md tells them apart.
+const (
+	NetworkVXLAN  = "vxlan"
+	NetworkHostGW = "host-gw"
+	NetworkNone   = "none"
+)
+
+// NetworkBackends are the values of Cluster.NetworkBackend, the default first.
+var NetworkBackends = []string{NetworkVXLAN, NetworkHostGW, NetworkNone}
+
+// Cluster is what every node must agree on with its server.
+type Cluster struct {
+	// CA is the authority of servers, kubelets and clients, as PEM.
+	CA []byte `json:"ca"`
+	// Servers are all servers known, as HOST:PORT, the answering one first.
+	Servers []string `json:"servers"`
+	// ClusterCIDRs, ServiceCIDRs and ClusterDNS are in the server's order.
+	ClusterCIDRs  []string `json:"clusterCIDRs"`
+	ServiceCIDRs  []string `json:"serviceCIDRs"`
+	ClusterDNS    []string `json:"clusterDNS"`
+	ClusterDomain string   `json:"clusterDomain"`
+	// NetworkBackend is one of NetworkBackends. Empty, from a server of before
+	// there was a choice, means the default to a node that knows no other.
+	NetworkBackend string `json:"networkBackend,omitempty"`
+	// Disable names in-process services that run on no node.
+	Disable           []string  `json:"disable,omitempty"`
+	MoteVersion       string    `json:"moteVersion"`
+	KubernetesVersion string    `json:"kubernetesVersion"`
+	Time              time.Time `json:"time"`
+}
+
+// Code says why a request was refused, so that the node knows whether to wait.
+type Code string
+
+// What a refused request can be told.
+const (
+	// CodeBadRequest: the request itself is wrong; trying again is pointless.
+	CodeBadRequest Code = "BadRequest"
+	// CodeTokenInvalid: the token is unknown, expired, revoked or wrong. Which of
+	// them is not said.
+	CodeTokenInvalid Code = "TokenInvalid"
+	// CodeNameTaken: the node name belongs to a node with another secret.
+	CodeNameTaken Code = "NameTaken"
+	// CodeNodeUnknown: a rejoin of a node that was forgotten or never joined.
+	CodeNodeUnknown Code = "NodeUnknown"
+	// CodeNodeRevoked: the node's certificates were revoked.
+	CodeNodeRevoked Code = "NodeRevoked"
+	// CodeCertificateInvalid: the client certificate is missing, has ended or is
+	// no node's of this cluster; a node that has joined before can rejoin.
+	CodeCertificateInvalid Code = "CertificateInvalid"
+	// CodeVersionSkew: the node's Kubernetes is newer than the server's, or more
+	// than three minor versions older.
+	CodeVersionSkew Code = "VersionSkew"
+	// CodeClockSkew: the two clocks are too far apart for certificates to work.
+	CodeClockSkew Code = "ClockSkew"
+	// CodeTooManyRequests: wait, then try again.
+	CodeTooManyRequests Code = "TooManyRequests"
+	// CodeNotReady: the server is starting; try again.
+	CodeNotReady Code = "NotReady"
+)
+
+// Error is the body of every answer that is not a success.
+type Error struct {
+	Code Code `json:"code"`
+	// Message is one line: what is wrong and what to do.
+	Message string `json:"message"`
+	// ServerTime is the server's clock.
+	ServerTime time.Time `json:"serverTime"`
+}
+
+func (e *Error) Error() string { return e.Message }

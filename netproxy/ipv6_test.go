@@ -1,0 +1,87 @@
+package netproxy
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/zap/zaptest"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+// ipv6Host skips where there is no IPv6 to take away.
+func ipv6Host(t *testing.T) bool {
+	t.Helper()
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		t.Skip("needs IPv6")
+	}
+	return inNamespace(t)
+}
+
+// dualConfig is of a cluster with both families.
+func dualConfig(t *testing.T, mode string) Config {
+	t.Helper()
+	dir := t.TempDir()
+	return Config{
+		Client: fake.NewClientset(), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")}, Mode: mode,
+		ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16"), cidr(t, "fd42::/56")}, ServiceCIDRs: []*net.IPNet{cidr(t, "10.43.0.0/16"), cidr(t, "fd43::/112")},
+		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
+	}
+}
+
+func TestNew_IPv6SwitchedOff_Refused(t *testing.T) {
+	if !ipv6Host(t) {
+		return
+	}
+	dual := dualConfig(t, ModeAuto)
+	four := dual
+	four.ClusterCIDRs, four.ServiceCIDRs = dual.ClusterCIDRs[:1], dual.ServiceCIDRs[:1]
+	off := func(which, value string) {
+		t.Helper()
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte(value), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	off("all", "0")
+	off("default", "0")
+	if _, err := New(dual); err != nil {
+		t.Errorf("with IPv6: %v", err)
+	}
+	// Writing to "all" sets the other, too.
+	for _, which := range []string{"default", "all"} {
+		off(which, "1")
+		if _, err := New(dual); !errors.Is(err, ErrNoIPv6) {
+			t.Errorf("%s is switched off: %v, want %v", which, err, ErrNoIPv6)
+		}
+		if _, err := New(four); err != nil {
+			t.Errorf("%s is switched off and pods have IPv4 alone: %v", which, err)
+		}
+	}
+}
+
+func TestProxy_Run_IP6TablesMissing_Refused(t *testing.T) {
+	if !ipv6Host(t) {
+		return
+	}
+	tools := t.TempDir()
+	for _, tool := range []string{"iptables", "iptables-save", "iptables-restore"} {
+		path, err := exec.LookPath(tool)
+		if err != nil {
+			t.Skipf("needs %s", tool)
+		}
+		if err := os.Symlink(path, filepath.Join(tools, tool)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", tools)
+	p, err := New(dualConfig(t, ModeIPTables))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Run(t.Context()); !errors.Is(err, ErrNoIP6Tables) {
+		t.Errorf("%v, want %v", err, ErrNoIP6Tables)
+	}
+}

@@ -1,0 +1,99 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/mote-dev/mote/server/revocation"
+)
+
+const (
+	// firstAdminRetry and lastAdminRetry bound the pauses after which writing the
+	// administrator's new kubeconfig is tried again.
+	firstAdminRetry = time.Second
+	lastAdminRetry  = 5 * time.Minute
+)
+
+// newGuard makes what refuses revoked certificates. It reads its list in memory,
+// so it cannot lock itself out.
+func (s *Server) newGuard() (*revocation.Guard, error) {
+	client, err := kubernetes.NewForConfig(s.loopback.Config(&user.DefaultInfo{
+		Name: "system:mote", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated},
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("make client for the list of revoked certificates: %w", err)
+	}
+	return revocation.New(revocation.Config{Client: client, Logger: s.config.Logger.Named("revocation")})
+}
+
+// keepAdmin gives this machine's administrator a new certificate whenever the
+// present one is revoked, also one that was renewed after its user was: who owns
+// the machine cannot be locked out of it, and a leaked kubeconfig can be revoked
+// with that very file.
+func (s *Server) keepAdmin(ctx context.Context, revoked *revocation.Guard) error {
+	changed := make(chan struct{}, 1)
+	revoked.OnChange(func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	select {
+	case <-revoked.Loaded():
+	case <-ctx.Done():
+		return nil
+	}
+	log, pause, said := s.config.Logger.Named("revocation"), firstAdminRetry, ""
+	// written says that the file has what the keys have.
+	written := true
+	for {
+		var again <-chan time.Time
+		if err := s.replaceRevokedAdmin(ctx, revoked, &written); err != nil {
+			if text := err.Error(); text != said && ctx.Err() == nil {
+				said = text
+				log.Error("the administrator's certificate is revoked and there is no new kubeconfig yet, trying again: " + text)
+			}
+			again, pause = time.After(pause), min(2*pause, lastAdminRetry)
+		} else {
+			pause, said = firstAdminRetry, ""
+		}
+		select {
+		case <-changed:
+		case <-s.renewedAdmin:
+		case <-again:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (s *Server) replaceRevokedAdmin(ctx context.Context, revoked *revocation.Guard, written *bool) error {
+	cert, err := s.pki.AdminCertificate()
+	if err != nil {
+		return err
+	}
+	if _, is := revoked.Revoked(cert); is {
+		// All of them are dated back to one day, so the new one has to be named.
+		accept := func(cert *x509.Certificate) error { return revoked.Admit(ctx, cert) }
+		if err := s.pki.ReplaceAdmin(time.Now(), accept); err != nil {
+			return fmt.Errorf("replace the administrator's certificate: %w", err)
+		}
+		*written = false
+	}
+	if *written {
+		return nil
+	}
+	if err := s.pki.WriteKubeconfig(s.config.KubeconfigOutput, s.url()); err != nil {
+		return err
+	}
+	*written = true
+	s.config.Logger.Named("revocation").Info("wrote a new administrator's kubeconfig, as the certificate in the old one is revoked",
+		zap.String("kubeconfig", s.config.KubeconfigOutput))
+	return nil
+}

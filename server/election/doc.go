@@ -1,0 +1,5 @@
+// Package election owns which of several servers runs a part that may run only
+// once: the one that holds a lease in the API, as upstream's components do it.
+//
+// It must not import the parts that are run.
+package election

@@ -1,0 +1,153 @@
+package election
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// ErrLost means that this server led and could not say so in time: another one
+// may lead. The process has to end, as what ran cannot be started twice in it.
+var ErrLost = errors.New("this server no longer leads")
+
+// Timing is how leaders and those who wait for them keep time.
+type Timing struct {
+	// Lease is how long after its last renewal a leader counts as gone.
+	Lease time.Duration
+	// Renew is how long a leader tries to renew before it gives up.
+	Renew time.Duration
+	// Retry is the pause between attempts of both.
+	Retry time.Duration
+}
+
+// Default is the timing of upstream's components, but for half of their retry
+// period of two seconds. Pauses are up to 2.2 times as long, and both the last
+// renewal and the end of the lease are noticed after one: with two seconds it
+// could take 23.8 until another server leads, with one it is 19.4.
+var Default = Timing{Lease: 15 * time.Second, Renew: 10 * time.Second, Retry: time.Second}
+
+// Config is what a server stands with.
+type Config struct {
+	// Client may read and write leases in kube-system.
+	Client kubernetes.Interface
+	// Lease is the name of the lease in kube-system.
+	Lease string
+	// NodeName is this server's, for people who look at the lease.
+	NodeName string
+	Timing   Timing
+	Logger   *zap.Logger
+}
+
+// Lead waits until this server leads and then runs work, whose context ends when
+// ctx does or when the lead is lost. It gives the lease back once work has ended,
+// so that the next leader need not wait for it to run out, and returns ErrLost
+// when the lead was lost.
+func Lead(ctx context.Context, c Config, work func(context.Context) error) error {
+	lock := &resourcelock.LeaseLock{
+		LeaseMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: c.Lease},
+		Client:    c.Client.CoordinationV1(),
+		// Another one each time: a process that was started again is another leader.
+		LockConfig: resourcelock.ResourceLockConfig{Identity: c.NodeName + "_" + string(uuid.NewUUID())},
+	}
+	leads := make(chan struct{})
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: lock, Name: c.Lease, LeaseDuration: c.Timing.Lease, RenewDeadline: c.Timing.Renew, RetryPeriod: c.Timing.Retry,
+		// Upstream would also try to give back a lease it could not renew, and only
+		// then say that it is lost: ten seconds late when the datastore is away.
+		ReleaseOnCancel: false,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(context.Context) { close(leads) },
+			OnStoppedLeading: func() {},
+			OnNewLeader: func(identity string) {
+				if identity != lock.Identity() {
+					c.Logger.Info("another server leads", zap.String("lease", c.Lease), zap.String("leader", identity))
+				}
+			},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("stand for %s: %w", c.Lease, err)
+	}
+	// The lease is kept until work has ended, which is after ctx has.
+	standing, resign := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		elector.Run(standing)
+	}()
+	defer func() {
+		resign()
+		<-ended
+		// Never led or lost, it is another's.
+		if elector.IsLeader() {
+			c.giveBack(ctx, lock)
+		}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-leads:
+	}
+	c.Logger.Info("this server leads", zap.String("lease", c.Lease))
+	working, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-ended:
+			stop(ErrLost)
+		case <-working.Done():
+		}
+	}()
+	err = work(working)
+	stop(nil)
+	<-watched
+	if errors.Is(context.Cause(working), ErrLost) {
+		return c.lost(ctx, lock)
+	}
+	return err
+}
+
+// giveBack lets the next leader begin at once. If it cannot, the lease runs out.
+func (c Config) giveBack(ctx context.Context, lock resourcelock.Interface) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Timing.Renew)
+	defer cancel()
+	record, _, err := lock.Get(ctx)
+	if err == nil && record.HolderIdentity == lock.Identity() {
+		// Upstream's form of a lease that nobody holds.
+		now := metav1.Now()
+		err = lock.Update(ctx, resourcelock.LeaderElectionRecord{
+			LeaderTransitions: record.LeaderTransitions, LeaseDurationSeconds: 1, RenewTime: now, AcquireTime: now,
+		})
+	}
+	if err != nil {
+		c.Logger.Warn("the next leader has to wait until the lease runs out", zap.String("lease", c.Lease), zap.Error(err))
+	}
+}
+
+// lost waits until the API answers before it says that the lead is lost. If it
+// is the datastore that is away, nobody leads, and a process that ended could not
+// come back; meanwhile the node beside it goes on.
+func (c Config) lost(ctx context.Context, lock resourcelock.Interface) error {
+	c.Logger.Error("the lead is lost and what it was for has stopped: the lease could not be renewed in time", zap.String("lease", c.Lease))
+	err := wait.PollUntilContextCancel(ctx, c.Timing.Retry, true, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, c.Timing.Renew)
+		defer cancel()
+		_, _, err := lock.Get(ctx)
+		return err == nil, nil
+	})
+	if err != nil {
+		return nil
+	}
+	return fmt.Errorf("%w (lease %s): start it again, as its service does; pods run on", ErrLost, c.Lease)
+}

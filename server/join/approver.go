@@ -1,0 +1,197 @@
+package join
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	certificatesv1 "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/authentication/user"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+	certificatesapi "k8s.io/kubernetes/pkg/apis/certificates"
+	"k8s.io/kubernetes/pkg/controller/certificates"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/mote-dev/mote/server/informer"
+)
+
+// addressGrace is how long a request waits for its addresses to appear in the
+// node's status: a kubelet asks at the same moment as it reports them.
+const addressGrace = time.Minute
+
+// approver decides on the certificates kubelets serve with, which upstream
+// leaves to people. Whoever gets one can pass for its names and addresses
+// towards all that trust the cluster's CA, so they must be the node's alone. What
+// a node's status says is no proof, as the node itself writes it.
+type approver struct {
+	service *Service
+	nodes   corelisters.NodeLister
+	slices  discoverylisters.EndpointSliceLister
+}
+
+// Run decides on kubelets' serving certificates until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	view := informer.NewView(s.config.Informers, nil)
+	nodes, slices := view.Core().V1().Nodes(), view.Discovery().V1().EndpointSlices()
+	a := &approver{service: s, nodes: nodes.Lister(), slices: slices.Lister()}
+	synced := []cache.InformerSynced{nodes.Informer().HasSynced, slices.Informer().HasSynced}
+	controller := certificates.NewCertificateController(ctx, "kubelet-serving-approver", s.client, view.Certificates().V1().CertificateSigningRequests(), a.handle)
+	view.Open()
+	view.Start(ctx.Done())
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return nil
+	}
+	controller.Run(ctx, 1)
+	return nil
+}
+
+// handle decides on one request, or returns an error to be asked again.
+func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
+	if csr.Spec.SignerName != certificatesv1.KubeletServingSignerName {
+		return nil
+	}
+	for _, c := range csr.Status.Conditions {
+		if c.Type == certificatesv1.CertificateApproved || c.Type == certificatesv1.CertificateDenied {
+			return nil
+		}
+	}
+	fault, mayPass := a.fault(csr)
+	if fault != "" && mayPass && a.service.config.Now().Sub(csr.CreationTimestamp.Time) < addressGrace {
+		return certificates.IgnorableError("request %s waits: %s", csr.Name, fault)
+	}
+	condition := certificatesv1.CertificateSigningRequestCondition{
+		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
+		Reason: "MoteApproved", Message: "Names and addresses are those of the node that asks.",
+	}
+	if fault != "" {
+		condition.Type, condition.Reason, condition.Message = certificatesv1.CertificateDenied, "MoteDenied", fault
+	}
+	csr.Status.Conditions = append(csr.Status.Conditions, condition)
+	_, err := a.service.client.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
+	if apierrors.IsConflict(err) {
+		// Another server was faster, and decides the same.
+		return certificates.IgnorableError("request %s was changed meanwhile", csr.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("decide on certificate request %s: %w", csr.Name, err)
+	}
+	if fault != "" {
+		a.service.config.Logger.Warn("denied a kubelet's serving certificate", zap.String("request", csr.Name), zap.String("by", csr.Spec.Username), zap.String("reason", fault))
+	}
+	return nil
+}
+
+// fault says what is wrong with a request; mayPass, that it may be right soon.
+func (a *approver) fault(csr *certificatesv1.CertificateSigningRequest) (text string, mayPass bool) {
+	name, isNode := strings.CutPrefix(csr.Spec.Username, nodePrefix)
+	if !isNode || name == "" || !slices.Contains(csr.Spec.Groups, user.NodesGroup) {
+		return fmt.Sprintf("requested by %s, who is no node", csr.Spec.Username), false
+	}
+	request, err := certificatesapi.ParseCSR(csr.Spec.Request)
+	if err != nil {
+		return "the request cannot be read", false
+	}
+	usages := sets.NewString()
+	for _, u := range csr.Spec.Usages {
+		usages.Insert(string(u))
+	}
+	if err := certificatesapi.ValidateKubeletServingCSR(request, usages); err != nil {
+		return err.Error(), false
+	}
+	if err := checkKey(request.PublicKey); err != nil {
+		return err.Error(), false
+	}
+	if err := request.CheckSignature(); err != nil {
+		return "the request is not signed with its own key", false
+	}
+	if request.Subject.CommonName != csr.Spec.Username || len(request.Subject.Names) != 2 {
+		return fmt.Sprintf("the subject is not %s of %s alone", csr.Spec.Username, user.NodesGroup), false
+	}
+	if a.service.config.NodeRevoked(name) {
+		return fmt.Sprintf("node %s was revoked", name), false
+	}
+	for _, n := range request.DNSNames {
+		if n != name {
+			return fmt.Sprintf("name %q is not the node's", shorten(n)), false
+		}
+		// The node's own name could be one of those if the server got it later.
+		if a.service.isReserved(n) {
+			return fmt.Sprintf("name %q is the API server's", n), false
+		}
+	}
+	return a.addressFault(name, request)
+}
+
+func (a *approver) addressFault(name string, request *x509.CertificateRequest) (text string, mayPass bool) {
+	if len(request.IPAddresses) == 0 {
+		return "", false
+	}
+	servers, err := a.servers()
+	if err != nil {
+		return err.Error(), true
+	}
+	own, err := a.nodes.Get(name)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err.Error(), true
+	}
+	all, err := a.nodes.List(labels.Everything())
+	if err != nil {
+		return err.Error(), true
+	}
+	for _, ip := range request.IPAddresses {
+		// Addresses that say nothing about who is reached there.
+		if !ip.IsGlobalUnicast() {
+			return fmt.Sprintf("address %s is not of one machine", ip), false
+		}
+		if slices.ContainsFunc(a.service.config.Ranges, func(n *net.IPNet) bool { return n.Contains(ip) }) {
+			return fmt.Sprintf("address %s is of the cluster's pods or services", ip), false
+		}
+		if slices.ContainsFunc(servers, ip.Equal) {
+			return fmt.Sprintf("address %s is an API server's", ip), false
+		}
+		for _, other := range all {
+			// The address may have moved here, and the other node not know yet.
+			if other.Name != name && hasAddress(other, ip) {
+				return fmt.Sprintf("address %s is also node %s's", ip, other.Name), true
+			}
+		}
+		if own == nil || !hasAddress(own, ip) {
+			return fmt.Sprintf("address %s is not in the status of node %s", ip, name), true
+		}
+	}
+	return "", false
+}
+
+func hasAddress(node *corev1.Node, ip net.IP) bool {
+	return slices.ContainsFunc(node.Status.Addresses, func(a corev1.NodeAddress) bool { return ip.Equal(net.ParseIP(a.Address)) })
+}
+
+// servers are the addresses of all API servers that are known.
+func (a *approver) servers() ([]net.IP, error) {
+	found := slices.Concat(a.service.config.IPs(), a.service.config.Addresses())
+	list, err := a.slices.EndpointSlices(metav1.NamespaceDefault).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: "kubernetes"}))
+	if err != nil {
+		return nil, fmt.Errorf("list API servers: %w", err)
+	}
+	for _, slice := range list {
+		for _, e := range slice.Endpoints {
+			for _, address := range e.Addresses {
+				found = append(found, net.ParseIP(address))
+			}
+		}
+	}
+	return found, nil
+}

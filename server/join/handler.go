@@ -1,0 +1,203 @@
+package join
+
+import (
+	"context"
+	"encoding/pem"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/apiserver/pkg/authentication/user"
+	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
+
+	"github.com/mote-dev/mote/joinapi"
+)
+
+// answerTimeout bounds one answer, the wait for a certificate included. Nodes
+// wait 20 seconds.
+const answerTimeout = 18 * time.Second
+
+// Wrap puts the paths of joinapi in front of next, for requests that came over
+// TLS; those from this process have no business there.
+func (s *Service) Wrap(next http.Handler) http.Handler {
+	paths := map[string]func(http.ResponseWriter, *http.Request) error{
+		joinapi.PathCA:     s.serveCA,
+		joinapi.PathJoin:   s.serveJoin,
+		joinapi.PathRejoin: s.serveRejoin,
+		joinapi.PathConfig: s.serveConfig,
+		joinapi.PathTunnel: s.serveTunnel,
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		serve, ours := paths[r.URL.Path]
+		if !ours || r.TLS == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if err := serve(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	})
+}
+
+func (s *Service) serveCA(w http.ResponseWriter, r *http.Request) error {
+	if err := wantMethod(w, r, http.MethodGet); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	// A node that is gone has no use for an error.
+	_, _ = w.Write(s.caPEM())
+	return nil
+}
+
+func (s *Service) caPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.config.CA.Raw})
+}
+
+func (s *Service) serveJoin(w http.ResponseWriter, r *http.Request) error {
+	if err := s.wantRequest(w, r); err != nil {
+		return err
+	}
+	from := origin(r.RemoteAddr)
+	leave, ok := s.joins.enter(from)
+	if !ok {
+		return refuse(joinapi.CodeTooManyRequests, "too many machines are joining at once: try again")
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	// First, so that a stranger's body is not read.
+	id, err := s.checkToken(ctx, r, from)
+	if err != nil {
+		return err
+	}
+	request, err := s.readRequest(w, r)
+	if err != nil {
+		return err
+	}
+	if err := s.checkRequest(request); err != nil {
+		return err
+	}
+	if err := s.checkClock(request); err != nil {
+		return err
+	}
+	if s.config.NodeRevoked(request.NodeName) {
+		return s.refuseRevoked(request.NodeName)
+	}
+	if err := s.bind(ctx, from, request.NodeName, request.NodeSecret); err != nil {
+		return err
+	}
+	joiner := &user.DefaultInfo{Name: bootstrapapi.BootstrapUserPrefix + id, Groups: []string{bootstrapapi.BootstrapDefaultGroup, user.AllAuthenticated}}
+	return s.answer(ctx, w, r, request, joiner)
+}
+
+func (s *Service) serveRejoin(w http.ResponseWriter, r *http.Request) error {
+	if err := s.wantRequest(w, r); err != nil {
+		return err
+	}
+	from := origin(r.RemoteAddr)
+	leave, ok := s.rejoins.enter(from)
+	if !ok {
+		return refuse(joinapi.CodeTooManyRequests, "too many nodes are joining again at once: try again")
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	request, err := s.readRequest(w, r)
+	if err != nil {
+		return err
+	}
+	// Its clock may be anything: a board without a battery that was off for a year
+	// trusts what the server last said of the time.
+	if err := s.checkRequest(request); err != nil {
+		return err
+	}
+	if err := s.prove(ctx, from, request.NodeName, request.NodeSecret); err != nil {
+		return err
+	}
+	if s.config.NodeRevoked(request.NodeName) {
+		return s.refuseRevoked(request.NodeName)
+	}
+	node := &user.DefaultInfo{Name: nodePrefix + request.NodeName, Groups: []string{user.NodesGroup, user.AllAuthenticated}}
+	return s.answer(ctx, w, r, request, node)
+}
+
+func (s *Service) refuseRevoked(node string) error {
+	return refuse(joinapi.CodeNodeRevoked, "the certificates of node %s were revoked: choose another --node-name, or let the machine in with `mote node forget %s` on the server", node, node)
+}
+
+// answer gets the certificate that u asks for and sends it.
+func (s *Service) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, request joinapi.Request, u user.Info) error {
+	certificate, err := s.certificate(ctx, request, u)
+	if err != nil {
+		return err
+	}
+	cluster, err := s.cluster(ctx)
+	if err != nil {
+		return err
+	}
+	s.config.Logger.Info("gave a node its certificate", zap.String("node", request.NodeName), zap.String("asked as", u.GetName()),
+		zap.String("from", r.RemoteAddr), zap.String("version", request.MoteVersion))
+	write(w, http.StatusOK, joinapi.Response{Certificate: certificate, Cluster: cluster})
+	return nil
+}
+
+func (s *Service) serveConfig(w http.ResponseWriter, r *http.Request) error {
+	if err := wantMethod(w, r, http.MethodGet); err != nil {
+		return err
+	}
+	if err := s.wantReady(); err != nil {
+		return err
+	}
+	if _, err := s.authenticate(r); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	cluster, err := s.cluster(ctx)
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, cluster)
+	return nil
+}
+
+func (s *Service) serveTunnel(w http.ResponseWriter, r *http.Request) error {
+	if err := s.wantReady(); err != nil {
+		return err
+	}
+	node, err := s.authenticate(r)
+	if err != nil {
+		return err
+	}
+	if s.config.Tunnel == nil {
+		return refuseAs(http.StatusNotFound, joinapi.CodeBadRequest, "this server has no tunnel")
+	}
+	s.config.Tunnel.ServeNode(w, r, node)
+	return nil
+}
+
+func (s *Service) wantReady() error {
+	if !s.ready.Load() {
+		return refuse(joinapi.CodeNotReady, "the server is starting: try again")
+	}
+	return nil
+}
+
+// wantRequest is what both ways to join have in common, by the header alone.
+func (s *Service) wantRequest(w http.ResponseWriter, r *http.Request) error {
+	if err := wantMethod(w, r, http.MethodPost); err != nil {
+		return err
+	}
+	if err := wantJSON(r); err != nil {
+		return err
+	}
+	return s.wantReady()
+}
+
+func wantMethod(w http.ResponseWriter, r *http.Request, method string) error {
+	if r.Method == method {
+		return nil
+	}
+	w.Header().Set("Allow", method)
+	return refuseAs(http.StatusMethodNotAllowed, joinapi.CodeBadRequest, "%s takes %s only", r.URL.Path, method)
+}

@@ -1,0 +1,142 @@
+package join
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// How many wrong secrets are borne. A bootstrap token has 83 bits, so this is
+// for passwords; and for the log, which hears of each.
+const (
+	failuresOfAddress = 10
+	addressRecovers   = 6 * time.Second
+	failuresOfAll     = 100
+	allRecover        = time.Second
+	// maxAddresses bounds what is remembered. Who comes when it is full shares
+	// one count with all others that do.
+	maxAddresses = 4096
+	// Requests that are being answered, together and of one address: each holds
+	// a body of joinapi.MaxRequestBytes at most.
+	maxOpen, maxOpenOfAddress = 256, 64
+)
+
+// limiter bounds what strangers can ask for and guess.
+type limiter struct {
+	now func() time.Time
+	// turn has room for one: secrets are compared one after the other, so that
+	// many at once cannot outrun the count of their failures.
+	turn chan struct{}
+
+	mu        sync.Mutex // guards what follows
+	all       *rate.Limiter
+	addresses map[netip.Prefix]*guest
+	open      int
+}
+
+// guest is what is remembered of an address.
+type guest struct {
+	failures *rate.Limiter
+	open     int
+}
+
+func newLimiter(now func() time.Time) *limiter {
+	return &limiter{
+		now: now, turn: make(chan struct{}, 1), addresses: map[netip.Prefix]*guest{},
+		all: rate.NewLimiter(rate.Every(allRecover), failuresOfAll),
+	}
+}
+
+// origin is what counts as one address: IPv6 hosts have whole networks.
+func origin(remote string) netip.Prefix {
+	host, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	address, bits := host.Addr().Unmap().WithZone(""), 32
+	if address.Is6() {
+		bits = 64
+	}
+	// The number of bits is right for either family.
+	prefix, _ := address.Prefix(bits)
+	return prefix
+}
+
+// guest returns what is remembered of from. The caller holds mu.
+func (l *limiter) guest(from netip.Prefix) *guest {
+	if g, ok := l.addresses[from]; ok {
+		return g
+	}
+	if len(l.addresses) >= maxAddresses {
+		for a, g := range l.addresses {
+			if g.open == 0 && g.failures.TokensAt(l.now()) >= failuresOfAddress {
+				delete(l.addresses, a)
+			}
+		}
+	}
+	if len(l.addresses) >= maxAddresses {
+		from = netip.Prefix{}
+		if g, ok := l.addresses[from]; ok {
+			return g
+		}
+	}
+	g := &guest{failures: rate.NewLimiter(rate.Every(addressRecovers), failuresOfAddress)}
+	l.addresses[from] = g
+	return g
+}
+
+// enter admits a request, unless too many are open. The function it returns
+// says that the request is over.
+func (l *limiter) enter(from netip.Prefix) (leave func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := l.guest(from)
+	if l.open >= maxOpen || g.open >= maxOpenOfAddress {
+		return nil, false
+	}
+	l.open++
+	g.open++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.open--
+		g.open--
+	}, true
+}
+
+// attempt runs right, which tells whether a secret is right, unless too many
+// were wrong: it is not even looked at then.
+func (l *limiter) attempt(ctx context.Context, from netip.Prefix, right func() (bool, error)) (ok, tooMany bool, err error) {
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return false, false, ctx.Err()
+	}
+	if l.spent(from) {
+		return false, true, nil
+	}
+	ok, err = right()
+	if err == nil && !ok {
+		l.fail(from)
+	}
+	return ok, false, err
+}
+
+func (l *limiter) spent(from netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	return l.all.TokensAt(now) < 1 || l.guest(from).failures.TokensAt(now) < 1
+}
+
+func (l *limiter) fail(from netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	l.all.AllowN(now, 1)
+	l.guest(from).failures.AllowN(now, 1)
+}

@@ -1,0 +1,127 @@
+package join
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/mote-dev/mote/joinapi"
+)
+
+// Tunnel takes over the connections of nodes that joinapi.PathTunnel was asked
+// for. The node has proved its name by then.
+type Tunnel interface {
+	ServeNode(w http.ResponseWriter, r *http.Request, node string)
+}
+
+// Config is what joining needs. No field may be zero unless it says so.
+type Config struct {
+	// CA is the cluster's authority, which every node trusts and is known by.
+	CA *x509.Certificate
+	// NodeName is this server's own node; no other machine gets its name.
+	NodeName string
+	// Names and IPs are what API servers' certificates are for: a node's must not
+	// be for any of them.
+	Names []string
+	IPs   func() []net.IP
+	// Ranges are the pods' and services': no address of a node lies there.
+	Ranges []*net.IPNet
+	// Addresses are those this server is reached at now, Port its HTTPS port.
+	Addresses func() []net.IP
+	Port      int
+	// Password lets nodes join beside bootstrap tokens; empty means there is none.
+	Password string
+	// Cluster is what nodes are told, without servers and time.
+	Cluster joinapi.Cluster
+	// Client returns a client of the API server in this process that speaks as u.
+	Client func(u user.Info) (kubernetes.Interface, error)
+	// Informers are the ones this process shares.
+	Informers informers.SharedInformerFactory
+	// Tunnel may be nil: there is none then.
+	Tunnel Tunnel
+	// Revoked tells whether a certificate, and NodeRevoked whether all
+	// certificates of a node, count no more. Nil means never.
+	Revoked     func(*x509.Certificate) bool
+	NodeRevoked func(node string) bool
+	// Admit is told of each certificate before it is handed out, so that nothing
+	// that was revoked of the node before is held against it. Nil means nobody is.
+	Admit func(context.Context, *x509.Certificate) error
+	// Now is the clock; nil means the machine's.
+	Now    func() time.Time
+	Logger *zap.Logger
+}
+
+// Service answers nodes. It is made with New, put in front of the API server
+// with Wrap, and runs with Run once that API server answers.
+type Service struct {
+	config Config
+	// client has all rights; what a node asks for is done with the node's.
+	client kubernetes.Interface
+	roots  *x509.CertPool
+	// reserved has the names API servers are known by, to compare as TLS does.
+	reserved *x509.Certificate
+	password [sha256.Size]byte
+	// joins and rejoins are apart, so that guessing tokens keeps no node out.
+	joins, rejoins *limiter
+	// bodyTimeout is the constant, but in tests.
+	bodyTimeout time.Duration
+	ready       atomic.Bool
+
+	mu sync.Mutex // guards what follows
+	// told holds when the log last heard of a refusal.
+	told map[refused]time.Time
+}
+
+// self is who mote's own part of a server is to its API.
+var self = &user.DefaultInfo{Name: "system:mote", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated}}
+
+// New checks c and returns a service that refuses nodes until Ready is called.
+func New(c Config) (*Service, error) {
+	if c.CA == nil || c.Client == nil || c.Addresses == nil || c.IPs == nil {
+		return nil, errors.New("make join service: CA, Client, Addresses and IPs are needed")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	if c.Revoked == nil {
+		c.Revoked = func(*x509.Certificate) bool { return false }
+	}
+	if c.NodeRevoked == nil {
+		c.NodeRevoked = func(string) bool { return false }
+	}
+	if c.Admit == nil {
+		c.Admit = func(context.Context, *x509.Certificate) error { return nil }
+	}
+	client, err := c.Client(self)
+	if err != nil {
+		return nil, fmt.Errorf("make client of join service: %w", err)
+	}
+	s := &Service{
+		config: c, client: client, roots: x509.NewCertPool(), reserved: &x509.Certificate{DNSNames: c.Names},
+		password: sha256.Sum256([]byte(c.Password)), joins: newLimiter(c.Now), rejoins: newLimiter(c.Now), bodyTimeout: bodyTimeout,
+		told: map[refused]time.Time{},
+	}
+	s.roots.AddCert(c.CA)
+	return s, nil
+}
+
+// Ready lets nodes in: the API answers, and what joining needs there exists.
+func (s *Service) Ready() { s.ready.Store(true) }
+
+// isReserved reports whether a node of this name could pass for an API server.
+func (s *Service) isReserved(name string) bool { return s.reserved.VerifyHostname(name) == nil }

@@ -1,0 +1,102 @@
+package pki
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mote-dev/mote/wholefile"
+)
+
+// authorities are the certificate authorities of a set.
+var authorities = []struct{ name, commonName string }{{"ca", "mote-ca"}, {"front-proxy-ca", "mote-front-proxy-ca"}}
+
+const serviceAccountKey = "service-account.key"
+
+// sharedFiles are what all servers of a cluster must have alike. Everything else
+// in the folder is made from them. Each key comes before its certificate, see
+// writePair.
+func sharedFiles() []string {
+	var names []string
+	for _, a := range authorities {
+		names = append(names, a.name+".key", a.name+".crt")
+	}
+	return append(names, serviceAccountKey)
+}
+
+// ReadShared returns those of the files in dir that all servers of a cluster must
+// have alike, by name. Those that are not there are left out.
+func ReadShared(dir string) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	for _, name := range sharedFiles() {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read key or certificate: %w", err)
+		}
+		files[name] = data
+	}
+	return files, nil
+}
+
+// CompleteShared returns have with the files that are missing made. It refuses
+// with ErrDamaged what Open would refuse.
+func CompleteShared(have map[string][]byte, now time.Time) (map[string][]byte, error) {
+	all := maps.Clone(have)
+	if all == nil {
+		all = map[string][]byte{}
+	}
+	for _, a := range authorities {
+		cert, hasCert := all[a.name+".crt"]
+		key, hasKey := all[a.name+".key"]
+		if !hasCert && !hasKey {
+			cert, key, err := newAuthority(a.commonName, now)
+			if err != nil {
+				return nil, err
+			}
+			all[a.name+".crt"], all[a.name+".key"] = cert, key
+			continue
+		}
+		if _, err := tls.X509KeyPair(cert, key); err != nil {
+			return nil, fmt.Errorf("read certificate %s.crt and its key: %w: %v", a.name, ErrDamaged, err)
+		}
+	}
+	if key, ok := all[serviceAccountKey]; ok {
+		_, err := parseServiceAccountKey(serviceAccountKey, key)
+		return all, err
+	}
+	_, key, err := newKey()
+	all[serviceAccountKey] = key
+	return all, err
+}
+
+// WriteShared writes those of files to dir that are not there.
+func WriteShared(dir string, files map[string][]byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create %s: %w", dir, err)
+	}
+	for _, name := range sharedFiles() {
+		file := filepath.Join(dir, name)
+		if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+			if err != nil {
+				return fmt.Errorf("look for key or certificate: %w", err)
+			}
+			continue
+		}
+		mode := os.FileMode(0o600)
+		if strings.HasSuffix(name, ".crt") {
+			mode = 0o644
+		}
+		if err := wholefile.Write(file, files[name], mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}

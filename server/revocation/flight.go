@@ -1,0 +1,194 @@
+package revocation
+
+import (
+	"bufio"
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"k8s.io/apiserver/pkg/endpoints/responsewriter"
+)
+
+// errRevoked is what a handler sees when its client's certificate is revoked meanwhile.
+var errRevoked = errors.New("client certificate was revoked")
+
+// flight is a request that runs. It is the response's writer and the request's
+// body, so that a handler that does not look at its context ends as well.
+type flight struct {
+	http.ResponseWriter
+	cert   *x509.Certificate
+	cancel context.CancelFunc
+	guard  *Guard
+	body   io.ReadCloser
+	// revoked is set before cancel is called.
+	revoked atomic.Bool
+	// started says that the client may have seen the beginning of an answer.
+	started atomic.Bool
+
+	// mu guards conn, the connection the handler has taken over, and whether it
+	// and the handler have ended. It is taken after the guard's.
+	mu       sync.Mutex
+	conn     net.Conn
+	returned bool
+	closed   bool
+}
+
+var _ responsewriter.UserProvidedDecorator = (*flight)(nil)
+
+// takeOff registers a request. It is done before the list is asked.
+func (g *Guard) takeOff(w http.ResponseWriter, r *http.Request) (*flight, *http.Request) {
+	ctx, cancel := context.WithCancel(r.Context())
+	f := &flight{ResponseWriter: w, cert: r.TLS.PeerCertificates[0], cancel: cancel, guard: g, body: r.Body}
+	r = r.WithContext(ctx)
+	// The standard library and the API server know an empty body by its identity.
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = (*flightBody)(f)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.flights[f] = struct{}{}
+	return f, r
+}
+
+// land ends a request, except for a connection that outlives its handler.
+func (g *Guard) land(f *flight) {
+	f.cancel()
+	f.mu.Lock()
+	f.returned = true
+	over := f.conn == nil || f.closed
+	f.mu.Unlock()
+	if over {
+		g.remove(f)
+	}
+}
+
+func (g *Guard) remove(f *flight) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.flights, f)
+}
+
+// cut ends the request from outside.
+func (f *flight) cut() {
+	f.revoked.Store(true)
+	f.cancel()
+	f.mu.Lock()
+	conn := f.conn
+	f.mu.Unlock()
+	if conn != nil {
+		abort(conn)
+	}
+}
+
+func (f *flight) isCut() bool { return f.revoked.Load() }
+
+func (f *flight) isHijacked() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.conn != nil
+}
+
+// abort closes a connection without the farewell of TLS, which would wait for a
+// client that does not read.
+func abort(conn net.Conn) {
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = t.NetConn()
+	}
+	// The connection is of no use either way.
+	_ = conn.Close()
+}
+
+// Unwrap is for http.ResponseController and upstream's wrappers.
+func (f *flight) Unwrap() http.ResponseWriter { return f.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (f *flight) WriteHeader(status int) {
+	if f.isCut() {
+		return
+	}
+	f.started.Store(true)
+	f.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (f *flight) Write(p []byte) (int, error) {
+	if f.isCut() {
+		return 0, errRevoked
+	}
+	f.started.Store(true)
+	return f.ResponseWriter.Write(p)
+}
+
+// Flush implements http.Flusher; it begins an answer that has not begun.
+func (f *flight) Flush() {
+	flusher, ok := f.ResponseWriter.(http.Flusher)
+	if !ok || f.isCut() {
+		return
+	}
+	f.started.Store(true)
+	flusher.Flush()
+}
+
+// Hijack implements http.Hijacker. The connection stays known until it is
+// closed, also when the handler has returned.
+func (f *flight) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	hijacker, ok := f.ResponseWriter.(http.Hijacker)
+	if !ok {
+		return nil, nil, http.ErrNotSupported
+	}
+	conn, buffer, err := hijacker.Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	f.mu.Lock()
+	f.conn = conn
+	f.mu.Unlock()
+	// Either cut has seen the connection, or this sees that it was there.
+	if f.isCut() {
+		abort(conn)
+		return nil, nil, errRevoked
+	}
+	return &hijackedConn{Conn: conn, flight: f}, buffer, nil
+}
+
+// hijackedConn tells when it is closed.
+type hijackedConn struct {
+	net.Conn
+	flight *flight
+}
+
+// NetConn is the connection of the server.
+func (c *hijackedConn) NetConn() net.Conn { return c.Conn }
+
+func (c *hijackedConn) Close() error {
+	c.flight.mu.Lock()
+	c.flight.closed = true
+	over := c.flight.returned
+	c.flight.mu.Unlock()
+	if over {
+		c.flight.guard.remove(c.flight)
+	}
+	return c.Conn.Close()
+}
+
+// flightBody is a request's body that ends when the request is cut: what a
+// client sends afterwards must not be acted on.
+type flightBody flight
+
+func (b *flightBody) Read(p []byte) (int, error) {
+	if b.revoked.Load() {
+		return 0, errRevoked
+	}
+	n, err := b.body.Read(p)
+	if b.revoked.Load() {
+		return 0, errRevoked
+	}
+	return n, err
+}
+
+func (b *flightBody) Close() error { return b.body.Close() }

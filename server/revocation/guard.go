@@ -1,0 +1,221 @@
+package revocation
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	informersv1 "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// DefaultWait is how long a request waits for the list after the start.
+const DefaultWait = 30 * time.Second
+
+// notRead is what is said of every certificate until the list has been read.
+const notRead = "the list of revoked certificates has not been read yet"
+
+// Config is what a Guard needs.
+type Config struct {
+	// Client reaches the API server without a certificate.
+	Client kubernetes.Interface
+	// Wait is how long requests wait for the list after the start. Zero means DefaultWait.
+	Wait   time.Duration
+	Logger *zap.Logger
+}
+
+// Guard knows what is revoked and refuses it.
+type Guard struct {
+	config Config
+	list   atomic.Pointer[list]
+	loaded chan struct{}
+
+	// mu guards what follows, and that lists replace each other in order.
+	mu        sync.Mutex
+	callbacks []func()
+	flights   map[*flight]struct{}
+	// told holds when a refusal was last logged, by serial number.
+	told map[string]time.Time
+}
+
+// New returns a guard that refuses every certificate until Run has read the list.
+func New(c Config) (*Guard, error) {
+	if c.Client == nil || c.Logger == nil {
+		return nil, fmt.Errorf("revocation: client and logger are needed")
+	}
+	if c.Wait == 0 {
+		c.Wait = DefaultWait
+	}
+	g := &Guard{config: c, loaded: make(chan struct{}), flights: map[*flight]struct{}{}, told: map[string]time.Time{}}
+	g.list.Store(&list{})
+	return g, nil
+}
+
+// Run reads the list and follows it until ctx ends.
+func (g *Guard) Run(ctx context.Context) error {
+	informer := informersv1.NewFilteredConfigMapInformer(g.config.Client, Namespace, 0, cache.Indexers{}, func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, Name).String()
+	})
+	registration, err := informer.AddEventHandler(cache.FilteringResourceEventHandler{
+		FilterFunc: func(object any) bool {
+			if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
+				object = d.Obj
+			}
+			cm, ok := object.(*corev1.ConfigMap)
+			return ok && cm.Name == Name
+		},
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(object any) { g.apply(object.(*corev1.ConfigMap)) },
+			UpdateFunc: func(_, object any) { g.apply(object.(*corev1.ConfigMap)) },
+			DeleteFunc: func(object any) { g.deleted() },
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("follow list of revoked certificates: %w", err)
+	}
+	var following sync.WaitGroup
+	following.Go(func() { informer.RunWithContext(ctx) })
+	select {
+	case <-registration.HasSyncedChecker().Done():
+		close(g.loaded)
+	case <-ctx.Done():
+	}
+	following.Wait()
+	return nil
+}
+
+// Loaded is closed once the list has been read.
+func (g *Guard) Loaded() <-chan struct{} { return g.loaded }
+
+// OnChange has f called, soon, after every change of the list. It must not wait.
+func (g *Guard) OnChange(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.callbacks = append(g.callbacks, f)
+}
+
+// Revoked says whether cert is refused, and why. Until the list has been read
+// every certificate is.
+func (g *Guard) Revoked(cert *x509.Certificate) (reason string, revoked bool) {
+	select {
+	case <-g.loaded:
+	default:
+		return notRead, true
+	}
+	if e := g.list.Load().find(cert); e != nil {
+		return e.why(), true
+	}
+	return "", false
+}
+
+// NodeRevoked says whether a node of this name must not join. It waits for the
+// list after the start, and says yes if that takes too long.
+func (g *Guard) NodeRevoked(name string) bool {
+	if !g.wait(context.Background()) {
+		return true
+	}
+	for _, e := range g.list.Load().users[NodeUser(name)] {
+		if !e.MayReturn {
+			return true
+		}
+	}
+	return false
+}
+
+// Admit excepts a certificate that is about to be handed out from what was
+// revoked of its user before. Once it returns, this server lets it in.
+func (g *Guard) Admit(ctx context.Context, cert *x509.Certificate) error {
+	object, err := Admit(ctx, g.config.Client, cert)
+	if object != nil {
+		g.apply(object)
+	}
+	return err
+}
+
+// wait waits until the list has been read, as long as requests may.
+func (g *Guard) wait(ctx context.Context) bool {
+	select {
+	case <-g.loaded:
+		return true
+	default:
+	}
+	timer := time.NewTimer(g.config.Wait)
+	defer timer.Stop()
+	select {
+	case <-g.loaded:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (g *Guard) apply(object *corev1.ConfigMap) { g.replace(object.ResourceVersion, object.Data) }
+
+func (g *Guard) deleted() {
+	if n := len(g.list.Load().entries); n > 0 {
+		g.config.Logger.Warn("the list of revoked certificates was deleted: nothing on it is refused any more",
+			zap.String("configmap", Namespace+"/"+Name), zap.Int("entries", n))
+	}
+	g.replace("", nil)
+}
+
+// replace makes the object's data the list, unless a later one already is.
+func (g *Guard) replace(version string, data map[string]string) {
+	g.mu.Lock()
+	old := g.list.Load()
+	if order, err := resourceversion.CompareResourceVersion(version, old.version); err == nil && order <= 0 {
+		g.mu.Unlock()
+		return
+	}
+	l, faults := old.next(version, data)
+	// Who registers a request looks at the list afterwards, so one of both sees the other.
+	g.list.Store(l)
+	clear(g.told)
+	var cut []*flight
+	for f := range g.flights {
+		if l.find(f.cert) != nil {
+			cut = append(cut, f)
+		}
+	}
+	callbacks := g.callbacks
+	g.mu.Unlock()
+
+	for _, f := range cut {
+		f.cut()
+	}
+	g.tell(old, l, faults, len(cut))
+	for _, f := range callbacks {
+		f()
+	}
+}
+
+// tell logs what has changed: each of it once.
+func (g *Guard) tell(old, l *list, faults []error, cut int) {
+	log := g.config.Logger
+	for _, fault := range faults {
+		log.Error(fault.Error() + "; what it said before, if anything, still counts: mend it with kubectl edit")
+	}
+	for key, e := range l.entries {
+		if _, known := old.entries[key]; !known {
+			log.Info("revoked "+e.Subject(), zap.String("reason", e.Reason), zap.String("by", e.By), zap.Time("at", e.since()))
+		}
+	}
+	for key, e := range old.entries {
+		if _, still := l.entries[key]; !still {
+			log.Info("no longer revoked: " + e.Subject())
+		}
+	}
+	if cut > 0 {
+		log.Info("cut running requests of revoked certificates", zap.Int("requests", cut))
+	}
+}

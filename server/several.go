@@ -1,0 +1,135 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/apiserver/pkg/authentication/user"
+
+	"github.com/mote-dev/mote/server/apiserver"
+	"github.com/mote-dev/mote/server/election"
+	"github.com/mote-dev/mote/server/members"
+	"github.com/mote-dev/mote/server/pki"
+	"github.com/mote-dev/mote/server/sharedkeys"
+	"github.com/mote-dev/mote/wholefile"
+)
+
+// leaveTimeout bounds how long a server that stops tries to say so.
+const leaveTimeout = 5 * time.Second
+
+// share makes this server one of those of its etcd: with a name of its own, and
+// with their keys in dir.
+func (s *Server) share(ctx context.Context, data *datastore, dir string) error {
+	c := s.config
+	own, err := pki.ReadShared(dir)
+	if err != nil {
+		return err
+	}
+	keys, err := sharedkeys.Agree(ctx, sharedkeys.Config{
+		KV: data.client.Client, Secret: s.token.Secret, Dir: dir,
+		Settings: map[string]string{
+			"cluster-cidr": joinNets(c.ClusterCIDRs), "service-cidr": joinNets(c.ServiceCIDRs), "cluster-dns": joinIPs(c.ClusterDNS),
+			"cluster-domain": c.ClusterDomain, "network-backend": c.NetworkBackend, "https-listen-port": strconv.Itoa(c.HTTPSListenPort),
+		},
+	}, own, func(own map[string][]byte) (map[string][]byte, error) { return pki.CompleteShared(own, time.Now()) })
+	if err != nil {
+		return err
+	}
+	if err := pki.WriteShared(dir, keys); err != nil {
+		return err
+	}
+	id, err := ensureID(filepath.Join(c.DataDir, "server", "id"))
+	if err != nil {
+		return err
+	}
+	member := members.New(members.Config{Client: data.client.Client, Name: c.NodeName, ID: id})
+	if err := member.Claim(ctx); err != nil {
+		return err
+	}
+	s.member = member
+	return nil
+}
+
+// ensureID returns what tells this server from another of its name, and keeps it.
+func ensureID(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if id := strings.TrimSpace(string(data)); err == nil && id != "" {
+		return id, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read this server's id: %w", err)
+	}
+	random := make([]byte, 16)
+	if _, err := rand.Read(random); err != nil {
+		return "", fmt.Errorf("make this server's id: %w", err)
+	}
+	id := hex.EncodeToString(random)
+	return id, wholefile.Write(file, []byte(id+"\n"), 0o600)
+}
+
+// inTurn calls ensure, which makes what every cluster has, while no other server
+// does.
+func (s *Server) inTurn(ctx context.Context, ensure func(context.Context) error) error {
+	if s.member == nil {
+		return ensure(ctx)
+	}
+	return s.member.Exclusively(ctx, ensure)
+}
+
+// servers is what the API server knows the others by; nil if there can be none.
+func (s *Server) servers() apiserver.Servers {
+	if s.member == nil {
+		return nil
+	}
+	return s.member
+}
+
+// leave tells the other servers that this one is gone. If it cannot, they find
+// out a few seconds later.
+func (s *Server) leave(ctx context.Context) {
+	if s.member == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := s.member.Leave(ctx); err != nil {
+		s.config.Logger.Warn("the other servers have to find out themselves that this one is gone", zap.Error(err))
+	}
+}
+
+// lead returns how a part that may run only once among all servers waits for its
+// turn, by upstream's lease and as the user that upstream's rules let write it.
+// nil on the built-in store, which has one server.
+func (s *Server) lead(lease, as string) func(context.Context, func(context.Context) error) error {
+	if s.config.DatastoreEndpoint == "" {
+		return nil
+	}
+	return func(ctx context.Context, work func(context.Context) error) error {
+		client, err := s.client(&user.DefaultInfo{Name: as, Groups: []string{user.AllAuthenticated}})
+		if err != nil {
+			return fmt.Errorf("make client of lease %s: %w", lease, err)
+		}
+		return election.Lead(ctx, election.Config{
+			Client: client, Lease: lease, NodeName: s.config.NodeName, Timing: election.Default, Logger: s.config.Logger.Named("election"),
+		}, work)
+	}
+}
+
+func joinIPs(ips []net.IP) string {
+	words := make([]string, len(ips))
+	for i, ip := range ips {
+		words[i] = ip.String()
+	}
+	return strings.Join(words, ",")
+}

@@ -1,0 +1,211 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/mote-dev/mote/joinapi"
+)
+
+// ErrAmbiguous means that an address is that of several nodes.
+var ErrAmbiguous = errors.New("several nodes have this address")
+
+// kubeletPort is a kubelet's as long as its node has not said another.
+const kubeletPort = 10250
+
+// node is what of a Node object says how it is reached.
+type node struct {
+	addresses []netip.Addr // internal ones first
+	port      string       // of its kubelet
+	cidrs     []netip.Prefix
+}
+
+// nodes finds the node behind an address without looking at all of them.
+type nodes struct {
+	mu      sync.RWMutex // guards what follows
+	byName  map[string]node
+	byIP    map[netip.Addr][]string
+	byRange map[netip.Prefix]string
+	// lengths are those of byRange's prefixes, and how many have each.
+	lengths map[int]int
+}
+
+var _ cache.ResourceEventHandler = (*nodes)(nil)
+
+func newNodes() *nodes {
+	return &nodes{byName: map[string]node{}, byIP: map[netip.Addr][]string{}, byRange: map[netip.Prefix]string{}, lengths: map[int]int{}}
+}
+
+// OnAdd implements cache.ResourceEventHandler.
+func (n *nodes) OnAdd(obj any, _ bool) { n.set(obj) }
+
+// OnUpdate implements cache.ResourceEventHandler.
+func (n *nodes) OnUpdate(_, obj any) { n.set(obj) }
+
+// OnDelete implements cache.ResourceEventHandler.
+func (n *nodes) OnDelete(obj any) {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	if o, ok := obj.(*corev1.Node); ok {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.remove(o.Name)
+	}
+}
+
+func (n *nodes) set(obj any) {
+	o, ok := obj.(*corev1.Node)
+	if !ok {
+		return
+	}
+	is := read(o)
+	n.mu.RLock()
+	was, known := n.byName[o.Name]
+	n.mu.RUnlock()
+	// Most changes of a node are its heartbeats.
+	if known && slices.Equal(was.addresses, is.addresses) && was.port == is.port && slices.Equal(was.cidrs, is.cidrs) {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.remove(o.Name)
+	n.byName[o.Name] = is
+	for _, ip := range is.addresses {
+		n.byIP[ip] = append(n.byIP[ip], o.Name)
+	}
+	for _, r := range is.cidrs {
+		if _, taken := n.byRange[r]; !taken {
+			n.byRange[r] = o.Name
+			n.lengths[r.Bits()]++
+		}
+	}
+}
+
+// remove forgets a node. The caller holds mu.
+func (n *nodes) remove(name string) {
+	was := n.byName[name]
+	delete(n.byName, name)
+	for _, ip := range was.addresses {
+		n.byIP[ip] = slices.DeleteFunc(n.byIP[ip], func(other string) bool { return other == name })
+		if len(n.byIP[ip]) == 0 {
+			delete(n.byIP, ip)
+		}
+	}
+	for _, r := range was.cidrs {
+		if n.byRange[r] != name {
+			continue
+		}
+		delete(n.byRange, r)
+		if n.lengths[r.Bits()]--; n.lengths[r.Bits()] == 0 {
+			delete(n.lengths, r.Bits())
+		}
+	}
+}
+
+// read takes from a Node object what counts here.
+func read(o *corev1.Node) node {
+	is := node{port: strconv.Itoa(kubeletPort)}
+	if p := o.Status.DaemonEndpoints.KubeletEndpoint.Port; p > 0 {
+		is.port = strconv.Itoa(int(p))
+	}
+	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+		for _, a := range o.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && !slices.Contains(is.addresses, ip.Unmap()) {
+				is.addresses = append(is.addresses, ip.Unmap())
+			}
+		}
+	}
+	ranges := o.Spec.PodCIDRs
+	if len(ranges) == 0 && o.Spec.PodCIDR != "" {
+		ranges = []string{o.Spec.PodCIDR}
+	}
+	for _, text := range ranges {
+		if r, err := netip.ParsePrefix(text); err == nil {
+			is.cidrs = append(is.cidrs, r.Masked())
+		}
+	}
+	return is
+}
+
+// way is how an address is reached.
+type way struct {
+	// node and target are set if it leads through the node's tunnel.
+	node, target string
+	// address is what to dial where there is no tunnel.
+	address string
+}
+
+// find says how an address is reached.
+func (n *nodes) find(address string) (way, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return way{}, fmt.Errorf("dial %q: %w", address, err)
+	}
+	direct := way{address: address}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if is, ok := n.byName[strings.ToLower(host)]; ok {
+		if len(is.addresses) > 0 {
+			// The name may mean something else, or nothing, to the machine's resolver.
+			direct.address = net.JoinHostPort(is.addresses[0].String(), port)
+		}
+		if port == is.port {
+			direct.node, direct.target = strings.ToLower(host), joinapi.TunnelKubelet
+		}
+		return direct, nil
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return direct, nil
+	}
+	ip = ip.Unmap()
+	var owners []string
+	for _, name := range n.byIP[ip] {
+		if n.byName[name].port == port {
+			owners = append(owners, name)
+		}
+	}
+	switch {
+	case len(owners) > 1:
+		return way{}, fmt.Errorf("dial %s: %w: %s: reach them by name", address, ErrAmbiguous, strings.Join(owners, ", "))
+	case len(owners) == 1:
+		direct.node, direct.target = owners[0], joinapi.TunnelKubelet
+		return direct, nil
+	case len(n.byIP[ip]) > 0:
+		return direct, nil
+	}
+	for bits := range n.lengths {
+		r, err := ip.Prefix(bits)
+		if err != nil {
+			// The length is one of the other family's.
+			continue
+		}
+		if name, ok := n.byRange[r]; ok {
+			direct.node, direct.target = name, net.JoinHostPort(ip.String(), port)
+			return direct, nil
+		}
+	}
+	return direct, nil
+}
+
+// host returns the address only this node has, or "".
+func (n *nodes) host(name string) string {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, ip := range n.byName[name].addresses {
+		if len(n.byIP[ip]) == 1 {
+			return ip.String()
+		}
+	}
+	return ""
+}

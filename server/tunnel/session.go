@@ -1,0 +1,181 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+	"golang.org/x/net/http2"
+
+	"github.com/mote-dev/mote/joinapi"
+)
+
+// maxRefusal bounds what is read of a node's reason.
+const maxRefusal = 1 << 10
+
+// errTunnelEnded is what streams end with when their tunnel does.
+var errTunnelEnded = errors.New("the tunnel to the node ended")
+
+// session is one connection a node opened, with HTTP/2 on it.
+type session struct {
+	server *Server
+	node   string
+	client *http2.ClientConn
+	conn   *ending
+	// retired is whether another session has taken over.
+	retired atomic.Bool
+}
+
+// ending is a connection that says when it was closed.
+type ending struct {
+	net.Conn
+	once  sync.Once
+	ended chan struct{}
+}
+
+// Close closes the socket below TLS first: a word of farewell would wait for a
+// peer that may be gone. What lies between hears of it nevertheless, as it may
+// keep account of its connections.
+func (e *ending) Close() error {
+	err := net.ErrClosed
+	e.once.Do(func() {
+		socket := e.Conn
+		for upper, ok := socket.(lower); ok; upper, ok = socket.(lower) {
+			socket = upper.NetConn()
+		}
+		err = socket.Close()
+		if socket != e.Conn {
+			_ = e.Conn.Close()
+		}
+		close(e.ended)
+	})
+	return err
+}
+
+// lower is a connection on another one, as TLS is.
+type lower interface{ NetConn() net.Conn }
+
+// newTransport makes what speaks HTTP/2 on all sessions.
+func newTransport(c Config) (*http2.Transport, error) {
+	transport, err := http2.ConfigureTransports(&http.Transport{DisableCompression: true, HTTP2: &http.HTTP2Config{
+		SendPingTimeout: c.PingAfter, PingTimeout: c.PingTimeout,
+		MaxReceiveBufferPerStream: joinapi.TunnelStreamWindow, MaxReceiveBufferPerConnection: joinapi.TunnelWindow,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("set up HTTP/2 of tunnels: %w", err)
+	}
+	// More streams than a node takes wait for their turn.
+	transport.StrictMaxConcurrentStreams = true
+	return transport, nil
+}
+
+// open makes a session of a connection that has switched, and the node's
+// present one. On an error the connection is closed.
+func (s *Server) open(conn net.Conn, node string) (*session, error) {
+	e := &ending{Conn: conn, ended: make(chan struct{})}
+	client, err := s.transport.NewClientConn(e)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("speak HTTP/2 with node %s: %w", node, err), e.Close())
+	}
+	n := &session{server: s, node: node, client: client, conn: e}
+	s.log.Debug("node has a tunnel", zap.String("node", node), zap.Stringer("from", conn.RemoteAddr()))
+	s.add(n)
+	return n, nil
+}
+
+// over reports whether new streams cannot go through the session any more. It
+// waits for nobody: State of the client would, for a write that hangs.
+func (n *session) over() bool {
+	select {
+	case <-n.conn.ended:
+		return true
+	default:
+		return n.retired.Load() || !n.client.CanTakeNewRequest()
+	}
+}
+
+// close ends the session and its streams.
+func (n *session) close() {
+	_ = n.conn.Close()
+	_ = n.client.Close()
+}
+
+// retire ends the session once its streams have ended.
+func (n *session) retire() {
+	if n.retired.Swap(true) {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-n.conn.ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	if err := n.client.Shutdown(ctx); err != nil {
+		// The connection cannot even carry that word.
+		n.close()
+	}
+	cancel()
+	watch.Wait()
+}
+
+// dial opens a stream to a target.
+func (n *session) dial(ctx context.Context, target string) (net.Conn, error) {
+	if !n.server.begin() {
+		return nil, fmt.Errorf("connect to node %s: %w", n.node, errTunnelEnded)
+	}
+	// Not a child of ctx: the stream outlives the dial, and what ctx carries to
+	// trace another request is none of this one's business.
+	streamContext, abort := context.WithCancel(context.Background())
+	c := newStream(n, target, abort)
+	undo := context.AfterFunc(ctx, abort)
+	request := (&http.Request{
+		Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: target}, Host: target,
+		Header: http.Header{}, Body: c.body, ContentLength: -1,
+	}).WithContext(streamContext)
+	response, err := n.client.RoundTrip(request)
+	if !undo() {
+		// ctx has ended, and with it what RoundTrip may have opened.
+		if err == nil {
+			_ = response.Body.Close()
+		}
+		err = ctx.Err()
+	}
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = refusal(response)
+	}
+	if err != nil {
+		abort()
+		n.server.work.Done()
+		return nil, fmt.Errorf("connect to %s through the tunnel of node %s: %w", target, n.node, err)
+	}
+	n.server.counters.streams.Inc()
+	go func() {
+		defer n.server.work.Done()
+		defer n.server.counters.streams.Dec()
+		c.receive(response.Body)
+	}()
+	return c, nil
+}
+
+// refusal is the node's reason.
+func refusal(response *http.Response) error {
+	data, err := io.ReadAll(io.LimitReader(response.Body, maxRefusal))
+	err = errors.Join(err, response.Body.Close())
+	text, _, _ := strings.Cut(strings.TrimSpace(string(data)), "\n")
+	if err != nil || text == "" {
+		text = response.Status
+	}
+	return errors.New(text)
+}

@@ -1,0 +1,310 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/net/http2"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/mote-dev/mote/joinapi"
+)
+
+// ErrNoTunnel means that a node that is reached through a tunnel has none.
+var ErrNoTunnel = errors.New("the node has no tunnel to this server")
+
+// Config is what a [Server] needs. No field may be zero unless it says so.
+type Config struct {
+	// Nodes tells of the cluster's nodes; its owner starts it.
+	Nodes cache.SharedIndexInformer
+	// Local is the node in this process, which is never waited for.
+	Local string
+	// PingAfter is how long a node may be silent before it is asked whether it
+	// lives, PingTimeout how long its answer may take. Zero means 15 and 10 seconds.
+	PingAfter, PingTimeout time.Duration
+	// Wait is how long a node without a tunnel is waited for before it is dialled
+	// directly. Zero means 5 seconds.
+	Wait time.Duration
+	// Metrics receives the package's metrics; nil means they are not registered.
+	Metrics prometheus.Registerer
+	// Logger may be nil, which means silence.
+	Logger *zap.Logger
+}
+
+const (
+	// dialTimeout bounds a connection through a tunnel, waiting included.
+	dialTimeout = 15 * time.Second
+	// lingerTimeout bounds how long a closed stream may take to get rid of its data.
+	lingerTimeout = 30 * time.Second
+)
+
+// Server is the server's end of all tunnels. Make it with [New].
+type Server struct {
+	config Config
+	log    *zap.Logger
+	// name is this process's, so that a node knows it under every address.
+	name      string
+	nodes     *nodes
+	transport *http2.Transport
+	direct    net.Dialer
+	counters  counters
+
+	mu       sync.Mutex            // guards what follows
+	sessions map[string][]*session // by node; the last is the one new streams go through
+	running  bool
+	changed  chan struct{}   // closed when a session is added
+	plain    map[string]bool // nodes that were reached without a tunnel last time
+	work     sync.WaitGroup  // what running promises to wait for
+}
+
+// New returns a server without tunnels; nodes are refused until Run runs.
+func New(c Config) (*Server, error) {
+	if c.Nodes == nil {
+		return nil, errors.New("tunnel: the informer of nodes is needed")
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	for _, d := range []struct {
+		of   *time.Duration
+		zero time.Duration
+	}{{&c.PingAfter, 15 * time.Second}, {&c.PingTimeout, 10 * time.Second}, {&c.Wait, 5 * time.Second}} {
+		if *d.of == 0 {
+			*d.of = d.zero
+		}
+	}
+	transport, err := newTransport(c)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		config: c, log: c.Logger, name: rand.Text(), nodes: newNodes(), transport: transport, counters: newCounters(),
+		direct:   net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second},
+		sessions: map[string][]*session{}, changed: make(chan struct{}), plain: map[string]bool{},
+	}
+	if c.Metrics != nil {
+		if err := s.counters.register(c.Metrics); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := c.Nodes.AddEventHandler(s.nodes); err != nil {
+		return nil, fmt.Errorf("watch nodes for tunnels: %w", err)
+	}
+	return s, nil
+}
+
+// Run takes tunnels until ctx ends, then closes all and waits for them.
+func (s *Server) Run(ctx context.Context) error {
+	s.mu.Lock()
+	s.running = true
+	s.mu.Unlock()
+	<-ctx.Done()
+	s.mu.Lock()
+	s.running = false
+	var all []*session
+	for _, of := range s.sessions {
+		all = append(all, of...)
+	}
+	s.mu.Unlock()
+	for _, each := range all {
+		each.close()
+	}
+	s.work.Wait()
+	return nil
+}
+
+// begin says that something has to be waited for; false if Run does not run.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running {
+		s.work.Add(1)
+	}
+	return s.running
+}
+
+// ServeNode makes a tunnel of a node's request to joinapi.PathTunnel, and
+// returns when the tunnel has ended. That the request is the node's has been
+// made sure of.
+func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) {
+	if r.Method != http.MethodGet || r.ProtoMajor != 1 || !strings.EqualFold(r.Header.Get("Upgrade"), joinapi.TunnelProtocol) {
+		w.Header().Set("Upgrade", joinapi.TunnelProtocol)
+		refuse(w, http.StatusUpgradeRequired, joinapi.CodeBadRequest, "a tunnel is asked for by HTTP/1.1 GET with Upgrade: "+joinapi.TunnelProtocol)
+		return
+	}
+	if !s.begin() {
+		refuse(w, http.StatusServiceUnavailable, joinapi.CodeNotReady, "the server is starting or stopping: try again")
+		return
+	}
+	defer s.work.Done()
+	have := strings.Split(r.Header.Get(joinapi.HeaderTunnelHave), ",")
+	if slices.Contains(have, s.name) && s.session(node) != nil {
+		w.Header().Set(joinapi.HeaderTunnelServer, s.name)
+		refuse(w, http.StatusConflict, joinapi.CodeBadRequest, "the node has a tunnel to this server already")
+		return
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, joinapi.CodeBadRequest, "this connection cannot become a tunnel")
+		return
+	}
+	if buffered.Reader.Buffered() > 0 {
+		// The server speaks first, so this is no node's.
+		_ = conn.Close()
+		return
+	}
+	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %s\r\n\r\n", joinapi.TunnelProtocol, joinapi.HeaderTunnelServer, s.name)
+	if err != nil {
+		_ = conn.Close()
+		return
+	}
+	n, err := s.open(conn, node)
+	if err != nil {
+		s.log.Debug("tunnel did not open", zap.String("node", node), zap.Error(err))
+		return
+	}
+	<-n.conn.ended
+	s.remove(n)
+}
+
+// refuse answers with an error.
+func refuse(w http.ResponseWriter, status int, code joinapi.Code, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	// The client being gone is all that can go wrong.
+	_ = json.NewEncoder(w).Encode(&joinapi.Error{Code: code, Message: message, ServerTime: time.Now().UTC()})
+}
+
+// session returns the session new streams to a node go through, or nil.
+func (s *Server) session(node string) *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessionLocked(node)
+}
+
+// sessionLocked is session for who holds mu.
+func (s *Server) sessionLocked(node string) *session {
+	of := s.sessions[node]
+	if len(of) == 0 || of[len(of)-1].over() {
+		return nil
+	}
+	return of[len(of)-1]
+}
+
+// add makes n its node's session and lets the one before end when its streams have.
+func (s *Server) add(n *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counters.tunnels.Inc()
+	of := slices.Clone(s.sessions[n.node])
+	s.sessions[n.node] = append(of, n)
+	delete(s.plain, n.node)
+	close(s.changed)
+	s.changed = make(chan struct{})
+	if !s.running {
+		n.close()
+		return
+	}
+	for _, before := range of {
+		s.work.Add(1)
+		go func() {
+			defer s.work.Done()
+			before.retire()
+		}()
+	}
+}
+
+func (s *Server) remove(n *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counters.tunnels.Dec()
+	left := slices.DeleteFunc(s.sessions[n.node], func(other *session) bool { return other == n })
+	if len(left) == 0 {
+		delete(s.sessions, n.node)
+		s.log.Debug("node has no tunnel any more", zap.String("node", n.node))
+		return
+	}
+	s.sessions[n.node] = left
+}
+
+// Disconnect ends a node's tunnels and everything that goes through them.
+func (s *Server) Disconnect(node string) {
+	s.mu.Lock()
+	of := slices.Clone(s.sessions[node])
+	s.mu.Unlock()
+	for _, n := range of {
+		n.close()
+	}
+}
+
+// HostOf returns the address by which a node can be told from all others, or ""
+// if it has none.
+func (s *Server) HostOf(node string) string { return s.nodes.host(node) }
+
+// DialContext connects to an address of the cluster. A node's name or address
+// with its kubelet's port, and pods, are reached through the node's tunnel.
+func (s *Server) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	to, err := s.nodes.find(address)
+	if err != nil {
+		return nil, err
+	}
+	if to.target == "" {
+		return s.direct.DialContext(ctx, network, to.address)
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	n, waited := s.await(ctx, to.node)
+	for n != nil {
+		conn, err := n.dial(ctx, to.target)
+		if err == nil || !n.over() || ctx.Err() != nil {
+			return conn, err
+		}
+		// The tunnel ended while it was asked; another one is likely soon.
+		n, waited = s.await(ctx, to.node)
+	}
+	conn, err := s.direct.DialContext(ctx, network, to.address)
+	if to.node == s.config.Local {
+		return conn, err
+	}
+	s.mu.Lock()
+	s.plain[to.node] = err == nil
+	s.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("%w: node %s, waited %s; and directly: %w: see that mote runs there and reaches this server", ErrNoTunnel, to.node, waited.Round(time.Second), err)
+	}
+	return conn, nil
+}
+
+// await returns a node's session, waiting a short while for one where one is
+// to be expected.
+func (s *Server) await(ctx context.Context, node string) (*session, time.Duration) {
+	start := time.Now()
+	timer := time.NewTimer(s.config.Wait)
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		n, changed, plain := s.sessionLocked(node), s.changed, s.plain[node]
+		s.mu.Unlock()
+		if n != nil || plain || node == s.config.Local {
+			return n, time.Since(start)
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return nil, time.Since(start)
+		case <-ctx.Done():
+			return nil, time.Since(start)
+		}
+	}
+}

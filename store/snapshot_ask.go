@@ -1,0 +1,128 @@
+package store
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+)
+
+// Only one process can open the store, so one that wants a copy of it asks that process over a socket beside the file:
+// a line with where to copy to, answered by a line that is copied or says why not.
+
+const copied = "copied"
+
+func lockPath(path string) string { return path + ".lock" }
+
+// socketPath names the socket by way of an open folder: the name of a socket may have 107 bytes only, those of folders
+// are longer at times.
+func socketPath(dir *os.File, path string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s.sock", dir.Fd(), filepath.Base(path))
+}
+
+// answerCopies copies the store for other processes until ctx or the store ends.
+func (s *Store) answerCopies(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() {
+		select {
+		case <-s.closed:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	dir, err := os.Open(filepath.Dir(s.opts.Path))
+	if err != nil {
+		return fmt.Errorf("open folder of store: %w", err)
+	}
+	defer dir.Close()
+	// What a killed process left; who has the store open was settled by the lock.
+	if err := os.Remove(s.opts.Path + ".sock"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove old socket: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socketPath(dir, s.opts.Path), Net: "unix"})
+	if err != nil {
+		// Some file systems have no sockets. All else works on them.
+		s.log.Warn("other processes cannot take snapshots of this store", zap.Error(err))
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if err := os.Chmod(s.opts.Path+".sock", 0o600); err != nil {
+		return errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
+	}
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return errors.Join(fmt.Errorf("wait for requests to copy the store: %w", err), l.Close())
+		}
+		wg.Go(func() { s.answerCopy(ctx, c) })
+	}
+}
+
+// answerCopy serves one request. It ends early when the other side hangs up.
+func (s *Store) answerCopy(ctx context.Context, c net.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+	r := bufio.NewReader(c)
+	raw, err := r.ReadString('\n')
+	if err != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer func() { _ = c.Close() }()
+	wg.Go(func() {
+		_, _ = r.ReadByte() // nothing more is said: this returns when the connection ends
+		cancel()
+	})
+	answer := copied
+	if err := s.copyTo(ctx, strings.TrimSuffix(raw, "\n")); err != nil {
+		answer = strings.ReplaceAll(err.Error(), "\n", ": ")
+	}
+	_, _ = fmt.Fprintln(c, answer) // who has hung up wants no answer
+}
+
+// askForCopy has the process that runs the store copy it to raw.
+func askForCopy(ctx context.Context, path, raw string) error {
+	raw, err := filepath.Abs(raw)
+	if err != nil {
+		return fmt.Errorf("name copy: %w", err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("open folder of store: %w", err)
+	}
+	defer dir.Close()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socketPath(dir, path))
+	if err != nil {
+		return fmt.Errorf("ask the process that runs the store: %w: %w", ErrInUse, err)
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+	if _, err := fmt.Fprintln(c, raw); err != nil {
+		return fmt.Errorf("ask for a copy: %w", err)
+	}
+	answer, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return errors.Join(ctx.Err(), fmt.Errorf("wait for the copy: %w", err))
+	}
+	if answer = strings.TrimSuffix(answer, "\n"); answer != copied {
+		return fmt.Errorf("copy store: %s", answer)
+	}
+	return nil
+}
