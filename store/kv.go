@@ -99,7 +99,7 @@ func (s *Store) checkSize(m proto.Message) (int, error) {
 	return n, nil
 }
 
-func (s *Store) put(ctx context.Context, r *pb.PutRequest) (resp *pb.PutResponse, err error) {
+func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, err error) {
 	defer func(start time.Time) { s.slow("Put", r.Key, start, err) }(time.Now())
 	if err := checkPut(r); err != nil {
 		return nil, err
@@ -108,6 +108,7 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (resp *pb.PutResponse
 	if err != nil {
 		return nil, err
 	}
+	var resp *pb.PutResponse // the writer's until the proposal is done, which a caller that gives up does not wait for
 	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.latePut(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
 		if err := tx.checkPut(r); err != nil {
 			return err
@@ -122,11 +123,12 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (resp *pb.PutResponse
 	return resp, nil
 }
 
-func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (resp *pb.DeleteRangeResponse, err error) {
+func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (_ *pb.DeleteRangeResponse, err error) {
 	defer func(start time.Time) { s.slow("DeleteRange", r.Key, start, err) }(time.Now())
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
+	var resp *pb.DeleteRangeResponse
 	err = s.propose(ctx, proto.Size(r), func(tx *writeTx) (err error) {
 		resp, err = tx.applyDelete(r)
 		return err
@@ -138,11 +140,12 @@ func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (resp
 	return resp, nil
 }
 
-func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (resp *pb.TxnResponse, err error) {
+func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, err error) {
 	defer func(start time.Time) { s.slow("Txn", firstKey(r), start, err) }(time.Now())
 	if err := checkTxn(r, s.opts.MaxTxnOps); err != nil {
 		return nil, err
 	}
+	var resp *pb.TxnResponse
 	if readOnly(r) {
 		err = s.view(ctx, func(sn *snap) error {
 			path, err := comparePath(sn, r)
