@@ -69,14 +69,15 @@ func parseNFTEvent(msgType uint16, data []byte) (ev nftEvent, ok bool) {
 	return ev, true
 }
 
-// watchSocket calls handle for every message of the netlink groups until ctx ends. The socket is opened anew, after lost
-// as well, when the kernel reports an error; overruns are such an error, and lost lets the caller look at everything.
+// watchSocket calls handle for every message of the netlink groups until ctx ends. The socket is opened anew when the kernel
+// reports an error; overruns are such an error. lost lets the caller look at everything: at once, and again when there is a
+// socket, as nobody told of what changed in between.
 func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []uint, handle func(msgType uint16, data []byte), lost func()) error {
 	const firstWait, lastWait = time.Second, time.Minute
-	wait := firstWait
+	wait, opened := firstWait, func() {}
 	for {
 		started := time.Now()
-		err := readSocket(ctx, protocol, groups, handle)
+		err := readSocket(ctx, protocol, groups, opened, handle)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -87,6 +88,7 @@ func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []ui
 			return nil
 		}
 		lost()
+		opened = lost
 		if time.Since(started) > lastWait {
 			wait = firstWait
 		}
@@ -100,8 +102,8 @@ func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []ui
 	}
 }
 
-// readSocket reads until an error or the end of ctx.
-func readSocket(ctx context.Context, protocol int, groups []uint, handle func(msgType uint16, data []byte)) error {
+// readSocket reads until an error or the end of ctx. It calls opened before it reads.
+func readSocket(ctx context.Context, protocol int, groups []uint, opened func(), handle func(msgType uint16, data []byte)) error {
 	sock, err := nl.Subscribe(protocol, groups...)
 	if err != nil {
 		return fmt.Errorf("open netlink socket: %w", err)
@@ -113,6 +115,7 @@ func readSocket(ctx context.Context, protocol int, groups []uint, handle func(ms
 			sock.Close()
 		}
 	}()
+	opened()
 	for {
 		msgs, from, err := sock.Receive()
 		if err != nil {
