@@ -123,6 +123,8 @@ func (c Config) etcdTLS() (*tls.Config, error) {
 func awaitEtcd(ctx context.Context, endpoints []string, secure *tls.Config) error {
 	patience, cancel := context.WithTimeout(ctx, etcdPatience)
 	defer cancel()
+	end, _ := patience.Deadline()
+	var said []string
 	for {
 		errs := make([]error, len(endpoints))
 		var all sync.WaitGroup
@@ -139,6 +141,10 @@ func awaitEtcd(ctx context.Context, endpoints []string, secure *tls.Config) erro
 			waiting = waiting || !errors.Is(err, errEtcdRefused)
 			words = append(words, endpoints[i]+": "+err.Error())
 		}
+		// What the end cut short says less than the attempt before.
+		if said == nil || time.Now().Before(end) {
+			said = words
+		}
 		timer := time.NewTimer(etcdRetry)
 		select {
 		case <-patience.Done():
@@ -147,7 +153,7 @@ func awaitEtcd(ctx context.Context, endpoints []string, secure *tls.Config) erro
 		}
 		timer.Stop()
 		if !waiting {
-			return fmt.Errorf("%w: %s", ErrEtcd, strings.Join(words, "; "))
+			return fmt.Errorf("%w: %s", ErrEtcd, strings.Join(said, "; "))
 		}
 	}
 }

@@ -173,7 +173,8 @@ func TestOpenEtcd_Refused(t *testing.T) {
 func TestOpenEtcd_HTTPWhereThereIsTLS(t *testing.T) {
 	cert, _ := certificate(t)
 	port := serveEtcd(t, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}})))
-	ctx, cancel := context.WithTimeout(t.Context(), 2*etcdRetry)
+	// Its end lies between two attempts.
+	ctx, cancel := context.WithTimeout(t.Context(), etcdRetry*3/2)
 	defer cancel()
 	_, err := openDatastore(ctx, etcdConfig(t, "http://127.0.0.1:"+port))
 	if !errors.Is(err, ErrEtcd) || !strings.Contains(err.Error(), "http or https") {
