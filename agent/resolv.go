@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
@@ -70,11 +71,15 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	defer w.Close()
 	for {
 		// Network managers swap links and files, so the folders are watched, and
-		// again each time: they may have been made meanwhile.
-		for _, dir := range p.folders() {
-			if err := w.Add(dir); err != nil {
-				log.Debug("folder of resolvers not watched", zap.String("folder", dir), zap.Error(err))
+		// again each time: they may have been made meanwhile, also while this does it.
+		var watched []string
+		for now := p.folders(); !slices.Equal(watched, now); now = p.folders() {
+			for _, dir := range now {
+				if err := w.Add(dir); err != nil {
+					log.Debug("folder of resolvers not watched", zap.String("folder", dir), zap.Error(err))
+				}
 			}
+			watched = now
 		}
 		changed, err := p.write()
 		switch {
