@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap/zaptest"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
 // ipv6Host skips where there is no IPv6 to take away.
@@ -18,7 +20,7 @@ func ipv6Host(t *testing.T) bool {
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
 		t.Skip("needs IPv6")
 	}
-	return inNamespace(t)
+	return netnstest.Enter(t)
 }
 
 // dualConfig is of a cluster with both families.

@@ -17,6 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
 // inside runs f on a thread in the namespace.
@@ -45,7 +47,7 @@ func inside(t *testing.T, ns string, f func() error) {
 
 // TestProxy_Run_NetworkPolicy lets one pod talk to another over the bridge, and forbids and allows it by policies.
 func TestProxy_Run_NetworkPolicy(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	h := newHost(t)

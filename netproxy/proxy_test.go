@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
 func cidr(t *testing.T, text string) *net.IPNet {
@@ -142,7 +144,7 @@ func TestProxy_Run_NFTables(t *testing.T) { testProxyRun(t, ModeNFTables) }
 func TestProxy_Run_IPTables(t *testing.T) { testProxyRun(t, ModeIPTables) }
 
 func testProxyRun(t *testing.T, mode string) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	if err := utilfeature.DefaultMutableFeatureGate.Set("KubeProxyNFTablesLocalhostNodePorts=true"); err != nil {
@@ -251,7 +253,7 @@ func testProxyRun(t *testing.T, mode string) {
 }
 
 func TestChooseMode(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	ctx := context.Background()

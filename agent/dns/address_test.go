@@ -4,10 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,37 +12,12 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap/zaptest"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
-// inNamespace runs the calling test in a network namespace of its own, by starting this test binary again for just that
-// test. It returns true in the namespace, and false outside once the test has passed there. Without root it skips.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	const marker = "MOTE_TEST_NETNS"
-	if os.Getenv(marker) == t.Name() {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := netlink.LinkSetUp(lo); err != nil {
-			t.Fatal(err)
-		}
-		return true
-	}
-	if os.Getuid() != 0 {
-		t.Skip("needs root for a network namespace")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), marker+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("in namespace: %v\n%s", err, out)
-	}
-	return false
-}
-
 func TestServer_Run_KeepsItsAddress(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	s, err := New(Config{

@@ -1,31 +1,19 @@
 package nfttool
 
 import (
-	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
-// inNamespace runs the rest of the calling test in a network namespace of its own, by starting this test binary again for
-// just that test. It returns true in the namespace, and false outside once the test has passed there. Without root it skips.
+// inNamespace runs the rest of the calling test in a network namespace of its own where there is nft.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	const marker = "MOTE_TEST_NETNS"
-	if os.Getenv(marker) == t.Name() {
-		return true
+	if !Available() {
+		t.Skip("needs nft")
 	}
-	if os.Getuid() != 0 || !Available() {
-		t.Skip("needs root for a network namespace, and nft")
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), marker+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("in namespace: %v\n%s", err, out)
-	}
-	return false
+	return netnstest.Enter(t)
 }
 
 func nft(t *testing.T, script string) {

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/mote-dev/mote/netnstest"
 	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
@@ -85,7 +86,7 @@ func listedMTU(c Config) int {
 }
 
 func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")
@@ -153,7 +154,7 @@ func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
 }
 
 func TestNetwork_Run_RestoresRulesOthersRemove(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")
@@ -203,7 +204,7 @@ func TestNetwork_Run_RestoresRulesOthersRemove(t *testing.T) {
 }
 
 func TestFirewalls_ApplyTwiceAndRemove(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	rules := ruleCases[2].rules
@@ -265,7 +266,7 @@ func TestFirewalls_ApplyTwiceAndRemove(t *testing.T) {
 }
 
 func TestIPTablesGuard_OnlyWhereTheHostDrops(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "iptables")
@@ -301,7 +302,7 @@ func TestIPTablesGuard_OnlyWhereTheHostDrops(t *testing.T) {
 }
 
 func TestCleanup_RemovesTheKubeletsChains(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "iptables")
@@ -324,7 +325,7 @@ func TestCleanup_RemovesTheKubeletsChains(t *testing.T) {
 }
 
 func TestCleanup_RemovesOnlyOurs(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")

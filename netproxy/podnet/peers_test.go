@@ -18,6 +18,8 @@ import (
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap/zaptest"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
 func TestPlanPeers(t *testing.T) {
@@ -261,7 +263,7 @@ func send(t *testing.T, from, to, ip string, size int) (seen string, err error) 
 }
 
 func TestNetwork_Peers(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")
@@ -324,7 +326,7 @@ func TestNetwork_Peers(t *testing.T) {
 
 // TestNetwork_Peers_BackendChanges goes from each backend to each other, as servers may say so: what the one before made has to go.
 func TestNetwork_Peers_BackendChanges(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")
@@ -364,7 +366,7 @@ func TestNetwork_Peers_BackendChanges(t *testing.T) {
 // TestNetwork_Peers_BehindNAT puts the second host behind a router that hides it, as at home. The first host has to reach its
 // pods without having been spoken to by them.
 func TestNetwork_Peers_BehindNAT(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")
@@ -410,7 +412,7 @@ func sortedLines(text string) string {
 }
 
 func TestNetwork_Run_FindsPeersWithoutItsServer(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")

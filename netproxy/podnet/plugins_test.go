@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
 // TestNetwork_Run_PluginsAcceptTheList attaches two pods with the real plugins: they reach each other, the outside sees the
@@ -25,7 +27,7 @@ func TestNetwork_Run_PluginsAcceptTheList(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err != nil {
 		t.Skipf("needs the bundled CNI plugins: %v", err)
 	}
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	for _, firewall := range []Firewall{FirewallNFTables, FirewallIPTables} {

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/mote-dev/mote/netnstest"
 )
 
 // setting reads a kernel setting.
@@ -18,7 +20,7 @@ func setting(t *testing.T, name string) string {
 }
 
 func TestEnsureKernelSettings(t *testing.T) {
-	if !inNamespace(t) {
+	if !netnstest.Enter(t) {
 		return
 	}
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {

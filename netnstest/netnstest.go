@@ -1,4 +1,4 @@
-package netproxy
+package netnstest
 
 import (
 	"os"
@@ -10,9 +10,10 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// inNamespace runs the calling test in a network namespace of its own, by starting this test binary again for just that
-// test. It returns true in the namespace, and false outside once the test has passed there. Without root it skips.
-func inNamespace(t *testing.T) bool {
+// Enter runs the rest of the calling test in a new network namespace with nothing but loopback, by starting this test
+// binary again for just that test. It returns true in the namespace, and false outside once the test has passed there;
+// then the caller returns. What is skipped there is skipped, and without root all of it is.
+func Enter(t *testing.T) bool {
 	t.Helper()
 	const marker = "MOTE_TEST_NETNS"
 	if os.Getenv(marker) == t.Name() {
@@ -39,14 +40,4 @@ func inNamespace(t *testing.T) bool {
 		t.Skipf("in namespace:\n%s", out)
 	}
 	return false
-}
-
-// run runs a tool and returns what it printed.
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
 }
