@@ -93,6 +93,9 @@ func checkPacketFilter(h Host, _ Options) []Result {
 
 func checkBridgeFilter(h Host, _ Options) []Result {
 	if !h.Exists("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+		if h.TryModule("br_netfilter") == nil {
+			return ok("br_netfilter", "not loaded, will be")
+		}
 		return warn("br_netfilter", "not loaded", "run `modprobe br_netfilter`: without, a pod may not reach a service that leads to a pod of the same node")
 	}
 	return ok("br_netfilter", "there")
@@ -135,6 +138,9 @@ func checkIPv6(h Host, o Options) []Result {
 
 func checkConntrack(h Host, _ Options) []Result {
 	if !h.Exists("/proc/sys/net/netfilter/nf_conntrack_max") {
+		if h.TryModule("nf_conntrack") == nil {
+			return ok("conntrack", "not loaded, comes with the first rule")
+		}
 		return warn("conntrack", "not loaded", "run `modprobe nf_conntrack`: services need it, and the kernel loads it with the first rule only if it has the module")
 	}
 	return ok("conntrack", "there")

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toolTimeout bounds one run of nft or iptables.
-const toolTimeout = 5 * time.Second
+// toolTimeout bounds one run of nft, iptables or modprobe. The first nft of a boot loads modules, which takes slow machines seconds.
+const toolTimeout = 30 * time.Second
 
 // machine is the host this process runs on.
 type machine struct{}
@@ -235,6 +235,15 @@ func tryTool(input, name string, args ...string) error {
 		}
 		return fmt.Errorf("run %s: %w", name, err)
 	})
+}
+
+func (machine) TryModule(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
+	defer cancel()
+	if err := exec.CommandContext(ctx, "modprobe", "--dry-run", "--quiet", name).Run(); err != nil {
+		return fmt.Errorf("find kernel module %s: %w", name, err)
+	}
+	return nil
 }
 
 func (machine) TryListen(address string) error {

@@ -80,6 +80,8 @@ type Host interface {
 	// network namespace that is thrown away.
 	TryNFTables() error
 	TryIPTables() error
+	// TryModule reports whether a kernel module could be loaded, and loads nothing.
+	TryModule(name string) error
 	// TryListen opens and closes a TCP port; PortOwner names who has it, or "".
 	TryListen(address string) error
 	PortOwner(address string) string

@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ type fakeHost struct {
 	nftErr     error
 	iptErr     error
 	writeErr   error
+	modules    []string
 	listenErr  map[string]error
 	owner      string
 	inotify    int
@@ -72,10 +74,16 @@ func (f *fakeHost) Free(string) (uint64, uint64, error) { return f.free, f.inode
 func (f *fakeHost) TryLinks(...string) map[string]error { return f.linkErrs }
 func (f *fakeHost) TryNFTables() error                  { return f.nftErr }
 func (f *fakeHost) TryIPTables() error                  { return f.iptErr }
-func (f *fakeHost) TryListen(address string) error      { return f.listenErr[address] }
-func (f *fakeHost) PortOwner(string) string             { return f.owner }
-func (f *fakeHost) InotifyInUse() int                   { return f.inotify }
-func (f *fakeHost) Now() time.Time                      { return f.now }
+func (f *fakeHost) TryModule(name string) error {
+	if !slices.Contains(f.modules, name) {
+		return errors.New("no such module")
+	}
+	return nil
+}
+func (f *fakeHost) TryListen(address string) error { return f.listenErr[address] }
+func (f *fakeHost) PortOwner(string) string        { return f.owner }
+func (f *fakeHost) InotifyInUse() int              { return f.inotify }
+func (f *fakeHost) Now() time.Time                 { return f.now }
 
 var options = Options{DataDir: "/var/lib/mote", Node: true, IPv6: true, Ports: []Port{{Address: ":6443", Purpose: "the API server", Setting: "--https-listen-port"}}}
 
@@ -134,6 +142,10 @@ func TestRun_Faults(t *testing.T) {
 		{"no nftables", func(h *fakeHost) { h.nftErr = errNo }, "packet filter", Warn, "install nftables"},
 		{"no packet filter", func(h *fakeHost) { h.nftErr, h.iptErr = errNo, errNo }, "packet filter", Fail, "install"},
 		{"no br_netfilter", func(h *fakeHost) { delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") }, "br_netfilter", Warn, "modprobe br_netfilter"},
+		{"br_netfilter is a module", func(h *fakeHost) {
+			delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables")
+			h.modules = []string{"br_netfilter"}
+		}, "br_netfilter", OK, "will be"},
 		{"forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"] = "0\n" }, "ip_forward", OK, "can be set"},
 		{"forwarding fixed", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"], h.writeErr = "0\n", unix.EROFS }, "ip_forward", Fail, "sysctl -w"},
 		{"no IPv6", func(h *fakeHost) { delete(h.files, "/proc/sys/net/ipv6/conf/all/disable_ipv6") }, "ipv6", Fail, "ipv6.disable=1"},
@@ -144,6 +156,10 @@ func TestRun_Faults(t *testing.T) {
 			h.files["/proc/sys/net/ipv6/conf/all/forwarding"], h.writeErr = "0\n", unix.EROFS
 		}, "ipv6", Fail, "sysctl -w net.ipv6.conf.all.forwarding=1"},
 		{"no conntrack", func(h *fakeHost) { delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max") }, "conntrack", Warn, "nf_conntrack"},
+		{"conntrack is a module", func(h *fakeHost) {
+			delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max")
+			h.modules = []string{"nf_conntrack"}
+		}, "conntrack", OK, "comes with"},
 		{"no kmsg", func(h *fakeHost) { delete(h.files, "/dev/kmsg") }, "/dev/kmsg", Fail, "--device"},
 		{"no seccomp", func(h *fakeHost) { delete(h.files, "/proc/sys/kernel/seccomp/actions_avail") }, "seccomp", Warn, "CONFIG_SECCOMP_FILTER"},
 		{"private root", func(h *fakeHost) { h.files["/proc/self/mountinfo"] = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n" }, "mounts", Warn, "make-rshared"},
