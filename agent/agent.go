@@ -101,6 +101,7 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 	rt, err := runtime.New(runtime.Config{
 		DataDir:        filepath.Join(c.DataDir, "agent"),
 		RegistriesFile: c.RegistriesFile,
+		CgroupDriver:   c.cgroupDriver(),
 		Debug:          c.Debug,
 		Logger:         c.Logger.Named("runtime"),
 		Progress:       progress,

@@ -1,11 +1,13 @@
 package cmd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -173,14 +175,54 @@ func removeCgroups(root string) error {
 	}
 	var errs []error
 	for _, h := range hierarchies {
-		for _, name := range []string{"kubepods", "kubepods.slice"} {
-			errs = append(errs, removeCgroup(filepath.Join(h, root, name)))
-		}
+		slice := filepath.Join(h, root, "kubepods.slice")
+		errs = append(errs, stopSlices(slice), removeCgroup(slice), removeCgroup(filepath.Join(h, root, "kubepods")))
 		if root != "/" {
 			errs = append(errs, removeCgroup(filepath.Join(h, root)))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// stopSlices makes systemd forget the slices of pods that nothing runs in any more: it would make the cgroup of one it
+// knows again.
+func stopSlices(dir string) error {
+	empty, err := emptySlices(dir)
+	if err != nil || len(empty) == 0 {
+		return err
+	}
+	out, err := exec.Command("systemctl", append([]string{"stop", "--"}, empty...)...).CombinedOutput()
+	if err != nil && !errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("stop the slices of pods: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// emptySlices names the slices at and below dir that no process is in or below, as cgroup version 2 tells, but for those
+// in one that is named: with a slice systemd stops all in it.
+func emptySlices(dir string) ([]string, error) {
+	var empty []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the kubelet or systemd was faster
+		}
+		if err != nil || !d.IsDir() || filepath.Ext(path) != ".slice" {
+			return err
+		}
+		events, err := os.ReadFile(filepath.Join(path, "cgroup.events"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && bytes.Contains(events, []byte("populated 0\n")) {
+			empty = append(empty, d.Name())
+			return filepath.SkipDir
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for slices of pods: %w", err)
+	}
+	return empty, nil
 }
 
 func removeCgroup(dir string) error {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,27 @@ import (
 
 	"github.com/mote-dev/mote/datadir"
 )
+
+func TestEmptySlices(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "kubepods.slice")
+	if got, err := emptySlices(dir); err != nil || len(got) != 0 {
+		t.Errorf("where there are none: %v, %v", got, err)
+	}
+	for path, populated := range map[string]string{
+		"": "1", "kubepods-burstable.slice": "0", "kubepods-burstable.slice/kubepods-burstable-pod1.slice": "0",
+		"kubepods-pod2.slice": "1", "kubepods-pod2.slice/cri-containerd-3.scope": "1", "kubepods-pod2.slice/cri-containerd-4.scope": "0",
+	} {
+		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path, "cgroup.events"), []byte("populated "+populated+"\nfrozen 0\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := emptySlices(dir); err != nil || !slices.Equal(got, []string{"kubepods-burstable.slice"}) {
+		t.Errorf("empty ones: %v, %v", got, err)
+	}
+}
 
 func TestKubeletMade(t *testing.T) {
 	const kubelet = "/var/lib/mote/agent/kubelet"

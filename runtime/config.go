@@ -43,9 +43,9 @@ type Config struct {
 	// RegistriesFile sets mirrors and credentials; it may be missing. Default:
 	// DefaultRegistriesFile.
 	RegistriesFile string
-	// Systemd makes runc create cgroups through systemd, for a kubelet with the
-	// systemd cgroup driver. Default: cgroupfs.
-	Systemd bool
+	// CgroupDriver is "systemd" or "cgroupfs": who makes the cgroups of pods. The
+	// kubelet asks for it. Default: systemd where it runs the host.
+	CgroupDriver string
 	// Snapshotter is "overlayfs" or "native". Default: overlayfs where DataDir's
 	// file system supports it, else native.
 	Snapshotter string
@@ -97,6 +97,11 @@ func (c Config) Validate() error {
 	case "", snapshotterOverlay, snapshotterNative:
 	default:
 		errs = append(errs, fmt.Errorf("snapshotter is %q: it must be %s or %s", c.Snapshotter, snapshotterOverlay, snapshotterNative))
+	}
+	switch c.CgroupDriver {
+	case "", cgroupDriverSystemd, cgroupDriverFS:
+	default:
+		errs = append(errs, fmt.Errorf("cgroup driver is %q: it must be %s or %s", c.CgroupDriver, cgroupDriverSystemd, cgroupDriverFS))
 	}
 	if c.MaxConcurrentDownloads < 0 {
 		errs = append(errs, fmt.Errorf("concurrent downloads are %d: they must not be negative", c.MaxConcurrentDownloads))

@@ -16,7 +16,7 @@ func TestConfig_Validate(t *testing.T) {
 		{"good", Config{DataDir: "/d"}, nil},
 		{"nothing", Config{}, []string{"absolute path"}},
 		{"relative", Config{DataDir: "d"}, []string{"absolute path"}},
-		{"everything", Config{Snapshotter: "zfs", MaxConcurrentDownloads: -1}, []string{"absolute path", "zfs", "-1"}},
+		{"everything", Config{Snapshotter: "zfs", CgroupDriver: "upstart", MaxConcurrentDownloads: -1}, []string{"absolute path", "zfs", "upstart", "-1"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			err := row.c.Validate()
@@ -27,6 +27,34 @@ func TestConfig_Validate(t *testing.T) {
 				if !strings.Contains(err.Error(), w) {
 					t.Errorf("error %v does not say %q", err, w)
 				}
+			}
+		})
+	}
+}
+
+func TestChooseCgroupDriver(t *testing.T) {
+	const booted, v2, kept = "run/systemd/system", "sys/fs/cgroup/cgroup.controllers", "sys/fs/cgroup/kubepods"
+	for _, row := range []struct {
+		name, wanted string
+		there        []string
+		want         string
+	}{
+		{"systemd and version 2", "", []string{booted, v2}, "systemd"},
+		{"systemd and version 1", "", []string{booted}, "cgroupfs"},
+		{"no systemd", "", []string{v2}, "cgroupfs"},
+		{"pods of before", "", []string{booted, v2, kept}, "cgroupfs"},
+		{"told not to", "cgroupfs", []string{booted, v2}, "cgroupfs"},
+		{"told to", "systemd", []string{booted, v2, kept}, "systemd"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			root := t.TempDir()
+			for _, path := range row.there {
+				if err := os.MkdirAll(filepath.Join(root, path), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := chooseCgroupDriver(row.wanted, root); got != row.want {
+				t.Errorf("driver is %s, want %s", got, row.want)
 			}
 		})
 	}

@@ -22,6 +22,9 @@ const (
 	snapshotterOverlay = "overlayfs"
 	snapshotterNative  = "native"
 
+	cgroupDriverSystemd = "systemd"
+	cgroupDriverFS      = "cgroupfs"
+
 	runtimeName = "runc"
 
 	// The kubelet reads container statistics through cAdvisor, so containerd's
@@ -89,7 +92,7 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 					"options": map[string]any{
 						"BinaryName":    b.Path(bundle.Runc),
 						"Root":          p.runcRoot,
-						"SystemdCgroup": c.Systemd,
+						"SystemdCgroup": chooseCgroupDriver(c.CgroupDriver, "/") == cgroupDriverSystemd,
 					},
 				}},
 			},
@@ -132,6 +135,25 @@ func chooseSnapshotter(c Config, p paths) (name string, reason error) {
 		return snapshotterNative, err
 	}
 	return snapshotterOverlay, nil
+}
+
+// chooseCgroupDriver leaves the cgroups of pods to systemd on a host that it
+// runs and whose cgroups are of version 2: systemd takes itself for the only one
+// who writes there (https://kubernetes.io/docs/setup/production-environment/container-runtimes/#cgroup-drivers).
+// Pods that were started without it keep their groups, and all others with them,
+// until the next boot. root is the host's file system.
+func chooseCgroupDriver(wanted, root string) string {
+	if wanted != "" {
+		return wanted
+	}
+	there := func(path string) bool {
+		_, err := os.Stat(filepath.Join(root, path))
+		return err == nil
+	}
+	if there("run/systemd/system") && there("sys/fs/cgroup/cgroup.controllers") && !there("sys/fs/cgroup/kubepods") {
+		return cgroupDriverSystemd
+	}
+	return cgroupDriverFS
 }
 
 // lacksSysResource reports whether this process may not lower oom_score_adj. If
