@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -130,7 +131,7 @@ func killPid(t *testing.T, pid string) {
 		t.Fatal(err)
 	}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if _, err := unix.Poll(poll, 5000); err != nil {
+	if _, err := unix.Poll(poll, 5000); err != nil && !errors.Is(err, unix.EINTR) {
 		t.Fatal(err)
 	}
 }
@@ -145,7 +146,7 @@ func timeout(t *testing.T, d time.Duration) context.Context {
 // TestRuntime_InProcess drives the CRI services as the kubelet does, by calls.
 func TestRuntime_InProcess(t *testing.T) {
 	n := newNode(t)
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	n.cfg.Logger = zaptest.NewLogger(t, zaptest.WrapOptions())
 	r, err := runtime.New(n.cfg)
 	if err != nil {
@@ -171,8 +172,8 @@ func TestRuntime_InProcess(t *testing.T) {
 		if err != nil {
 			t.Errorf("stop: %v", err)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("runtime did not stop within 10 s")
+	case <-time.After(30 * time.Second):
+		t.Error("runtime did not stop within 30 s")
 	}
 }
 
@@ -191,11 +192,11 @@ func useContainers(ctx context.Context, n node, c runtimetest.CRI) error {
 		return err
 	}
 	fmt.Printf("pod and container started in %s\n", time.Since(start))
-	out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "from exec"}, 5*time.Second)
+	out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "from exec"}, 30*time.Second)
 	if err != nil || string(out) != "from exec\n" {
 		return fmt.Errorf("exec gave %q: %w", out, err)
 	}
-	if _, _, err := c.Runtime.ExecSync(ctx, id, []string{"false"}, 5*time.Second); err == nil {
+	if _, _, err := c.Runtime.ExecSync(ctx, id, []string{"false"}, 30*time.Second); err == nil {
 		return fmt.Errorf("exec of a failing command gave no error")
 	}
 	if _, err := c.Runtime.ContainerStatus(ctx, "no-such-container", false); err == nil {
@@ -259,7 +260,7 @@ func TestRuntime_RestartKeepsContainers(t *testing.T) {
 		if after.StartedAt != before.StartedAt {
 			t.Errorf("after %s the container started at %d, before at %d", how.name, after.StartedAt, before.StartedAt)
 		}
-		if out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "alive"}, 5*time.Second); err != nil || string(out) != "alive\n" {
+		if out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "alive"}, 30*time.Second); err != nil || string(out) != "alive\n" {
 			t.Errorf("after %s exec gave %q: %v", how.name, out, err)
 		}
 	}
@@ -384,7 +385,7 @@ func TestRuntime_PodNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, _, err := c.Runtime.ExecSync(ctx, id, []string{"ip", "addr"}, 5*time.Second)
+	out, _, err := c.Runtime.ExecSync(ctx, id, []string{"ip", "addr"}, 30*time.Second)
 	if err != nil || !strings.Contains(string(out), ip) || !strings.Contains(string(out), "LOOPBACK,UP") {
 		t.Errorf("addresses in the pod are %s: %v", out, err)
 	}
@@ -424,7 +425,7 @@ func networkReady(ctx context.Context, c runtimetest.CRI) (bool, error) {
 // TestRuntime_OOMKilled needs the events of the kernel to reach CRI.
 func TestRuntime_OOMKilled(t *testing.T) {
 	n := newNode(t)
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	child := runtimetest.Start(t, n.cfg)
 	c := runtimetest.Dial(t, n.socket())
 	p, err := n.pod(ctx, c, "oom")
@@ -462,7 +463,7 @@ func TestRuntime_OOMKilled(t *testing.T) {
 // wrote the state, as in a container whose /run is kept: all must be cleared.
 func TestRuntime_OtherBoot(t *testing.T) {
 	n := newNode(t)
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	child := runtimetest.Start(t, n.cfg)
 	c := runtimetest.Dial(t, n.socket())
 	p, err := n.pod(ctx, c, "old")
@@ -491,7 +492,7 @@ func TestRuntime_OtherBoot(t *testing.T) {
 // TestCleanup_SparesForeignMounts has a volume mounted inside the data folder.
 func TestCleanup_SparesForeignMounts(t *testing.T) {
 	n := newNode(t)
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	child := runtimetest.Start(t, n.cfg)
 	c := runtimetest.Dial(t, n.socket())
 	if _, err := n.pod(ctx, c, "pod"); err != nil {
@@ -528,7 +529,7 @@ func TestCleanup_SparesForeignMounts(t *testing.T) {
 func TestRuntime_NativeSnapshotter(t *testing.T) {
 	n := newNode(t)
 	n.cfg.Snapshotter = "native"
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	child := runtimetest.Start(t, n.cfg)
 	if err := runOne(ctx, n, runtimetest.Dial(t, n.socket()), "copied"); err != nil {
 		t.Error(err)

@@ -88,7 +88,7 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // the mirror the registries file names, with the credentials it gives.
 func TestPull_ThroughMirror(t *testing.T) {
 	n := newNode(t)
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	reg := newRegistry(t, smallImage("none.invalid/app:1", "pulled"))
 	server := httptest.NewServer(reg)
 	t.Cleanup(server.Close)
@@ -200,7 +200,7 @@ func TestRun_RefusesBadRegistries(t *testing.T) {
 // TestRun_RefusesSecond must not let two runtimes share a data folder.
 func TestRun_RefusesSecond(t *testing.T) {
 	n := newNode(t)
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 180*time.Second)
 	first, err := runtime.New(n.cfg)
 	if err != nil {
 		t.Fatal(err)

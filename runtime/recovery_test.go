@@ -194,7 +194,7 @@ func TestRuntime_Damage(t *testing.T) {
 	for i, d := range damages {
 		name := strings.ReplaceAll(d.name, " ", "-")
 		ok := t.Run(d.name, func(t *testing.T) {
-			ctx := timeout(t, 60*time.Second)
+			ctx := timeout(t, 180*time.Second)
 			c := runtimetest.Dial(t, n.socket())
 			p, err := n.pod(ctx, c, "before-"+name)
 			if err != nil {

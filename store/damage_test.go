@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -128,7 +129,7 @@ func TestRestore_RefusesAndKeeps(t *testing.T) {
 	}
 	for name, bad := range map[string][]byte{
 		"cut":     good[:len(good)/2],
-		"changed": append(append(bytes.Clone(good[:len(good)/2]), 'x'), good[len(good)/2+1:]...),
+		"changed": slices.Concat(good[:len(good)/2], []byte{^good[len(good)/2]}, good[len(good)/2+1:]),
 		"foreign": []byte("not a snapshot at all"),
 		"empty":   nil,
 	} {

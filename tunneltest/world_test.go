@@ -38,7 +38,7 @@ const (
 	// Pods have addresses of the loopback device that are not the machine's own.
 	podRange = "127.77.1.0/24"
 	podIP    = "127.77.1.5"
-	patience = 20 * time.Second
+	patience = time.Minute
 )
 
 // world is a server and a node on loopback, with a wire between them that can be

@@ -146,8 +146,9 @@ func (f *fakeServer) sign(csrPEM []byte) []byte {
 	if err != nil || csr.CheckSignature() != nil {
 		return nil
 	}
+	now := f.clock()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(3), Subject: csr.Subject, NotBefore: f.clock().Add(-time.Hour), NotAfter: f.clock().Add(f.lifetime),
+		SerialNumber: big.NewInt(3), Subject: csr.Subject, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(f.lifetime),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, f.ca, csr.PublicKey, f.caKey)
 	if err != nil {

@@ -173,8 +173,8 @@ func (c *Child) Stop() {
 		if err != nil {
 			c.t.Fatalf("runtime did not stop cleanly: %v", err)
 		}
-	case <-time.After(10 * time.Second):
-		c.t.Fatal("runtime did not stop within 10 s")
+	case <-time.After(30 * time.Second):
+		c.t.Fatal("runtime did not stop within 30 s")
 	}
 }
 

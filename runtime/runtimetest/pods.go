@@ -64,11 +64,11 @@ type CRI struct {
 func Dial(t testing.TB, socket string) CRI {
 	t.Helper()
 	ctx := t.Context()
-	rt, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(10 * time.Second).WithTracerProvider(nil).Build(ctx)
+	rt, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(2 * time.Minute).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	im, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(10 * time.Second).WithTracerProvider(nil).Build(ctx)
+	im, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(2 * time.Minute).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,11 +48,19 @@ func TestLateView_HandlersComeWhenOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard := make(chan string, 8)
-	if _, err := shared.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) { heard <- "" }}); err != nil {
+	if _, err := shared.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		UpdateFunc: func(any, any) { heard <- "" },
+		DeleteFunc: func(any) { heard <- "" },
+	}); err != nil {
 		t.Fatal(err)
 	}
 	shared.StartWithContext(ctx)
 	shared.WaitForCacheSync(ctx.Done())
+	// The fake API loses a deletion between list and watch, but no change: once one is heard of, there is the watch.
+	if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("gone", corev1.PodFailed), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	<-heard
 	if err := client.CoreV1().Pods("default").Delete(ctx, "gone", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -313,7 +313,6 @@ func silent(t *testing.T) io.Reader {
 
 func TestService_Bodies(t *testing.T) {
 	f := newFixture(t, nil, withToken(nil))
-	f.bodyTimeout = 200 * time.Millisecond
 	plain := func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }
 	announced := func(r *http.Request) { r.ContentLength = 1 << 40 }
 	for _, row := range []struct {
@@ -337,8 +336,10 @@ func TestService_Bodies(t *testing.T) {
 				}
 				t.Run(name, func(t *testing.T) {
 					body := row.body
+					f.bodyTimeout = bodyTimeout
 					if body == nil {
 						body = silent(t)
+						f.bodyTimeout = 200 * time.Millisecond
 					}
 					r := f.request(t, http.MethodPost, path, testToken, body)
 					if row.change != nil {

@@ -47,7 +47,6 @@ func newAgent(t *testing.T) *agent {
 		}
 	})
 	a.Process = harness.NewProcess(t, "agent", log)
-	a.EndsWithin = endsWithin
 	return a
 }
 

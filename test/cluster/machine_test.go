@@ -80,7 +80,8 @@ func (m *machine) refused(t *testing.T, args ...string) string {
 		t.Errorf("mote %s: %v, want exit code 1:\n%s", strings.Join(args, " "), err, out)
 	}
 	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(out)), "\n"), func(l string) bool {
-		return strings.Contains(l, " INFO check the host") || strings.Contains(l, " INFO unpack bundled tools")
+		return strings.Contains(l, " INFO check the host") || strings.Contains(l, " INFO unpack bundled tools") ||
+			strings.Contains(l, " INFO start container runtime")
 	})
 	if len(lines) != 1 || !strings.HasPrefix(lines[0], "mote: ") {
 		t.Errorf("mote %s: said, instead of one line:\n%s", strings.Join(args, " "), out)

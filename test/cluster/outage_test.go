@@ -74,19 +74,22 @@ func testPartition(t *testing.T, c *cluster) {
 			})
 		}
 	})
-	nodes, err := c.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	lost := 0
-	for _, n := range nodes.Items {
-		if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeUnreachable }) {
-			lost++
+	harness.Eventually(t, 30*time.Second, fmt.Sprintf("both nodes given up after %v", partitioned), func(ctx context.Context) error {
+		nodes, err := c.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
 		}
-	}
-	if lost != 2 {
-		t.Errorf("after %v, %d nodes are given up, want 2: the partition was none, or too short", partitioned, lost)
-	}
+		lost := 0
+		for _, n := range nodes.Items {
+			if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeUnreachable }) {
+				lost++
+			}
+		}
+		if lost != 2 {
+			return fmt.Errorf("%d nodes are given up, want 2: the partition was none, or too short", lost)
+		}
+		return nil
+	})
 	begin := time.Now()
 	for _, m := range []*machine{c.near, c.far} {
 		if err := m.Heal(); err != nil {
@@ -247,20 +250,23 @@ func testServerDown(t *testing.T, c *cluster) {
 	}
 	c.allReady(t, 60*time.Second)
 	c.connected(t)
-	// No pod was replaced, and no container but those that were killed.
-	now := c.containers(t)
-	for pod, id := range ids {
-		killed := strings.HasSuffix(pod, " on near") || strings.HasPrefix(pod, "talk-") && strings.HasSuffix(pod, " on far")
-		switch {
-		case now[pod] == "":
-			t.Errorf("%s is gone", pod)
-		case killed == (now[pod] == id):
-			t.Errorf("%s is %s, before %s", pod, now[pod], id)
+	// No pod was replaced, and no container but those that were killed. A kubelet may tell of these up to ten seconds later.
+	harness.Eventually(t, 30*time.Second, "the containers there were, but for those killed", func(context.Context) error {
+		now, errs := c.containers(t), []error(nil)
+		for pod, id := range ids {
+			killed := strings.HasSuffix(pod, " on near") || strings.HasPrefix(pod, "talk-") && strings.HasSuffix(pod, " on far")
+			switch {
+			case now[pod] == "":
+				errs = append(errs, fmt.Errorf("%s is gone", pod))
+			case killed == (now[pod] == id):
+				errs = append(errs, fmt.Errorf("%s is %s, before %s", pod, now[pod], id))
+			}
 		}
-	}
-	if len(now) != len(ids) {
-		t.Errorf("%d pods, before %d: %v", len(now), len(ids), now)
-	}
+		if len(now) != len(ids) {
+			errs = append(errs, fmt.Errorf("%d pods, before %d: %v", len(now), len(ids), now))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // killAndAwait kills what a container runs, and wants it to be there again.

@@ -50,9 +50,9 @@ func testHelm(t *testing.T, c *cluster) {
 			return nil
 		})
 	}
-	helm("install", "front", "chart", "--wait", "--timeout=90s")
+	helm("install", "front", "chart", "--wait", "--timeout=170s")
 	motd("first")
-	helm("upgrade", "front", "chart", "--set", "motd=second,replicas=2", "--wait", "--timeout=90s")
+	helm("upgrade", "front", "chart", "--set", "motd=second,replicas=2", "--wait", "--timeout=170s")
 	motd("second")
 	if n := len(s.pods("app=front")); n < 2 {
 		t.Errorf("%d pods after the upgrade, want 2", n)
@@ -60,7 +60,7 @@ func testHelm(t *testing.T, c *cluster) {
 	if out := s.kubectl("get", "job", "front-check", "-o", "jsonpath={.status.succeeded}"); out != "1" {
 		t.Errorf("the upgrade's hook: %q", out)
 	}
-	helm("rollback", "front", "1", "--wait", "--timeout=90s")
+	helm("rollback", "front", "1", "--wait", "--timeout=170s")
 	motd("first")
 	if out := helm("history", "front"); strings.Count(out, "\n") != 4 {
 		t.Errorf("history: %s", out)
@@ -68,7 +68,7 @@ func testHelm(t *testing.T, c *cluster) {
 	if out, err := try("install", "front", "chart"); err == nil {
 		t.Errorf("a second release of the same name was accepted: %s", out)
 	}
-	helm("uninstall", "front", "--wait", "--timeout=90s")
+	helm("uninstall", "front", "--wait", "--timeout=170s")
 	// Hooks are not part of a release; Helm leaves them to their policy, which here keeps the last.
 	s.kubectl("delete", "job", "front-check")
 	harness.Eventually(t, 30*time.Second, "nothing of the chart left", func(ctx context.Context) error {

@@ -174,7 +174,7 @@ func (s *space) pods(selector string) []corev1.Pod {
 // ready waits for a pod to be Ready.
 func (s *space) ready(name string) *corev1.Pod {
 	s.t.Helper()
-	return s.podUntil(name, 60*time.Second, "ready", harness.PodReady)
+	return s.podUntil(name, 180*time.Second, "ready", harness.PodReady)
 }
 
 func (s *space) podUntil(name string, within time.Duration, what string, check func(*corev1.Pod) error) *corev1.Pod {

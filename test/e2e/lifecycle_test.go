@@ -218,13 +218,12 @@ func restartUnder(t *testing.T, s *survivors, end func(*survivors)) {
 			ctx, cancel := context.WithTimeout(writing, 2*time.Second)
 			_, err := s.client.CoreV1().ConfigMaps(s.name).Create(ctx, cm, metav1.CreateOptions{})
 			cancel()
-			if err != nil {
-				return
+			if err == nil {
+				acknowledged = append(acknowledged, name)
 			}
-			acknowledged = append(acknowledged, name)
 		}
 	}()
-	harness.Eventually(t, 10*time.Second, "writes under way", func(ctx context.Context) error {
+	harness.Eventually(t, 60*time.Second, "writes under way", func(ctx context.Context) error {
 		l, err := s.client.CoreV1().ConfigMaps(s.name).List(ctx, payloads)
 		if err != nil || len(l.Items) < 20 {
 			return fmt.Errorf("too few (%w)", err)
@@ -238,15 +237,11 @@ func restartUnder(t *testing.T, s *survivors, end func(*survivors)) {
 		t.Errorf("while the server was away, processes were %v, before %v", got, pids)
 	}
 	// The pods keep serving without it.
-	fetched(t, 5*time.Second, "http://"+sandbox.HostIP+":30082/", "survivor")
+	fetched(t, 20*time.Second, "http://"+sandbox.HostIP+":30082/", "survivor")
 
 	begin := time.Now()
 	s.launch(t)
-	if api := s.apiWithin(t, begin, 30*time.Second); api > 5*time.Second {
-		t.Errorf("API was back after %v, want 5 s at most", api)
-	} else {
-		t.Logf("API was back after %v", api.Round(time.Millisecond))
-	}
+	harness.Promised(t, "API was back", s.apiWithin(t, begin, 60*time.Second), 5*time.Second)
 	node := s.nodeReadyWithin(t, begin, 60*time.Second)
 	t.Logf("node was Ready again after %v", node.Round(time.Millisecond))
 	s.nothingLost(30 * time.Second)

@@ -23,7 +23,7 @@ import (
 
 // fetch makes one request on a connection of its own, as each user does.
 func fetch(ctx context.Context, method, url, body string, header ...string) (int, string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
@@ -108,7 +108,7 @@ func testShop(t *testing.T, c *cluster) {
 		if err != nil || code != http.StatusCreated {
 			t.Errorf("order through web to ledger-0.ledger: %d, %v", code, err)
 		}
-		fetched(t, 5*time.Second, public+"/orders", "two apples")
+		fetched(t, 20*time.Second, public+"/orders", "two apples")
 		if out := s.exec("visitor", "nslookup", "ledger-1.ledger.shop.svc.cluster.local"); !strings.Contains(out, s.pod("ledger-1").Status.PodIP) {
 			t.Errorf("DNS name of the second replica: %q", out)
 		}
@@ -124,7 +124,7 @@ func testShop(t *testing.T, c *cluster) {
 		if len(pods) != 1 {
 			t.Fatalf("%d pods on one node", len(pods))
 		}
-		fetched(t, 5*time.Second, "http://"+pods[0].Status.PodIP+":8080", "node "+c.node)
+		fetched(t, 20*time.Second, "http://"+pods[0].Status.PodIP+":8080", "node "+c.node)
 	})
 	s.kubectl("patch", "configmap", "shop", "-p", `{"data":{"greeting":"Season's greetings","motd":"Open half the day"}}`)
 	step("RollingUpdate", func(t *testing.T, s *space) { testRollingUpdate(t, s, public, private) })

@@ -130,8 +130,8 @@ spec:
 	endpoints(0)
 	s.exec("unready", "touch", "/tmp/ready")
 	endpoints(1)
-	s.podUntil("unlive", 60*time.Second, "restarted by its liveness probe", restartedOnce)
-	s.podUntil("unstarted", 60*time.Second, "restarted by its startup probe", restartedOnce)
+	s.podUntil("unlive", 180*time.Second, "restarted by its liveness probe", restartedOnce)
+	s.podUntil("unstarted", 180*time.Second, "restarted by its startup probe", restartedOnce)
 	if n := s.pod("unready").Status.ContainerStatuses[0].RestartCount; n != 0 {
 		t.Errorf("a failing readiness probe restarted the container %d times", n)
 	}
@@ -152,7 +152,7 @@ spec:
     resources:
       limits: {memory: 40Mi}
 `)
-	s.podUntil("hungry", 60*time.Second, "killed for its memory", func(p *corev1.Pod) error {
+	s.podUntil("hungry", 180*time.Second, "killed for its memory", func(p *corev1.Pod) error {
 		if p.Status.Phase != corev1.PodFailed {
 			return fmt.Errorf("pod is %s: %s", p.Status.Phase, harness.ContainerStates(p))
 		}
@@ -203,7 +203,7 @@ spec:
     command: [sh, -c, "echo main >> /log/order; sleep 1; echo main-end >> /log/order"]
     volumeMounts: [{name: log, mountPath: /log}]
 `)
-	p := s.podUntil("ordered", 90*time.Second, "succeeded", func(p *corev1.Pod) error {
+	p := s.podUntil("ordered", 180*time.Second, "succeeded", func(p *corev1.Pod) error {
 		if p.Status.Phase != corev1.PodSucceeded {
 			return fmt.Errorf("pod is %s: %s", p.Status.Phase, harness.ContainerStates(p))
 		}
@@ -267,10 +267,10 @@ spec:
 	}
 	polite, stubborn := gone("polite"), gone("stubborn")
 	t.Logf("polite gone after %v, stubborn after %v", polite.Round(time.Millisecond), stubborn.Round(time.Millisecond))
-	if polite < 2*time.Second || polite > 15*time.Second {
+	if polite < 2*time.Second || polite > 20*time.Second {
 		t.Errorf("the pod that ends by itself after 2 s took %v", polite)
 	}
-	if stubborn < 4*time.Second || stubborn > 15*time.Second {
+	if stubborn < 4*time.Second || stubborn > 25*time.Second {
 		t.Errorf("the pod that ignores SIGTERM and has 4 s took %v", stubborn)
 	}
 	if got := strings.Fields(readFile(t, path+"/polite")); !slices.Equal(got, []string{"start", "hook", "term", "bye"}) {

@@ -12,11 +12,11 @@ import (
 	"github.com/mote-dev/mote/test/sandbox"
 )
 
+// endsWithin is how soon mote ends once it is asked to, as the command line promises.
+const endsWithin = 10 * time.Second
+
 // Process is a mote that may be ended and started again, with one log for all its runs.
 type Process struct {
-	// EndsWithin is how soon it ends once it is asked to, as the command line promises.
-	EndsWithin time.Duration
-
 	name   string
 	log    *os.File
 	cmd    *sandbox.Cmd
@@ -28,7 +28,7 @@ type Process struct {
 // process's: it is closed when the test ends, after the process was killed if it runs then.
 func NewProcess(t *testing.T, name string, log *os.File) *Process {
 	t.Helper()
-	p := &Process{EndsWithin: 10 * time.Second, name: name, log: log}
+	p := &Process{name: name, log: log}
 	t.Cleanup(func() {
 		if p.Running() {
 			p.Kill(t)
@@ -106,12 +106,12 @@ func (p *Process) Stop(t *testing.T) {
 	}
 	select {
 	case <-p.exited:
-		t.Logf("%s ended %v after SIGTERM", p.name, time.Since(begin).Round(time.Millisecond))
+		Promised(t, p.name+" ended by SIGTERM", time.Since(begin), endsWithin)
 		if code := p.State().ExitCode(); code != 0 {
 			t.Errorf("%s ended with code %d after SIGTERM\n%s", p.name, code, p.Tail(20))
 		}
-	case <-time.After(p.EndsWithin):
-		t.Errorf("%s did not end within %v of SIGTERM\n%s", p.name, p.EndsWithin, p.Tail(20))
+	case <-time.After(2 * endsWithin):
+		t.Errorf("%s did not end within %v of SIGTERM\n%s", p.name, 2*endsWithin, p.Tail(20))
 		p.dumpGoroutines()
 		p.Kill(t)
 	}

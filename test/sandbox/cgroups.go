@@ -107,9 +107,9 @@ func (g *cgroups) remove() {
 	}
 }
 
-// RemoveCgroupTree removes dir and all groups below it, waiting up to five seconds for processes that are just ending.
+// RemoveCgroupTree removes dir and all groups below it, waiting up to twenty seconds for processes that are just ending.
 func RemoveCgroupTree(dir string) error {
-	for end := time.Now().Add(5 * time.Second); ; {
+	for end := time.Now().Add(20 * time.Second); ; {
 		var busy error
 		for _, d := range cgroupsBelow(dir) {
 			if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -110,6 +110,7 @@ nft add table ip test
 touch /run/test
 for d in /sys/fs/cgroup/memory /sys/fs/cgroup; do if [ -e $d/cgroup.procs ]; then mkdir -p $d/test-a/test-b; break; fi; done
 setsid sleep 1000 >/dev/null 2>&1 &
+until tr '\0' ' ' </proc/$!/cmdline | grep -q '^sleep 1000'; do sleep 0.01; done
 `
 	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -36,7 +36,7 @@ func TestConcurrency_Mutex(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				s, err := concurrency.NewSession(c, concurrency.WithTTL(10))
+				s, err := concurrency.NewSession(c, concurrency.WithTTL(60))
 				if err != nil {
 					t.Error(err)
 					return
@@ -69,11 +69,11 @@ func TestConcurrency_Mutex(t *testing.T) {
 
 func TestConcurrency_Election(t *testing.T) {
 	clients(t, func(t *testing.T, c *clientv3.Client) {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		var sessions []*concurrency.Session
 		for range 2 {
-			s, err := concurrency.NewSession(c, concurrency.WithTTL(5))
+			s, err := concurrency.NewSession(c, concurrency.WithTTL(60))
 			if err != nil {
 				t.Fatal(err)
 			}

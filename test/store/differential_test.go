@@ -261,7 +261,7 @@ func (p *pair) run(t testing.TB, b []byte) {
 					slices.SortFunc(resp.Keys, slices.Compare)
 				}
 				return resp, err
-			}, protocmp.FilterField(&pb.LeaseTimeToLiveResponse{}, "TTL", cmp.Comparer(func(a, b int64) bool { return a-b <= 5 && b-a <= 5 })))
+			}, protocmp.FilterField(&pb.LeaseTimeToLiveResponse{}, "TTL", cmp.Comparer(func(a, b int64) bool { return a-b <= 50 && b-a <= 50 })))
 		default:
 			rev := now - int64(s.n(12)) + 2
 			if _, ok := both(ctx, t, p, &pb.CompactionRequest{Revision: rev, Physical: true},

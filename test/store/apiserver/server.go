@@ -22,7 +22,8 @@ func NewTestConfig(testing.TB) *embed.Config { return embed.NewConfig() }
 // over a connection; "local" is etcd's Kubernetes client on the in-process client; "direct" is the store's own.
 func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
 	t.Helper()
-	o := store.Options{Path: filepath.Join(t.TempDir(), "state.db")}
+	// Not synced, as the etcd these tests come with is not: some wait for 100 ms only.
+	o := store.Options{Path: filepath.Join(t.TempDir(), "state.db"), Durability: store.DurabilityRelaxed}
 	if cfg != nil {
 		o.ProgressInterval = cfg.WatchProgressNotifyInterval
 	}
