@@ -74,11 +74,13 @@ func (q *Quiet) Stopping() {
 	q.state = stopping
 }
 
-// Failed writes what was held: the start has failed, and this may say why.
+// Failed writes what was held: the start has failed, and this may say why. Of what comes after it nothing is written, as
+// parts that nobody waits for say that they were ended, after the reason that the user is told.
 func (q *Quiet) Failed() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.release()
+	q.state = stopping
 }
 
 // release writes the held lines. The caller holds mu.

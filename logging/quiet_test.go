@@ -66,6 +66,14 @@ func TestQuiet_FailedStart(t *testing.T) {
 	q.want(t, "one", "two")
 }
 
+func TestQuiet_AfterFailedStart(t *testing.T) {
+	q := newQuietLog()
+	q.log.Warn("one")
+	q.Failed()
+	q.log.Error("context canceled")
+	q.want(t, "one")
+}
+
 func TestQuiet_FailedStartKeepsTheNewest(t *testing.T) {
 	q := newQuietLog()
 	for i := range holdLines + 3 {
