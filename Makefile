@@ -82,6 +82,10 @@ clock: build example-images ## bin/mote with clocks that are wrong, are set, or 
 e2e-hosts: build example-images ## end-to-end tests on several hosts within this one: joining, outages (root); LONG=1 for longer ones
 	scripts/e2e-hosts
 
+.PHONY: e2e-vm
+e2e-vm: build example-images ## bin/mote as a service of an emulated machine with systemd and cgroups of version 2; ten minutes (root)
+	scripts/e2e-vm
+
 .PHONY: conformance
 conformance: build ## Kubernetes' conformance tests against bin/mote (root); NODES=2, FOCUS=regexp picks some, FOR=10m stops in time
 	scripts/conformance

@@ -33,6 +33,7 @@ import (
 	"github.com/mote-dev/mote/hostaddr"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/upstreamarg"
 	"github.com/mote-dev/mote/wallclock"
 )
 
@@ -101,7 +102,7 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 	rt, err := runtime.New(runtime.Config{
 		DataDir:        filepath.Join(c.DataDir, "agent"),
 		RegistriesFile: c.RegistriesFile,
-		CgroupDriver:   c.cgroupDriver(),
+		CgroupDriver:   upstreamarg.Value(c.KubeletArgs, "cgroup-driver", ""),
 		Debug:          c.Debug,
 		Logger:         c.Logger.Named("runtime"),
 		Progress:       progress,

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // defaultDataDir is the data folder whose node uses the places on the host
@@ -45,16 +43,6 @@ func CgroupRoot(dataDir string) string {
 		return "/mote-" + id
 	}
 	return "/"
-}
-
-// cgroupDriver is who makes the cgroups of pods: whom the kubelet's arguments name; mote itself below a cgroup of its own,
-// which systemd does not know of; or "", which is for the host to decide.
-func (c Config) cgroupDriver() string {
-	driver := ""
-	if CgroupRoot(c.DataDir) != "/" {
-		driver = "cgroupfs"
-	}
-	return upstreamarg.Value(c.KubeletArgs, "cgroup-driver", driver)
 }
 
 // Bridge is the name of the bridge the pods of a data folder's node are connected to.

@@ -27,22 +27,6 @@ func TestPlaces_TwoNodesOfOneMachineShareNothing(t *testing.T) {
 	}
 }
 
-func TestConfig_CgroupDriver(t *testing.T) {
-	for _, row := range []struct {
-		dir  string
-		args []string
-		want string
-	}{
-		{"/var/lib/mote", nil, ""},
-		{"/srv/a", nil, "cgroupfs"},
-		{"/var/lib/mote", []string{"--cgroup-driver=cgroupfs"}, "cgroupfs"},
-	} {
-		if got := (Config{DataDir: row.dir, KubeletArgs: row.args}).cgroupDriver(); got != row.want {
-			t.Errorf("%s with %v: %q, want %q", row.dir, row.args, got, row.want)
-		}
-	}
-}
-
 func TestPrefixes(t *testing.T) {
 	_, v4, err := net.ParseCIDR("10.42.0.0/16")
 	if err != nil {

@@ -44,7 +44,9 @@ type Config struct {
 	// DefaultRegistriesFile.
 	RegistriesFile string
 	// CgroupDriver is "systemd" or "cgroupfs": who makes the cgroups of pods. The
-	// kubelet asks for it. Default: systemd where it runs the host.
+	// kubelet asks for it. Default: cgroupfs, on hosts that systemd runs as well.
+	// There Kubernetes advises systemd, but it removes a container's cgroup as the
+	// last process ends, often before it can be asked whether memory was why.
 	CgroupDriver string
 	// Snapshotter is "overlayfs" or "native". Default: overlayfs where DataDir's
 	// file system supports it, else native.

@@ -32,34 +32,6 @@ func TestConfig_Validate(t *testing.T) {
 	}
 }
 
-func TestChooseCgroupDriver(t *testing.T) {
-	const booted, v2, kept = "run/systemd/system", "sys/fs/cgroup/cgroup.controllers", "sys/fs/cgroup/kubepods"
-	for _, row := range []struct {
-		name, wanted string
-		there        []string
-		want         string
-	}{
-		{"systemd and version 2", "", []string{booted, v2}, "systemd"},
-		{"systemd and version 1", "", []string{booted}, "cgroupfs"},
-		{"no systemd", "", []string{v2}, "cgroupfs"},
-		{"pods of before", "", []string{booted, v2, kept}, "cgroupfs"},
-		{"told not to", "cgroupfs", []string{booted, v2}, "cgroupfs"},
-		{"told to", "systemd", []string{booted, v2, kept}, "systemd"},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			root := t.TempDir()
-			for _, path := range row.there {
-				if err := os.MkdirAll(filepath.Join(root, path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if got := chooseCgroupDriver(row.wanted, root); got != row.want {
-				t.Errorf("driver is %s, want %s", got, row.want)
-			}
-		})
-	}
-}
-
 // TestConfig_SocketsFit checks the limits of the kernel and of containerd, for
 // data folders of any length.
 func TestConfig_SocketsFit(t *testing.T) {

@@ -92,7 +92,7 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 					"options": map[string]any{
 						"BinaryName":    b.Path(bundle.Runc),
 						"Root":          p.runcRoot,
-						"SystemdCgroup": chooseCgroupDriver(c.CgroupDriver, "/") == cgroupDriverSystemd,
+						"SystemdCgroup": c.CgroupDriver == cgroupDriverSystemd,
 					},
 				}},
 			},
@@ -135,25 +135,6 @@ func chooseSnapshotter(c Config, p paths) (name string, reason error) {
 		return snapshotterNative, err
 	}
 	return snapshotterOverlay, nil
-}
-
-// chooseCgroupDriver leaves the cgroups of pods to systemd on a host that it
-// runs and whose cgroups are of version 2: systemd takes itself for the only one
-// who writes there (https://kubernetes.io/docs/setup/production-environment/container-runtimes/#cgroup-drivers).
-// Pods that were started without it keep their groups, and all others with them,
-// until the next boot. root is the host's file system.
-func chooseCgroupDriver(wanted, root string) string {
-	if wanted != "" {
-		return wanted
-	}
-	there := func(path string) bool {
-		_, err := os.Stat(filepath.Join(root, path))
-		return err == nil
-	}
-	if there("run/systemd/system") && there("sys/fs/cgroup/cgroup.controllers") && !there("sys/fs/cgroup/kubepods") {
-		return cgroupDriverSystemd
-	}
-	return cgroupDriverFS
 }
 
 // lacksSysResource reports whether this process may not lower oom_score_adj. If
