@@ -79,7 +79,7 @@ pods() {
 		    resources: {limits: {memory: 20Mi}}
 	Y
 	eventually 300 "pods ready" pods_up
-	eventually 60 "the shop answers" shop_answers
+	eventually 300 "the shop answers" shop_answers
 	limited || fail "the limit of memory is not set"
 	[ "$(kubectl exec limited -- cat /sys/fs/cgroup/cpu.max)" = "30000 100000" ] || fail "the limit of CPU is not set"
 	if [ -z "$DRIVER" ]; then # with systemd that is often not known, see docs/runtime.md
@@ -110,7 +110,7 @@ last_word() { kubectl create configmap last-word --from-literal=said=yes; }
 back() {
 	eventually 300 "node ready again" node_ready
 	eventually 300 "pods ready" pods_up
-	eventually 60 "the shop answers" shop_answers
+	eventually 300 "the shop answers" shop_answers
 	kubectl get configmap last-word
 }
 
