@@ -46,7 +46,7 @@ type Config struct {
 	// CgroupDriver is "systemd" or "cgroupfs": who makes the cgroups of pods. The
 	// kubelet asks for it. Default: cgroupfs, on hosts that systemd runs as well.
 	// There Kubernetes advises systemd, but it removes a container's cgroup as the
-	// last process ends, often before it can be asked whether memory was why.
+	// last process ends, maybe before it can be asked whether memory was why.
 	CgroupDriver string
 	// Snapshotter is "overlayfs" or "native". Default: overlayfs where DataDir's
 	// file system supports it, else native.

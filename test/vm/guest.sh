@@ -82,7 +82,7 @@ pods() {
 	eventually 300 "the shop answers" shop_answers
 	limited || fail "the limit of memory is not set"
 	[ "$(kubectl exec limited -- cat /sys/fs/cgroup/cpu.max)" = "30000 100000" ] || fail "the limit of CPU is not set"
-	if [ -z "$DRIVER" ]; then # with systemd that is often not known, see docs/runtime.md
+	if [ -z "$DRIVER" ]; then # with systemd that may not be known, see docs/runtime.md
 		eventually 120 "killed for its memory" has kubectl get pod hungry -- OOMKilled
 	fi
 	if [ -n "$DRIVER" ] && [ ! -d /sys/fs/cgroup/kubepods.slice ]; then
