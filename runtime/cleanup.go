@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,9 +20,9 @@ import (
 // once unless a process hangs in the kernel.
 const killTimeout = 20 * time.Second
 
-// Where CNI's library and its host-local plugin keep one file for each pod
-// unless told otherwise; the files name the pod's sandbox.
-var cniCaches = []string{"/var/lib/cni/results", "/var/lib/cni/networks"}
+// cniCache is where CNI's library and its host-local plugin keep one file for
+// each pod unless told otherwise; the files name the pod's sandbox.
+const cniCache = "/var/lib/cni"
 
 // KillAll ends every pod of an agent's data folder as a power cut would, and
 // takes away what the kernel would have forgotten: processes, mounts, network
@@ -83,7 +84,7 @@ func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error
 	if err := killAll(ctx, c, p); err != nil {
 		return nil, err
 	}
-	if err := forgetCNI(sandboxes, c.DataDir); err != nil {
+	if err := forgetCNI(cniCache, sandboxes, c.DataDir); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{p.root, p.certs, p.marks, filepath.Join(c.DataDir, "cni"), c.ImagesDir, c.BinDir} {
@@ -93,10 +94,9 @@ func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error
 		}
 		leftovers = append(leftovers, kept...)
 	}
-	// Folders shared with others go when they are empty.
 	for _, dir := range []string{c.DataDir, filepath.Dir(c.RunDir)} {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
-			return leftovers, fmt.Errorf("remove folder: %w", err)
+		if err := removeEmpty(dir); err != nil {
+			return leftovers, err
 		}
 	}
 	return leftovers, nil
@@ -190,12 +190,14 @@ func sandboxIDs(p paths) []string {
 	return ids
 }
 
-// forgetCNI removes from CNI's caches the files that name one of the pods, and
+// forgetCNI removes from CNI's cache the files that name one of the pods, and
 // those of pods that went without being detached (a power cut): these carry the
-// network's configuration, which keeps its leases below dataDir.
-func forgetCNI(sandboxes []string, dataDir string) error {
-	for _, cache := range cniCaches {
-		err := filepath.WalkDir(cache, func(path string, e fs.DirEntry, err error) error {
+// network's configuration, which keeps its leases below dataDir. The cache's
+// folders go too unless another runtime's pods are in them.
+func forgetCNI(cache string, sandboxes []string, dataDir string) error {
+	folders := []string{cache, filepath.Join(cache, "results"), filepath.Join(cache, "networks")}
+	for _, dir := range folders[1:] {
+		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -221,5 +223,19 @@ func forgetCNI(sandboxes []string, dataDir string) error {
 			return fmt.Errorf("remove pods from CNI's cache: %w", err)
 		}
 	}
+	for _, dir := range slices.Backward(folders) {
+		if err := removeEmpty(dir); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// removeEmpty removes a folder that is shared with others if nothing is in it.
+func removeEmpty(dir string) error {
+	err := os.Remove(dir)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return fmt.Errorf("remove empty folder: %w", err)
 }

@@ -48,12 +48,21 @@ func TestRun_HostFolders_PrivateAndListed(t *testing.T) {
 	if err := os.WriteFile("/etc/sandbox-was-here", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	// Of a folder that was there only what is new in it.
+	if err := os.MkdirAll("/var/lib/sandbox/was/here", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove("/etc/issue"); err != nil {
+		t.Fatal(err)
+	}
 	after, err := Take()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if added := before.Added(after); !slices.Equal(added, []string{"file: /etc/sandbox-was-here"}) {
-		t.Errorf("added %v", added)
+	want := []string{"file: /etc/sandbox-was-here", "file: /var/lib/sandbox", "file: /var/lib/sandbox/was", "file: /var/lib/sandbox/was/here",
+		"removed file: /etc/issue"}
+	if added := before.Added(after); !slices.Equal(added, want) {
+		t.Errorf("added %v, want %v", added, want)
 	}
 }
 

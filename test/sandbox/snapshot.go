@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Snapshot is what exists in the sandbox, by kind, each kind a sorted list.
@@ -29,9 +31,10 @@ const (
 	Rules      = "packet filter rule"
 	Routing    = "route or routing rule"
 	Files      = "file"
+	Removed    = "removed file" // one of the host's that the sandbox does not have any more
 )
 
-// Take lists everything in the sandbox that a cluster might leave behind: in folders of the host only what was written since the sandbox began, in dirs everything.
+// Take lists everything in the sandbox that a cluster might leave behind: in folders of the host only what was made or changed since the sandbox began, in dirs everything.
 func Take(dirs ...string) (Snapshot, error) {
 	s := Snapshot{}
 	for _, p := range processes() {
@@ -70,7 +73,9 @@ func Take(dirs ...string) (Snapshot, error) {
 	for _, d := range privateDirs {
 		upper := filepath.Join(layersDir, filepath.Base(d), "upper")
 		for _, f := range filesBelow(upper) {
-			s[Files] = append(s[Files], d+strings.TrimPrefix(f, upper))
+			if kind := kindInUpper(f); kind != "" {
+				s[kind] = append(s[kind], d+strings.TrimPrefix(f, upper))
+			}
 		}
 	}
 	for _, d := range append([]string{"/run"}, dirs...) {
@@ -85,7 +90,7 @@ func Take(dirs ...string) (Snapshot, error) {
 // Added lists what is in now and not in s, one line each, with its kind.
 func (s Snapshot) Added(now Snapshot) []string {
 	var added []string
-	for _, kind := range []string{Processes, Mounts, Interfaces, Namespaces, Cgroups, Rules, Routing, Files} {
+	for _, kind := range []string{Processes, Mounts, Interfaces, Namespaces, Cgroups, Rules, Routing, Files, Removed} {
 		before := map[string]int{}
 		for _, item := range s[kind] {
 			before[item]++
@@ -173,6 +178,27 @@ func outputLines(command string) []string {
 		}
 	}
 	return list
+}
+
+// kindInUpper says what a path in the upper half of an overlay stands for. A folder that the lower half has too was not made: it came
+// up because something was written in it, and the kernel marks it with its origin. What was removed is covered by a device that is
+// none. Source: Linux, Documentation/filesystems/overlayfs.rst.
+func kindInUpper(path string) string {
+	var info unix.Stat_t
+	if err := unix.Lstat(path, &info); err != nil {
+		return "" // gone meanwhile
+	}
+	switch info.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		if info.Rdev == 0 {
+			return Removed
+		}
+	case unix.S_IFDIR:
+		if _, err := unix.Lgetxattr(path, "trusted.overlay.origin", nil); err == nil {
+			return ""
+		}
+	}
+	return Files
 }
 
 // filesBelow lists files and folders, but nothing on other file systems mounted there.
