@@ -14,6 +14,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/runtime"
 )
 
 // unmountPods takes away the mounts the kubelet made for pods below its folder.
@@ -75,23 +77,33 @@ func boundToItself(kubelet string, m *mountinfo.Info) bool {
 	return unix.Major(above.Dev) == uint32(m.Major) && unix.Minor(above.Dev) == uint32(m.Minor)
 }
 
-// removePodLogs removes the logs of the pods the kubelet has folders of. The logs'
-// folder is the same for every kubelet of a machine, so the rest may be another's.
-func removePodLogs(logs, pods string) error {
-	entries, err := os.ReadDir(pods)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("list pods: %w", err)
+// removePodLogs removes the logs of the pods of the node with the data folder
+// agentDir: those marked as its own, and those of pods its kubelet has folders of.
+// The logs' folder is the same for every kubelet of a machine, so the rest may be
+// another's.
+func removePodLogs(logs, agentDir string) error {
+	entries, err := os.ReadDir(logs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list logs of pods: %w", err)
 	}
 	for _, e := range entries {
-		// A pod's logs lie in NAMESPACE_NAME_UID.
-		dirs, err := filepath.Glob(filepath.Join(logs, "*_"+e.Name()))
+		dir := filepath.Join(logs, e.Name())
+		ours, err := runtime.OwnsLogs(dir, agentDir)
 		if err != nil {
-			return fmt.Errorf("list logs of pods: %w", err)
+			return err
 		}
-		for _, dir := range dirs {
-			if err := os.RemoveAll(dir); err != nil {
-				return fmt.Errorf("remove logs of a pod: %w", err)
-			}
+		// A pod's logs lie in NAMESPACE_NAME_UID.
+		if parts := strings.Split(e.Name(), "_"); !ours && len(parts) == 3 {
+			ours = exists(filepath.Join(agentDir, "kubelet", "pods", parts[2]))
+		}
+		if !ours {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove logs of a pod: %w", err)
 		}
 	}
 	return removeEmpty(logs)

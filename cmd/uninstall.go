@@ -200,7 +200,7 @@ func waitPidfd(ctx context.Context, fd int, patience time.Duration) (bool, error
 func (u *uninstaller) removeVolumes(agentDir string) error {
 	kubelet := filepath.Join(agentDir, "kubelet")
 	// First, as the kubelet's folder tells whose logs these are.
-	if err := removePodLogs(agent.PodLogsDir(u.dataDir), filepath.Join(kubelet, "pods")); err != nil {
+	if err := removePodLogs(agent.PodLogsDir(u.dataDir), agentDir); err != nil {
 		return err
 	}
 	if err := unmountPods(kubelet); err != nil {

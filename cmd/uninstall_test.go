@@ -3,6 +3,7 @@ package cmd
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -182,18 +183,40 @@ func TestUninstaller_KeepsWhatIsNotMotes(t *testing.T) {
 }
 
 func TestRemovePodLogs_OnlyOurPods(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: only it may set attributes of the trusted kind")
+	}
 	root := t.TempDir()
-	logs, pods := filepath.Join(root, "logs"), filepath.Join(root, "pods")
-	for _, dir := range []string{logs + "/default_web_uid1/main", logs + "/default_other_uid2/main", pods + "/uid1"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+	logs, agentDir := filepath.Join(root, "logs"), filepath.Join(root, "mote/agent")
+	const mark = "trusted.mote.data-dir"
+	for dir, owner := range map[string]string{
+		"default_running_uid1": agentDir, "default_unmarked_uid2": "", "default_deleted_uid3": agentDir,
+		"default_foreign_uid4": "", "default_neighbour_uid5": agentDir + "2", "uid2": "",
+	} {
+		dir = filepath.Join(logs, dir)
+		if err := os.MkdirAll(filepath.Join(dir, "main"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if owner == "" {
+			continue
+		}
+		if err := unix.Setxattr(dir, mark, []byte(owner), 0); errors.Is(err, unix.ENOTSUP) {
+			t.Skipf("the file system of %s takes no attributes", root)
+		} else if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := removePodLogs(logs, pods); err != nil {
+	for _, uid := range []string{"uid1", "uid2"} {
+		if err := os.MkdirAll(filepath.Join(agentDir, "kubelet/pods", uid), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removePodLogs(logs, agentDir); err != nil {
 		t.Fatal(err)
 	}
-	if got := list(t, logs); strings.Join(got, " ") != "default_other_uid2 default_other_uid2/main" {
-		t.Errorf("left %v", got)
+	want := "default_foreign_uid4 default_foreign_uid4/main default_neighbour_uid5 default_neighbour_uid5/main uid2 uid2/main"
+	if got := strings.Join(list(t, logs), " "); got != want {
+		t.Errorf("left %s, want %s", got, want)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -17,7 +18,9 @@ import (
 
 // runtimeService is containerd's runtime service as the kubelet wants it.
 type runtimeService struct {
-	s runtimeapi.RuntimeServiceServer
+	s       runtimeapi.RuntimeServiceServer
+	dataDir string
+	log     *zap.Logger
 }
 
 func (r *runtimeService) Version(ctx context.Context, apiVersion string) (*runtimeapi.VersionResponse, error) {
@@ -32,6 +35,12 @@ func (r *runtimeService) Version(ctx context.Context, apiVersion string) (*runti
 }
 
 func (r *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if dir := config.GetLogDirectory(); dir != "" {
+		// Where it cannot be, uninstall knows the logs as long as the kubelet knows the pod.
+		if err := markLogs(dir, r.dataDir); err != nil {
+			r.log.Debug("cannot mark folder of logs as this node's", zap.String("path", dir), zap.Error(err))
+		}
+	}
 	// The server keeps the configuration; over the wire it would have been a copy.
 	resp, err := call(ctx, 2*criTimeout, r.s.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{
 		Config:         proto.CloneOf(config),

@@ -187,6 +187,11 @@ func useContainers(ctx context.Context, n node, c runtimetest.CRI) error {
 	if err != nil {
 		return err
 	}
+	for dir, want := range map[string]bool{n.cfg.DataDir: true, n.cfg.DataDir + "2": false} {
+		if ours, err := runtime.OwnsLogs(n.logs, dir); err != nil || ours != want {
+			return fmt.Errorf("logs are of the node in %s: %v, want %v: %w", dir, ours, want, err)
+		}
+	}
 	id, err := runtimetest.RunContainer(ctx, c, p, "main", "sh", "-c", "echo hello; exec sleep 1000")
 	if err != nil {
 		return err

@@ -78,7 +78,7 @@ func (r *Runtime) RuntimeService() internalapi.RuntimeService {
 	if r.daemon == nil {
 		return nil
 	}
-	return &runtimeService{s: r.daemon.cri}
+	return &runtimeService{s: r.daemon.cri, dataDir: r.cfg.DataDir, log: r.log}
 }
 
 // ImageService returns CRI's image service without a socket between. Nil before

@@ -122,10 +122,9 @@ uninstall() {
 	if [ -n "$DRIVER" ]; then # what one wrote oneself is kept
 		rm -r /etc/mote
 	fi
-	# Not looked for: logs of a pod that was deleted just before, see docs/uninstall.md.
 	local left
 	left=$(
-		ls -d /sys/fs/cgroup/kubepods* /var/lib/mote /run/mote /etc/mote 2>/dev/null
+		ls -d /sys/fs/cgroup/kubepods* /var/log/pods /var/log/containers /var/lib/cni /var/lib/kubelet /var/lib/mote /run/mote /etc/mote 2>/dev/null
 		pgrep -a 'mote|containerd' || true
 		nft list ruleset
 		ip -br link | grep -v '^lo \|^enp' || true
