@@ -53,6 +53,12 @@ var ErrClockSetBack = errors.New("the machine's clock was set back")
 // alike, so none waits for somebody to start it again.
 var ErrNetworkBackendChanged = errors.New("the cluster's network-backend changed")
 
+// CuredByRestart reports whether an error that ended Run asks for no more than
+// the process started again. Containers go on meanwhile.
+func CuredByRestart(err error) bool {
+	return errors.Is(err, ErrAddressChanged) || errors.Is(err, ErrClockSetBack) || errors.Is(err, ErrNetworkBackendChanged)
+}
+
 // maxSetBack is how far the clock may go back without anything's being wrong for
 // longer than that: about what the API server lets a token's date differ.
 const maxSetBack = time.Minute

@@ -2,7 +2,6 @@ package cmd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"runtime/debug"
@@ -16,7 +15,6 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/datadir"
 	"github.com/mote-dev/mote/hostcheck"
-	"github.com/mote-dev/mote/logging"
 	"github.com/mote-dev/mote/server"
 	"github.com/mote-dev/mote/upstreamarg"
 )
@@ -42,41 +40,18 @@ func (p program) agentCommand() *cli.Command {
 	}
 }
 
-// agent checks everything that can be wrong before anything changes, and then
-// runs the node.
 func (p program) agent(ctx context.Context, v settings.Values) error {
-	ui, log, closeUI, err := p.ui(v.Bool("debug"), v.String("log-format"))
-	if err != nil {
-		return err
-	}
-	defer closeUI()
-	a, err := agentConfig(v, log)
-	if err != nil {
-		return err
-	}
-	checked := ui.Phase("check the host")
-	dir, err := agentPreflight(hostcheck.ThisHost(), a)
-	checked(err)
-	if err != nil {
-		return err
-	}
-	quiet, err := logging.BridgeKlog(log.Named("kubernetes"), a.Debug)
-	if err != nil {
-		return errors.Join(err, dir.Abandon())
-	}
-	defer context.AfterFunc(ctx, quiet.Stopping)()
-	if err := dir.Commit(dataVersions()); err != nil {
-		return errors.Join(err, dir.Close())
-	}
-	err = runAgent(ctx, a, quietUI{ui, quiet})
-	switch {
-	case err != nil && ctx.Err() != nil:
-		log.Info("stopped on the way", zap.Error(err))
-		err = nil
-	case err != nil:
-		quiet.Failed()
-	}
-	return errors.Join(err, dir.Close())
+	var a agent.Config
+	return p.start(ctx, v, role{
+		configure: func(log *zap.Logger) (err error) {
+			a, err = agentConfig(v, log)
+			return err
+		},
+		preflight: func(h hostcheck.Host) (*datadir.Dir, error) { return agentPreflight(h, a) },
+		run: func(ctx context.Context, ui UI, opened func() error) error {
+			return runAgent(ctx, a, ui, opened)
+		},
+	})
 }
 
 // agentPreflight finds out whether a node can run here, and takes the data
@@ -98,10 +73,10 @@ func agentOptions(a agent.Config) hostcheck.Options {
 	}}}
 }
 
-// runAgent runs a node until ctx ends.
-func runAgent(ctx context.Context, c agent.Config, ui UI) error {
+// runAgent runs a node until ctx ends. opened is called once nothing can be
+// refused any more.
+func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) error {
 	start := time.Now()
-	debug.SetGCPercent(gcPercent)
 	ready := Ready{NodeName: c.NodeName}
 	in := make(chan struct{})
 	node, err := agent.New(c, agent.ConnectToServer(c, Version, func(server string) {
@@ -111,6 +86,10 @@ func runAgent(ctx context.Context, c agent.Config, ui UI) error {
 	if err != nil {
 		return err
 	}
+	if err := opened(); err != nil {
+		return err
+	}
+	debug.SetGCPercent(gcPercent)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return node.Run(ctx) })
 	follow(ctx, g, ui, "join the cluster", in)

@@ -54,7 +54,7 @@ func (p program) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, agent.ErrAddressChanged) || errors.Is(err, agent.ErrClockSetBack) || errors.Is(err, agent.ErrNetworkBackendChanged) {
+	if agent.CuredByRestart(err) {
 		fmt.Fprintf(p.stderr, "mote: %v; starting again, containers go on\n", err)
 		// Only returns if it fails.
 		err = again(args)

@@ -2,7 +2,6 @@ package cmd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -10,9 +9,12 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/term"
 
+	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/datadir"
 	"github.com/mote-dev/mote/hostcheck"
 	"github.com/mote-dev/mote/logging"
+	"github.com/mote-dev/mote/server"
 )
 
 func (p program) serverCommand() *cli.Command {
@@ -35,59 +37,20 @@ func (p program) serverCommand() *cli.Command {
 	}
 }
 
-// server checks everything that can be wrong before anything changes, and then
-// runs the two roles.
 func (p program) server(ctx context.Context, v settings.Values) error {
-	ui, log, closeUI, err := p.ui(v.Bool("debug"), v.String("log-format"))
-	if err != nil {
-		return err
-	}
-	defer closeUI()
-	s, a, err := configs(v, log)
-	if err != nil {
-		return err
-	}
-	checked := ui.Phase("check the host")
-	dir, err := preflight(hostcheck.ThisHost(), s, a)
-	if err != nil {
-		checked(err)
-		return err
-	}
-	quiet, err := logging.BridgeKlog(log.Named("kubernetes"), s.Debug)
-	if err != nil {
-		return errors.Join(err, dir.Abandon())
-	}
-	defer context.AfterFunc(ctx, quiet.Stopping)()
-	taken := false
-	err = runServer(ctx, s, a, quietUI{ui, quiet}, func() error {
-		checked(nil)
-		taken = true
-		return errors.Join(dir.Commit(dataVersions()), dir.RecordOutside(s.KubeconfigOutput))
+	var s server.Config
+	var a *agent.Config
+	return p.start(ctx, v, role{
+		configure: func(log *zap.Logger) (err error) {
+			s, a, err = configs(v, log)
+			return err
+		},
+		preflight: func(h hostcheck.Host) (*datadir.Dir, error) { return preflight(h, s, a) },
+		outside:   func() []string { return []string{s.KubeconfigOutput} },
+		run: func(ctx context.Context, ui UI, opened func() error) error {
+			return runServer(ctx, s, a, ui, opened)
+		},
 	})
-	if !taken {
-		checked(err)
-		return errors.Join(err, dir.Abandon())
-	}
-	switch {
-	case err != nil && ctx.Err() != nil:
-		// Ctrl-C also interrupts the tools that are running just then.
-		log.Info("stopped on the way", zap.Error(err))
-		err = nil
-	case err != nil:
-		quiet.Failed()
-	}
-	return errors.Join(err, dir.Close())
-}
-
-// quietUI tells the log of Kubernetes' parts when the start has ended.
-type quietUI struct {
-	UI
-	quiet *logging.Quiet
-}
-
-func (u quietUI) Ready(r Ready) {
-	u.quiet.Started()
-	u.UI.Ready(r)
 }
 
 // ui returns what tells the user and the log that belongs to it: drawn for a
