@@ -10,7 +10,7 @@ REPORTS := $(BIN)/reports
 # kustomize (through kubectl) imports Go's plugin package, which exports every symbol and switches
 # dead-code removal off; the other tags keep libc's resolver and unused snapshotters out.
 TAGS := kustomize_disable_go_plugin_support,osusergo,netgo,sqlite_omit_load_extension,no_btrfs,no_devmapper,no_zfs
-GOBUILD := $(GO) build -trimpath -tags $(TAGS)
+GOBUILD := scripts/compile build -trimpath -tags $(TAGS)
 
 K8S_VERSION  := $(shell sed -n 's|^\tk8s.io/kubernetes v|v|p' go.mod)
 K8S_MAJOR    := $(word 1,$(subst ., ,$(K8S_VERSION:v%=%)))
