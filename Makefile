@@ -63,8 +63,8 @@ lint: ## staticcheck, pinned as a Go tool in test/tools
 	scripts/lint
 
 .PHONY: unit
-unit: ## unit tests; the light packages also under the race detector
-	scripts/unit
+unit: ## unit tests; the light packages also under the race detector; PART=plain or race for one half
+	scripts/unit $(PART)
 
 .PHONY: example-images
 example-images: ## build the images of examples/ and of the tests, offline, into bin/images
@@ -104,7 +104,7 @@ bench: bench-idle bench-store ## measure mote and upstream's programs in the sam
 
 .PHONY: bench-store
 bench-store: ## measure the store in process and over gRPC beside etcd and kine, a table with ratios
-	$(GO) run -C test/store -trimpath -tags $(TAGS) ./bench
+	scripts/compile run -C test/store -exec 'env -u GOGC' -trimpath -tags $(TAGS) ./bench
 
 .PHONY: bench-idle
 bench-idle: build ## measure an idle bin/mote: size, start, memory, CPU, writes; PEERS=1 beside upstream's programs, PODS=20 with pods (root)
