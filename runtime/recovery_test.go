@@ -204,6 +204,10 @@ func TestRuntime_Damage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			// A moment after it was started it is runc still, which does not outlive damage to its own file.
+			if _, _, err := c.Runtime.ExecSync(ctx, id, []string{"sh", "-c", "until grep -q ^sleep /proc/1/cmdline; do :; done"}, 30*time.Second); err != nil {
+				t.Fatal(err)
+			}
 			child.Kill()
 			d.do(t, n, root)
 			next, err := runtimetest.TryStart(t, n.cfg)
