@@ -104,6 +104,8 @@ func startSurvivors(t *testing.T, c *cluster) *survivors {
 	s.rollout("deployment/front")
 	s.rollout("statefulset/state")
 	s.rollout("daemonset/every")
+	// What has to go on without the server must have begun: the proxy may be a second behind.
+	fetched(t, 20*time.Second, "http://"+sandbox.HostIP+":30082/", "survivor")
 	return s
 }
 
