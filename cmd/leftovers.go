@@ -106,7 +106,7 @@ func removePodLogs(logs, agentDir string) error {
 			return fmt.Errorf("remove logs of a pod: %w", err)
 		}
 	}
-	return removeEmpty(logs)
+	return runtime.RemoveEmpty(logs)
 }
 
 // removeContainerLogLinks removes the links to logs that are gone with their pods.
@@ -130,7 +130,7 @@ func removeContainerLogLinks(dir string) error {
 			}
 		}
 	}
-	return removeEmpty(dir)
+	return runtime.RemoveEmpty(dir)
 }
 
 // kubeletHome is where every kubelet keeps its socket for device plugins,
@@ -164,7 +164,7 @@ func removeDevicePlugins(home string) error {
 			return fmt.Errorf("remove file of device plugins: %w", err)
 		}
 	}
-	return errors.Join(removeEmpty(plugins), removeEmpty(home))
+	return errors.Join(runtime.RemoveEmpty(plugins), runtime.RemoveEmpty(home))
 }
 
 const cgroupMount = "/sys/fs/cgroup"

@@ -238,7 +238,7 @@ func (u *uninstaller) removeFiles(agentDir string) error {
 		}
 	}
 	was := exists(u.dataDir)
-	if err := removeEmpty(u.dataDir); err != nil {
+	if err := runtime.RemoveEmpty(u.dataDir); err != nil {
 		return err
 	}
 	if was && !exists(u.dataDir) {
@@ -267,7 +267,7 @@ func (u *uninstaller) removeOutside() error {
 			u.say("left %s: it belongs to another cluster", path)
 			continue
 		}
-		if err := errors.Join(os.Remove(path), removeEmpty(filepath.Dir(path))); err != nil {
+		if err := errors.Join(os.Remove(path), runtime.RemoveEmpty(filepath.Dir(path))); err != nil {
 			return fmt.Errorf("remove %s: %w", path, err)
 		}
 		u.say("removed %s", path)
@@ -286,13 +286,4 @@ func (u *uninstaller) remove(path string) error {
 		}
 	}
 	return nil
-}
-
-// removeEmpty removes a folder if nothing is in it.
-func removeEmpty(path string) error {
-	err := os.Remove(path)
-	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
-		return nil
-	}
-	return fmt.Errorf("remove empty folder: %w", err)
 }

@@ -95,7 +95,7 @@ func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error
 		leftovers = append(leftovers, kept...)
 	}
 	for _, dir := range []string{c.DataDir, filepath.Dir(c.RunDir)} {
-		if err := removeEmpty(dir); err != nil {
+		if err := RemoveEmpty(dir); err != nil {
 			return leftovers, err
 		}
 	}
@@ -224,18 +224,9 @@ func forgetCNI(cache string, sandboxes []string, dataDir string) error {
 		}
 	}
 	for _, dir := range slices.Backward(folders) {
-		if err := removeEmpty(dir); err != nil {
+		if err := RemoveEmpty(dir); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// removeEmpty removes a folder that is shared with others if nothing is in it.
-func removeEmpty(dir string) error {
-	err := os.Remove(dir)
-	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
-		return nil
-	}
-	return fmt.Errorf("remove empty folder: %w", err)
 }

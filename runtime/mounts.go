@@ -99,3 +99,13 @@ func removeAround(dir string, mounted, above map[string]bool) error {
 	}
 	return errors.Join(errs...)
 }
+
+// RemoveEmpty removes a folder that may be shared with others, if nothing is in
+// it. It need not be there.
+func RemoveEmpty(dir string) error {
+	err := os.Remove(dir)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return fmt.Errorf("remove empty folder: %w", err)
+}
