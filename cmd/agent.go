@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"runtime/debug"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -48,8 +47,8 @@ func (p program) agent(ctx context.Context, v settings.Values) error {
 			return err
 		},
 		preflight: func(h hostcheck.Host) (*datadir.Dir, error) { return agentPreflight(h, a) },
-		run: func(ctx context.Context, ui UI, opened func() error) error {
-			return runAgent(ctx, a, ui, opened)
+		run: func(ctx context.Context, ui UI, opened func(...string) error) error {
+			return runAgent(ctx, a, ui, func() error { return opened() })
 		},
 	})
 }
@@ -89,7 +88,6 @@ func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) e
 	if err := opened(); err != nil {
 		return err
 	}
-	debug.SetGCPercent(gcPercent)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return node.Run(ctx) })
 	follow(ctx, g, ui, "join the cluster", in)

@@ -19,11 +19,6 @@ import (
 	"github.com/mote-dev/mote/server"
 )
 
-// gcPercent is how much garbage may lie about, in percent of what is in use.
-// An idle server makes little of it, so a low bound costs no time that could be
-// measured and keeps a third of Go's usual memory free for pods.
-const gcPercent = 50
-
 // settles is how long after it is ready a process still runs code that only a
 // start needs: first syncs, bootstrap objects, the node's first pods.
 const settles = 30 * time.Second
@@ -45,7 +40,6 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	if err := opened(); err != nil {
 		return errors.Join(err, s.Close())
 	}
-	debug.SetGCPercent(gcPercent)
 	g, ctx := errgroup.WithContext(ctx)
 	ready := func(node string) Ready {
 		return Ready{NodeName: node, Kubeconfig: control.KubeconfigOutput, URL: s.URL(), JoinCommand: s.JoinCommand(), TokenFile: server.TokenFile(control.DataDir)}

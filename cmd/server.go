@@ -46,9 +46,8 @@ func (p program) server(ctx context.Context, v settings.Values) error {
 			return err
 		},
 		preflight: func(h hostcheck.Host) (*datadir.Dir, error) { return preflight(h, s, a) },
-		outside:   func() []string { return []string{s.KubeconfigOutput} },
-		run: func(ctx context.Context, ui UI, opened func() error) error {
-			return runServer(ctx, s, a, ui, opened)
+		run: func(ctx context.Context, ui UI, opened func(...string) error) error {
+			return runServer(ctx, s, a, ui, func() error { return opened(s.KubeconfigOutput) })
 		},
 	})
 }
