@@ -30,11 +30,11 @@ import (
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/agent/kubelet"
-	"github.com/mote-dev/mote/hostaddr"
+	"github.com/mote-dev/mote/internal/hostaddr"
+	"github.com/mote-dev/mote/internal/upstreamflag"
+	"github.com/mote-dev/mote/internal/wallclock"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
-	"github.com/mote-dev/mote/upstreamarg"
-	"github.com/mote-dev/mote/wallclock"
 )
 
 // ErrAddressChanged ends Run when the machine has another address than the one
@@ -108,7 +108,7 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 	rt, err := runtime.New(runtime.Config{
 		DataDir:        filepath.Join(c.DataDir, "agent"),
 		RegistriesFile: c.RegistriesFile,
-		CgroupDriver:   upstreamarg.Value(c.KubeletArgs, "cgroup-driver", ""),
+		CgroupDriver:   upstreamflag.Value(c.KubeletArgs, "cgroup-driver", ""),
 		Debug:          c.Debug,
 		Logger:         c.Logger.Named("runtime"),
 		Progress:       progress,

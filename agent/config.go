@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/mote-dev/mote/agent/join"
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/netproxy"
 )
 

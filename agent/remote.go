@@ -24,8 +24,8 @@ import (
 	"github.com/mote-dev/mote/agent/kubelet"
 	"github.com/mote-dev/mote/agent/offline"
 	"github.com/mote-dev/mote/agent/tunnel"
-	"github.com/mote-dev/mote/discovery"
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/discovery"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // What a kubelet may ask of its server a second, as upstream has it.

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/agent/dns"
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // maxPodResolvers is how many name servers libc reads of a resolv.conf.
@@ -56,7 +56,7 @@ func (p podResolvers) write() (changed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("read resolvers of pods: %w", err)
 	}
-	return true, wholefile.Write(p.file, out.Bytes(), 0o644)
+	return true, atomicfile.Write(p.file, out.Bytes(), 0o644)
 }
 
 // follow writes the file again whenever the host's resolvers change, until ctx

@@ -12,10 +12,10 @@ import (
 
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
-	"github.com/mote-dev/mote/hostcheck"
+	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/hostcheck"
+	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server"
-	"github.com/mote-dev/mote/upstreamarg"
 )
 
 func (p program) agentCommand() *cli.Command {
@@ -67,7 +67,7 @@ func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 // agentOptions say what a node with these settings wants of the host.
 func agentOptions(a agent.Config) hostcheck.Options {
 	return hostcheck.Options{DataDir: a.DataDir, Node: true, Ports: []hostcheck.Port{{
-		Address: net.JoinHostPort(upstreamarg.Value(a.KubeletArgs, "address", ""), upstreamarg.Value(a.KubeletArgs, "port", kubeletPort)),
+		Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""), upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
 		Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
 	}}}
 }

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/internal/datadir"
 )
 
 // call is one run of the command line in this process.

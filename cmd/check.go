@@ -8,8 +8,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
-	"github.com/mote-dev/mote/hostcheck"
+	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/hostcheck"
 )
 
 func (p program) checkCommand() *cli.Command {

@@ -12,8 +12,8 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/hostaddr"
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/hostaddr"
+	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server/join"
 )
 

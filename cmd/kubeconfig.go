@@ -29,8 +29,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/certificate/csr"
 
+	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/server/revocation"
-	"github.com/mote-dev/mote/wholefile"
 )
 
 const (
@@ -181,7 +181,7 @@ func (p program) writeKubeconfig(file string, data []byte, force bool) error {
 		}
 		return nil
 	case force:
-		return wholefile.Write(file, data, 0o600)
+		return atomicfile.Write(file, data, 0o600)
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

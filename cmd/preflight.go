@@ -10,10 +10,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/agent"
-	"github.com/mote-dev/mote/datadir"
-	"github.com/mote-dev/mote/hostcheck"
+	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/hostcheck"
+	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server"
-	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // kubeletPort is where a kubelet listens unless a kubelet-arg says otherwise.
@@ -73,7 +73,7 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 	}
 	if a != nil {
 		o.Ports = append(o.Ports, hostcheck.Port{
-			Address: net.JoinHostPort(upstreamarg.Value(a.KubeletArgs, "address", ""), upstreamarg.Value(a.KubeletArgs, "port", kubeletPort)),
+			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""), upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
 			Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
 		})
 	}

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mote-dev/mote/agent"
-	"github.com/mote-dev/mote/coldpages"
-	"github.com/mote-dev/mote/discovery"
-	"github.com/mote-dev/mote/hostaddr"
+	"github.com/mote-dev/mote/internal/discovery"
+	"github.com/mote-dev/mote/internal/execpages"
+	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -106,7 +106,7 @@ func announce(ctx context.Context, ui UI, r Ready, start time.Time, log *zap.Log
 	case <-time.After(settles):
 	}
 	// Without it the process is larger, and that is all.
-	if err := coldpages.Release(); err != nil {
+	if err := execpages.Release(); err != nil {
 		log.Debug("keep pages of the executable", zap.Error(err))
 	}
 }

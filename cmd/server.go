@@ -11,9 +11,9 @@ import (
 
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
-	"github.com/mote-dev/mote/hostcheck"
-	"github.com/mote-dev/mote/logging"
+	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/hostcheck"
+	"github.com/mote-dev/mote/internal/logging"
 	"github.com/mote-dev/mote/server"
 )
 

@@ -12,8 +12,8 @@ import (
 
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/joinapi"
-	"github.com/mote-dev/mote/logging"
+	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/logging"
 	"github.com/mote-dev/mote/server"
 )
 

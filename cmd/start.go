@@ -8,9 +8,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
-	"github.com/mote-dev/mote/hostcheck"
-	"github.com/mote-dev/mote/logging"
+	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/hostcheck"
+	"github.com/mote-dev/mote/internal/logging"
 )
 
 // gcPercent is how much garbage may lie about, in percent of what is in use.

@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/server"
 )

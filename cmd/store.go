@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/server"
 	"github.com/mote-dev/mote/store"
 )

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/server"

@@ -19,7 +19,7 @@ import (
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/server"

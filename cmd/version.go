@@ -10,7 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/component-base/version"
 
-	"github.com/mote-dev/mote/datadir"
+	"github.com/mote-dev/mote/internal/datadir"
 )
 
 // Version is mote's own version, set when it is linked.

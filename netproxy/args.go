@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/mote-dev/mote/upstreamarg"
+	"github.com/mote-dev/mote/internal/upstreamflag"
 )
 
 // Where kube-proxy listens unless told otherwise.
@@ -31,7 +31,7 @@ func ParseArgs(args []string) (Args, error) {
 	var errs []error
 	fault := func(format string, arg ...any) { errs = append(errs, fmt.Errorf("kube-proxy-arg "+format, arg...)) }
 	for _, arg := range args {
-		name, value := upstreamarg.Split(arg)
+		name, value := upstreamflag.Split(arg)
 		switch name {
 		case "proxy-mode":
 			switch value {

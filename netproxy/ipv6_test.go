@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap/zaptest"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 // ipv6Host skips where there is no IPv6 to take away.

@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 // inside runs f on a thread in the namespace.

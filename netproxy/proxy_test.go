@@ -22,7 +22,7 @@ import (
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 func cidr(t *testing.T, text string) *net.IPNet {

@@ -24,7 +24,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 const (
@@ -60,7 +60,7 @@ func keepImageList(ctx context.Context, client *containerd.Client, p paths, log 
 		case <-due.C:
 			data, err := listImages(ctx, client)
 			if err == nil && !slices.Equal(data, last) {
-				if err = wholefile.Write(filepath.Join(p.marks, imageList), data, 0o600); err == nil {
+				if err = atomicfile.Write(filepath.Join(p.marks, imageList), data, 0o600); err == nil {
 					last = data
 				}
 			}

@@ -26,7 +26,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // ErrNotRunning is wrapped when no container runtime answers for a data folder.
@@ -234,7 +234,7 @@ func copyFile(from, to string) (err error) {
 	if err := os.Rename(temp, to); err != nil {
 		return fmt.Errorf("keep image archive: %w", err)
 	}
-	return wholefile.SyncDir(filepath.Dir(to))
+	return atomicfile.SyncDir(filepath.Dir(to))
 }
 
 // ImageInfo is one image of a running mote.

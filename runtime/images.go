@@ -25,8 +25,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
+	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/runtime/bundle"
-	"github.com/mote-dev/mote/wholefile"
 )
 
 const (
@@ -343,7 +343,7 @@ func writeRecord(name string, rec archiveRecord) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return fmt.Errorf("create folder for records: %w", err)
 	}
-	return wholefile.Write(name, data, 0o600)
+	return atomicfile.Write(name, data, 0o600)
 }
 
 // forgetRecords removes the records of archives that are gone.

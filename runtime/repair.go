@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // Folders and files containerd's plugins keep below root and state.
@@ -178,7 +178,7 @@ func (r *Runtime) setAside(ctx context.Context, reason string, patterns []string
 			}
 		}
 	}
-	if err := errors.Join(wholefile.SyncDir(r.p.root), wholefile.Write(filepath.Join(r.p.marks, rebuildMark), nil, 0o600)); err != nil {
+	if err := errors.Join(atomicfile.SyncDir(r.p.root), atomicfile.Write(filepath.Join(r.p.marks, rebuildMark), nil, 0o600)); err != nil {
 		return err
 	}
 	r.log.Warn("container state is damaged: set aside, to be rebuilt from content and image archives; pods start anew",

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // ErrInUse is wrapped by Run when another process runs a Runtime over the same
@@ -73,12 +73,12 @@ func readLastStop(p paths) (lastStop, error) {
 	}
 	last.sameBoot = strings.TrimSpace(string(before)) == strings.TrimSpace(string(now))
 	if last.sameBoot {
-		return last, wholefile.SyncDir(p.marks)
+		return last, atomicfile.SyncDir(p.marks)
 	}
-	return last, wholefile.Write(file, now, 0o600)
+	return last, atomicfile.Write(file, now, 0o600)
 }
 
 // markCleanStop leaves the mark readLastStop looks for.
 func markCleanStop(p paths) error {
-	return wholefile.Write(filepath.Join(p.marks, cleanMark), nil, 0o600)
+	return atomicfile.Write(filepath.Join(p.marks, cleanMark), nil, 0o600)
 }

@@ -7,7 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mote-dev/mote/wallclock"
+	"github.com/mote-dev/mote/internal/wallclock"
 )
 
 const (

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/version"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server/join"
 	"github.com/mote-dev/mote/server/revocation"
 	"github.com/mote-dev/mote/server/tunnel"

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // The Node authorizer lets a kubelet read the secrets and config maps of pods

@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/metrics/legacyregistry"
 
-	"github.com/mote-dev/mote/hostaddr"
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/hostaddr"
+	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/controllers"
 	"github.com/mote-dev/mote/server/join"

@@ -17,12 +17,12 @@ import (
 	"go.uber.org/zap"
 	"k8s.io/apiserver/pkg/authentication/user"
 
+	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/election"
 	"github.com/mote-dev/mote/server/members"
 	"github.com/mote-dev/mote/server/pki"
 	"github.com/mote-dev/mote/server/sharedkeys"
-	"github.com/mote-dev/mote/wholefile"
 )
 
 // leaveTimeout bounds how long a server that stops tries to say so.
@@ -75,7 +75,7 @@ func ensureID(file string) (string, error) {
 		return "", fmt.Errorf("make this server's id: %w", err)
 	}
 	id := hex.EncodeToString(random)
-	return id, wholefile.Write(file, []byte(id+"\n"), 0o600)
+	return id, atomicfile.Write(file, []byte(id+"\n"), 0o600)
 }
 
 // inTurn calls ensure, which makes what every cluster has, while no other server

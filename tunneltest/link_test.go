@@ -14,7 +14,7 @@ import (
 	"time"
 
 	agent "github.com/mote-dev/mote/agent/tunnel"
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 	server "github.com/mote-dev/mote/server/tunnel"
 )
 

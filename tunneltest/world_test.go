@@ -29,7 +29,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	agent "github.com/mote-dev/mote/agent/tunnel"
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 	server "github.com/mote-dev/mote/server/tunnel"
 )
 

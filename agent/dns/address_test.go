@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap/zaptest"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 func TestServer_Run_KeepsItsAddress(t *testing.T) {

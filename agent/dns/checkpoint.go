@@ -17,7 +17,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 const (
@@ -173,5 +173,5 @@ func writeCheckpoint(path string, text []byte) error {
 	if err := z.Close(); err != nil {
 		return fmt.Errorf("pack checkpoint: %w", err)
 	}
-	return wholefile.Write(path, packed.Bytes(), 0o600)
+	return atomicfile.Write(path, packed.Bytes(), 0o600)
 }

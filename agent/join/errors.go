@@ -3,7 +3,7 @@ package join
 import (
 	"errors"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 var (

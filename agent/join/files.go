@@ -14,8 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/mote-dev/mote/joinapi"
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // Files of an identity, in <data-dir>/agent/pki.
@@ -68,7 +68,7 @@ func (f folder) save(s stored) error {
 	if err != nil {
 		return fmt.Errorf("write node identity: %w", err)
 	}
-	return wholefile.Write(f.path(clusterName), append(data, '\n'), 0o600)
+	return atomicfile.Write(f.path(clusterName), append(data, '\n'), 0o600)
 }
 
 // secret returns the node's secret, made the first time.
@@ -85,7 +85,7 @@ func (f folder) secret() (string, error) {
 		return "", fmt.Errorf("make node secret: %w", err)
 	}
 	text := hex.EncodeToString(random)
-	return text, wholefile.Write(f.path(secretName), []byte(text+"\n"), 0o600)
+	return text, atomicfile.Write(f.path(secretName), []byte(text+"\n"), 0o600)
 }
 
 // ca returns the believed CA certificate, or nil if none is yet.
@@ -120,7 +120,7 @@ func (f folder) saveCertificate(certPEM, keyPEM []byte) (*tls.Certificate, error
 		return nil, fmt.Errorf("use certificate from server: %w", err)
 	}
 	whole := append(append([]byte{}, certPEM...), keyPEM...)
-	return &pair, wholefile.Write(f.path(clientName), whole, 0o600)
+	return &pair, atomicfile.Write(f.path(clientName), whole, 0o600)
 }
 
 func parseCertificate(data []byte) (*x509.Certificate, error) {

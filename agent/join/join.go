@@ -15,8 +15,8 @@ import (
 	"go.uber.org/zap"
 	"k8s.io/component-base/version"
 
-	"github.com/mote-dev/mote/joinapi"
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // Waits between attempts to join.
@@ -199,7 +199,7 @@ func (j *joiner) once(ctx context.Context, server string) (was stored, err error
 	if err != nil {
 		return was, err
 	}
-	if err := wholefile.Write(j.folder.path(caName), j.caPEM, 0o644); err != nil {
+	if err := atomicfile.Write(j.folder.path(caName), j.caPEM, 0o644); err != nil {
 		return was, err
 	}
 	was = stored{NodeName: j.config.NodeName, Cluster: response.Cluster}

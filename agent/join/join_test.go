@@ -15,7 +15,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // quick is a context that no attempt of a test outlives.

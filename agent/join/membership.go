@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mote-dev/mote/agent/balancer"
-	"github.com/mote-dev/mote/joinapi"
-	"github.com/mote-dev/mote/wallclock"
+	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/wallclock"
 )
 
 const (

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 const testToken = "abcdef.0123456789abcdef"

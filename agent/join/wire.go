@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 const (

@@ -17,7 +17,7 @@ import (
 	"k8s.io/kubernetes/pkg/cluster/ports"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
 
-	"github.com/mote-dev/mote/upstreamarg"
+	"github.com/mote-dev/mote/internal/upstreamflag"
 )
 
 // Config is what a kubelet needs. No field may be zero unless it says so.
@@ -118,7 +118,7 @@ func (c Config) server() (*options.KubeletServer, error) {
 	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
 		return nil, fmt.Errorf("create folder of pod logs: %w", err)
 	}
-	if err := upstreamarg.Apply(flags, "kubelet-arg", c.ExtraArgs); err != nil {
+	if err := upstreamflag.Apply(flags, "kubelet-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
 	return s, nil

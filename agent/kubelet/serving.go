@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/mote-dev/mote/wallclock"
+	"github.com/mote-dev/mote/internal/wallclock"
 )
 
 // currentServing is the file by which upstream's certificate manager finds the

@@ -16,7 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // record is the first line of a file; the answer's body follows.
@@ -153,5 +153,5 @@ func write(path string, r record, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return wholefile.Write(path, append(append(head, '\n'), data...), 0o600)
+	return atomicfile.Write(path, append(append(head, '\n'), data...), 0o600)
 }

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 // inNamespace runs the rest of the calling test in a network namespace of its own where there is nft.

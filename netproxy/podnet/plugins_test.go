@@ -11,7 +11,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 // TestNetwork_Run_PluginsAcceptTheList attaches two pods with the real plugins: they reach each other, the outside sees the

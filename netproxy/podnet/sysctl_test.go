@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mote-dev/mote/netnstest"
+	"github.com/mote-dev/mote/internal/netnstest"
 )
 
 // setting reads a kernel setting.

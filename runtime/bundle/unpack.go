@@ -16,7 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 const (
@@ -155,7 +155,7 @@ func replace(o Options, m Manifest, target string, open func() (io.ReadCloser, e
 	if err := os.Rename(temp, target); err != nil {
 		return fmt.Errorf("put tools in place: %w", err)
 	}
-	return wholefile.SyncDir(o.Dir)
+	return atomicfile.SyncDir(o.Dir)
 }
 
 func extract(o Options, m Manifest, dir string, open func() (io.ReadCloser, error)) error {
@@ -205,7 +205,7 @@ func extract(o Options, m Manifest, dir string, open func() (io.ReadCloser, erro
 	if err := os.WriteFile(filepath.Join(dir, completeMark), []byte(m.Hash+"\n"), 0o644); err != nil {
 		return fmt.Errorf("mark bundle complete: %w", err)
 	}
-	return wholefile.SyncDir(dir)
+	return atomicfile.SyncDir(dir)
 }
 
 func writeFile(path string, f File, r io.Reader) (err error) {
@@ -254,7 +254,7 @@ func point(dir, name string) (previous string, err error) {
 	if err := os.Rename(temp, link); err != nil {
 		return "", fmt.Errorf("link current tools: %w", err)
 	}
-	return previous, wholefile.SyncDir(dir)
+	return previous, atomicfile.SyncDir(dir)
 }
 
 // removeOthers removes leftovers of interrupted starts and all bundles but the

@@ -18,8 +18,8 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 
+	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/openapi"
-	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // changesAPI are the flags of kube-apiserver that change what the API's
@@ -30,7 +30,7 @@ var changesAPI = []string{"feature-gates", "runtime-config", "emulated-version",
 // itself, as upstream does, instead of serving the embedded ones.
 func (c Config) buildsDocuments() bool {
 	return slices.ContainsFunc(c.ExtraArgs, func(arg string) bool {
-		name, _ := upstreamarg.Split(arg)
+		name, _ := upstreamflag.Split(arg)
 		return slices.Contains(changesAPI, name)
 	})
 }

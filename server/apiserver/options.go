@@ -10,7 +10,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
-	"github.com/mote-dev/mote/upstreamarg"
+	"github.com/mote-dev/mote/internal/upstreamflag"
 )
 
 // watchGrace is how long a server that stops lets watches end.
@@ -92,7 +92,7 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 			return nil, fmt.Errorf("set feature gates: %w", err)
 		}
 	}
-	if err := upstreamarg.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
+	if err := upstreamflag.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
 	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {

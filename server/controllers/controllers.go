@@ -33,10 +33,10 @@ import (
 
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 
+	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/pki"
-	"github.com/mote-dev/mote/upstreamarg"
 )
 
 const (
@@ -195,7 +195,7 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	// large cluster; here it would only delay the first pod.
 	o.Generic.ControllerStartInterval.Duration = 0
 
-	if err := upstreamarg.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
+	if err := upstreamflag.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
 	if err := o.Validate(known, disabled, aliases); err != nil {

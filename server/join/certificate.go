@@ -12,7 +12,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/util/certificate/csr"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // certificate asks for the certificate as u, with u's rights, and waits until

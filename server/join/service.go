@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // Tunnel takes over the connections of nodes that joinapi.PathTunnel was asked

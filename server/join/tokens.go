@@ -18,8 +18,8 @@ import (
 	bootstraputil "k8s.io/cluster-bootstrap/token/util"
 	bootstrapsecrets "k8s.io/cluster-bootstrap/util/secrets"
 
-	"github.com/mote-dev/mote/joinapi"
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 var (
@@ -232,5 +232,5 @@ func writeTokenFile(file, pin, secret string) (joinapi.Token, error) {
 		}
 		return token, nil
 	}
-	return token, wholefile.Write(file, []byte(text), 0o600)
+	return token, atomicfile.Write(file, []byte(text), 0o600)
 }

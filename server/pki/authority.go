@@ -19,7 +19,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/mote-dev/mote/wallclock"
+	"github.com/mote-dev/mote/internal/wallclock"
 )
 
 // ErrDamaged is returned when a certificate or key file exists but cannot be

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // Pair names the files of a certificate and its key.
@@ -51,8 +51,8 @@ func readPair(certFile, keyFile string) (*x509.Certificate, []byte, crypto.Signe
 // writePair writes the key first: a certificate without its key is the state
 // that cannot be repaired, so it must never be on disk alone.
 func writePair(certFile string, certPEM []byte, keyFile string, keyPEM []byte) error {
-	if err := wholefile.Write(keyFile, keyPEM, 0o600); err != nil {
+	if err := atomicfile.Write(keyFile, keyPEM, 0o600); err != nil {
 		return err
 	}
-	return wholefile.Write(certFile, certPEM, 0o644)
+	return atomicfile.Write(certFile, certPEM, 0o644)
 }

@@ -8,7 +8,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // WriteKubeconfig writes a kubeconfig for the administrator to file, mode 0600,
@@ -34,5 +34,5 @@ func (s *Set) WriteKubeconfig(file, server string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("create folder of kubeconfig %s: %w", file, err)
 	}
-	return wholefile.Write(file, data, 0o600)
+	return atomicfile.Write(file, data, 0o600)
 }

@@ -13,7 +13,7 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/mote-dev/mote/wallclock"
+	"github.com/mote-dev/mote/internal/wallclock"
 )
 
 var (

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // Set is everything the server needs to be trusted and to trust: file names,
@@ -193,7 +193,7 @@ func ensureServiceAccountKey(keyFile, pubFile string) error {
 		if key, keyPEM, err = newKey(); err != nil {
 			return err
 		}
-		if err := wholefile.Write(keyFile, keyPEM, 0o600); err != nil {
+		if err := atomicfile.Write(keyFile, keyPEM, 0o600); err != nil {
 			return err
 		}
 	case err != nil:
@@ -210,7 +210,7 @@ func ensureServiceAccountKey(keyFile, pubFile string) error {
 	if err != nil {
 		return fmt.Errorf("encode service account public key: %w", err)
 	}
-	return wholefile.Write(pubFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
+	return atomicfile.Write(pubFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
 }
 
 func parseServiceAccountKey(file string, data []byte) (*ecdsa.PrivateKey, error) {

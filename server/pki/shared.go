@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // authorities are the certificate authorities of a set.
@@ -94,7 +94,7 @@ func WriteShared(dir string, files map[string][]byte) error {
 		if strings.HasSuffix(name, ".crt") {
 			mode = 0o644
 		}
-		if err := wholefile.Write(file, files[name], mode); err != nil {
+		if err := atomicfile.Write(file, files[name], mode); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/responsewriter"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // joinPaths begins the paths of joinapi.

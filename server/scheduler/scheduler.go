@@ -19,9 +19,9 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
+	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
-	"github.com/mote-dev/mote/upstreamarg"
 )
 
 // Config is what the scheduler needs.
@@ -64,7 +64,7 @@ func (c Config) component(ctx context.Context) (*config.KubeSchedulerConfigurati
 	for _, section := range o.Flags.FlagSets {
 		all.AddFlagSet(section)
 	}
-	if err := upstreamarg.Apply(all, "kube-scheduler-arg", c.ExtraArgs); err != nil {
+	if err := upstreamflag.Apply(all, "kube-scheduler-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
 	if o.ConfigFile != "" {

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // stream is one TCP connection of a node, as a net.Conn. Each half goes through

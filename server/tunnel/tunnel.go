@@ -18,7 +18,7 @@ import (
 	"golang.org/x/net/http2"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/mote-dev/mote/joinapi"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // ErrNoTunnel means that a node that is reached through a tunnel has none.

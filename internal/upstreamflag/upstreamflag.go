@@ -1,4 +1,4 @@
-package upstreamarg
+package upstreamflag
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package coldpages
+package execpages
 
 import (
 	"bufio"

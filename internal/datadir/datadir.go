@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mote-dev/mote/wholefile"
+	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
 // layout counts the changes of what lies where in a data folder that an older
@@ -114,7 +114,7 @@ func (d *Dir) take() error {
 func (d *Dir) Commit(v Versions) error {
 	d.madeLock, d.madeDirs = false, nil
 	text := fmt.Sprintf("layout %d\nmote %s\nkubernetes %s\n", layout, v.Mote, v.Kubernetes)
-	return wholefile.Write(filepath.Join(d.path, versionName), []byte(text), 0o644)
+	return atomicfile.Write(filepath.Join(d.path, versionName), []byte(text), 0o644)
 }
 
 // RecordOutside notes a file that mote makes outside of the folder, so that
@@ -127,7 +127,7 @@ func (d *Dir) RecordOutside(path string) error {
 	if slices.Contains(known, path) {
 		return nil
 	}
-	return wholefile.Write(filepath.Join(d.path, outsideName), []byte(strings.Join(append(known, path), "\n")+"\n"), 0o644)
+	return atomicfile.Write(filepath.Join(d.path, outsideName), []byte(strings.Join(append(known, path), "\n")+"\n"), 0o644)
 }
 
 // Close gives the folder free.
