@@ -19,10 +19,10 @@ import (
 
 	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/server/apiserver"
-	"github.com/mote-dev/mote/server/election"
-	"github.com/mote-dev/mote/server/members"
+	"github.com/mote-dev/mote/server/cluster/election"
+	"github.com/mote-dev/mote/server/cluster/members"
+	"github.com/mote-dev/mote/server/cluster/sharedkeys"
 	"github.com/mote-dev/mote/server/pki"
-	"github.com/mote-dev/mote/server/sharedkeys"
 )
 
 // leaveTimeout bounds how long a server that stops tries to say so.

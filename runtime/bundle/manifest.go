@@ -9,7 +9,7 @@ import (
 )
 
 // Names inside the embedded folder and inside the bundle. They are part of the
-// agreement between scripts/bundled/pack, which writes, and this package.
+// agreement between internal/tools/pack, which writes, and this package.
 const (
 	ManifestName = "bundle.json"
 	ArchiveName  = "bundle.tar.zst"

@@ -220,7 +220,7 @@ func TestArchive_IsOfThisKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := "v1.37.2"; index.KubernetesVersion != want {
-		t.Errorf("the documents are of %s, mote is of %s: run scripts/openapi/run", index.KubernetesVersion, want)
+		t.Errorf("the documents are of %s, mote is of %s: run scripts/openapi", index.KubernetesVersion, want)
 	}
 	if len(index.V3Hashes) < 40 || len(index.V2Definitions) < 500 {
 		t.Errorf("only %d documents and %d definitions", len(index.V3Hashes), len(index.V2Definitions))
