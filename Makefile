@@ -59,7 +59,7 @@ vet: ## go vet over every module of the repository
 	scripts/vet
 
 .PHONY: lint
-lint: ## staticcheck, pinned as a Go tool in test/tools
+lint: ## staticcheck, pinned as a Go tool in test/tools/lint
 	scripts/lint
 
 .PHONY: unit
@@ -95,7 +95,7 @@ conformance-images: ## build the conformance suite and the images it names, offl
 	scripts/conformance build
 
 .PHONY: conformance-table
-conformance-table: ## write test/conformance/RESULTS.md from the results kept
+conformance-table: ## write test/suites/conformance/RESULTS.md from the results kept
 	scripts/conformance table
 
 .PHONY: bench
@@ -104,7 +104,7 @@ bench: bench-idle bench-store ## measure mote and upstream's programs in the sam
 
 .PHONY: bench-store
 bench-store: ## measure the store in process and over gRPC beside etcd and kine, a table with ratios
-	scripts/compile run -C test/store -exec 'env -u GOGC' -trimpath -tags $(TAGS) ./bench
+	scripts/compile run -C test/suites/store -exec 'env -u GOGC' -trimpath -tags $(TAGS) ./bench
 
 .PHONY: bench-idle
 bench-idle: build ## measure an idle bin/mote: size, start, memory, CPU, writes; PEERS=1 beside upstream's programs, PODS=20 with pods (root)

@@ -26,7 +26,7 @@ var rules = []struct {
 		"a server runs without a node; they meet over the API"},
 	{"agent", []string{module + "server", module + "store", module + "cmd"},
 		"an agent runs without a server; they meet over the API"},
-	{"helper", []string{module + "server", module + "agent", module + "store", module + "netproxy", module + "runtime", module + "cmd"},
+	{"cmd/mote-helper", []string{module + "server", module + "agent", module + "store", module + "netproxy", module + "runtime", module + "cmd/settings"},
 		"the helper is another executable, kept apart so that mote's own code stays small"},
 }
 

@@ -6,7 +6,7 @@ import (
 	"os"
 
 	"github.com/mote-dev/mote/test/bench/measure"
-	"github.com/mote-dev/mote/test/sandbox"
+	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
 type settings struct {

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/mote-dev/mote/test/bench/measure"
-	"github.com/mote-dev/mote/test/sandbox"
+	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
 // Ports and ranges of the upstream parts, none of them mote's.

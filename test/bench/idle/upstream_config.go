@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/mote-dev/mote/test/sandbox"
+	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
 // etcd speaks without TLS here: one encryption less for the API server than kubeadm asks of it.

@@ -14,7 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mote-dev/mote/test/bench/measure"
-	"github.com/mote-dev/mote/test/sandbox"
+	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
 type settings struct {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mote-dev/mote/test/sandbox"
+	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
 // Settings are what each command that measures mote is told.
