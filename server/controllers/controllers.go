@@ -33,8 +33,8 @@ import (
 
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 
+	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/upstreamflag"
-	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/pki"
 )

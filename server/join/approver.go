@@ -25,7 +25,7 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/mote-dev/mote/server/informer"
+	"github.com/mote-dev/mote/internal/informer"
 )
 
 // addressGrace is how long a request waits for its addresses to appear in the

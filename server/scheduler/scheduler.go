@@ -19,8 +19,8 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
+	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/upstreamflag"
-	"github.com/mote-dev/mote/server/informer"
 	"github.com/mote-dev/mote/server/loopback"
 )
 
