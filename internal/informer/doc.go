@@ -1,6 +1,6 @@
-// Package informer owns the views that components of this process have of its
-// one set of informers: events held back until a component is built, and
-// objects left out that it must not hear of.
+// Package informer owns the informers that parts of one process share: when they start and end, and
+// what each part sees of them. Shared gives an informer factory one owner; a Gate on top of it holds
+// events back until a part is built, hides objects from it, and removes its handlers at its end.
 //
-// It must not import any component that uses it.
+// It must not import anything else of this repository.
 package informer
