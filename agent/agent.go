@@ -31,6 +31,7 @@ import (
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/agent/kubelet"
 	"github.com/mote-dev/mote/internal/hostaddr"
+	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/internal/wallclock"
 	"github.com/mote-dev/mote/netproxy"
@@ -255,16 +256,12 @@ func (a *Agent) sayOutside(ctx context.Context, client kubernetes.Interface) err
 	return nil
 }
 
-// startInformers makes the one set of informers that service proxy, network
-// policy and DNS of a node without a server share.
+// startInformers runs the one set of informers that service proxy, network policy and DNS share on
+// a node without a server.
 func (a *Agent) startInformers(ctx context.Context, g *errgroup.Group, client kubernetes.Interface) informers.SharedInformerFactory {
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(netproxy.Trim))
-	g.Go(func() error {
-		<-ctx.Done()
-		factory.Shutdown()
-		return nil
-	})
-	return factory
+	shared := informer.NewShared(informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(netproxy.Trim)))
+	g.Go(func() error { return shared.Run(ctx) })
+	return shared
 }
 
 // startNetwork adds service proxy, pod network and DNS to g.
