@@ -27,6 +27,8 @@ VERSION_FLAGS := $(call version_flags,k8s.io/component-base/version) $(call vers
 	-X github.com/mote-dev/mote/cmd.Version=$(MOTE_VERSION)
 LDFLAGS := -s -w -linkmode external -extldflags -static $(VERSION_FLAGS)
 
+# Each module builds with the versions in its own go.mod; go.work is for editors.
+export GOWORK := off
 export GO TAGS VERSION_FLAGS
 
 .PHONY: help
