@@ -1,4 +1,7 @@
-// Command idle measures what a mote costs that has nothing to do: size of the executable, time from start to a ready node, memory by
-// kind, CPU while idle; then the same with pods; then, if told to, all of it of the upstream programs that do the same. It works in a
-// sandbox, drives built executables and must not import anything of mote's.
+// Command idle measures what an idle mote costs: executable size, time from start to a ready node,
+// memory by kind, idle CPU; then the same with pods; then, on request, the upstream programs that
+// do the same job. It works in a sandbox and drives built executables.
+//
+// It must not import anything else of this repository but test/bench/measure and
+// test/tools/sandbox.
 package main

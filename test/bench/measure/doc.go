@@ -1,3 +1,5 @@
-// Package measure starts clusters made of processes and measures what those need: time, memory, CPU, writes. It must not import
-// anything of mote's, whose built executable is one of them.
+// Package measure owns starting a cluster made of processes and measuring what they use: time,
+// memory, CPU, writes.
+//
+// It must not import anything else of this repository but test/tools/sandbox.
 package measure

@@ -1,4 +1,7 @@
-// Package clock holds black-box tests of mote with clocks that are wrong, are set while it runs, or have gone on for years. The
-// clock of mote and of all it starts is another one, see test/tools/clockshift; the machine's stays as it is. It must not import anything
-// of mote's.
+// Package clock owns the black-box tests of mote with a wrong clock, with a clock that is set while
+// mote runs, and after years of running. Only mote and what it starts see the shifted clock
+// (test/tools/clockshift); the machine's own clock is untouched.
+//
+// It must not import anything else of this repository but test/tools/harness and
+// test/tools/sandbox.
 package clock

@@ -1,3 +1,7 @@
-// Package cluster drives the built mote executable on several hosts, each with processes, network, mounts and disk of its own inside a
-// sandbox: a server, an agent beside it, and one behind a NAT; and three servers on an etcd. Run it with `make e2e-hosts`. It must not import anything of mote's.
+// Package cluster owns the black-box tests that need several hosts. Each host has its own
+// processes, network, mounts and disk inside a sandbox: a server, an agent on its network and one
+// behind a NAT; and three servers on an etcd. Run it with `make e2e-hosts`.
+//
+// It must not import anything else of this repository but test/tools/harness and
+// test/tools/sandbox.
 package cluster

@@ -1,3 +1,6 @@
-// Command ociarchive packs files of this machine into an OCI image archive, with no daemon, registry or network: the way the
-// examples' and the tests' images are made. The same input gives the same bytes. It uses the standard library only and must not import any other package of ours.
+// Command ociarchive packs files of this machine into an OCI image archive, without a daemon,
+// registry or network. The examples' and the tests' images are made with it. The same input gives
+// the same bytes. It uses the standard library alone.
+//
+// It must not import anything else of this repository.
 package main

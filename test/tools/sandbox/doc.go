@@ -1,3 +1,6 @@
-// Package sandbox gives a test process a machine of its own on the machine it runs on: its own processes, mounts, network, host name
-// and cgroups, thrown away whole when the test ends, however it ends; and in it further hosts, on one network. It must not import the tests or anything of mote's.
+// Package sandbox owns the machine that a test process gets for itself on the machine it runs on:
+// its own processes, mounts, network, host name and cgroups, and further hosts on one network. All
+// of it is removed when the test ends, however it ends.
+//
+// It must not import anything else of this repository.
 package sandbox

@@ -1,3 +1,5 @@
-// Command coredns is CoreDNS with the plugins the conformance suite configures: the agnhost image has one. It must not import anything
-// of mote's.
+// Command coredns is CoreDNS with the plugins the conformance suite configures, for the agnhost
+// image.
+//
+// It must not import anything else of this repository.
 package main

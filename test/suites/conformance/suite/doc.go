@@ -1,2 +1,5 @@
-// Package suite names the packages the conformance run is built from, so that go.mod pins all they need: the suite itself is upstream's, at the version mote is made of, and unchanged. It must not import anything of mote's.
+// Package suite owns the list of packages the conformance run is built from, so that go.mod pins
+// their versions. The suite is upstream's, unchanged, at the version mote is made of.
+//
+// It must not import anything else of this repository.
 package suite
