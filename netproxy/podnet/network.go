@@ -14,13 +14,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/mote-dev/mote/netproxy/reconcile"
 )
 
 // settle is how long changes are gathered before they are acted on: interfaces come and go in bursts when pods start.
 const settle = 500 * time.Millisecond
 
-// Waits between attempts to repair what failed.
-const firstRetry, lastRetry = time.Second, time.Minute
+// Pauses between attempts to repair what failed. The last is short because what the kernel reports meanwhile waits for it.
+const firstRetry, lastRetry = time.Second, 10 * time.Second
 
 // Node is what the pod network has to know of a node.
 type Node struct {
@@ -40,7 +42,7 @@ type Network struct {
 
 	ready     chan struct{}
 	readyOnce sync.Once
-	wake      chan struct{} // has room for one: work is to be done
+	loop      *reconcile.Loop
 
 	mu           sync.Mutex // guards the fields below
 	self         Node
@@ -61,10 +63,24 @@ func New(c Config) (*Network, error) {
 		return nil, fmt.Errorf("check pod network config: %w", err)
 	}
 	c = c.withDefaults()
-	return &Network{
-		cfg: c, firewalls: newFirewalls(c.Firewall), log: c.Logger,
-		ready: make(chan struct{}), wake: make(chan struct{}, 1), rulesChanged: true,
-	}, nil
+	n := &Network{cfg: c, firewalls: newFirewalls(c.Firewall), log: c.Logger, ready: make(chan struct{}), rulesChanged: true}
+	n.loop = reconcile.New(n.passes(n.pass))
+	return n, nil
+}
+
+// passes says when pass runs.
+func (n *Network) passes(pass func(ctx context.Context, full bool) error) reconcile.Config {
+	return reconcile.Config{
+		Debounce:   settle,
+		Interval:   n.cfg.CheckInterval,
+		FirstRetry: firstRetry,
+		LastRetry:  lastRetry,
+		Pass:       pass,
+		Failed: func(err error, pause time.Duration) {
+			n.log.Error("pod network is incomplete; retrying", zap.Error(err), zap.Duration("retry_in", pause))
+		},
+		Recovered: func() { n.log.Info("pod network is complete again") },
+	}
 }
 
 // SetNodes tells which pod CIDRs this node has and which other nodes there are. It returns at once; [Network.Run] acts.
@@ -92,10 +108,7 @@ func (n *Network) poke(rules bool) {
 		n.rulesChanged = true
 		n.mu.Unlock()
 	}
-	select {
-	case n.wake <- struct{}{}:
-	default:
-	}
+	n.loop.Trigger()
 }
 
 // Run keeps the network until ctx ends, and leaves it standing then: pods outlive this process.
@@ -121,7 +134,7 @@ func (n *Network) Run(ctx context.Context) error {
 	g.Go(func() error { return watchLinks(ctx, n.log, func() { n.poke(false) }) })
 	g.Go(func() error { return watchRules(ctx, n.log, n.ruleEvent) })
 	g.Go(func() error { return n.keepMapped(ctx) })
-	g.Go(func() error { return n.loop(ctx) })
+	g.Go(func() error { return n.loop.Run(ctx) })
 	return g.Wait()
 }
 
@@ -154,50 +167,14 @@ func (n *Network) ruleEvent(ev nftEvent) {
 	}
 }
 
-func (n *Network) loop(ctx context.Context) error {
-	retry := firstRetry
-	failing := false
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-			n.mu.Lock()
-			n.rulesChanged = true
-			n.mu.Unlock()
-		case <-n.wake:
-			if failing {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(settle):
-			}
-		}
-		err := n.reconcile(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			if !failing {
-				n.log.Error("pod network is incomplete; retrying", zap.Error(err), zap.Duration("retry_in", retry))
-			} else {
-				n.log.Debug("pod network is still incomplete", zap.Error(err), zap.Duration("retry_in", retry))
-			}
-			failing = true
-			timer.Reset(retry)
-			retry = min(2*retry, lastRetry)
-		default:
-			if failing {
-				n.log.Info("pod network is complete again")
-			}
-			failing, retry = false, firstRetry
-			timer.Reset(n.cfg.CheckInterval)
-		}
+// pass is one pass of Run's loop. A full one compares the rules although no change of theirs was reported.
+func (n *Network) pass(ctx context.Context, full bool) error {
+	if full {
+		n.mu.Lock()
+		n.rulesChanged = true
+		n.mu.Unlock()
 	}
+	return n.reconcile(ctx)
 }
 
 // reconcile brings everything to the wanted state once. What can be done is done although another part failed.

@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/mote-dev/mote/internal/retry"
 	"github.com/mote-dev/mote/netproxy/nfttool"
+	"github.com/mote-dev/mote/netproxy/reconcile"
 )
 
 // Table is the nftables table (of family inet) the policies are enforced in.
@@ -27,8 +28,8 @@ const (
 	settle = 200 * time.Millisecond
 	// checkInterval bounds how long a change of the table that was not reported can last.
 	checkInterval = 5 * time.Minute
-	// Waits between attempts to apply what failed.
-	firstRetry, lastRetry = time.Second, time.Minute
+	// Pauses between attempts to apply what failed. The last is short because changed policies wait for it.
+	firstRetry, lastRetry = time.Second, 10 * time.Second
 )
 
 // Controller keeps the table as the cluster's policies want it. Make it with [New].
@@ -37,9 +38,10 @@ type Controller struct {
 	log     *zap.Logger
 	factory informers.SharedInformerFactory
 	table   nfttool.Table
-	removed bool          // there is no table; only the loop uses it
-	wake    chan struct{} // has room for one: work is to be done
-	doubt   atomic.Bool   // the table may have been changed by others and is to be looked at
+	removed bool // there is no table; only the loop uses it
+	loop    *reconcile.Loop
+	doubt   atomic.Bool    // the table may have been changed by others and is to be looked at
+	refused retry.Failures // policies left out, as last reported; only the loop uses it
 
 	policies   cache.SharedIndexInformer
 	pods       cache.SharedIndexInformer // nil until the first policy
@@ -49,7 +51,8 @@ type Controller struct {
 // New makes a controller for the pods of a node. It adds the informer of policies to the factory, which has to be started
 // afterwards.
 func New(node string, factory informers.SharedInformerFactory, log *zap.Logger) (*Controller, error) {
-	c := &Controller{node: node, log: log, factory: factory, table: nfttool.Table{Name: Table}, wake: make(chan struct{}, 1)}
+	c := &Controller{node: node, log: log, factory: factory, table: nfttool.Table{Name: Table}}
+	c.loop = reconcile.New(c.passes(c.pass))
 	c.policies = factory.Networking().V1().NetworkPolicies().Informer()
 	if err := c.follow(c.policies); err != nil {
 		return nil, err
@@ -64,12 +67,7 @@ func (c *Controller) Poke() {
 }
 
 // changed asks for the rules to be rendered anew.
-func (c *Controller) changed() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
+func (c *Controller) changed() { c.loop.Trigger() }
 
 // follow asks for new rules on every change an informer reports that can matter.
 func (c *Controller) follow(informer cache.SharedIndexInformer) error {
@@ -104,47 +102,30 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.policies.HasSynced) {
 		return nil
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	c.Poke()
-	g.Go(func() error { return c.loop(ctx) })
-	return g.Wait()
+	return c.loop.Run(ctx)
 }
 
-func (c *Controller) loop(ctx context.Context) error {
-	retry, failing := firstRetry, false
-	timer := time.NewTimer(checkInterval)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-			c.doubt.Store(true)
-		case <-c.wake:
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(settle):
-			}
-		}
-		switch err := c.sync(ctx); {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			if !failing {
-				c.log.Error("network policies are not enforced as wanted; retrying", zap.Error(err))
-			}
-			failing = true
-			timer.Reset(retry)
-			retry = min(2*retry, lastRetry)
-		default:
-			if failing {
-				c.log.Info("network policies are enforced again")
-			}
-			failing, retry = false, firstRetry
-			timer.Reset(checkInterval)
-		}
+// passes says when pass runs.
+func (c *Controller) passes(pass func(ctx context.Context, full bool) error) reconcile.Config {
+	return reconcile.Config{
+		Debounce:   settle,
+		Interval:   checkInterval,
+		FirstRetry: firstRetry,
+		LastRetry:  lastRetry,
+		Pass:       pass,
+		Failed: func(err error, pause time.Duration) {
+			c.log.Error("network policies are not enforced as wanted; retrying", zap.Error(err), zap.Duration("retry_in", pause))
+		},
+		Recovered: func() { c.log.Info("network policies are enforced again") },
 	}
+}
+
+// pass is one pass of Run's loop. A full one looks at the table although no change of it was reported.
+func (c *Controller) pass(ctx context.Context, full bool) error {
+	if full {
+		c.doubt.Store(true)
+	}
+	return c.sync(ctx)
 }
 
 // sync makes the table be as wanted once.
@@ -158,27 +139,45 @@ func (c *Controller) sync(ctx context.Context) error {
 	if err := c.watchPods(ctx); err != nil {
 		return err
 	}
-	body, faults := Render(c.state())
+	body, err := Render(c.state())
+	c.reportRefused(err)
 	if body == "" {
-		return errors.Join(faults, c.remove(ctx))
+		return c.remove(ctx)
 	}
 	script := c.table.Script(body)
-	doubt := c.doubt.Swap(false)
-	if script == c.table.Applied() {
+	if doubt := c.doubt.Swap(false); script == c.table.Applied() {
 		if !doubt {
-			return faults
+			return nil
 		}
-		if intact, err := c.table.Intact(ctx); err == nil && intact {
-			return faults
+		intact, err := c.table.Intact(ctx)
+		if err != nil {
+			c.doubt.Store(true)
+			return fmt.Errorf("check network policies: %w", err)
+		}
+		if intact {
+			return nil
 		}
 	}
 	c.removed = false
 	if err := c.table.Apply(ctx, script); err != nil {
 		c.doubt.Store(true)
-		return errors.Join(faults, err)
+		return err
 	}
 	c.log.Debug("wrote network policies")
-	return faults
+	return nil
+}
+
+// reportRefused logs which policies were left out and why. Trying again would not help: they stay out until somebody changes
+// them.
+func (c *Controller) reportRefused(err error) {
+	switch {
+	case err == nil:
+		if c.refused.Recovered() {
+			c.log.Info("no network policy is left out any more")
+		}
+	case c.refused.News(err):
+		c.log.Error("some network policies allow nothing: they are not valid", zap.Error(err))
+	}
 }
 
 // remove takes the table away, that of an earlier run included, and looks for it only once.
