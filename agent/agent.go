@@ -32,6 +32,7 @@ import (
 	"github.com/mote-dev/mote/agent/kubelet"
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/internal/wallclock"
 	"github.com/mote-dev/mote/netproxy"
@@ -100,10 +101,13 @@ type Agent struct {
 	ready   chan struct{}
 }
 
-// New checks c and returns a node that has not touched anything yet. progress
-// hears of long work of the runtime; it may be nil.
+// New checks c, sets the process's feature gates, and returns a node that has not
+// touched anything yet. progress hears of long work of the runtime; it may be nil.
 func New(c Config, connect Connect, progress func(phase, name string, done, total int64)) (*Agent, error) {
 	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if err := upstream.SetFeatureGates(nil, upstream.Args{Setting: "kubelet-arg", Args: c.KubeletArgs}); err != nil {
 		return nil, err
 	}
 	rt, err := runtime.New(runtime.Config{

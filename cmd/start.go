@@ -3,7 +3,6 @@ package cmd
 import (
 	"context"
 	"errors"
-	"runtime/debug"
 
 	"go.uber.org/zap"
 
@@ -11,12 +10,8 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/internal/logging"
+	"github.com/mote-dev/mote/internal/upstream"
 )
-
-// gcPercent is how much garbage may lie about, in percent of what is in use.
-// An idle server makes little of it, so a low bound costs no time that could be
-// measured and keeps a third of Go's usual memory free for pods.
-const gcPercent = 50
 
 // role is what a process is about to be, a server or an agent. Its functions are
 // called in this order.
@@ -59,7 +54,7 @@ func (p program) start(ctx context.Context, v settings.Values, r role) error {
 	err = r.run(ctx, quietUI{ui, quiet}, func(outside ...string) error {
 		checked(nil)
 		opened = true
-		debug.SetGCPercent(gcPercent)
+		upstream.LimitGarbage()
 		err := dir.Commit(dataVersions())
 		for _, path := range outside {
 			err = errors.Join(err, dir.RecordOutside(path))

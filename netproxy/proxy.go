@@ -21,6 +21,7 @@ import (
 	"k8s.io/kubernetes/pkg/proxy"
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/netproxy/podnet"
 	"github.com/mote-dev/mote/netproxy/policy"
 )
@@ -55,6 +56,9 @@ func New(c Config) (*Proxy, error) {
 		return nil, fmt.Errorf("check network config: %w", err)
 	}
 	if err := checkIPv6(c.ClusterCIDRs); err != nil {
+		return nil, err
+	}
+	if err := upstream.SetFeatureGates(nil); err != nil {
 		return nil, err
 	}
 	if c.Logger == nil {

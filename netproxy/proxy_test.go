@@ -19,7 +19,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/mote-dev/mote/internal/netnstest"
@@ -146,9 +145,6 @@ func TestProxy_Run_IPTables(t *testing.T) { testProxyRun(t, ModeIPTables) }
 func testProxyRun(t *testing.T, mode string) {
 	if !netnstest.Enter(t) {
 		return
-	}
-	if err := utilfeature.DefaultMutableFeatureGate.Set("KubeProxyNFTablesLocalhostNodePorts=true"); err != nil {
-		t.Fatal(err)
 	}
 	h := newHost(t)
 	run(t, "ip", "addr", "add", "10.43.0.10/32", "dev", "lo")

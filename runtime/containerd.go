@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
@@ -24,6 +23,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/mote-dev/mote/internal/upstream"
 )
 
 // k8sNamespace is the containerd namespace of everything the kubelet sees.
@@ -65,13 +66,8 @@ func startDaemon(ctx context.Context, p paths, settings map[string]any, snapshot
 			err = errors.Join(err, d.close())
 		}
 	}()
-	// containerd mounts a snapshot to unpack a layer into it; what a crash left
-	// mounted is taken away.
-	if err := mount.SetTempMountLocation(filepath.Join(p.state, "tmp")); err != nil {
-		return nil, fmt.Errorf("set folder for mounts: %w", err)
-	}
-	if _, err := mount.CleanupTempMounts(0); err != nil {
-		return nil, fmt.Errorf("clean up mounts of an import that was cut short: %w", err)
+	if err := upstream.SetTempMounts(filepath.Join(p.state, "tmp")); err != nil {
+		return nil, err
 	}
 	set := plugin.NewPluginSet()
 	for _, r := range registry.Graph(func(r *plugin.Registration) bool { return !wanted(r, snapshotter) }) {

@@ -3,10 +3,8 @@ package runtime
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
@@ -146,21 +144,6 @@ func lacksSysResource() bool {
 		return true
 	}
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0
-}
-
-// useTools puts the bundled tools first on this process' path. containerd knows
-// its own shim by name only, looks for that name on the path, and treats one
-// given by path as a stranger it asks for its abilities before each start; a
-// shim in turn looks for runc there when asked.
-func useTools(dir string) error {
-	path := os.Getenv("PATH")
-	if first, _, _ := strings.Cut(path, string(filepath.ListSeparator)); first == dir {
-		return nil
-	}
-	if err := os.Setenv("PATH", dir+string(filepath.ListSeparator)+path); err != nil {
-		return fmt.Errorf("put the bundled tools on the path: %w", err)
-	}
-	return nil
 }
 
 // wanted says whether a registered plugin is started. Another package linked

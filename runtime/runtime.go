@@ -12,6 +12,7 @@ import (
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/runtime/bundle"
 )
 
@@ -120,7 +121,9 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := useTools(b.Dir); err != nil {
+	// containerd finds its own shim by name, on the PATH. A shim given as a path it takes for a third
+	// party's, and runs it once before each start to ask what it can do. The shim looks for runc there.
+	if err := upstream.PrependPath(b.Dir); err != nil {
 		return err
 	}
 	d, snapshotter, err := r.start(ctx, b, last)

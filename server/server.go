@@ -19,6 +19,7 @@ import (
 
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/cluster/members"
 	"github.com/mote-dev/mote/server/controllers"
@@ -52,7 +53,8 @@ type Server struct {
 	member *members.Member
 }
 
-// New checks c and returns a server that has not touched anything yet.
+// New checks c, sets the process's feature gates, and returns a server that has not
+// touched anything yet.
 func New(c Config) (*Server, error) {
 	c, err := c.WithDefaults()
 	if err != nil {
@@ -66,6 +68,13 @@ func New(c Config) (*Server, error) {
 		if token, err = joinapi.ParseToken(c.Token); err != nil {
 			return nil, err
 		}
+	}
+	err = upstream.SetFeatureGates(upstream.ServerGates(c.DatastoreEndpoint != ""),
+		upstream.Args{Setting: "kube-controller-manager-arg", Args: c.KubeControllerManagerArgs},
+		upstream.Args{Setting: "kube-scheduler-arg", Args: c.KubeSchedulerArgs},
+		upstream.Args{Setting: "kube-apiserver-arg", Args: c.KubeAPIServerArgs})
+	if err != nil {
+		return nil, err
 	}
 	door := loopback.NewServer()
 	shared, err := apiserver.NewInformers(door)

@@ -3,7 +3,6 @@ package kubelet
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"time"
 
@@ -27,6 +26,8 @@ import (
 	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
 	kubeletutil "k8s.io/kubernetes/pkg/kubelet/util"
 	"k8s.io/kubernetes/pkg/kubelet/watchdog"
+
+	"github.com/mote-dev/mote/internal/upstream"
 )
 
 // Run runs a kubelet until ctx ends. It follows the order of upstream's
@@ -37,15 +38,11 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(s.KubeletConfiguration.FeatureGates); err != nil {
-		return fmt.Errorf("set feature gates: %w", err)
-	}
 	if err := options.ValidateKubeletServer(s); err != nil {
 		return fmt.Errorf("check kubelet options: %w", err)
 	}
-	// The statistics collector reads the runtime's socket from this flag alone.
-	if err := flag.Set("containerd", c.RuntimeSocket); err != nil {
-		return fmt.Errorf("set runtime socket for statistics: %w", err)
+	if err := upstream.SetStatisticsSocket(c.RuntimeSocket); err != nil {
+		return err
 	}
 	if s.ServerTLSBootstrap {
 		if err := dropFutureServing(s.CertDirectory, time.Now()); err != nil {

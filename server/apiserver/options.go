@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"fmt"
 	"net"
 	"strings"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 )
 
@@ -78,25 +78,15 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.Etcd.StorageConfig.CountMetricPollPeriod = 0
 	o.Etcd.SkipHealthEndpoints = true
 
-	// Nodes in this process share the gates: NodePorts answer on localhost, too.
-	if err := flags.Set("feature-gates", "KubeProxyNFTablesLocalhostNodePorts=true"); err != nil {
-		return nil, fmt.Errorf("set feature gates: %w", err)
-	}
 	if c.Servers != nil {
 		// Requests for what only a newer or older server knows go there.
 		o.PeerCAFile = c.PKI.CAFile
-	} else {
-		// With the identity lease, servers of one cluster find one another; alone,
-		// it would only be a write to the disk every ten seconds.
-		if err := flags.Set("feature-gates", "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false"); err != nil {
-			return nil, fmt.Errorf("set feature gates: %w", err)
-		}
 	}
 	if err := upstreamflag.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
-	if err := o.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
-		return nil, fmt.Errorf("set feature gates: %w", err)
+	if err := upstream.SetVersions(); err != nil {
+		return nil, err
 	}
 	return o, nil
 }
