@@ -110,7 +110,7 @@ func TestShared_InformerRequestedLater_IsStarted(t *testing.T) {
 	shared.Ensure()
 	first := shared.WaitForCacheSync(ctx.Done())
 	shared.Core().V1().Nodes().Informer()
-	NewView(shared, nil).Start(nil)
+	NewGate(shared, nil).Start(nil)
 	if all := shared.WaitForCacheSync(ctx.Done()); len(first) != 1 || len(all) != 2 {
 		t.Errorf("synced %v, then %v; want pods, then nodes as well", first, all)
 	}

@@ -89,8 +89,8 @@ func Run(ctx context.Context, c Config) error {
 		early[name] = rest[name]
 		delete(rest, name)
 	}
-	later := informer.NewLateView(c.Informers)
-	volumeContext, _, err := c.controllerContext(componentConfig, builder, later)
+	deferred := informer.NewDeferredGate(c.Informers)
+	volumeContext, _, err := c.controllerContext(componentConfig, builder, deferred)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	c.Built()
 	work := func(leading context.Context) error {
-		if err := later.Open(); err != nil {
+		if err := deferred.Open(); err != nil {
 			return err
 		}
 		return c.run(ctx, leading, componentConfig, builder, rest, forVolumes)
@@ -114,8 +114,8 @@ func Run(ctx context.Context, c Config) error {
 // run runs all controllers while leading lasts. They are made now: some of them
 // take the state of the cluster when they are made for that when they start.
 func (c Config) run(ctx, leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller) error {
-	view := informer.NewView(c.Informers, nil)
-	controllerContext, metadataClient, err := c.controllerContext(componentConfig, builder, view)
+	gate := informer.NewGate(c.Informers, nil)
+	controllerContext, metadataClient, err := c.controllerContext(componentConfig, builder, gate)
 	if err != nil {
 		return err
 	}
@@ -127,12 +127,12 @@ func (c Config) run(ctx, leading context.Context, componentConfig *config.Config
 		return fmt.Errorf("build controllers: %w", err)
 	}
 	built = append(built, made...)
-	tokens, err := c.tokensController(leading, builder, view)
+	tokens, err := c.tokensController(leading, builder, gate)
 	if err != nil {
 		return err
 	}
 
-	if err := view.Open(); err != nil {
+	if err := gate.Open(); err != nil {
 		return err
 	}
 	// These serve the whole process, and go on when the lead is lost.

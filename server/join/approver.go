@@ -44,13 +44,13 @@ type approver struct {
 
 // Run decides on kubelets' serving certificates until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	view := informer.NewView(s.config.Informers, nil)
-	nodes, slices := view.Core().V1().Nodes(), view.Discovery().V1().EndpointSlices()
+	gate := informer.NewGate(s.config.Informers, nil)
+	nodes, slices := gate.Core().V1().Nodes(), gate.Discovery().V1().EndpointSlices()
 	a := &approver{service: s, nodes: nodes.Lister(), slices: slices.Lister()}
 	synced := []cache.InformerSynced{nodes.Informer().HasSynced, slices.Informer().HasSynced}
-	controller := certificates.NewCertificateController(ctx, "kubelet-serving-approver", s.client, view.Certificates().V1().CertificateSigningRequests(), a.handle)
-	view.Open()
-	view.Start(ctx.Done())
+	controller := certificates.NewCertificateController(ctx, "kubelet-serving-approver", s.client, gate.Certificates().V1().CertificateSigningRequests(), a.handle)
+	gate.Open()
+	gate.Start(ctx.Done())
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}

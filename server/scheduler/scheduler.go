@@ -83,8 +83,8 @@ func (c Config) schedule(ctx, leading context.Context, component *config.KubeSch
 	}
 	broadcaster := events.NewEventBroadcasterAdapterWithContext(leading, client)
 	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
-	view := informer.NewView(c.Informers, relevant)
-	s, err := scheduler.New(leading, client, view, nil, recorders,
+	gate := informer.NewGate(c.Informers, relevant)
+	s, err := scheduler.New(leading, client, gate, nil, recorders,
 		scheduler.WithComponentConfigVersion(component.TypeMeta.APIVersion),
 		scheduler.WithKubeConfig(c.Loopback.Config(self)),
 		scheduler.WithProfiles(component.Profiles...),
@@ -99,7 +99,7 @@ func (c Config) schedule(ctx, leading context.Context, component *config.KubeSch
 	}
 	broadcaster.StartRecordingToSink(leading.Done())
 	defer broadcaster.Shutdown()
-	if err := view.Open(); err != nil {
+	if err := gate.Open(); err != nil {
 		return err
 	}
 	// They serve the whole process, and go on when the lead is lost.

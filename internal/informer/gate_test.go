@@ -17,20 +17,20 @@ func pod(name string, phase corev1.PodPhase) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Status: corev1.PodStatus{Phase: phase}}
 }
 
-func openView(t *testing.T, v *View) {
+func openGate(t *testing.T, g *Gate) {
 	t.Helper()
-	if err := v.Open(); err != nil {
+	if err := g.Open(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func TestLateView_HandlersComeWhenOpened(t *testing.T) {
+func TestDeferredGate_HandlersComeWhenOpened(t *testing.T) {
 	client := fake.NewClientset(pod("gone", corev1.PodRunning), pod("stays", corev1.PodRunning))
 	shared := informers.NewSharedInformerFactory(client, 0)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	view := NewLateView(shared)
-	pods := view.Core().V1().Pods().Informer()
+	gate := NewDeferredGate(shared)
+	pods := gate.Core().V1().Pods().Informer()
 	added, deleted := make(chan string, 8), make(chan string, 8)
 	handler := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { added <- obj.(*corev1.Pod).Name },
@@ -40,7 +40,7 @@ func TestLateView_HandlersComeWhenOpened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unwanted, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { t.Error("a removed handler hears") }})
+	unwanted, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { t.Error("a removed handler got an event") }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,9 +66,9 @@ func TestLateView_HandlersComeWhenOpened(t *testing.T) {
 	}
 	<-heard
 	if registration.HasSynced() || len(added) > 0 {
-		t.Fatalf("a closed view let %d events through", len(added))
+		t.Fatalf("a closed gate let %d events through", len(added))
 	}
-	openView(t, view)
+	openGate(t, gate)
 	if !cache.WaitFor(ctx, "", registration.HasSyncedChecker()) {
 		t.Fatal("the handler never synced")
 	}
@@ -83,11 +83,11 @@ func TestLateView_HandlersComeWhenOpened(t *testing.T) {
 	}
 	after, err := pods.AddEventHandler(handler)
 	if err != nil || !cache.WaitFor(ctx, "", after.HasSyncedChecker()) || <-added != "stays" {
-		t.Errorf("a handler added to the open view: %v", err)
+		t.Errorf("a handler added to the open gate: %v", err)
 	}
 }
 
-func TestView_HoldsEventsUntilOpened(t *testing.T) {
+func TestGate_HoldsEventsUntilOpened(t *testing.T) {
 	shared := informers.NewSharedInformerFactory(fake.NewClientset(pod("a", corev1.PodRunning)), 0)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -95,10 +95,10 @@ func TestView_HoldsEventsUntilOpened(t *testing.T) {
 	shared.StartWithContext(ctx)
 	shared.WaitForCacheSync(ctx.Done())
 
-	view := NewView(shared, nil)
+	gate := NewGate(shared, nil)
 	var heard atomic.Int32
 	added := make(chan string, 1)
-	registration, err := view.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
+	registration, err := gate.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
 		heard.Add(1)
 		added <- obj.(*corev1.Pod).Name
 	}})
@@ -114,9 +114,9 @@ func TestView_HoldsEventsUntilOpened(t *testing.T) {
 		t.Fatal("the informer never synced")
 	}
 	if registration.HasSynced() || heard.Load() != 0 {
-		t.Fatalf("a closed view let %d events through", heard.Load())
+		t.Fatalf("a closed gate let %d events through", heard.Load())
 	}
-	openView(t, view)
+	openGate(t, gate)
 	if name := <-added; name != "a" {
 		t.Errorf("heard of pod %q, want a", name)
 	}
@@ -125,23 +125,23 @@ func TestView_HoldsEventsUntilOpened(t *testing.T) {
 	}
 }
 
-func TestView_FilteredObjectLeavesAsDeleted(t *testing.T) {
+func TestGate_FilteredObjectLeavesAsDeleted(t *testing.T) {
 	client := fake.NewClientset(pod("a", corev1.PodRunning), pod("b", corev1.PodSucceeded))
 	shared := informers.NewSharedInformerFactory(client, 0)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	view := NewView(shared, func(obj any) bool {
+	gate := NewGate(shared, func(obj any) bool {
 		p, ok := obj.(*corev1.Pod)
 		return !ok || p.Status.Phase == corev1.PodRunning
 	})
 	events := make(chan string, 8)
-	if _, err := view.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	if _, err := gate.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { events <- "add " + obj.(*corev1.Pod).Name },
 		DeleteFunc: func(obj any) { events <- "delete " + obj.(*corev1.Pod).Name },
 	}); err != nil {
 		t.Fatal(err)
 	}
-	openView(t, view)
+	openGate(t, gate)
 	shared.StartWithContext(ctx)
 	expect := func(want string) {
 		t.Helper()
