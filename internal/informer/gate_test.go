@@ -2,6 +2,7 @@ package informer
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -159,4 +160,58 @@ func TestGate_FilteredObjectLeavesAsDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("delete a")
+}
+
+func TestGate_Close_RemovesHandlers(t *testing.T) {
+	for _, opened := range []bool{true, false} {
+		t.Run(fmt.Sprintf("opened=%v", opened), func(t *testing.T) {
+			ctx := timeout(t)
+			client := fake.NewClientset(pod("a", corev1.PodRunning))
+			shared := NewShared(informers.NewSharedInformerFactory(client, 0))
+			stop := runShared(t, shared)
+			gate := NewGate(shared, nil)
+			var typed, generic atomic.Int32
+			counting := func(n *atomic.Int32) cache.ResourceEventHandlerFuncs {
+				return cache.ResourceEventHandlerFuncs{AddFunc: func(any) { n.Add(1) }}
+			}
+			first, err := gate.Core().V1().Pods().Informer().AddEventHandler(counting(&typed))
+			if err != nil {
+				t.Fatal(err)
+			}
+			informer, err := gate.ForResource(corev1.SchemeGroupVersion.WithResource("pods"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			second, err := informer.Informer().AddEventHandler(counting(&generic))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if opened {
+				openGate(t, gate)
+			}
+			gate.Start(nil)
+			shared.WaitForCacheSync(ctx.Done())
+			want := int32(0)
+			if opened {
+				want = 1
+				cache.WaitForCacheSync(ctx.Done(), first.HasSynced, second.HasSynced)
+			}
+			if err := gate.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := gate.Close(); err != nil {
+				t.Errorf("closed again: %v", err)
+			}
+			if _, err := client.CoreV1().Pods("default").Create(ctx, pod("b", corev1.PodRunning), metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := informer.Informer().AddEventHandler(counting(&generic)); err == nil {
+				t.Error("a closed gate takes handlers")
+			}
+			stop() // hangs while a handler waits for the gate
+			if typed.Load() != want || generic.Load() != want {
+				t.Errorf("handlers got %d and %d events, want %d", typed.Load(), generic.Load(), want)
+			}
+		})
+	}
 }
