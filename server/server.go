@@ -18,6 +18,7 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/mote-dev/mote/internal/hostaddr"
+	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/server/apiserver"
@@ -35,8 +36,8 @@ import (
 type Server struct {
 	config   Config
 	loopback *loopback.Server
-	// shared is the one set of informers of this process.
-	shared informers.SharedInformerFactory
+	// shared is the one set of informers of this process. runAPI owns it; everyone else only uses it.
+	shared *informer.Shared
 	ready  chan struct{}
 	// built is closed when a node may start in this process; pki is set before.
 	built chan struct{}
@@ -77,11 +78,11 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	door := loopback.NewServer()
-	shared, err := apiserver.NewInformers(door)
+	factory, err := apiserver.NewInformers(door)
 	if err != nil {
 		return nil, err
 	}
-	return &Server{config: c, loopback: door, shared: shared, token: token, ready: make(chan struct{}), built: make(chan struct{}), renewedAdmin: make(chan struct{}, 1)}, nil
+	return &Server{config: c, loopback: door, shared: informer.NewShared(factory), token: token, ready: make(chan struct{}), built: make(chan struct{}), renewedAdmin: make(chan struct{}, 1)}, nil
 }
 
 // Ready is closed when the API answers and the objects every cluster has exist.
@@ -241,9 +242,15 @@ func (s *Server) runAPI(ctx context.Context, below *layer) error {
 		return err
 	}
 	apiLayer := startLayer(ctx, api.Run)
-	err = s.runClients(ctx, api, joining, revoked, apiLayer, below)
+	// Everyone in this process reads from the informers: controllers, scheduler, the node, and the API
+	// server itself. They end after all clients, and before the API server their watches go to.
+	informerLayer := startLayer(ctx, s.shared.Run)
+	err = s.runClients(ctx, api, joining, revoked, informerLayer, apiLayer, below)
 	if withdrawErr := api.Withdraw(); withdrawErr != nil {
 		c.Logger.Warn("the other servers have to find out themselves that this one stops", zap.Error(withdrawErr))
+	}
+	if stopErr := informerLayer.stop(); err == nil {
+		err = stopErr
 	}
 	// In-process watches end only when their clients do, so the door is shut first.
 	s.loopback.Close()

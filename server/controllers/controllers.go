@@ -75,7 +75,7 @@ var volumes = []string{names.PersistentVolumeBinderController, names.PersistentV
 
 // Run starts all controllers, once the informers' first lists may be made and
 // this process leads, and blocks until ctx ends and they have stopped.
-func Run(ctx context.Context, c Config) error {
+func Run(ctx context.Context, c Config) (err error) {
 	componentConfig, err := c.componentConfig(ctx)
 	if err != nil {
 		return err
@@ -90,7 +90,8 @@ func Run(ctx context.Context, c Config) error {
 		delete(rest, name)
 	}
 	deferred := informer.NewDeferredGate(c.Informers)
-	volumeContext, _, err := c.controllerContext(componentConfig, builder, deferred)
+	defer func() { err = errors.Join(err, deferred.Close()) }()
+	volumeContext, err := c.controllerContext(componentConfig, builder, deferred, nil)
 	if err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func Run(ctx context.Context, c Config) error {
 		if err := deferred.Open(); err != nil {
 			return err
 		}
-		return c.run(ctx, leading, componentConfig, builder, rest, forVolumes)
+		return c.run(leading, componentConfig, builder, rest, forVolumes)
 	}
 	if c.Lead == nil {
 		return work(ctx)
@@ -113,9 +114,19 @@ func Run(ctx context.Context, c Config) error {
 
 // run runs all controllers while leading lasts. They are made now: some of them
 // take the state of the cluster when they are made for that when they start.
-func (c Config) run(ctx, leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller) error {
+func (c Config) run(leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller) (err error) {
 	gate := informer.NewGate(c.Informers, nil)
-	controllerContext, metadataClient, err := c.controllerContext(componentConfig, builder, gate)
+	defer func() { err = errors.Join(err, gate.Close()) }()
+	metadataClient, err := metadata.NewForConfig(c.Loopback.Config(manager))
+	if err != nil {
+		return fmt.Errorf("make metadata client: %w", err)
+	}
+	metadataInformers := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, resync)
+	// Registered first, so run last: upstream starts these informers on contexts that end with leading.
+	defer metadataInformers.Shutdown()
+	leading, end := context.WithCancel(leading)
+	defer end()
+	controllerContext, err := c.controllerContext(componentConfig, builder, gate, metadataInformers)
 	if err != nil {
 		return err
 	}
@@ -135,9 +146,7 @@ func (c Config) run(ctx, leading context.Context, componentConfig *config.Config
 	if err := gate.Open(); err != nil {
 		return err
 	}
-	// These serve the whole process, and go on when the lead is lost.
-	controllerContext.InformerFactory.Start(ctx.Done())
-	controllerContext.ObjectOrMetadataInformerFactory.Start(ctx.Done())
+	controllerContext.ObjectOrMetadataInformerFactory.Start(leading.Done())
 	close(controllerContext.InformersStarted)
 
 	g, leading := errgroup.WithContext(leading)
@@ -210,17 +219,11 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 
 // controllerContext is upstream's app.CreateControllerContext on the shared
 // informers instead of a second set, without the garbage collector's graph.
-func (c Config) controllerContext(component *config.Config, builder clientBuilder, shared informers.SharedInformerFactory) (app.ControllerContext, metadata.Interface, error) {
-	rootConfig := c.Loopback.Config(manager)
-	metadataClient, err := metadata.NewForConfig(rootConfig)
-	if err != nil {
-		return app.ControllerContext{}, nil, fmt.Errorf("make metadata client: %w", err)
-	}
+func (c Config) controllerContext(component *config.Config, builder clientBuilder, shared informers.SharedInformerFactory, metadataInformers metadatainformer.SharedInformerFactory) (app.ControllerContext, error) {
 	discoveryClient, err := builder.DiscoveryClient("controller-discovery")
 	if err != nil {
-		return app.ControllerContext{}, nil, err
+		return app.ControllerContext{}, err
 	}
-	metadataInformers := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, resync)
 	controllersmetrics.Register()
 	return app.ControllerContext{
 		ClientBuilder:                   builder,
@@ -231,7 +234,7 @@ func (c Config) controllerContext(component *config.Config, builder clientBuilde
 		InformersStarted:                make(chan struct{}),
 		ResyncPeriod:                    func() time.Duration { return resync },
 		ControllerManagerMetrics:        controllersmetrics.NewControllerManagerMetrics("kube-controller-manager"),
-	}, metadataClient, nil
+	}, nil
 }
 
 // graphBuilder makes what watches all that the garbage collector may collect.

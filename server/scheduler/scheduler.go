@@ -47,9 +47,9 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	if c.Lead == nil {
-		return c.schedule(ctx, ctx, component)
+		return c.schedule(ctx, component)
 	}
-	return c.Lead(ctx, func(leading context.Context) error { return c.schedule(ctx, leading, component) })
+	return c.Lead(ctx, func(leading context.Context) error { return c.schedule(leading, component) })
 }
 
 // component takes upstream's defaults and flags, or the file they name.
@@ -76,7 +76,7 @@ func (c Config) component(ctx context.Context) (*config.KubeSchedulerConfigurati
 }
 
 // schedule schedules pods while leading lasts.
-func (c Config) schedule(ctx, leading context.Context, component *config.KubeSchedulerConfiguration) error {
+func (c Config) schedule(leading context.Context, component *config.KubeSchedulerConfiguration) (err error) {
 	client, err := kubernetes.NewForConfig(c.Loopback.Config(self))
 	if err != nil {
 		return fmt.Errorf("make scheduler client: %w", err)
@@ -84,6 +84,7 @@ func (c Config) schedule(ctx, leading context.Context, component *config.KubeSch
 	broadcaster := events.NewEventBroadcasterAdapterWithContext(leading, client)
 	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
 	gate := informer.NewGate(c.Informers, relevant)
+	defer func() { err = errors.Join(err, gate.Close()) }()
 	s, err := scheduler.New(leading, client, gate, nil, recorders,
 		scheduler.WithComponentConfigVersion(component.TypeMeta.APIVersion),
 		scheduler.WithKubeConfig(c.Loopback.Config(self)),
@@ -102,8 +103,7 @@ func (c Config) schedule(ctx, leading context.Context, component *config.KubeSch
 	if err := gate.Open(); err != nil {
 		return err
 	}
-	// They serve the whole process, and go on when the lead is lost.
-	c.Informers.Start(ctx.Done())
+	c.Informers.Start(leading.Done())
 	c.Informers.WaitForCacheSync(leading.Done())
 	if err := s.WaitForHandlersSync(leading); err != nil {
 		if leading.Err() != nil {
