@@ -1,6 +1,6 @@
-// Package loopback carries HTTP requests from one part of the process to the
-// API server's handler without sockets, TLS or HTTP framing, and tells the
-// handler which part is asking.
+// Package loopback owns the in-process transport: it carries HTTP requests from one part of the
+// process to the API server's handler without sockets, TLS or HTTP framing, together with the
+// identity of the part that makes them.
 //
-// It must not import the API server: it knows only http.Handler.
+// It must not import anything else of this repository.
 package loopback

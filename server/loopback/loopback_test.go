@@ -6,8 +6,11 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	goruntime "runtime"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -179,5 +182,282 @@ func TestAuthenticator_KnowsOnlyRequestsFromInside(t *testing.T) {
 	handler.ServeHTTP(nil, r)
 	if name := <-seen; name != "from outside" {
 		t.Errorf("outside: %q", name)
+	}
+}
+
+// trackedBody is a request's body whose Close can be waited for. Read blocks until then once its
+// text has been read.
+type trackedBody struct {
+	text   io.Reader
+	once   sync.Once
+	closed chan struct{}
+}
+
+func newBody(text string) *trackedBody {
+	return &trackedBody{text: strings.NewReader(text), closed: make(chan struct{})}
+}
+
+func (b *trackedBody) Read(p []byte) (int, error) {
+	if n, _ := b.text.Read(p); n > 0 {
+		return n, nil
+	}
+	<-b.closed
+	return 0, errors.New("read after close")
+}
+
+func (b *trackedBody) Close() error {
+	b.once.Do(func() { close(b.closed) })
+	return nil
+}
+
+func (b *trackedBody) isClosed() bool {
+	select {
+	case <-b.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// roundTrip sends a request whose body is tracked, past http.Client, which closes bodies itself.
+func roundTrip(ctx context.Context, t *testing.T, s *Server, body io.ReadCloser) (*http.Response, error) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, Host+"/path", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Config(somebody).Transport.RoundTrip(r)
+}
+
+// writeUntilError fills the response far beyond its buffer, as a handler that ignores its context.
+func writeUntilError(w io.Writer) error {
+	for range 16 * maxBuffered / 1024 {
+		if _, err := w.Write(make([]byte, 1024)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The handler must end however the client goes away: it holds a seat of priority and fairness, and
+// the shutdown waits for it.
+func TestServer_ClientGoesAway_HandlerEndsAndBodyIsClosed(t *testing.T) {
+	type request struct {
+		cancel   context.CancelFunc
+		response chan *http.Response
+	}
+	for name, row := range map[string]struct {
+		// before the header is sent, after it the client has a response.
+		before bool
+		handle func(http.ResponseWriter, *http.Request) error
+		leave  func(request)
+	}{
+		"before the header, handler writes": {
+			before: true,
+			handle: func(w http.ResponseWriter, r *http.Request) error {
+				<-r.Context().Done()
+				return writeUntilError(w)
+			},
+			leave: func(r request) { r.cancel() },
+		},
+		"before the header, handler reads": {
+			before: true,
+			handle: func(_ http.ResponseWriter, r *http.Request) error {
+				_, err := io.ReadAll(r.Body)
+				return err
+			},
+			leave: func(r request) { r.cancel() },
+		},
+		"context ends while the handler writes": {
+			handle: func(w http.ResponseWriter, _ *http.Request) error { return writeUntilError(w) },
+			leave: func(r request) {
+				<-r.response
+				r.cancel()
+			},
+		},
+		"response closed while the handler writes": {
+			handle: func(w http.ResponseWriter, _ *http.Request) error { return writeUntilError(w) },
+			leave:  func(r request) { _ = (<-r.response).Body.Close() },
+		},
+		"response closed while the handler reads": {
+			handle: func(w http.ResponseWriter, r *http.Request) error {
+				w.(http.Flusher).Flush()
+				_, err := io.ReadAll(r.Body)
+				return err
+			},
+			leave: func(r request) { _ = (<-r.response).Body.Close() },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, ended := NewServer(), make(chan error, 1)
+				s.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { ended <- row.handle(w, r) }))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				body, response := newBody("text"), make(chan *http.Response, 1)
+				var client sync.WaitGroup
+				client.Go(func() {
+					got, err := roundTrip(ctx, t, s, body)
+					if row.before != errors.Is(err, context.Canceled) {
+						t.Errorf("RoundTrip returned %v", err)
+					}
+					response <- got
+				})
+				synctest.Wait()
+				row.leave(request{cancel, response})
+				client.Wait()
+				synctest.Wait()
+				select {
+				case err := <-ended:
+					if err == nil {
+						t.Error("the handler does not notice that its client is gone")
+					}
+				default:
+					t.Error("the handler is still running")
+				}
+				if !body.isClosed() {
+					t.Error("the request's body is open")
+				}
+			})
+		})
+	}
+}
+
+func TestServer_EveryPathClosesTheBody(t *testing.T) {
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	nothing := func(http.ResponseWriter, *http.Request) {}
+	for name, row := range map[string]struct {
+		ctx    context.Context
+		handle http.HandlerFunc
+		close  bool
+		failed bool
+	}{
+		"no handler yet":              {ctx: canceled, failed: true},
+		"canceled before the start":   {ctx: canceled, handle: nothing, failed: true},
+		"server closed":               {handle: nothing, close: true, failed: true},
+		"server closed, no handler":   {close: true, failed: true},
+		"handler does not read":       {handle: nothing},
+		"handler panics":              {handle: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, failed: true},
+		"handler ends its goroutine":  {handle: func(http.ResponseWriter, *http.Request) { goruntime.Goexit() }, failed: true},
+		"handler panics after header": {handle: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(200); panic("broken") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := NewServer()
+				if row.handle != nil {
+					s.Serve(row.handle)
+				}
+				if row.close {
+					s.Close()
+				}
+				ctx := t.Context()
+				if row.ctx != nil {
+					ctx = row.ctx
+				}
+				body := newBody("text")
+				response, err := roundTrip(ctx, t, s, body)
+				if row.failed != (err != nil) {
+					t.Errorf("response %v, error %v", response, err)
+				}
+				synctest.Wait()
+				if !body.isClosed() {
+					t.Error("the request's body is open")
+				}
+				if response != nil {
+					_ = response.Body.Close()
+				}
+			})
+		})
+	}
+}
+
+// A shutdown refuses new requests and leaves those that run to the API server, which drains them.
+func TestServer_Close_RunningRequestsGoOn(t *testing.T) {
+	s, more := NewServer(), make(chan struct{})
+	s.Serve(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.(http.Flusher).Flush()
+		<-more
+		_, _ = io.WriteString(w, "whole")
+	}))
+	response, err := get(t, s, "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	s.Close()
+	if _, err := get(t, s, "/"); !errors.Is(err, ErrClosed) {
+		t.Errorf("a new request: %v, want ErrClosed", err)
+	}
+	close(more)
+	if body, err := io.ReadAll(response.Body); err != nil || string(body) != "whole" {
+		t.Errorf("the running request: %q, %v", body, err)
+	}
+}
+
+// A response that the context cut short must not look complete once its handler has returned.
+func TestServer_ContextEnds_ResponseIsNotComplete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer()
+		s.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, "half")
+			<-r.Context().Done()
+		}))
+		ctx, cancel := context.WithCancel(t.Context())
+		response, err := roundTrip(ctx, t, s, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		synctest.Wait()
+		if body, err := io.ReadAll(response.Body); !errors.Is(err, context.Canceled) {
+			t.Errorf("read %q, %v", body, err)
+		}
+		_ = response.Body.Close()
+	})
+}
+
+func TestServer_WhatAConnectionWouldOffer(t *testing.T) {
+	for name, row := range map[string]struct {
+		handle http.HandlerFunc
+		status int
+	}{
+		"an informational response is not the response": {
+			func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusEarlyHints)
+				w.WriteHeader(http.StatusTeapot)
+			}, http.StatusTeapot,
+		},
+		"switching protocols is": {
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusSwitchingProtocols) }, http.StatusSwitchingProtocols,
+		},
+		"flush sends the header": {
+			func(w http.ResponseWriter, r *http.Request) {
+				if err := http.NewResponseController(w).Flush(); err != nil {
+					w.WriteHeader(http.StatusInternalServerError)
+				}
+				<-r.Context().Done()
+			}, http.StatusOK,
+		},
+		"there is nothing to hijack": {
+			func(w http.ResponseWriter, _ *http.Request) {
+				if _, _, err := http.NewResponseController(w).Hijack(); errors.Is(err, http.ErrNotSupported) {
+					w.WriteHeader(http.StatusTeapot)
+				}
+			}, http.StatusTeapot,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := NewServer()
+			s.Serve(row.handle)
+			response, err := get(t, s, "/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if response.StatusCode != row.status {
+				t.Errorf("status is %s, want %d", response.Status, row.status)
+			}
+			_ = response.Body.Close()
+		})
 	}
 }

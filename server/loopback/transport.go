@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 
@@ -20,8 +21,8 @@ const Host = "https://mote.in-process"
 // ErrClosed is returned for requests made after the API server has stopped.
 var ErrClosed = errors.New("API server has stopped")
 
-// Server is the in-process door to a handler that may not exist yet: requests
-// wait until Serve names it.
+// Server is the in-process transport to a handler that may not exist yet: requests wait until Serve
+// provides it.
 type Server struct {
 	mu      sync.Mutex
 	handler http.Handler
@@ -30,12 +31,12 @@ type Server struct {
 	once    sync.Once
 }
 
-// NewServer makes a door with nothing behind it.
+// NewServer returns a server without a handler.
 func NewServer() *Server {
 	return &Server{ready: make(chan struct{}), closed: make(chan struct{})}
 }
 
-// Serve puts h behind the door. It is called once.
+// Serve makes h the handler. It is called once.
 func (s *Server) Serve(h http.Handler) {
 	s.mu.Lock()
 	s.handler = h
@@ -43,15 +44,30 @@ func (s *Server) Serve(h http.Handler) {
 	close(s.ready)
 }
 
-// Close ends waiting requests and refuses new ones; running ones go on until
-// the handler ends them.
+// Close ends waiting requests and refuses new ones; running ones go on until the handler ends them.
 func (s *Server) Close() {
 	s.once.Do(func() { close(s.closed) })
 }
 
-// Config returns a client configuration that speaks as u, without rate limit:
-// the limits of upstream's clients protect a server from far-away processes,
-// not from itself (priority and fairness still applies).
+// wait waits until there is a handler for r.
+func (s *Server) wait(r *http.Request) error {
+	select {
+	case <-s.ready:
+	case <-s.closed:
+	case <-r.Context().Done():
+	}
+	// More than one may be true: what refuses a request comes first.
+	select {
+	case <-s.closed:
+		return fmt.Errorf("%s %s: %w", r.Method, r.URL.Path, ErrClosed)
+	default:
+		return r.Context().Err()
+	}
+}
+
+// Config returns a client configuration that authenticates as u, without rate limit: upstream's
+// client-side limits protect a server from other processes, not from itself. Priority and fairness
+// still applies.
 func (s *Server) Config(u user.Info) *rest.Config {
 	return &rest.Config{
 		Host:      Host,
@@ -67,12 +83,11 @@ func (s *Server) Config(u user.Info) *rest.Config {
 	}
 }
 
-// identityKey marks a request that came through a Server. Requests from the
-// network get a context made by net/http and can never carry it.
+// identityKey marks a request that came through a Server. Requests from the network get their
+// context from net/http and cannot carry it.
 type identityKey struct{}
 
-// Authenticator recognises requests that came through this package and leaves
-// all others to next.
+// Authenticator authenticates requests that came through this package and leaves all others to next.
 func Authenticator(next authenticator.Request) authenticator.Request {
 	return authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
 		if u, ok := r.Context().Value(identityKey{}).(user.Info); ok {
@@ -89,54 +104,73 @@ type transport struct {
 
 // RoundTrip hands the request to the handler and returns as soon as the
 // response's header is known; the body streams.
+//
+// The request ends, for the handler as over a connection, when the handler returns, when the
+// response's body is closed or when the request's context ends. From then on the handler's writes
+// fail, and the request's body is closed: it is on every path, also without a response.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	select {
-	case <-t.server.ready:
-	case <-t.server.closed:
-		return nil, fmt.Errorf("%s %s: %w", r.Method, r.URL.Path, ErrClosed)
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
+	if err := t.server.wait(r); err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close()
+		}
+		return nil, err
 	}
-	select {
-	case <-t.server.closed:
-		return nil, fmt.Errorf("%s %s: %w", r.Method, r.URL.Path, ErrClosed)
-	default:
-	}
-
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), identityKey{}, t.user))
 	inner := r.Clone(ctx)
 	inner.RequestURI = r.URL.RequestURI()
 	inner.Host = r.URL.Host
 	inner.RemoteAddr = "127.0.0.1:0"
 	inner.Proto, inner.ProtoMajor, inner.ProtoMinor = "HTTP/2.0", 2, 0
-	if inner.Body == nil {
+	closeBody := func() {}
+	switch r.Body {
+	case nil, http.NoBody:
+		// The standard library and the API server recognise an empty body by its identity.
 		inner.Body = http.NoBody
+	default:
+		b := &requestBody{ReadCloser: r.Body}
+		inner.Body, closeBody = b, func() { _ = b.Close() }
 	}
-
-	body := newStream(cancel)
+	body := newStream(func() {
+		cancel()
+		closeBody()
+	})
 	w := &responseWriter{header: make(http.Header), body: body, started: make(chan struct{})}
-	// The response's body owns this goroutine: reading it to the end or closing
-	// it is what ends the handler, as with a connection.
+	// A handler that does not look at its context blocks in a read or a write: end both.
+	unwatch := context.AfterFunc(r.Context(), func() {
+		body.finish(r.Context().Err())
+		closeBody()
+	})
+	// The client owns this goroutine: reading the response's body to its end, closing it or ending
+	// the request's context is what ends the handler.
 	go func() {
 		defer cancel()
+		defer closeBody()
+		defer unwatch()
+		returned := false
 		defer func() {
-			// http.ErrAbortHandler is how a handler breaks off a response.
-			if p := recover(); p != nil {
-				body.finish(fmt.Errorf("%s %s: handler broke off: %v", r.Method, r.URL.Path, p))
-				w.start(http.StatusInternalServerError)
+			if !returned {
+				// A panic is how handlers break off a response; runtime.Goexit recovers as nil.
+				err := fmt.Errorf("%s %s: handler broke off: %v", r.Method, r.URL.Path, recover())
+				w.fail(err)
+				body.finish(err)
 				return
 			}
 			w.start(http.StatusOK)
-			body.finish(nil)
+			// A handler that returned because the context ended has not written all.
+			body.finish(r.Context().Err())
 		}()
 		t.server.handler.ServeHTTP(w, inner)
+		returned = true
 	}()
 
 	select {
 	case <-w.started:
 	case <-r.Context().Done():
-		cancel()
+		_ = body.Close()
 		return nil, r.Context().Err()
+	}
+	if w.err != nil {
+		return nil, w.err
 	}
 	return &http.Response{
 		Status:        fmt.Sprintf("%d %s", w.status, http.StatusText(w.status)),
@@ -148,4 +182,17 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		ContentLength: -1,
 		Request:       r,
 	}, nil
+}
+
+// requestBody is a request's body. Handler and client may close it at the same time.
+type requestBody struct {
+	io.ReadCloser
+	once sync.Once
+	err  error
+}
+
+// Close implements io.Closer.
+func (b *requestBody) Close() error {
+	b.once.Do(func() { b.err = b.ReadCloser.Close() })
+	return b.err
 }
