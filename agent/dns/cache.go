@@ -43,6 +43,8 @@ func (e *cacheEntry) size() int { return len(e.packed) + len(e.key.name) + entry
 type answerCache struct {
 	max int
 	now func() time.Time
+	// resized, unless nil, is called with each change of bytes, and mu held.
+	resized func(by int)
 
 	mu      sync.Mutex // guards the fields below
 	entries map[cacheKey]*list.Element
@@ -123,7 +125,7 @@ func (c *answerCache) put(k cacheKey, m *wire.Msg) {
 		c.drop(el)
 	}
 	c.entries[k] = c.order.PushFront(e)
-	c.bytes += e.size()
+	c.resize(e.size())
 	for c.bytes > c.max {
 		c.drop(c.order.Back())
 	}
@@ -133,7 +135,15 @@ func (c *answerCache) put(k cacheKey, m *wire.Msg) {
 func (c *answerCache) drop(el *list.Element) {
 	e := c.order.Remove(el).(*cacheEntry)
 	delete(c.entries, e.key)
-	c.bytes -= e.size()
+	c.resize(-e.size())
+}
+
+// resize accounts for bytes that were added; the lock is held.
+func (c *answerCache) resize(by int) {
+	c.bytes += by
+	if c.resized != nil {
+		c.resized(by)
+	}
 }
 
 // size returns how many entries and bytes are kept.
@@ -149,7 +159,7 @@ func (c *answerCache) clear() {
 	defer c.mu.Unlock()
 	c.entries = make(map[cacheKey]*list.Element)
 	c.order.Init()
-	c.bytes = 0
+	c.resize(-c.bytes)
 }
 
 // lifetime is how long an answer may be kept: the least TTL of its records, or what a denial's SOA record says.

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-base/metrics/legacyregistry"
 )
 
 const (
@@ -49,7 +50,8 @@ type Config struct {
 	CheckpointFile string
 	// CacheBytes bounds the memory of cached foreign answers; zero means 2 MiB.
 	CacheBytes int
-	// Metrics, if set, receives the counters.
+	// Metrics is where the counters are registered; nil means the registry behind the /metrics of
+	// every component of this process. Several servers on one registry share the counters.
 	Metrics prometheus.Registerer
 	// Logger receives what happens; nil means silence.
 	Logger *zap.Logger
@@ -95,6 +97,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes
+	}
+	if c.Metrics == nil {
+		c.Metrics = legacyregistry.Registerer()
 	}
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()

@@ -73,13 +73,13 @@ func New(c Config) (*Server, error) {
 	s.settings.Store(&settings{})
 	s.zone = newZone(c, s.listen, s.names.Load)
 	s.resolvers = &hostResolvers{files: c.Resolvers, own: s.listen, now: time.Now}
-	s.metrics = newCounters()
-	s.forward = newForwarder(c.CacheBytes, exchange, time.Now, s.metrics.event)
-	if c.Metrics != nil {
-		if err := s.metrics.register(c.Metrics, s.forward.cache); err != nil {
-			return nil, err
-		}
+	metrics, err := newCounters().register(c.Metrics)
+	if err != nil {
+		return nil, err
 	}
+	s.metrics = metrics
+	s.forward = newForwarder(c.CacheBytes, exchange, time.Now, s.metrics.event)
+	s.forward.cache.resized = func(by int) { metrics.cached.Add(float64(by)) }
 	return s, nil
 }
 
@@ -89,6 +89,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // Run answers until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	restored := s.restore()
+	defer s.forward.cache.clear()
 	g, ctx := errgroup.WithContext(ctx)
 	if s.cfg.Interface != "-" {
 		keeper := addressKeeper{name: s.cfg.Interface, addrs: s.listen, log: s.log}
