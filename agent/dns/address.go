@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // addressCheck is how often the interface is looked at although nothing was reported.
@@ -66,17 +68,11 @@ func makeLink(name string) (netlink.Link, error) {
 
 // run repairs the interface until ctx ends.
 func (k addressKeeper) run(ctx context.Context) error {
-	updates := make(chan netlink.AddrUpdate, 16)
-	if err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
-		k.log.Debug("watch of addresses interrupted", zap.Error(err))
-	}}); err != nil {
-		// The tick below still repairs.
-		k.log.Info("address changes are not reported", zap.Error(err))
-		updates = nil
-	}
+	updates, unsubscribe := k.subscribe(ctx)
+	defer func() { unsubscribe() }()
 	tick := time.NewTicker(addressCheck)
 	defer tick.Stop()
-	failing := false
+	var failures retry.Failures
 	for {
 		select {
 		case <-ctx.Done():
@@ -89,23 +85,42 @@ func (k addressKeeper) run(ctx context.Context) error {
 			return nil
 		case u, ok := <-updates:
 			if !ok {
+				// The socket overflows when many addresses change at once. The tick subscribes again.
 				updates = nil
+				unsubscribe()
 				continue
 			}
 			if u.NewAddr || !k.ours(u.LinkAddress.IP) {
 				continue
 			}
 		case <-tick.C:
+			if updates == nil {
+				updates, unsubscribe = k.subscribe(ctx)
+			}
 		}
 		if err := k.ensure(); err != nil {
-			if !failing {
+			if failures.News(err) {
 				k.log.Error("cluster DNS address is missing; retrying", zap.Error(err))
 			}
-			failing = true
-			continue
+		} else if failures.Recovered() {
+			k.log.Info("cluster DNS address is back")
 		}
-		failing = false
 	}
+}
+
+// subscribe reports changes of the host's addresses until ctx ends or end is called. If that is not
+// possible, the channel is nil, and the tick still repairs.
+func (k addressKeeper) subscribe(ctx context.Context) (updates chan netlink.AddrUpdate, end context.CancelFunc) {
+	ctx, end = context.WithCancel(ctx)
+	updates = make(chan netlink.AddrUpdate, 16)
+	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
+		k.log.Debug("watch of addresses interrupted", zap.Error(err))
+	}})
+	if err != nil {
+		k.log.Debug("address changes are not reported", zap.Error(err))
+		return nil, end
+	}
+	return updates, end
 }
 
 func (k addressKeeper) ours(ip net.IP) bool {

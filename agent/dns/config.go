@@ -29,7 +29,8 @@ const (
 type Config struct {
 	// Client reads services, endpoint slices, namespaces and the ConfigMap kube-system/mote-dns, and writes events about that.
 	Client kubernetes.Interface
-	// Informers is the process' shared factory; nil makes Run use one of its own.
+	// Informers is the factory that the parts of this process share, whose owner runs the informers
+	// and takes Start for a request; nil makes Run use one of its own.
 	Informers informers.SharedInformerFactory
 	// NodeName is the reporting node of events.
 	NodeName string

@@ -13,30 +13,44 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// feed hands what informers report on to an index.
+// feed copies what informers report into an index.
 type feed struct {
-	index  *index
-	slices cache.Indexer
-	synced []cache.InformerSynced
+	index   *index
+	sources []source
+	slices  cache.Indexer
+	synced  []cache.InformerSynced
 
 	mu sync.Mutex // serialises keepSlice: events of services and of slices come at the same time
 }
 
-// newFeed registers with the factory's informers, which have to be started afterwards.
-func newFeed(x *index, factory informers.SharedInformerFactory) (*feed, error) {
+// source is one informer and what its events change.
+type source struct {
+	informer     cache.SharedIndexInformer
+	set          func(obj any, exists bool)
+	registration cache.ResourceEventHandlerRegistration // nil before follow
+}
+
+// newFeed requests the informers from the factory.
+func newFeed(x *index, factory informers.SharedInformerFactory) *feed {
 	f := &feed{index: x}
-	services := factory.Core().V1().Services().Informer()
 	endpointSlices := factory.Discovery().V1().EndpointSlices().Informer()
-	namespaces := factory.Core().V1().Namespaces().Informer()
 	f.slices = endpointSlices.GetIndexer()
-	for _, r := range []struct {
-		informer cache.SharedIndexInformer
-		set      func(obj any, exists bool)
-	}{{namespaces, f.namespace}, {services, f.service}, {endpointSlices, f.slice}} {
+	f.sources = []source{
+		{informer: factory.Core().V1().Namespaces().Informer(), set: f.namespace},
+		{informer: factory.Core().V1().Services().Informer(), set: f.service},
+		{informer: endpointSlices, set: f.slice},
+	}
+	return f
+}
+
+// follow registers with the informers, which have to be started afterwards.
+func (f *feed) follow() error {
+	for i := range f.sources {
+		r := &f.sources[i]
 		registration, err := r.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: func(obj any) { r.set(obj, true) },
 			UpdateFunc: func(old, obj any) {
-				// Resyncs and, for all that matters here, heartbeats of annotations repeat an object.
+				// Resyncs repeat an object without a change.
 				if resourceVersion(old) == resourceVersion(obj) {
 					return
 				}
@@ -54,11 +68,22 @@ func newFeed(x *index, factory informers.SharedInformerFactory) (*feed, error) {
 			},
 		})
 		if err != nil {
-			return nil, fmt.Errorf("watch names of the cluster: %w", err)
+			return fmt.Errorf("watch names of the cluster: %w", err)
 		}
+		r.registration = registration
 		f.synced = append(f.synced, registration.HasSynced)
 	}
-	return f, nil
+	return nil
+}
+
+// close takes the handlers back: the informers may outlive the server.
+func (f *feed) close() {
+	for _, r := range f.sources {
+		if r.registration != nil {
+			// It fails only for handlers of another informer.
+			_ = r.informer.RemoveEventHandler(r.registration)
+		}
+	}
 }
 
 func resourceVersion(obj any) string {

@@ -80,13 +80,13 @@ func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.Add
 		return m
 	}
 	f.count("cache_miss")
-	// All that ask the same at the same time wait for one question, which goes on for the others if one of them leaves.
+	// Clients that ask the same question at the same time share one query to the resolvers.
 	result, err, _ := f.flights.Do(flightKey(k), func() (any, error) {
 		// A question like this may have been answered since the cache was looked at.
 		if m := f.cache.get(k, false); m != nil {
 			return m, nil
 		}
-		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+		ask, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
 		m, err := f.ask(ask, k, servers)
 		if err == nil {

@@ -5,27 +5,17 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	wire "github.com/miekg/dns"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
-)
-
-const (
-	// idleTimeout is how long a TCP connection may be silent.
-	idleTimeout = 8 * time.Second
-	// stopTimeout bounds the wait for questions being answered when the server stops.
-	stopTimeout = 3 * time.Second
 )
 
 // Server answers names. Make it with [New].
@@ -86,47 +76,67 @@ func New(c Config) (*Server, error) {
 // Ready is closed once the server answers: it listens, and knows the cluster's names from the API server or from before.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Run answers until ctx ends.
+// Run answers until ctx ends. All of its goroutines have ended when it returns.
 func (s *Server) Run(ctx context.Context) error {
 	restored := s.restore()
-	defer s.forward.cache.clear()
-	g, ctx := errgroup.WithContext(ctx)
-	if s.cfg.Interface != "-" {
-		keeper := addressKeeper{name: s.cfg.Interface, addrs: s.listen, log: s.log}
+	keeper := addressKeeper{name: s.cfg.Interface, addrs: s.listen, log: s.log}
+	if keeper.name != "-" {
 		if err := keeper.ensure(); err != nil {
 			return fmt.Errorf("add DNS address: %w", err)
 		}
-		g.Go(func() error { return keeper.run(ctx) })
 	}
-	listening, err := s.serve(ctx, g)
+	listeners, err := bind(ctx, s.listen, s.answer)
+	if err != nil && ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	g.Go(func() error { return s.follow(ctx, restored, listening) })
+	defer s.forward.cache.clear()
+	stop := ctx
+	g, ctx := errgroup.WithContext(ctx)
+	if keeper.name != "-" {
+		g.Go(func() error { return keeper.run(ctx) })
+	}
+	for _, l := range listeners {
+		g.Go(func() error { return l.serve(ctx) })
+	}
+	g.Go(func() error { return s.follow(ctx, restored, listeners) })
 	g.Go(func() error { return s.watchSettings(ctx) })
 	g.Go(func() error { return s.keepCheckpoint(ctx) })
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("run DNS: %w", err)
+	err = g.Wait()
+	if err == nil || stop.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("run DNS: %w", err)
 }
 
 // follow feeds the index from the informers, and answers from it once it is complete.
-func (s *Server) follow(ctx context.Context, restored bool, listening <-chan struct{}) error {
+func (s *Server) follow(ctx context.Context, restored bool, listeners []*listener) error {
 	factory := s.cfg.Informers
 	if factory == nil {
 		factory = informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0, informers.WithTransform(trim))
+		defer factory.Shutdown()
 	}
-	f, err := newFeed(s.live, factory)
-	if err != nil {
+	f := newFeed(s.live, factory)
+	defer f.close()
+	if err := f.follow(); err != nil {
 		return err
 	}
-	factory.Start(ctx.Done())
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-listening:
+	if s.cfg.Informers == nil {
+		factory.Start(ctx.Done())
+	} else {
+		// A request to the factory's owner, who decides when they end.
+		factory.Start(wait.NeverStop)
 	}
+	for _, l := range listeners {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.started:
+		}
+	}
+	s.log.Info("DNS listens", zap.Strings("addresses", s.cfg.ListenAddrs))
 	if restored {
 		s.readyOnce.Do(func() { close(s.ready) })
 	}
@@ -136,9 +146,6 @@ func (s *Server) follow(ctx context.Context, restored bool, listening <-chan str
 		s.readyOnce.Do(func() { close(s.ready) })
 	}
 	<-ctx.Done()
-	if s.cfg.Informers == nil {
-		factory.Shutdown()
-	}
 	return nil
 }
 
@@ -148,71 +155,6 @@ func trim(obj any) (any, error) {
 		m.SetManagedFields(nil)
 	}
 	return obj, nil
-}
-
-// serve starts the listeners. The channel is closed when all of them listen.
-func (s *Server) serve(ctx context.Context, g *errgroup.Group) (<-chan struct{}, error) {
-	var servers []*wire.Server
-	closeAll := func() {
-		for _, each := range servers {
-			if each.PacketConn != nil {
-				_ = each.PacketConn.Close()
-			}
-			if each.Listener != nil {
-				_ = each.Listener.Close()
-			}
-		}
-	}
-	// The address may come to the interface a moment later, or be taken away by a network manager and repaired: listening
-	// does not wait for it.
-	config := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
-		var err error
-		controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
-		return errors.Join(controlErr, err)
-	}}
-	for _, a := range s.listen {
-		packets, err := config.ListenPacket(ctx, "udp", a.String())
-		if err != nil {
-			closeAll()
-			return nil, fmt.Errorf("listen on %s: %w", a, err)
-		}
-		servers = append(servers, &wire.Server{PacketConn: packets, Net: "udp", UDPSize: ednsSize})
-		streams, err := config.Listen(ctx, "tcp", a.String())
-		if err != nil {
-			closeAll()
-			return nil, fmt.Errorf("listen on %s: %w", a, err)
-		}
-		servers = append(servers, &wire.Server{Listener: streams, Net: "tcp"})
-	}
-	var started sync.WaitGroup
-	for _, each := range servers {
-		started.Add(1)
-		each.Handler = wire.HandlerFunc(func(w wire.ResponseWriter, m *wire.Msg) { s.answer(ctx, w, m) })
-		each.NotifyStartedFunc = started.Done
-		each.IdleTimeout = func() time.Duration { return idleTimeout }
-		g.Go(func() error {
-			if err := each.ActivateAndServe(); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("serve DNS: %w", err)
-			}
-			return nil
-		})
-		g.Go(func() error {
-			<-ctx.Done()
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-			defer cancel()
-			// Questions still open at the timeout are dropped; askers ask again.
-			_ = each.ShutdownContext(end)
-			return nil
-		})
-	}
-	listening := make(chan struct{})
-	g.Go(func() error {
-		started.Wait()
-		close(listening)
-		s.log.Info("DNS listens", zap.Strings("addresses", s.cfg.ListenAddrs))
-		return nil
-	})
-	return listening, nil
 }
 
 // resolversChanged is called when the host's resolvers are others than before.

@@ -19,7 +19,10 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/mote-dev/mote/internal/informer"
 )
 
 // clusterObjects is the cluster the tests ask about.
@@ -537,5 +540,73 @@ func TestReadCheckpoint_RefusesDamage(t *testing.T) {
 	}
 	if _, err := readCheckpoint(good, "other.domain."); err == nil {
 		t.Error("checkpoint of another domain: no error")
+	}
+}
+
+// watchedFactory records what a user of a shared factory does to it.
+type watchedFactory struct {
+	informers.SharedInformerFactory
+	started   []<-chan struct{}
+	shutdowns int
+}
+
+func (f *watchedFactory) Start(stop <-chan struct{}) {
+	f.started = append(f.started, stop)
+	f.SharedInformerFactory.Start(stop)
+}
+
+func (f *watchedFactory) Shutdown() { f.shutdowns++ }
+
+// The informers go on for the other parts of the process, and call nothing of a server that has ended.
+func TestServer_Run_DoesNotEndSharedInformers(t *testing.T) {
+	client := fake.NewClientset(clusterObjects()...)
+	shared := informer.NewShared(informers.NewSharedInformerFactory(client, 0))
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- shared.Run(ctx) }()
+	defer func() {
+		end()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	factory := &watchedFactory{SharedInformerFactory: shared}
+	config := Config{Client: client, Informers: factory, NodeName: "n1", Interface: "-", ListenAddrs: []string{freeAddr(t)}}
+	start := func() (*Server, func()) {
+		s, err := New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, runServer(t, s)
+	}
+	first, stop := start()
+	stop()
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "new", ResourceVersion: "1"},
+		Spec:       corev1.ServiceSpec{ClusterIP: "10.43.7.7"},
+	}
+	if _, err := client.CoreV1().Services("default").Create(t.Context(), service, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	second, _ := start()
+	want := "NOERROR aa\nnew.default.svc.cluster.local. A 10.43.7.7"
+	eventually(t, func() string {
+		if got := brief(ask(t, second, "udp", "new.default.svc.cluster.local", "A", nil)); got != want {
+			return "the second server answers " + got
+		}
+		return ""
+	})
+	if first.live.service(key{"default", "new"}) != nil {
+		t.Error("the informers still feed the first server")
+	}
+	for _, c := range factory.started {
+		select {
+		case <-c:
+			t.Error("the informers were started for as long as the server runs")
+		default:
+		}
+	}
+	if factory.shutdowns > 0 {
+		t.Error("the factory was shut down")
 	}
 }
