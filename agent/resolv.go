@@ -11,12 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // maxPodResolvers is how many name servers libc reads of a resolv.conf.
@@ -41,34 +43,56 @@ func newPodResolvers(file string, clusterDNS []net.IP) podResolvers {
 	return p
 }
 
-// write brings the file up to date and reports whether it was not.
+// errSources means that the host's resolvers cannot be read.
+var errSources = errors.New("read the host's resolvers")
+
+// write writes the file and reports whether that changed it. If the host's resolvers cannot be read,
+// a file that exists stays; follow logs the cause and tries again.
 func (p podResolvers) write() (changed bool, err error) {
+	if changed, err = p.update(); errors.Is(err, errSources) {
+		return changed, nil
+	}
+	return changed, err
+}
+
+// update is write, with an error of errSources if the host's resolvers cannot be read.
+func (p podResolvers) update() (changed bool, err error) {
+	servers, sourcesErr := dns.HostResolvers(p.sources, p.own)
+	if sourcesErr != nil {
+		sourcesErr = fmt.Errorf("%w: %w", errSources, sourcesErr)
+	}
 	var out bytes.Buffer
 	out.WriteString("# Kept by mote from the host's resolvers.\n")
-	servers := dns.HostResolvers(p.sources, p.own)
 	for _, s := range servers[:min(len(servers), maxPodResolvers)] {
 		fmt.Fprintf(&out, "nameserver %s\n", s)
 	}
 	old, err := os.ReadFile(p.file)
-	if err == nil && bytes.Equal(old, out.Bytes()) {
-		return false, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("read resolvers of pods: %w", err)
+	case err == nil && (sourcesErr != nil || bytes.Equal(old, out.Bytes())):
+		return false, sourcesErr
 	}
-	return true, atomicfile.Write(p.file, out.Bytes(), 0o644)
+	if err := atomicfile.Write(p.file, out.Bytes(), 0o644); err != nil {
+		return false, err
+	}
+	return true, sourcesErr
 }
 
+// rereadResolvers is the pause after the host's resolvers could not be read.
+const rereadResolvers = 10 * time.Second
+
 // follow writes the file again whenever the host's resolvers change, until ctx
-// ends. Pods made from then on get them.
+// ends. Pods created from then on use them.
 func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		// A host may have run out of watches; what is written stays true for most.
-		log.Warn("pods will not hear of other resolvers until mote starts again", zap.Error(err))
+		// A host may have run out of watches; the present file stays right for most.
+		log.Warn("changes of the host's resolvers do not reach pods until mote is restarted", zap.Error(err))
 		return nil
 	}
 	defer w.Close()
+	var failures retry.Failures
 	for {
 		// Network managers swap links and files, so the folders are watched, and
 		// again each time: they may have been made meanwhile, also while this does it.
@@ -81,26 +105,32 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 			}
 			watched = now
 		}
-		changed, err := p.write()
+		changed, err := p.update()
+		var again <-chan time.Time
 		switch {
 		case err != nil:
-			log.Warn("resolvers of pods not brought up to date", zap.Error(err))
-		case changed:
-			log.Info("the host's resolvers have changed: pods made from now on use them")
+			if failures.News(err) {
+				log.Warn("resolvers of pods not updated, trying again", zap.Error(err))
+			}
+			again = time.After(rereadResolvers)
+		case failures.Recovered(), changed:
+			log.Info("the host's resolvers have changed: pods created from now on use them")
 		}
-		if !p.awaitEvent(ctx, w, log) {
+		if !p.awaitEvent(ctx, w, again, log) {
 			return nil
 		}
 	}
 }
 
-// awaitEvent returns once one of the sources may have changed, or false at the
+// awaitEvent returns once one of the sources may have changed or again fires, or false at the
 // end of ctx.
-func (p podResolvers) awaitEvent(ctx context.Context, w *fsnotify.Watcher, log *zap.Logger) bool {
+func (p podResolvers) awaitEvent(ctx context.Context, w *fsnotify.Watcher, again <-chan time.Time, log *zap.Logger) bool {
 	for {
 		select {
 		case <-ctx.Done():
 			return false
+		case <-again:
+			return true
 		case e := <-w.Events:
 			if p.concerns(e.Name) {
 				return true

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -112,4 +113,29 @@ func TestPodResolvers_Follow_HearsOfChanges(t *testing.T) {
 	until("nameserver 192.0.2.3")
 	put(t, elsewhere, "nameserver 192.0.2.4\n")
 	until("nameserver 192.0.2.4")
+}
+
+// A host that is out of file descriptors for a moment has the same resolvers as before.
+func TestPodResolvers_Write_UnreadableSource_KeepsTheFile(t *testing.T) {
+	dir := t.TempDir()
+	source := put(t, filepath.Join(dir, "resolv.conf"), "nameserver 192.0.2.1\n")
+	p := podResolversOf(t, source)
+	if changed, err := p.write(); !changed || err != nil {
+		t.Fatalf("changed %v, %v", changed, err)
+	}
+	if err := os.Remove(source); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := p.write(); changed || err != nil {
+		t.Errorf("changed %v, %v; want the file kept", changed, err)
+	}
+	if _, err := p.update(); !errors.Is(err, errSources) {
+		t.Errorf("error is %v, want the cause", err)
+	}
+	if got := p.written(t); got != "nameserver 192.0.2.1" {
+		t.Errorf("pods get %q", got)
+	}
 }

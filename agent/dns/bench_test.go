@@ -8,6 +8,7 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
+	"go.uber.org/zap"
 )
 
 // benchServer is a server that knows many names and asks nobody.
@@ -19,7 +20,7 @@ func benchServer(b *testing.B) *Server {
 		x.setService(key{"default", fmt.Sprintf("svc-%d", i)}, &service{IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 43, byte(i >> 8), byte(i)})}})
 	}
 	listen := []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}
-	s := &Server{listen: listen, metrics: newCounters(), resolvers: &hostResolvers{now: time.Now}}
+	s := &Server{listen: listen, metrics: newCounters(), resolvers: newHostResolvers(nil, nil, time.Now, zap.NewNop())}
 	s.zone = newZone(Config{ClusterDomain: "cluster.local."}, listen, func() *index { return x })
 	s.settings.Store(&settings{upstreams: []netip.AddrPort{resolverA}})
 	s.forward = newForwarder(1<<20, func(_ context.Context, _ string, _ netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {

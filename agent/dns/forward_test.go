@@ -13,6 +13,7 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
+	"go.uber.org/zap"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
@@ -400,7 +401,7 @@ func TestHostResolvers_Get(t *testing.T) {
 		}
 	}
 	clock := &testClock{now: time.Unix(1e9, 0)}
-	h := &hostResolvers{files: []string{main, systemd}, own: []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}, now: clock.Now}
+	h := newHostResolvers([]string{main, systemd}, []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}, clock.Now, zap.NewNop())
 	want := func(texts ...string) {
 		t.Helper()
 		clock.move(rereadAfter)
@@ -420,6 +421,19 @@ func TestHostResolvers_Get(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("192.0.2.7:53", "[fe80::1%eth0]:53")
+
+	// A file that exists and cannot be read says nothing about the host's resolvers.
+	if err := os.Mkdir(main, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(systemd); err != nil {
+		t.Fatal(err)
+	}
+	want("192.0.2.7:53", "[fe80::1%eth0]:53")
+	if err := os.Remove(main); err != nil {
+		t.Fatal(err)
+	}
+	want()
 }
 
 func FuzzServer_Reply(f *testing.F) {
@@ -438,7 +452,7 @@ func FuzzServer_Reply(f *testing.F) {
 		f.Add(packed)
 	}
 	listen := []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}
-	s := &Server{listen: listen, metrics: newCounters(), resolvers: &hostResolvers{now: time.Now}}
+	s := &Server{listen: listen, metrics: newCounters(), resolvers: newHostResolvers(nil, nil, time.Now, zap.NewNop())}
 	s.zone = newZone(Config{ClusterDomain: "cluster.local.", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}, listen, func() *index { return x })
 	s.settings.Store(&settings{})
 	s.forward = newForwarder(1<<16, func(context.Context, string, netip.AddrPort, *wire.Msg) (*wire.Msg, error) {

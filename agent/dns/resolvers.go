@@ -1,8 +1,8 @@
 package dns
 
 import (
-	"bufio"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -10,27 +10,38 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
-// rereadAfter is how often resolver files are looked at for changes, at most.
-const rereadAfter = 2 * time.Second
-
-// maxResolvers bounds how many resolvers are used; libc uses three.
-const maxResolvers = 4
+const (
+	// rereadAfter is the shortest time between two checks of the resolver files for changes.
+	rereadAfter = 2 * time.Second
+	// maxResolvers bounds how many resolvers are used; libc uses three.
+	maxResolvers = 4
+)
 
 // hostResolvers finds the host's upstream resolvers and follows changes of the files that name them.
 type hostResolvers struct {
 	files []string
-	own   []netip.AddrPort // our addresses, which must not be asked
+	own   []netip.AddrPort // our addresses, which must not be queried
 	now   func() time.Time
+	log   *zap.Logger
 
-	mu      sync.Mutex // guards the fields below
-	checked time.Time
-	stamps  []fileStamp
-	servers []netip.AddrPort
+	mu       sync.Mutex // guards the fields below
+	checked  time.Time
+	stamps   []fileStamp
+	servers  []netip.AddrPort
+	failures retry.Failures
 }
 
-// fileStamp tells one version of a file from another.
+func newHostResolvers(files []string, own []netip.AddrPort, now func() time.Time, log *zap.Logger) *hostResolvers {
+	return &hostResolvers{files: files, own: own, now: now, log: log}
+}
+
+// fileStamp distinguishes versions of a file.
 type fileStamp struct {
 	modified time.Time
 	size     int64
@@ -41,7 +52,7 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.now()
-	if h.stamps != nil && now.Sub(h.checked) < rereadAfter && !now.Before(h.checked) {
+	if !h.checked.IsZero() && now.Sub(h.checked) < rereadAfter && !now.Before(h.checked) {
 		return h.servers, false
 	}
 	h.checked = now
@@ -55,8 +66,19 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 	if slices.Equal(stamps, h.stamps) {
 		return h.servers, false
 	}
-	h.stamps = stamps
-	found := hostResolversIn(h.files, h.own)
+	found, err := hostResolversIn(h.files, h.own)
+	if err != nil {
+		// The stamps stay as they were, so the files are read again soon.
+		if h.failures.News(err) {
+			h.log.Warn("the host's resolvers cannot be read; the ones known so far stay in use", zap.Error(err))
+		}
+		if len(h.servers) > 0 {
+			return h.servers, false
+		}
+	} else {
+		h.stamps = stamps
+		h.failures.Recovered()
+	}
 	changed = !slices.Equal(found, h.servers)
 	h.servers = found
 	return found, changed
@@ -67,41 +89,50 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 // reach, and the real ones are in the second file.
 func HostFiles() []string { return []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} }
 
-// HostResolvers reads the resolvers that others than the host's own processes
-// can ask, from the first of files that names any. own are addresses of the
-// cluster's DNS, which would ask themselves.
-func HostResolvers(files []string, own []netip.Addr) []netip.Addr {
+// HostResolvers reads the resolvers that can be reached from other network namespaces than the
+// host's, from the first of files that names any. own are the addresses of the cluster's DNS, which
+// would query itself. With an error, which says that a file exists and cannot be read, the result is
+// what the other files name.
+func HostResolvers(files []string, own []netip.Addr) ([]netip.Addr, error) {
 	at := make([]netip.AddrPort, len(own))
 	for i, a := range own {
 		at[i] = netip.AddrPortFrom(a, defaultPort)
 	}
+	found, err := hostResolversIn(files, at)
 	var out []netip.Addr
-	for _, r := range hostResolversIn(files, at) {
+	for _, r := range found {
 		out = append(out, r.Addr())
 	}
-	return out
+	return out, err
 }
 
-func hostResolversIn(files []string, own []netip.AddrPort) []netip.AddrPort {
+func hostResolversIn(files []string, own []netip.AddrPort) ([]netip.AddrPort, error) {
+	var errs []error
 	for _, file := range files {
-		if found := usableResolvers(file, own); len(found) > 0 {
-			return found
+		found, err := usableResolvers(file, own)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if len(found) > 0 {
+			return found, errors.Join(errs...)
 		}
 	}
-	return nil
+	return nil, errors.Join(errs...)
 }
 
-// usableResolvers reads a resolv.conf. Loopback addresses are left out: there sits a stub that asks somebody else, and that
-// may well be us. So are our own addresses.
-func usableResolvers(file string, own []netip.AddrPort) []netip.AddrPort {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) || err != nil {
-		return nil
+// usableResolvers reads a resolv.conf; a missing one names none. Loopback addresses are left out: a
+// stub listens there that forwards to some other resolver, perhaps to us. So are our own addresses.
+func usableResolvers(file string, own []netip.AddrPort) ([]netip.AddrPort, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	defer f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("read resolvers: %w", err)
+	}
 	var out []netip.AddrPort
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
 		if len(fields) < 2 || fields[0] != "nameserver" {
 			continue
 		}
@@ -113,10 +144,10 @@ func usableResolvers(file string, own []netip.AddrPort) []netip.AddrPort {
 			out = append(out, a)
 		}
 	}
-	return out
+	return out, nil
 }
 
-// usable tells whether a resolver can be asked without asking ourselves.
+// usable reports whether a resolver can be queried without querying ourselves.
 func usable(a netip.AddrPort, own []netip.AddrPort) bool {
 	ip := a.Addr()
 	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() {

@@ -62,7 +62,7 @@ func New(c Config) (*Server, error) {
 	s.names.Store(s.live)
 	s.settings.Store(&settings{})
 	s.zone = newZone(c, s.listen, s.names.Load)
-	s.resolvers = &hostResolvers{files: c.Resolvers, own: s.listen, now: time.Now}
+	s.resolvers = newHostResolvers(c.Resolvers, s.listen, time.Now, s.log)
 	metrics, err := newCounters().register(c.Metrics)
 	if err != nil {
 		return nil, err
