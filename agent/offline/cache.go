@@ -44,7 +44,8 @@ type Cache struct {
 	log    *zap.Logger
 	began  time.Time
 
-	mu      sync.Mutex // guards what follows
+	mu sync.Mutex // guards the fields below
+	// entries has one entry a key that is watched or has a file. sweep removes the rest.
 	entries map[string]*entry
 	asked   uint64        // number of the last request
 	wake    chan struct{} // has room for one: an entry became due
@@ -131,7 +132,7 @@ func (c *Cache) RoundTrip(r *http.Request) (*http.Response, error) {
 		// It is what was kept.
 	case response.StatusCode/100 != 2:
 		if response.StatusCode == http.StatusNotFound && k == get {
-			c.forget(key)
+			c.forget(key, number)
 		}
 	case k == list && (q.Has("continue") || q.Has("limit") && q.Get("resourceVersion") != "0"):
 		// A part of a list is none; the watch that follows has it read whole.
@@ -156,8 +157,8 @@ func (c *Cache) ask(r *http.Request, k kind, key string) (*http.Response, []byte
 	spare, asked := false, r
 	if k == list || k == get {
 		c.mu.Lock()
-		e := c.entry(key)
-		spare = e.sum == digest{} && !e.spared
+		e := c.entries[key]
+		spare = e == nil || e.sum == digest{} && !e.spared
 		c.mu.Unlock()
 		spare = spare && c.kept(key)
 	}
@@ -322,6 +323,11 @@ func (c *Cache) changed(key string, p pace, gather time.Duration) {
 func (c *Cache) Run(ctx context.Context) error {
 	swept := time.Now()
 	for {
+		// Not with the timer below, which never fires while entries become due all the time.
+		if now := time.Now(); now.Sub(swept) >= idleLife {
+			c.sweep(now)
+			swept = now
+		}
 		// Nothing can be read again while no server answers, and nothing is removed.
 		select {
 		case <-ctx.Done():
@@ -339,10 +345,6 @@ func (c *Cache) Run(ctx context.Context) error {
 		case <-c.wake:
 			timer.Stop()
 		case <-timer.C:
-			if now := time.Now(); now.Sub(swept) >= idleLife {
-				c.sweep(now)
-				swept = now
-			}
 		}
 	}
 }
@@ -360,8 +362,8 @@ func (c *Cache) finish(ctx context.Context) {
 	c.readDue(ctx, time.Now().Add(idleLife))
 }
 
-// retry is the pause after a list could not be read again.
-const retry = 10 * time.Second
+// rereadPause is the pause after a list could not be read again.
+const rereadPause = 10 * time.Second
 
 // readDue reads the lists again whose time has come by now, and returns when it
 // is to be called next.
@@ -392,7 +394,7 @@ func (c *Cache) readDue(ctx context.Context, now time.Time) time.Time {
 			continue
 		}
 		c.log.Debug("list not read again", zap.String("list", key), zap.Error(err))
-		at := time.Now().Add(retry)
+		at := time.Now().Add(rereadPause)
 		c.mu.Lock()
 		if e := c.entry(key); e.due.IsZero() || at.Before(e.due) {
 			e.due = at

@@ -9,10 +9,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -136,7 +138,10 @@ func ask(t *testing.T, c *Cache, method, url, body string) (int, string, error) 
 	return response.StatusCode, string(data), nil
 }
 
-const podsOfNode = "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1"
+const (
+	podsKey    = "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1"
+	podsOfNode = podsKey
+)
 
 func TestCache_RoundTrip_KeepsAnswers(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
@@ -345,4 +350,137 @@ func TestCache_Sweep_RemovesWhatNobodyAsksFor(t *testing.T) {
 	if err != nil || len(left) != 1 {
 		t.Errorf("%d files left, %v; want the watched list alone", len(left), err)
 	}
+}
+
+// A node that asks for what no server has answered yet, for days, must not fill its memory.
+func TestCache_Entries_AreBounded(t *testing.T) {
+	w, dir := newWorld(t), t.TempDir()
+	c := open(t, dir, w)
+	w.set(false)
+	for i := range 100 {
+		if _, _, err := ask(t, c, "GET", fmt.Sprintf("%s/api/v1/namespaces/default/secrets/s%d", w.URL, i), ""); err == nil {
+			t.Fatal("answered without a server and without a file")
+		}
+	}
+	if n := len(c.entries); n != 0 {
+		t.Errorf("%d entries of keys that have no file", n)
+	}
+	// With a server, entries without a file come from watches that ended and from failed writes.
+	c.mu.Lock()
+	for i := range 100 {
+		c.entry(fmt.Sprintf("/api/v1/namespaces/n%d/pods?", i))
+	}
+	c.entry("/api/v1/pods?").watches = 1
+	c.mu.Unlock()
+	c.sweep(time.Now().Add(idleLife / 2))
+	if n := len(c.entries); n != 101 {
+		t.Errorf("%d entries before their life is over, want all", n)
+	}
+	c.sweep(time.Now().Add(idleLife + time.Minute))
+	if n := len(c.entries); n != 1 {
+		t.Errorf("%d entries after it, want the watched one", n)
+	}
+}
+
+func TestCache_Sweep_KeepsWhatItCannotJudge(t *testing.T) {
+	w, dir := newWorld(t), t.TempDir()
+	old := filepath.Join(dir, ".new-1")
+	if err := os.WriteFile(old, []byte("cut"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	past := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(old, past, past); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, dir, w)
+	if _, _, err := ask(t, c, "GET", w.URL+podsOfNode, ""); err != nil {
+		t.Fatal(err)
+	}
+	// As of a write that is under way, and of a disk that cannot be read for now.
+	ours, unreadable := filepath.Join(dir, ".new-2"), filepath.Join(dir, "unreadable")
+	if err := os.WriteFile(ours, []byte("cut"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(unreadable, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.sweep(time.Now())
+	for _, row := range []struct {
+		name, path string
+		kept       bool
+	}{
+		{"what a power cut left", old, false}, {"a write under way", ours, true},
+		{"what cannot be read", unreadable, true}, {"an answer", c.path(podsKey), true},
+	} {
+		if _, err := os.Lstat(row.path); (err == nil) != row.kept {
+			t.Errorf("%s: %v, want it kept: %v", row.name, err, row.kept)
+		}
+	}
+}
+
+// The response that arrives last need not be the one that was requested last.
+func TestCache_Forget_OutlivesAnEarlierRequest(t *testing.T) {
+	w, dir := newWorld(t), t.TempDir()
+	c := open(t, dir, w)
+	const key = "/api/v1/namespaces/default/secrets/s"
+	first, second := c.number(), c.number()
+	c.forget(key, second)
+	c.keep(key, first, record{Key: key, Status: http.StatusOK}, []byte("deleted by now"))
+	if c.kept(key) {
+		t.Error("an object that was deleted is stored")
+	}
+	c.keep(key, c.number(), record{Key: key, Status: http.StatusOK}, []byte("created again"))
+	c.forget(key, second)
+	if !c.kept(key) {
+		t.Error("an object that was created again is gone")
+	}
+}
+
+// Changes that never end must not keep the sweep from its turn.
+func TestCache_Run_SweepsWhileListsChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, err := New(Config{Dir: dir, Next: nowhere{}, Link: nowhere{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		c.mu.Lock()
+		c.entry("/api/v1/namespaces/default/secrets/s")
+		c.mu.Unlock()
+		for range 2 * int(idleLife/time.Minute) {
+			time.Sleep(time.Minute)
+			select {
+			case c.wake <- struct{}{}:
+			default:
+			}
+		}
+		synctest.Wait()
+		c.mu.Lock()
+		n := len(c.entries)
+		c.mu.Unlock()
+		if n != 0 {
+			t.Errorf("%d entries are left that nobody has used for their life", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// nowhere is a server that is taken to be up and answers nothing.
+type nowhere struct{}
+
+func (nowhere) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("nobody answers")
+}
+func (nowhere) Up() bool { return true }
+
+func (nowhere) Online() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
 }

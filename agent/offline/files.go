@@ -69,20 +69,24 @@ func (c *Cache) keep(key string, number uint64, r record, data []byte) {
 
 // recall returns the kept answer, or nil if there is none.
 func (c *Cache) recall(r *http.Request, key string) *http.Response {
-	c.mu.Lock()
-	c.entry(key)
-	c.mu.Unlock()
 	data, err := os.ReadFile(c.path(key))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			c.log.Warn("kept answer cannot be read", zap.Error(err))
+			c.log.Warn("cached answer cannot be read", zap.Error(err))
 		}
 		return nil
 	}
 	kept, body, err := decode(data)
-	if err != nil || kept.Key != key {
+	if err == nil && kept.Key != key {
+		err = fmt.Errorf("it is for %s", kept.Key)
+	}
+	if err != nil {
+		c.log.Warn("cached answer is damaged", zap.String("file", c.path(key)), zap.String("key", key), zap.Error(err))
 		return nil
 	}
+	c.mu.Lock()
+	c.entry(key)
+	c.mu.Unlock()
 	return answer(r, kept.Status, kept.ContentType, io.NopCloser(bytes.NewReader(body)))
 }
 
@@ -101,7 +105,96 @@ func decode(data []byte) (record, []byte, error) {
 	return r, body, json.Unmarshal(head, &r)
 }
 
-func (c *Cache) forget(key string) {
+// forget removes the answer to a key, which the response to the request of a number says is gone.
+// The entry stays until the next sweep: an earlier request may still be under way, whose response
+// must not be stored after this one.
+func (c *Cache) forget(key string, number uint64) {
+	c.mu.Lock()
+	e := c.entry(key)
+	c.mu.Unlock()
+	e.writing.Lock()
+	defer e.writing.Unlock()
+	c.mu.Lock()
+	later := number > e.written
+	if later {
+		e.written, e.sum = number, digest{}
+	}
+	c.mu.Unlock()
+	if later {
+		c.remove(key)
+	}
+}
+
+func (c *Cache) remove(key string) {
+	if err := os.Remove(c.path(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("remove cached answer", zap.Error(err))
+	}
+}
+
+// sweep removes entries and files that nobody has used during their life. A file that an earlier
+// process left counts as used when this process began.
+func (c *Cache) sweep(now time.Time) {
+	files, err := os.ReadDir(c.config.Dir)
+	if err != nil {
+		c.log.Warn("list cached answers", zap.Error(err))
+	}
+	for _, f := range files {
+		path := filepath.Join(c.config.Dir, f.Name())
+		data, err := os.ReadFile(path)
+		if err != nil {
+			// It may be readable next time.
+			continue
+		}
+		kept, _, err := decode(data)
+		if err != nil || c.path(kept.Key) != path {
+			c.removeStray(path)
+			continue
+		}
+		if !c.inUse(kept.Key, now) {
+			c.drop(kept.Key)
+		}
+	}
+	// What is left never had a file, or lost it.
+	c.mu.Lock()
+	var rest []string
+	for key := range c.entries {
+		rest = append(rest, key)
+	}
+	c.mu.Unlock()
+	for _, key := range rest {
+		if !c.inUse(key, now) {
+			c.drop(key)
+		}
+	}
+}
+
+// removeStray removes a file that holds no answer: one of a write that a power cut interrupted. A
+// write of this process may be under way, and has its file.
+func (c *Cache) removeStray(path string) {
+	info, err := os.Lstat(path)
+	if err != nil || !info.ModTime().Before(c.began) {
+		return
+	}
+	c.log.Debug("removed a file that holds no answer", zap.String("file", path))
+	_ = os.Remove(path)
+}
+
+// inUse reports whether a key is watched or was used during its life.
+func (c *Cache) inUse(key string, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	used := c.began
+	if e := c.entries[key]; e != nil {
+		if e.watches > 0 {
+			return true
+		}
+		used = e.used
+	}
+	return now.Sub(used) <= life(key)
+}
+
+// drop removes the entry and the file of a key.
+func (c *Cache) drop(key string) {
 	c.mu.Lock()
 	e := c.entry(key)
 	c.mu.Unlock()
@@ -110,41 +203,7 @@ func (c *Cache) forget(key string) {
 	c.mu.Lock()
 	delete(c.entries, key)
 	c.mu.Unlock()
-	if err := os.Remove(c.path(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn("remove kept answer", zap.Error(err))
-	}
-}
-
-// sweep removes what nobody has asked for during its life. What an earlier
-// process kept counts as asked for when this one began.
-func (c *Cache) sweep(now time.Time) {
-	files, err := os.ReadDir(c.config.Dir)
-	if err != nil {
-		c.log.Warn("list kept answers", zap.Error(err))
-		return
-	}
-	for _, f := range files {
-		path := filepath.Join(c.config.Dir, f.Name())
-		data, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		kept, _, err := decode(data)
-		if err != nil || c.path(kept.Key) != path {
-			// Left by a power cut.
-			_ = os.Remove(path)
-			continue
-		}
-		c.mu.Lock()
-		used, watched := c.began, false
-		if e := c.entries[kept.Key]; e != nil {
-			used, watched = e.used, e.watches > 0
-		}
-		c.mu.Unlock()
-		if !watched && now.Sub(used) > life(kept.Key) {
-			c.forget(kept.Key)
-		}
-	}
+	c.remove(key)
 }
 
 // write replaces a file by a record and its data.
