@@ -11,13 +11,18 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 const (
 	// dialTimeout bounds one attempt at one server, handshake included.
 	dialTimeout = 4 * time.Second
-	// Waits between rounds over all servers while none answers.
+	// firstRetry and lastRetry are the pauses between rounds over all servers while none answers.
 	firstRetry, lastRetry = 500 * time.Millisecond, 8 * time.Second
+	// maxServers bounds the known servers: discovery finds a server again at each address it moves to.
+	maxServers = 16
 	// roundsBeforeDiscovery leaves short restarts of a server unnoticed by the
 	// rest of the network.
 	roundsBeforeDiscovery = 3
@@ -120,6 +125,7 @@ func (b *Balancer) prefer(server string) {
 	were := b.servers
 	b.servers = slices.DeleteFunc(slices.Clone(were), func(s string) bool { return s == server })
 	b.servers = slices.Insert(b.servers, 0, server)
+	b.servers = b.servers[:min(len(b.servers), maxServers)]
 	b.announce(were)
 }
 
@@ -155,18 +161,32 @@ func (b *Balancer) DialTLS(ctx context.Context, _, _ string) (net.Conn, error) {
 	if !up {
 		return nil, fmt.Errorf("%w: %w", ErrOffline, last)
 	}
-	conn, err := b.round(ctx, b.Servers())
-	if err == nil {
+	conn, _, err := b.round(ctx, b.Servers())
+	switch {
+	case err == nil:
 		return conn, nil
-	}
-	if ctx.Err() == nil {
+	case OutOfResources(err):
+		// The servers may well answer, so whoever depends on them must go on asking.
+		return nil, fmt.Errorf("connect to server: %w", err)
+	case ctx.Err() == nil:
 		b.lost(err)
 	}
 	return nil, fmt.Errorf("%w: %w", ErrOffline, err)
 }
 
-// round tries servers one after the other.
-func (b *Balancer) round(ctx context.Context, servers []string) (net.Conn, error) {
+// OutOfResources reports whether a connection failed for want of file descriptors or memory of this
+// machine, which says nothing about any server.
+func OutOfResources(err error) bool {
+	for _, each := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM} {
+		if errors.Is(err, each) {
+			return true
+		}
+	}
+	return false
+}
+
+// round tries servers one after the other, and returns a connection to the first that answers.
+func (b *Balancer) round(ctx context.Context, servers []string) (conn net.Conn, server string, err error) {
 	var errs []error
 	for _, s := range servers {
 		conn, err := b.dial(ctx, s)
@@ -177,7 +197,7 @@ func (b *Balancer) round(ctx context.Context, servers []string) (net.Conn, error
 			}
 			b.prefer(s)
 			b.mu.Unlock()
-			return conn, nil
+			return conn, s, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", s, err))
 		if ctx.Err() != nil {
@@ -185,9 +205,9 @@ func (b *Balancer) round(ctx context.Context, servers []string) (net.Conn, error
 		}
 	}
 	if len(errs) == 0 {
-		return nil, errors.New("no server is known")
+		return nil, "", errors.New("no server is known")
 	}
-	return nil, errors.Join(errs...)
+	return nil, "", errors.Join(errs...)
 }
 
 // dial connects to one server and makes sure it is one.
@@ -253,7 +273,7 @@ func (b *Balancer) lost(err error) {
 	}
 }
 
-func (b *Balancer) found() {
+func (b *Balancer) found(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.isUp {
@@ -261,7 +281,7 @@ func (b *Balancer) found() {
 	}
 	b.isUp, b.lastErr, b.offline = true, nil, make(chan struct{})
 	close(b.online)
-	b.log.Info("a server answers again", zap.String("server", b.servers[0]))
+	b.log.Info("a server answers again", zap.String("server", server))
 }
 
 // Run looks for servers while none answers, until ctx ends.
@@ -279,18 +299,10 @@ func (b *Balancer) Run(ctx context.Context) error {
 
 // search tries all servers until one answers.
 func (b *Balancer) search(ctx context.Context) {
-	pause := firstRetry
-	for round := 1; ; round++ {
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-		pause = min(2*pause, lastRetry)
+	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
+	for round := 1; backoff.Wait(ctx) == nil; round++ {
 		known := b.Servers()
-		conn, err := b.round(ctx, known)
+		conn, server, err := b.round(ctx, known)
 		if err != nil && round >= roundsBeforeDiscovery && b.config.Discover != nil {
 			var others []string
 			for _, s := range b.config.Discover(ctx) {
@@ -299,15 +311,15 @@ func (b *Balancer) search(ctx context.Context) {
 				}
 			}
 			if len(others) > 0 {
-				conn, err = b.round(ctx, others)
+				conn, server, err = b.round(ctx, others)
 			}
 			if err == nil && b.config.Found != nil {
-				b.config.Found(b.Servers()[0])
+				b.config.Found(server)
 			}
 		}
 		if err == nil {
 			_ = conn.Close()
-			b.found()
+			b.found(server)
 			return
 		}
 		b.lost(err)

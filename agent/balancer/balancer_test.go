@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/http/httptest"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -133,5 +135,34 @@ func TestBalancer_Changed(t *testing.T) {
 	b.Set([]string{address})
 	if !closedNow(changed) || closedNow(b.Changed()) {
 		t.Error("a server less is no change, or one without end")
+	}
+}
+
+// A process without a free file descriptor has lost none of its servers.
+func TestBalancer_DialTLS_OutOfFileDescriptors_StaysOnline(t *testing.T) {
+	s, address := server(t)
+	b := New(Config{Servers: []string{address}, TLS: trusting(s)})
+	b.dialer.Control = func(string, string, syscall.RawConn) error { return syscall.EMFILE }
+	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, syscall.EMFILE) || errors.Is(err, ErrOffline) || !b.Up() {
+		t.Errorf("error is %v, up %v", err, b.Up())
+	}
+	b.dialer.Control = nil
+	conn, err := b.DialTLS(t.Context(), "tcp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+// A server that gets another address every day is found again each time.
+func TestBalancer_Servers_AreBounded(t *testing.T) {
+	b := New(Config{})
+	for i := range 3 * maxServers {
+		b.mu.Lock()
+		b.prefer(fmt.Sprintf("192.0.2.%d:6443", i))
+		b.mu.Unlock()
+	}
+	if got := b.Servers(); len(got) != maxServers || got[0] != fmt.Sprintf("192.0.2.%d:6443", 3*maxServers-1) {
+		t.Errorf("%d servers are known, %s first", len(got), got[0])
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"go.uber.org/zap"
+
 	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
@@ -26,6 +28,9 @@ const (
 	// leaves halves that do not match.
 	clientName  = "client.pem"
 	clusterName = "cluster.json"
+
+	// secretBytes is the length of a node's secret, which is written in hexadecimal.
+	secretBytes = 32
 )
 
 // stored is what is kept of the cluster beside keys.
@@ -74,13 +79,20 @@ func (f folder) save(s stored) error {
 // secret returns the node's secret, made the first time.
 func (f folder) secret() (string, error) {
 	data, err := os.ReadFile(f.path(secretName))
-	if err == nil && len(strings.TrimSpace(string(data))) == 64 {
-		return strings.TrimSpace(string(data)), nil
+	if err == nil {
+		text := strings.TrimSpace(string(data))
+		if len(text) != 2*secretBytes {
+			// Another secret would be refused: the node's name belongs to this one.
+			return "", fmt.Errorf("node secret %s is damaged: it has %d characters instead of %d: "+
+				"run `mote node forget` with this node's name on a server, then remove the file and join again with a token",
+				f.path(secretName), len(text), 2*secretBytes)
+		}
+		return text, nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("read node secret: %w", err)
 	}
-	random := make([]byte, 32)
+	random := make([]byte, secretBytes)
 	if _, err := rand.Read(random); err != nil {
 		return "", fmt.Errorf("make node secret: %w", err)
 	}
@@ -104,14 +116,22 @@ func (f folder) ca() (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// certificate returns the node's client certificate, or nil if there is none
-// that can be read: a new one is asked for then.
-func (f folder) certificate() *tls.Certificate {
-	pair, err := tls.LoadX509KeyPair(f.path(clientName), f.path(clientName))
-	if err != nil {
-		return nil
+// certificate returns the node's client certificate, or nil if there is none or its file is damaged:
+// Run then requests another one, for which the node's secret is enough.
+func (f folder) certificate(log *zap.Logger) (*tls.Certificate, error) {
+	data, err := os.ReadFile(f.path(clientName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	return &pair
+	if err != nil {
+		return nil, fmt.Errorf("read node certificate: %w", err)
+	}
+	pair, err := tls.X509KeyPair(data, data)
+	if err != nil {
+		log.Warn("node certificate is damaged, requesting another", zap.String("file", f.path(clientName)), zap.Error(err))
+		return nil, nil
+	}
+	return &pair, nil
 }
 
 func (f folder) saveCertificate(certPEM, keyPEM []byte) (*tls.Certificate, error) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // Waits between attempts to join.
@@ -109,7 +110,11 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 			return nil, err
 		}
 	}
-	return newMembership(c, f, was, ca), nil
+	own, err := f.certificate(c.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return newMembership(c, f, was, ca, own), nil
 }
 
 func hostPort(u *url.URL) string {
@@ -144,13 +149,14 @@ func (j *joiner) checkSame(was stored, joined bool, ca *x509.Certificate) error 
 // untilIn tries the servers until one lets the node in.
 func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error) {
 	log := j.config.Logger
-	pause, said := firstRetry, ""
+	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
+	var failures retry.Failures
 	for {
 		var errs []error
 		for _, server := range j.servers {
 			was, err := j.once(ctx, server)
 			if err == nil {
-				if said != "" {
+				if failures.Recovered() {
 					log.Info("the server answers", zap.String("server", server))
 				}
 				return was, j.ca, nil
@@ -167,20 +173,14 @@ func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error)
 			return stored{}, nil, errors.New("server is missing: give --server https://HOST:6443")
 		}
 		// Once for each different fault: a server that is off for a day fills no log.
-		if text := errors.Join(errs...).Error(); text != said {
-			said = text
+		if failures.News(errors.Join(errs...)) {
 			for _, err := range errs {
 				log.Warn("not joined yet, trying again: " + err.Error())
 			}
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return stored{}, nil, ctx.Err()
-		case <-timer.C:
+		if err := backoff.Wait(ctx); err != nil {
+			return stored{}, nil, err
 		}
-		pause = min(2*pause, lastRetry)
 	}
 }
 
@@ -230,19 +230,20 @@ func ask(ctx context.Context, f folder, transport http.RoundTripper, server, pat
 	return response, certificate, err
 }
 
-// clockFault adds both clocks to an error that may come of one of them.
+// clockFault adds both clocks to an error that a wrong clock may have caused.
 func clockFault(ctx context.Context, err error, server string, now time.Time) error {
-	if !errors.Is(err, ErrClock) {
+	expired, ok := errors.AsType[x509.CertificateInvalidError](err)
+	if !errors.Is(err, ErrClock) || !ok {
 		return err
 	}
 	var ignored []byte
 	// Without trust, for its Date header only.
 	serverTime, dateErr := exchange(ctx, unverified(), http.MethodGet, server, joinapi.PathCA, "", nil, &ignored)
-	if dateErr != nil {
+	if dateErr != nil || serverTime.IsZero() {
 		return err
 	}
 	if clock := checkClock(now, serverTime, server); clock != nil {
 		return clock
 	}
-	return err
+	return fmt.Errorf("%w: %s: its certificate is not valid, although its clock agrees with this machine's: %w: its log says why it was not renewed", ErrUnreachable, server, expired)
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/balancer"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/retry"
 	"github.com/mote-dev/mote/internal/wallclock"
 )
 
@@ -53,9 +54,9 @@ type Membership struct {
 	learned chan struct{} // closed when other settings have been kept
 }
 
-func newMembership(c Config, f folder, was stored, ca *x509.Certificate) *Membership {
+func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tls.Certificate) *Membership {
 	m := &Membership{config: c, folder: f, ca: ca, stored: was, expired: make(chan struct{}, 1), again: make(chan struct{}, 1), renewed: make(chan struct{}), learned: make(chan struct{})}
-	m.certificate.Store(f.certificate())
+	m.certificate.Store(own)
 	bc := balancer.Config{
 		Servers: was.Cluster.Servers, TLS: m.TLS, Found: m.found, Logger: c.Logger,
 	}
@@ -217,7 +218,7 @@ func (m *Membership) AskAgain() {
 // keepSettings asks for the settings at the start, each hour, when a server
 // answers again after none did, and when it is told to.
 func (m *Membership) keepSettings(ctx context.Context) error {
-	pause := firstRetry
+	backoff := retry.Backoff{First: firstRetry, Last: time.Minute}
 	for {
 		select {
 		case <-ctx.Done():
@@ -232,10 +233,10 @@ func (m *Membership) keepSettings(ctx context.Context) error {
 			// Nothing waits for it; what was known goes on being true.
 			m.config.Logger.Debug("cluster settings not refreshed", zap.Error(err))
 			if !errors.Is(err, balancer.ErrOffline) {
-				wait, pause = pause, min(2*pause, time.Minute)
+				wait = backoff.Next()
 			}
 		} else {
-			pause = firstRetry
+			backoff.Reset()
 		}
 		timer := time.NewTimer(wait)
 		select {

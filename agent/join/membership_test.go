@@ -85,7 +85,7 @@ func TestMembership_Run_RejoinsAfterExpiry(t *testing.T) {
 	if len(got) != 1 || got[0].NodeSecret != f.seen(joinapi.PathJoin)[0].NodeSecret {
 		t.Errorf("%d rejoins, want one with the secret of the join", len(got))
 	}
-	if kept := folder(c.Dir).certificate(); kept == nil || !kept.Leaf.Equal(m.certificate.Load().Leaf) {
+	if kept, err := folder(c.Dir).certificate(zap.NewNop()); err != nil || kept == nil || !kept.Leaf.Equal(m.certificate.Load().Leaf) {
 		t.Error("the new certificate is not on disk")
 	}
 }

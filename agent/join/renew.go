@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/util/certificate/csr"
 
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 const (
@@ -38,7 +39,8 @@ func renewal(c *tls.Certificate) time.Time {
 // rejoins with the node's secret once it is too late for that.
 func (m *Membership) keepCertificate(ctx context.Context) error {
 	log := m.config.Logger
-	pause, said := firstRetry, ""
+	backoff := retry.Backoff{First: firstRetry, Last: lastRenewRetry}
+	var failures retry.Failures
 	useless := false
 	for {
 		wait := lookEvery
@@ -57,16 +59,16 @@ func (m *Membership) keepCertificate(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			wait, pause = pause, min(2*pause, lastRenewRetry)
-			if text := err.Error(); text != said {
-				said = text
-				log.Warn("certificate of this node not renewed, trying again: " + text)
+			wait = backoff.Next()
+			if failures.News(err) {
+				log.Warn("certificate of this node not renewed, trying again: " + err.Error())
 			}
 		} else {
-			if said != "" {
+			if failures.Recovered() {
 				log.Info("certificate of this node is renewed")
 			}
-			useless, pause, said = false, firstRetry, ""
+			useless = false
+			backoff.Reset()
 		}
 		timer := time.NewTimer(wait)
 		select {

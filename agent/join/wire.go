@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/mote-dev/mote/agent/balancer"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
@@ -96,6 +97,9 @@ func connectFault(server string, err error) error {
 		return fmt.Errorf("%w: certificate of %s: %w", ErrClock, server, err)
 	case errors.As(err, &unknown), errors.As(err, &name):
 		return fmt.Errorf("%w: %s has no certificate of this node's cluster: give the address of a server of that cluster, or run `mote uninstall --yes` and join anew", ErrWrongServer, server)
+	}
+	if balancer.OutOfResources(err) {
+		return fmt.Errorf("%w: %s: this machine cannot open a connection: %w", ErrUnreachable, server, err)
 	}
 	return fmt.Errorf("%w: %s: %w: check the address, that the server runs, and firewalls in between", ErrUnreachable, server, err)
 }

@@ -4,13 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // Servers is who a node keeps tunnels to; a balancer.Balancer is one.
@@ -138,9 +139,9 @@ func (t *Tunnel) watchOnline(ctx context.Context, back *signal) {
 	}
 }
 
-// jitter spreads waits, so that nodes that lost their server together do not
-// come back together.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+// jitter spreads the pauses, so that nodes that lost their server together do not come back
+// together.
+const jitter = 0.5
 
 // keeper keeps the tunnel to one server.
 type keeper struct {
@@ -157,7 +158,8 @@ const overlap = 200 * time.Millisecond
 // run connects, and connects again, until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	t := k.tunnel
-	pause, said := t.config.FirstRetry, ""
+	backoff := retry.Backoff{First: t.config.FirstRetry, Last: t.config.LastRetry, Jitter: jitter}
+	var failures retry.Failures
 	// lost is whether the log says that the tunnel is lost; replace, whether a
 	// tunnel is to be made although the server has one.
 	lost, replace := false, false
@@ -174,18 +176,17 @@ func (k *keeper) run(ctx context.Context) {
 		case errors.As(err, &other):
 			// Another address leads to the same server. This one is of use once the
 			// tunnel through that one ends.
-			lost, pause = false, t.config.FirstRetry
+			lost = false
+			backoff.Reset()
 			if t.live.waitGone(ctx, other.server) {
-				k.pause(ctx, jitter(pause), renewed, back)
+				k.pause(ctx, backoff.Next(), renewed, back)
 			}
 			continue
 		case err != nil:
-			if text := err.Error(); text != said && ctx.Err() == nil {
-				said = text
+			if ctx.Err() == nil && failures.News(err) {
 				k.log.Debug("no tunnel to server, trying again", zap.Error(err))
 			}
-			k.pause(ctx, jitter(pause), renewed, back)
-			pause = min(2*pause, t.config.LastRetry)
+			k.pause(ctx, backoff.Next(), renewed, back)
 			continue
 		}
 		if lost {
@@ -193,7 +194,8 @@ func (k *keeper) run(ctx context.Context) {
 		} else {
 			k.log.Debug("tunnel to server is open")
 		}
-		lost, replace, said = false, false, ""
+		lost, replace = false, false
+		failures.Recovered()
 		opened := time.Now()
 		t.live.add(l.server)
 		l.start(ctx, t)
@@ -206,7 +208,7 @@ func (k *keeper) run(ctx context.Context) {
 		case <-l.ended:
 		}
 		if time.Since(opened) > t.config.LastRetry {
-			pause = t.config.FirstRetry
+			backoff.Reset()
 		}
 		// When two keepers reach one server at once, the later tunnel ends the earlier
 		// one a moment before it counts here.
@@ -215,8 +217,7 @@ func (k *keeper) run(ctx context.Context) {
 			k.log.Warn("tunnel to server lost, connecting again", zap.Error(l.err))
 			lost = true
 		}
-		k.pause(ctx, jitter(pause), nil, back)
-		pause = min(2*pause, t.config.LastRetry)
+		k.pause(ctx, backoff.Next(), nil, back)
 	}
 }
 
