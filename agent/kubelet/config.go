@@ -127,19 +127,11 @@ func (c Config) server() (*options.KubeletServer, error) {
 // Address is where a kubelet with these ExtraArgs listens, as it is dialled on
 // its own machine.
 func Address(extraArgs []string) string {
-	host, port := "127.0.0.1", strconv.Itoa(ports.KubeletPort)
-	for _, arg := range extraArgs {
-		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		switch name {
-		case "address":
-			if ip := net.ParseIP(value); ip != nil && !ip.IsUnspecified() {
-				host = value
-			}
-		case "port":
-			port = value
-		}
+	host := upstreamflag.Value(extraArgs, "address", "")
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "127.0.0.1"
 	}
-	return net.JoinHostPort(host, port)
+	return net.JoinHostPort(host, upstreamflag.Value(extraArgs, "port", strconv.Itoa(ports.KubeletPort)))
 }
 
 func joinIPs(ips []net.IP) string {

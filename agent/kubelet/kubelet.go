@@ -225,5 +225,5 @@ func (c Config) containerManager(ctx context.Context, s *options.KubeletServer, 
 	if err != nil {
 		return nil, fmt.Errorf("make container manager: %w", err)
 	}
-	return manager, nil
+	return quietManager{manager}, nil
 }
