@@ -1,13 +1,12 @@
-// Package join owns a node's membership in a cluster whose server runs on
-// another machine: the first handshake, the identity kept on disk, and the
-// renewal of its certificate.
+// Package join owns a node's membership in a cluster whose server runs on another machine: the first
+// handshake, the identity on disk, and the renewal of its certificate.
 //
-// Keys are made here and never leave the node. The server's CA certificate is
-// fetched once without trust and believed only if it has the token's pin (or,
-// for tokens without a pin, because it was the first); from then on it is the
-// only authority, whatever address a server answers at. Servers are verified by
-// a name only they have a certificate for, so a node's certificate of the same
-// authority does not make its holder a server.
+// Keys are generated here and never leave the node. The node fetches the server's CA certificate
+// without trust and accepts it only if it matches the token's pin; for a token without a pin, the
+// first CA wins. From then on that CA is the only authority, whatever address a server has. Servers
+// are verified by a name that only their certificates contain, so a node with a certificate of the
+// same CA cannot pose as a server.
 //
-// It must not import server, store or the kubelet.
+// It must not import anything else of this repository but agent/balancer, internal/atomicfile,
+// internal/joinapi, internal/retry and internal/wallclock.
 package join

@@ -1,28 +1,26 @@
-// Package offline owns what a node knows of its cluster while no server answers:
-// a round tripper below all of the node's clients that keeps what the API server
-// last said on disk and says it again when nobody else does.
+// Package offline owns what a node knows of its cluster while no server answers: a round tripper
+// below all of the node's clients that stores the API server's responses on disk, and serves them
+// while the server is away.
 //
-// A copy of answers was chosen over a checkpoint of pods for the kubelet,
-// another for the service proxy and so on: every client goes through here, so
-// all of them come back from one consistent state, with nothing in them that
-// knows of being cut off, and upstream's kubelet unchanged. Lists keep the
-// resource version they were made at. When a server is back, watches go on from
-// there, or lists are read anew if that is too long ago: the same as after any
-// broken watch, so nothing is lost and nothing comes twice.
+// Caching responses was chosen over a checkpoint of pods for the kubelet, another for the service
+// proxy and so on. Every client goes through here, so all of them restart from one consistent state,
+// none needs to know about being offline, and upstream's kubelet stays unchanged. Lists keep the
+// resource version they were read at. Once a server is back, watches resume from there, or lists are
+// read anew if that version is too old: the same as after any broken watch, so no event is lost or
+// repeated.
 //
-// Kept are lists of what a node needs to run its pods, single objects that
-// kubelets read one by one, and tokens of service accounts: an old token is
-// refused by a server, but keeps a pod's volume whole. An event in a watch makes
-// the list be read again: at once where it is about the node itself or its pods
-// that came or went, else a moment later, and at a pace that disks stand. Events
-// of nodes alone are decoded, to tell a change from a sign of life, which is never
-// written. What waits is kept at an orderly end; after a power cut, changes of
-// other nodes and of services that never end may be missing for half a minute.
-// While the process runs, the clients know them. What writes, and what is not
-// named here, fails while no server answers, which its askers retry.
+// Cached are lists of what a node needs to run its pods, single objects that kubelets read one by
+// one, and tokens of service accounts: a server refuses an expired token, but it keeps a pod's volume
+// complete. An event in a watch makes the list be read again: at once if it is about the node itself
+// or adds or deletes one of its pods, otherwise a moment later, at a pace that flash storage survives.
+// Only events of nodes are decoded, to tell changes from heartbeats, which are never written. Pending
+// reads are made at an orderly shutdown. After a power cut, changes of other nodes and of services
+// that change without pause may be missing for the last half minute; while the process runs, the
+// clients have them. All other requests, including every write, fail while offline; clients retry
+// them.
 //
-// The folder holds secrets of the node's pods, which the node may read anyway;
-// it is for root alone, and what nobody asks for any more is removed.
+// The folder holds secrets of the node's pods, which the node may read anyway. Only root can read it,
+// and what no client uses any more is removed.
 //
-// It must not import the kubelet, the server or how connections are made.
+// It must not import anything else of this repository but internal/atomicfile.
 package offline

@@ -1,10 +1,10 @@
-// Package tunnel owns the node's end of the connection through which its
-// servers reach it: one to each server, opened here, kept and made anew, and
-// what may be reached through it, the node's kubelet and its pods.
+// Package tunnel owns the node's side of the connections through which servers reach it: one to each
+// server, opened by the node and reopened when it breaks, and what servers may reach through it, the
+// node's kubelet and its pods.
 //
-// A server on the way to a node would need an address that leads there, which
-// machines behind a NAT do not have. So the node dials, and on the connection
-// serves HTTP/2 to the server, each stream one TCP connection to a target.
+// For a server to dial a node, the node would need a reachable address, which machines behind a NAT
+// lack. So the node dials, and serves HTTP/2 to the server over that connection; each stream is one
+// TCP connection to a target.
 //
-// It must not import server, the kubelet or Kubernetes' client.
+// It must not import anything else of this repository but internal/joinapi and internal/retry.
 package tunnel
