@@ -30,6 +30,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/agent/kubelet"
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/upstream"
@@ -80,7 +81,7 @@ type Connection struct {
 	// nil where there is none to end.
 	CloseAll func()
 	// Cluster is what the server says all nodes must agree on.
-	Cluster Cluster
+	Cluster clusterconfig.Config
 	// Remembers says that lists which no server answers are answered as they were
 	// last, also after a restart. Parts of the node then keep none of their own:
 	// of two copies the older one could win.
@@ -198,7 +199,7 @@ func (a *Agent) run(ctx context.Context, addresses []net.IP) error {
 			return nil
 		}
 		g.Go(func() error { return a.watchReady(ctx, client) })
-		resolvers := newPodResolvers(filepath.Join(a.config.DataDir, "agent", "resolv.conf"), connection.Cluster.DNS)
+		resolvers := newPodResolvers(filepath.Join(a.config.DataDir, "agent", "resolv.conf"), connection.Cluster.ClusterDNS)
 		if _, err := resolvers.write(); err != nil {
 			return err
 		}
@@ -273,11 +274,11 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	c, cluster := a.config, connection.Cluster
 	agentDir := filepath.Join(c.DataDir, "agent")
 	disabled := slices.Concat(c.Disable, cluster.Disable)
-	withDNS := len(cluster.DNS) > 0 && !slices.Contains(disabled, "dns")
+	withDNS := len(cluster.ClusterDNS) > 0 && !slices.Contains(disabled, "dns")
 	// Without DNS of ours, a service of the user's may have its address.
-	var own []net.IP
+	var own []netip.Addr
 	if withDNS {
-		own = cluster.DNS
+		own = cluster.ClusterDNS
 	}
 	args, err := netproxy.ParseArgs(c.ProxyArgs)
 	if err != nil {
@@ -285,9 +286,9 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	}
 	proxy, err := netproxy.New(netproxy.Config{
 		Client: client, Informers: connection.Informers, NodeName: c.NodeName, NodeIPs: nodeAddresses,
-		ClusterCIDRs: cluster.CIDRs, ServiceCIDRs: cluster.ServiceCIDRs, LocalServiceIPs: own,
+		Cluster: cluster, LocalServiceIPs: own,
 		CNIConfDir: filepath.Join(agentDir, "cni", "conf"), CNIBinDir: filepath.Join(c.DataDir, "bin", "current"),
-		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(), Backend: cluster.NetworkBackend,
+		StateDir: filepath.Join(agentDir, "cni"), Bridge: a.bridge(),
 		DisablePolicy: slices.Contains(disabled, "network-policy"), Logger: c.Logger.Named("netproxy"),
 		Mode: args.Mode, NodePortAddresses: args.NodePortAddresses, HealthzAddress: args.HealthzAddress, MetricsAddress: args.MetricsAddress,
 	})
@@ -299,8 +300,8 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 	if !withDNS {
 		return nil
 	}
-	addresses := make([]string, len(cluster.DNS))
-	for i, ip := range cluster.DNS {
+	addresses := make([]string, len(cluster.ClusterDNS))
+	for i, ip := range cluster.ClusterDNS {
 		addresses[i] = ip.String()
 	}
 	checkpoint := filepath.Join(agentDir, "dns.checkpoint")
@@ -308,8 +309,8 @@ func (a *Agent) startNetwork(ctx context.Context, g *errgroup.Group, connection 
 		checkpoint = ""
 	}
 	resolver, err := dns.New(dns.Config{
-		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: cluster.Domain, ListenAddrs: addresses,
-		ClusterCIDRs:   prefixes(slices.Concat(cluster.CIDRs, cluster.ServiceCIDRs)),
+		Client: client, Informers: connection.Informers, NodeName: c.NodeName, ClusterDomain: cluster.ClusterDomain, ListenAddrs: addresses,
+		ClusterCIDRs:   cluster.Ranges(),
 		CheckpointFile: checkpoint, Logger: c.Logger.Named("dns"),
 	})
 	if err != nil {
@@ -350,8 +351,8 @@ func (a *Agent) kubelet(connection Connection, addresses []net.IP, resolvConf st
 		Runtime:         a.runtime.RuntimeService(),
 		Images:          a.runtime.ImageService(),
 		RuntimeSocket:   a.runtime.Socket(),
-		ClusterDNS:      connection.Cluster.DNS,
-		ClusterDomain:   connection.Cluster.Domain,
+		ClusterDNS:      connection.Cluster.ClusterDNS,
+		ClusterDomain:   connection.Cluster.ClusterDomain,
 		ResolvConf:      resolvConf,
 		CgroupRoot:      root,
 		Labels:          labels,
@@ -359,18 +360,6 @@ func (a *Agent) kubelet(connection Connection, addresses []net.IP, resolvConf st
 		ExtraArgs:       c.KubeletArgs,
 		Logger:          c.Logger.Named("kubelet"),
 	}, nil
-}
-
-func prefixes(nets []*net.IPNet) []netip.Prefix {
-	var out []netip.Prefix
-	for _, n := range nets {
-		// Both come from ParseCIDR, so they always convert.
-		if a, ok := netip.AddrFromSlice(n.IP); ok {
-			ones, _ := n.Mask.Size()
-			out = append(out, netip.PrefixFrom(a.Unmap(), ones))
-		}
-	}
-	return out
 }
 
 // named says which part an error came from.

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/mote-dev/mote/agent/join"
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/netproxy"
 )
@@ -31,9 +32,9 @@ type Config struct {
 	// the network changes.
 	NodeIPs []net.IP
 
-	// Cluster is what the server in this process has settled. It stays zero
-	// without one: the server a node joins says it.
-	Cluster Cluster
+	// Cluster is what the server in this process runs with. It stays zero without one: the
+	// server a node joins sends it.
+	Cluster clusterconfig.Config
 
 	// KubeletArgs are "flag=value" settings handed to the kubelet last, so
 	// they win over mote's own.
@@ -67,24 +68,6 @@ type Config struct {
 	Debug bool
 	// Logger receives all log lines. Nil means none are kept.
 	Logger *zap.Logger
-}
-
-// Cluster is what all nodes of a cluster must agree on.
-type Cluster struct {
-	// DNS are the addresses pods ask for names. Empty means pods use the host's
-	// resolvers.
-	DNS []net.IP
-	// Domain is the DNS domain of the cluster.
-	Domain string
-	// CIDRs are the pod ranges of the whole cluster and ServiceCIDRs its service
-	// ranges, in the server's order.
-	CIDRs        []*net.IPNet
-	ServiceCIDRs []*net.IPNet
-	// NetworkBackend is how pods of other nodes are reached: one of
-	// joinapi.NetworkBackends. Empty means the first of them.
-	NetworkBackend string
-	// Disable names in-process services that run on no node.
-	Disable []string
 }
 
 // DefaultRegistriesFile is where registry mirrors and credentials are read.

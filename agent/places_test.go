@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"net"
-	"net/netip"
 	"slices"
 	"testing"
 )
@@ -24,20 +22,5 @@ func TestPlaces_TwoNodesOfOneMachineShareNothing(t *testing.T) {
 	}
 	if !slices.Equal(a, places("/srv/a/.")) {
 		t.Error("the same folder written differently is another node")
-	}
-}
-
-func TestPrefixes(t *testing.T) {
-	_, v4, err := net.ParseCIDR("10.42.0.0/16")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, v6, err := net.ParseCIDR("fd00:42::/56")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:42::/56")}
-	if got := prefixes([]*net.IPNet{v4, v6}); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
 	}
 }

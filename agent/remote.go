@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -24,6 +22,7 @@ import (
 	"github.com/mote-dev/mote/agent/kubelet"
 	"github.com/mote-dev/mote/agent/offline"
 	"github.com/mote-dev/mote/agent/tunnel"
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/discovery"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
@@ -140,7 +139,7 @@ var _ membership = (*join.Membership)(nil)
 // followBackend returns ErrNetworkBackendChanged once the servers say another
 // backend than used. One that this mote does not know changes nothing: a node
 // that goes on as it was is better than none.
-func followBackend(ctx context.Context, m membership, used string, log *zap.Logger) error {
+func followBackend(ctx context.Context, m membership, used clusterconfig.Backend, log *zap.Logger) error {
 	unknown := ""
 	for {
 		// Before the look, so that nothing is missed in between.
@@ -151,7 +150,7 @@ func followBackend(ctx context.Context, m membership, used string, log *zap.Logg
 			return fmt.Errorf("%w from %s to %s", ErrNetworkBackendChanged, used, now)
 		case err != nil && err.Error() != unknown:
 			unknown = err.Error()
-			log.Error("the cluster's network-backend is not followed", zap.String("used", used), zap.Error(err))
+			log.Error("the cluster's network-backend is not followed", zap.String("used", string(used)), zap.Error(err))
 		case err == nil:
 			unknown = ""
 		}
@@ -164,10 +163,10 @@ func followBackend(ctx context.Context, m membership, used string, log *zap.Logg
 }
 
 // networkBackend reads how the cluster's nodes reach each other's pods.
-func networkBackend(c joinapi.Cluster) (string, error) {
-	b := cmp.Or(c.NetworkBackend, joinapi.NetworkBackends[0])
-	if !slices.Contains(joinapi.NetworkBackends, b) {
-		return "", fmt.Errorf("network-backend %q of the cluster is none of this mote's (%s): give this node the version of the servers", b, strings.Join(joinapi.NetworkBackends, ", "))
+func networkBackend(c joinapi.Cluster) (clusterconfig.Backend, error) {
+	b := cmp.Or(c.NetworkBackend, clusterconfig.DefaultNetworkBackend)
+	if b.Validate() != nil {
+		return "", fmt.Errorf("network-backend %q of the cluster is none of this mote's (%s): give this node the version of the servers", b, clusterconfig.Choices())
 	}
 	return b, nil
 }
@@ -190,30 +189,11 @@ func podRanges(nodes corelisters.NodeLister, name string) func() []netip.Prefix 
 }
 
 // readCluster reads what a server says of the cluster.
-func readCluster(c joinapi.Cluster) (Cluster, error) {
+func readCluster(c joinapi.Cluster) (clusterconfig.Config, error) {
 	backend, err := networkBackend(c)
 	if err != nil {
-		return Cluster{}, err
+		return clusterconfig.Config{}, err
 	}
-	out := Cluster{Domain: c.ClusterDomain, NetworkBackend: backend, Disable: c.Disable}
-	for _, list := range []struct {
-		texts []string
-		into  *[]*net.IPNet
-	}{{c.ClusterCIDRs, &out.CIDRs}, {c.ServiceCIDRs, &out.ServiceCIDRs}} {
-		for _, text := range list.texts {
-			_, n, err := net.ParseCIDR(text)
-			if err != nil {
-				return Cluster{}, fmt.Errorf("read address range %q of the cluster: %w", text, err)
-			}
-			*list.into = append(*list.into, n)
-		}
-	}
-	for _, text := range c.ClusterDNS {
-		ip := net.ParseIP(text)
-		if ip == nil {
-			return Cluster{}, fmt.Errorf("read DNS address %q of the cluster: it is none", text)
-		}
-		out.DNS = append(out.DNS, ip)
-	}
-	return out, nil
+	c.NetworkBackend = backend
+	return c.Config, nil
 }

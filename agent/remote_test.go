@@ -15,8 +15,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
-	"github.com/mote-dev/mote/netproxy"
 )
 
 func slice(name, service string, addresses ...string) *discoveryv1.EndpointSlice {
@@ -79,37 +79,21 @@ func TestFollowServers_OnlyChangesOfServers(t *testing.T) {
 }
 
 func TestReadCluster_NetworkBackend(t *testing.T) {
-	for said, want := range map[string]string{"": "vxlan", "vxlan": "vxlan", "host-gw": "host-gw", "none": "none"} {
-		c, err := readCluster(joinapi.Cluster{NetworkBackend: said})
+	for said, want := range map[clusterconfig.Backend]clusterconfig.Backend{"": "vxlan", "vxlan": "vxlan", "host-gw": "host-gw", "none": "none"} {
+		c, err := readCluster(joinapi.Cluster{Config: clusterconfig.Config{NetworkBackend: said}})
 		if err != nil || c.NetworkBackend != want {
 			t.Errorf("%q is read as %q, %v; want %s", said, c.NetworkBackend, err, want)
 		}
 	}
-	if _, err := readCluster(joinapi.Cluster{NetworkBackend: "pigeon"}); err == nil || !strings.Contains(err.Error(), `network-backend "pigeon"`) || !strings.Contains(err.Error(), "vxlan, host-gw, none") {
+	if _, err := readCluster(joinapi.Cluster{Config: clusterconfig.Config{NetworkBackend: "pigeon"}}); err == nil || !strings.Contains(err.Error(), `network-backend "pigeon"`) || !strings.Contains(err.Error(), "vxlan, host-gw, none") {
 		t.Errorf("an unknown one: %v", err)
-	}
-}
-
-// What a server may say and what a node's network can do are written down in two
-// places, which do not know each other.
-func TestNetworkBackends_AreTheNetworks(t *testing.T) {
-	refused := func(backend string) bool {
-		return strings.Contains(netproxy.Config{Backend: backend}.Validate().Error(), "network backend")
-	}
-	for _, b := range joinapi.NetworkBackends {
-		if refused(b) {
-			t.Errorf("the network knows no %s", b)
-		}
-	}
-	if !refused("pigeon") {
-		t.Error("the network takes anything")
 	}
 }
 
 // heard is a membership whose server says one thing after the other, and then
 // the node is stopped.
 type heard struct {
-	said []string
+	said []clusterconfig.Backend
 	now  joinapi.Cluster
 	stop func()
 }
@@ -131,16 +115,16 @@ func (h *heard) Learned() <-chan struct{} {
 func TestFollowBackend(t *testing.T) {
 	for _, row := range []struct {
 		name string
-		said []string
+		said []clusterconfig.Backend
 		want string // in the error
 		logs int
 	}{
-		{name: "the same", said: []string{"host-gw", "host-gw"}},
-		{name: "another", said: []string{"host-gw", "none"}, want: "from host-gw to none"},
-		{name: "another at once", said: []string{"vxlan"}, want: "from host-gw to vxlan"},
-		{name: "nothing, which is the default", said: []string{"host-gw", ""}, want: "from host-gw to vxlan"},
-		{name: "unknown", said: []string{"pigeon", "pigeon", "host-gw", "pigeon"}, logs: 2},
-		{name: "unknown and then another", said: []string{"pigeon", "none"}, want: "from host-gw to none", logs: 1},
+		{name: "the same", said: []clusterconfig.Backend{"host-gw", "host-gw"}},
+		{name: "another", said: []clusterconfig.Backend{"host-gw", "none"}, want: "from host-gw to none"},
+		{name: "another at once", said: []clusterconfig.Backend{"vxlan"}, want: "from host-gw to vxlan"},
+		{name: "nothing, which is the default", said: []clusterconfig.Backend{"host-gw", ""}, want: "from host-gw to vxlan"},
+		{name: "unknown", said: []clusterconfig.Backend{"pigeon", "pigeon", "host-gw", "pigeon"}, logs: 2},
+		{name: "unknown and then another", said: []clusterconfig.Backend{"pigeon", "none"}, want: "from host-gw to none", logs: 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			core, logs := observer.New(zap.ErrorLevel)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -33,14 +32,8 @@ type podResolvers struct {
 	own     []netip.Addr
 }
 
-func newPodResolvers(file string, clusterDNS []net.IP) podResolvers {
-	p := podResolvers{file: file, sources: dns.HostFiles()}
-	for _, ip := range clusterDNS {
-		if a, ok := netip.AddrFromSlice(ip); ok {
-			p.own = append(p.own, a.Unmap())
-		}
-	}
-	return p
+func newPodResolvers(file string, clusterDNS []netip.Addr) podResolvers {
+	return podResolvers{file: file, sources: dns.HostFiles(), own: clusterDNS}
 }
 
 // errSources means that the host's resolvers cannot be read.

@@ -3,7 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +16,7 @@ import (
 // podResolversOf returns what is written for pods of a host with these files.
 func podResolversOf(t *testing.T, sources ...string) podResolvers {
 	t.Helper()
-	p := newPodResolvers(filepath.Join(t.TempDir(), "resolv.conf"), []net.IP{net.IPv4(10, 43, 0, 10)})
+	p := newPodResolvers(filepath.Join(t.TempDir(), "resolv.conf"), []netip.Addr{netip.MustParseAddr("10.43.0.10")})
 	p.sources = sources
 	return p
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 
 	"go.uber.org/zap"
@@ -65,7 +64,7 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 	}
 	o := hostcheck.Options{
 		DataDir: s.DataDir, Node: a != nil,
-		IPv6: slices.ContainsFunc(s.ClusterCIDRs, func(n *net.IPNet) bool { return n.IP.To4() == nil }),
+		IPv6: s.Cluster.HasIPv6(),
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(bind, strconv.Itoa(s.HTTPSListenPort)),
 			Purpose: "the API server", Setting: "--https-listen-port",

@@ -82,7 +82,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		<-nodeDone
 		return nil
 	})
-	if !slices.Contains(control.Disable, "discovery") && !control.BindAddress.IsLoopback() {
+	if !slices.Contains(control.Cluster.Disable, "discovery") && !control.BindAddress.IsLoopback() {
 		g.Go(func() error {
 			return discovery.Announce(ctx, discovery.Server{
 				Name: control.NodeName, Port: uint16(control.HTTPSListenPort), Pin: s.Pin(), Addresses: hostaddr.All,

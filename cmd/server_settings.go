@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -12,7 +13,7 @@ import (
 
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/logging"
 	"github.com/mote-dev/mote/server"
 )
@@ -35,11 +36,11 @@ func serverSettings() []settings.Setting {
 		{Name: "bind-address", Usage: "address the HTTPS port listens on (default: all)"},
 		{Name: "https-listen-port", Kind: settings.Int, Default: fmt.Sprint(server.DefaultHTTPSListenPort), Usage: "port of the API server"},
 		{Name: "tls-san", Kind: settings.List, Usage: "further host names and addresses in the API server's certificate"},
-		{Name: "cluster-cidr", Kind: settings.List, Default: server.DefaultClusterCIDR, Usage: "addresses of pods, one range of each family"},
-		{Name: "service-cidr", Kind: settings.List, Default: server.DefaultServiceCIDR, Usage: "addresses of services, one range of each family"},
+		{Name: "cluster-cidr", Kind: settings.List, Default: clusterconfig.DefaultClusterCIDR, Usage: "addresses of pods, one range of each family"},
+		{Name: "service-cidr", Kind: settings.List, Default: clusterconfig.DefaultServiceCIDR, Usage: "addresses of services, one range of each family"},
 		{Name: "cluster-dns", Kind: settings.List, Usage: "address of the cluster's DNS (default: the tenth of service-cidr)"},
-		{Name: "cluster-domain", Default: server.DefaultClusterDomain, Usage: "DNS domain of the cluster"},
-		{Name: "network-backend", Default: server.DefaultNetworkBackend, Usage: "how all nodes reach pods of other nodes: " + strings.Join(joinapi.NetworkBackends, ", ")},
+		{Name: "cluster-domain", Default: clusterconfig.DefaultClusterDomain, Usage: "DNS domain of the cluster"},
+		{Name: "network-backend", Default: string(clusterconfig.DefaultNetworkBackend), Usage: "how all nodes reach pods of other nodes: " + clusterconfig.Choices()},
 		{Name: "token", Usage: "token or password agents join with (default: made at first start)"},
 		{Name: "token-file", Usage: "`FILE` that holds the token"},
 		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(server.Disableable, ", ")},
@@ -81,18 +82,20 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 	token, err := token(v)
 	p.add(err)
 	s := server.Config{
-		DataDir:                   v.String("data-dir"),
-		NodeName:                  v.String("node-name"),
-		NodeIPs:                   p.ips(v, "node-ip", v.List("node-ip")),
-		HTTPSListenPort:           v.Int("https-listen-port"),
-		TLSSANs:                   v.List("tls-san"),
-		ClusterCIDRs:              p.nets(v, "cluster-cidr"),
-		ServiceCIDRs:              p.nets(v, "service-cidr"),
-		ClusterDNS:                p.ips(v, "cluster-dns", v.List("cluster-dns")),
-		ClusterDomain:             v.String("cluster-domain"),
-		NetworkBackend:            v.String("network-backend"),
+		DataDir:         v.String("data-dir"),
+		NodeName:        v.String("node-name"),
+		NodeIPs:         p.ips(v, "node-ip", v.List("node-ip")),
+		HTTPSListenPort: v.Int("https-listen-port"),
+		TLSSANs:         v.List("tls-san"),
+		Cluster: clusterconfig.Config{
+			ClusterCIDRs:   p.nets(v, "cluster-cidr"),
+			ServiceCIDRs:   p.nets(v, "service-cidr"),
+			ClusterDNS:     p.addrs(v, "cluster-dns"),
+			ClusterDomain:  v.String("cluster-domain"),
+			NetworkBackend: clusterconfig.Backend(v.String("network-backend")),
+			Disable:        v.List("disable"),
+		},
 		Token:                     token,
-		Disable:                   v.List("disable"),
 		KubeconfigOutput:          v.String("kubeconfig-output"),
 		KubeAPIServerArgs:         v.List("kube-apiserver-arg"),
 		KubeControllerManagerArgs: v.List("kube-controller-manager-arg"),
@@ -129,9 +132,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 	}
 	a := &agent.Config{
 		DataDir: s.DataDir, NodeName: s.NodeName, NodeIPs: s.NodeIPs,
-		Cluster: agent.Cluster{
-			DNS: s.ClusterDNS, Domain: s.ClusterDomain, CIDRs: s.ClusterCIDRs, ServiceCIDRs: s.ServiceCIDRs, NetworkBackend: s.NetworkBackend, Disable: s.Disable,
-		},
+		Cluster:     s.Cluster,
 		KubeletArgs: v.List("kubelet-arg"), ProxyArgs: v.List("kube-proxy-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
 		RegistriesFile: v.String("registries-file"), Debug: s.Debug, Logger: log,
 	}
@@ -181,17 +182,27 @@ func (p *parser) ips(v settings.Values, name string, words []string) []net.IP {
 	return out
 }
 
-func (p *parser) nets(v settings.Values, name string) []*net.IPNet {
-	var out []*net.IPNet
+func (p *parser) addrs(v settings.Values, name string) []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range p.ips(v, name, v.List(name)) {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+func (p *parser) nets(v settings.Values, name string) []netip.Prefix {
+	var out []netip.Prefix
 	for _, w := range v.List(name) {
-		ip, n, err := net.ParseCIDR(w)
+		r, err := netip.ParsePrefix(w)
 		switch {
 		case err != nil:
 			p.add(fmt.Errorf("%s %q%s is no address range: write it as ADDRESS/BITS, such as %s", name, w, v.From(name), p.example(name)))
-		case !ip.Equal(n.IP):
-			p.add(fmt.Errorf("%s %q%s does not start where its range does: write %s", name, w, v.From(name), n))
+		case r != r.Masked():
+			p.add(fmt.Errorf("%s %q%s does not start where its range does: write %s", name, w, v.From(name), r.Masked()))
 		default:
-			out = append(out, n)
+			out = append(out, r)
 		}
 	}
 	return out
@@ -199,7 +210,7 @@ func (p *parser) nets(v settings.Values, name string) []*net.IPNet {
 
 func (*parser) example(name string) string {
 	if name == "service-cidr" {
-		return server.DefaultServiceCIDR
+		return clusterconfig.DefaultServiceCIDR
 	}
-	return server.DefaultClusterCIDR
+	return clusterconfig.DefaultClusterCIDR
 }

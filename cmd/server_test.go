@@ -30,12 +30,12 @@ func TestConfigs_Defaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(s.DataDir, s.NodeName, s.NodeIPs, s.BindAddress, s.HTTPSListenPort, s.ClusterCIDRs, s.ServiceCIDRs, s.ClusterDNS, s.ClusterDomain, s.NetworkBackend, s.KubeconfigOutput, s.DatastoreDurability)
+	got := fmt.Sprint(s.DataDir, s.NodeName, s.NodeIPs, s.BindAddress, s.HTTPSListenPort, s.Cluster.ClusterCIDRs, s.Cluster.ServiceCIDRs, s.Cluster.ClusterDNS, s.Cluster.ClusterDomain, s.Cluster.NetworkBackend, s.KubeconfigOutput, s.DatastoreDurability)
 	want := "/var/lib/moten1[]<nil>6443[10.42.0.0/16][10.43.0.0/16][10.43.0.10]cluster.localvxlan/etc/mote/kubeconfig.yamlfull"
 	if strings.ReplaceAll(got, " ", "") != want {
 		t.Errorf("server is\n%s, want\n%s", got, want)
 	}
-	if a == nil || a.NodeName != "n1" || a.DataDir != s.DataDir || !reflect.DeepEqual(a.Cluster.DNS, s.ClusterDNS) || a.Cluster.NetworkBackend != s.NetworkBackend || a.RegistriesFile != agent.DefaultRegistriesFile {
+	if a == nil || a.NodeName != "n1" || a.DataDir != s.DataDir || !reflect.DeepEqual(a.Cluster, s.Cluster) || a.RegistriesFile != agent.DefaultRegistriesFile {
 		t.Errorf("agent is %+v", a)
 	}
 }
@@ -107,7 +107,7 @@ func TestConfigs_DualStack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(s.ClusterDNS); got != "[10.43.0.10 fd00:43::a]" {
+	if got := fmt.Sprint(s.Cluster.ClusterDNS); got != "[10.43.0.10 fd00:43::a]" {
 		t.Errorf("cluster DNS is %s", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/netproxy/podnet"
 )
 
@@ -33,11 +34,11 @@ type Config struct {
 	NodeName string
 	// NodeIPs are the node's addresses, the primary one first. Empty means those of the Node object are not waited for.
 	NodeIPs []net.IP
-	// ClusterCIDRs are the address ranges of all pods, ServiceCIDRs those of services.
-	ClusterCIDRs, ServiceCIDRs []*net.IPNet
+	// Cluster is what all nodes agree on, with its defaults filled in.
+	Cluster clusterconfig.Config
 	// LocalServiceIPs are service addresses that this node answers itself (cluster DNS). The service proxy leaves them
 	// alone whatever services say.
-	LocalServiceIPs []net.IP
+	LocalServiceIPs []netip.Addr
 	// Mode forces the backend: "nftables" or "iptables". Empty probes.
 	Mode string
 	// CNIConfDir is the folder of the container runtime's network lists, CNIBinDir that of the CNI plugins.
@@ -48,8 +49,6 @@ type Config struct {
 	DisablePolicy bool
 	// Bridge is the name of the pods' bridge; empty means mote0.
 	Bridge string
-	// Backend is how pods of other nodes are reached: "vxlan" (also if empty), "host-gw" or "none".
-	Backend string
 	// MTU of pods; zero means to find it out.
 	MTU int
 	// NodePortAddresses limits the addresses NodePort services answer on, as CIDRs; empty means all of the node.
@@ -88,33 +87,16 @@ func (c Config) Validate() error {
 
 // podnet is the part of the config the pod network needs.
 func (c Config) podnet(mode string) podnet.Config {
-	out := podnet.Config{
-		NodeName: c.NodeName, Bridge: c.Bridge, Backend: podnet.Backend(c.Backend), Firewall: podnet.Firewall(mode),
-		ConfDir: c.CNIConfDir, BinDir: c.CNIBinDir, StateDir: c.StateDir, MTU: c.MTU, Logger: c.Logger,
+	return podnet.Config{
+		NodeName:        c.NodeName,
+		Cluster:         c.Cluster,
+		LocalServiceIPs: c.LocalServiceIPs,
+		Bridge:          c.Bridge,
+		Firewall:        podnet.Firewall(mode),
+		ConfDir:         c.CNIConfDir,
+		BinDir:          c.CNIBinDir,
+		StateDir:        c.StateDir,
+		MTU:             c.MTU,
+		Logger:          c.Logger,
 	}
-	for _, n := range c.ClusterCIDRs {
-		if p, ok := prefixOf(n); ok {
-			out.ClusterCIDRs = append(out.ClusterCIDRs, p)
-		}
-	}
-	for _, n := range c.ServiceCIDRs {
-		if p, ok := prefixOf(n); ok {
-			out.ServiceCIDRs = append(out.ServiceCIDRs, p)
-		}
-	}
-	for _, ip := range c.LocalServiceIPs {
-		if a, ok := netip.AddrFromSlice(ip); ok {
-			out.LocalServiceIPs = append(out.LocalServiceIPs, a.Unmap())
-		}
-	}
-	return out
-}
-
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(a.Unmap(), ones), ok
 }

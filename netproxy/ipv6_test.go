@@ -29,7 +29,7 @@ func dualConfig(t *testing.T, mode string) Config {
 	dir := t.TempDir()
 	return Config{
 		Client: fake.NewClientset(), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")}, Mode: mode,
-		ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16"), cidr(t, "fd42::/56")}, ServiceCIDRs: []*net.IPNet{cidr(t, "10.43.0.0/16"), cidr(t, "fd43::/112")},
+		Cluster:    cluster("10.42.0.0/16,fd42::/56", "10.43.0.0/16,fd43::/112"),
 		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
 	}
 }
@@ -40,7 +40,7 @@ func TestNew_IPv6SwitchedOff_Refused(t *testing.T) {
 	}
 	dual := dualConfig(t, ModeAuto)
 	four := dual
-	four.ClusterCIDRs, four.ServiceCIDRs = dual.ClusterCIDRs[:1], dual.ServiceCIDRs[:1]
+	four.Cluster = cluster("10.42.0.0/16", "10.43.0.0/16")
 	off := func(which, value string) {
 		t.Helper()
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte(value), 0o644); err != nil {

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/version"
 	utiliptables "k8s.io/kubernetes/pkg/util/iptables"
 	utilkernel "k8s.io/kubernetes/pkg/util/kernel"
 	"sigs.k8s.io/knftables"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 // ErrNoBackend is returned when the host has neither a usable nftables nor a usable iptables.
@@ -111,13 +111,9 @@ func ipv6Off(which string) bool {
 }
 
 // checkIPv6 refuses a host on which no pod of the cluster could be started. The bridge begins with the default.
-func checkIPv6(clusterCIDRs []*net.IPNet) error {
-	if hasIPv6(clusterCIDRs) && (!ipv6Enabled() || ipv6Off("default")) {
+func checkIPv6(cluster clusterconfig.Config) error {
+	if cluster.HasIPv6() && (!ipv6Enabled() || ipv6Off("default")) {
 		return ErrNoIPv6
 	}
 	return nil
-}
-
-func hasIPv6(nets []*net.IPNet) bool {
-	return slices.ContainsFunc(nets, func(n *net.IPNet) bool { return n.IP.To4() == nil })
 }

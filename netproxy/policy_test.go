@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -103,7 +104,7 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	api := fake.NewClientset(objects...)
 	dir := t.TempDir()
 	p, err := New(Config{
-		Client: api, NodeName: "n1", ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16")}, LocalServiceIPs: []net.IP{net.ParseIP("10.43.0.10")},
+		Client: api, NodeName: "n1", Cluster: cluster("10.42.0.0/16", "10.43.0.0/16"), LocalServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
 		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
 	})
 	if err != nil {

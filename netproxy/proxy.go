@@ -55,7 +55,7 @@ func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)
 	}
-	if err := checkIPv6(c.ClusterCIDRs); err != nil {
+	if err := checkIPv6(c.Cluster); err != nil {
 		return nil, err
 	}
 	if err := upstream.SetFeatureGates(nil); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,16 +22,22 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/netnstest"
 )
 
-func cidr(t *testing.T, text string) *net.IPNet {
-	t.Helper()
-	_, n, err := net.ParseCIDR(text)
-	if err != nil {
-		t.Fatal(err)
+// cluster has pod and service ranges, separated by commas.
+func cluster(pods, services string) clusterconfig.Config {
+	var c clusterconfig.Config
+	for _, list := range []struct {
+		texts string
+		into  *[]netip.Prefix
+	}{{pods, &c.ClusterCIDRs}, {services, &c.ServiceCIDRs}} {
+		for text := range strings.SplitSeq(list.texts, ",") {
+			*list.into = append(*list.into, netip.MustParsePrefix(text))
+		}
 	}
-	return n
+	return c.WithDefaults()
 }
 
 // eventually waits until check returns "" and fails with its last answer otherwise.
@@ -153,8 +160,8 @@ func testProxyRun(t *testing.T, mode string) {
 	dir := t.TempDir()
 	c := Config{
 		Client: fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")},
-		ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16")}, ServiceCIDRs: []*net.IPNet{cidr(t, "10.43.0.0/16")},
-		LocalServiceIPs: []net.IP{net.ParseIP("10.43.0.10")}, Mode: mode, HealthzAddress: DefaultHealthzAddress, MetricsAddress: DefaultMetricsAddress,
+		Cluster:         cluster("10.42.0.0/16", "10.43.0.0/16"),
+		LocalServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, Mode: mode, HealthzAddress: DefaultHealthzAddress, MetricsAddress: DefaultMetricsAddress,
 		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
 	}
 	p, err := New(c)
@@ -268,7 +275,7 @@ func TestChooseMode(t *testing.T) {
 }
 
 func TestConfig_Validate(t *testing.T) {
-	err := Config{Mode: "ipvs", NodePortAddresses: []string{"primary"}, Backend: "pigeon"}.Validate()
+	err := Config{Mode: "ipvs", NodePortAddresses: []string{"primary"}, Cluster: clusterconfig.Config{NetworkBackend: "pigeon"}}.Validate()
 	for _, want := range []string{"neither client", "node name", "ipvs", "node port", "pigeon", "cluster CIDR"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not name %s: %v", want, err)

@@ -59,7 +59,7 @@ func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfigurati
 		// nftables mode serves TCP ports there only if it is.
 		out.NodePortAddresses = []string{"127.0.0.0/8", proxyutil.IPv4ZeroCIDR, "::1/128", proxyutil.IPv6ZeroCIDR}
 	}
-	for _, n := range c.ClusterCIDRs {
+	for _, n := range c.Cluster.ClusterCIDRs {
 		out.DetectLocal.ClusterCIDRs = append(out.DetectLocal.ClusterCIDRs, n.String())
 	}
 	return out
@@ -160,7 +160,7 @@ func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.K
 	if tools[v1.IPv6Protocol] != nil && ipv6Enabled() {
 		return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, c.NodeName, ips, nil, health, false)
 	}
-	if hasIPv6(c.ClusterCIDRs) {
+	if c.Cluster.HasIPv6() {
 		return nil, ErrNoIP6Tables
 	}
 	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, tools[v1.IPv4Protocol], utilsysctl.New(), detectors[v1.IPv4Protocol],

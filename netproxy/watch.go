@@ -46,7 +46,7 @@ func handlers[T any](add func(T), update func(old, obj T), remove func(T)) cache
 // Upstream's pkg/proxy/config is not used: it registers with the informer first and takes its own handlers afterwards, which
 // loses what a shared, running informer reports in between.
 func (p *Proxy) watch(ctx context.Context, g *errgroup.Group, proxier proxy.Provider, network *podnet.Network) (<-chan struct{}, error) {
-	services := newServiceFilter(proxier, p.cfg.podnet("").LocalServiceIPs)
+	services := newServiceFilter(proxier, p.cfg.LocalServiceIPs)
 	endpoints := endpointFilter{proxier}
 	ranges := &serviceRanges{told: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
 	nodes := p.factory.Core().V1().Nodes().Informer()

@@ -3,7 +3,6 @@ package netproxy
 import (
 	"context"
 	"fmt"
-	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -81,7 +80,7 @@ func TestProxy_Watch_RunningInformers(t *testing.T) {
 		factory.Start(ctx.Done())
 		factory.WaitForCacheSync(ctx.Done())
 
-		p, err := New(Config{Client: client, Informers: factory, NodeName: "n1", CNIConfDir: "/c", StateDir: "/s", ClusterCIDRs: []*net.IPNet{cidr(t, "10.42.0.0/16")}})
+		p, err := New(Config{Client: client, Informers: factory, NodeName: "n1", CNIConfDir: "/c", StateDir: "/s", Cluster: cluster("10.42.0.0/16", "10.43.0.0/16")})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
@@ -24,14 +26,6 @@ const (
 	DefaultKubeconfigOutput = "/etc/mote/kubeconfig.yaml"
 	// DefaultHTTPSListenPort is the one port of the API server.
 	DefaultHTTPSListenPort = 6443
-	// DefaultClusterCIDR is the range pods take their addresses from.
-	DefaultClusterCIDR = "10.42.0.0/16"
-	// DefaultServiceCIDR is the range services take their addresses from.
-	DefaultServiceCIDR = "10.43.0.0/16"
-	// DefaultClusterDomain is the DNS domain of the cluster.
-	DefaultClusterDomain = "cluster.local"
-	// DefaultNetworkBackend works wherever nodes reach each other at all.
-	DefaultNetworkBackend = joinapi.NetworkVXLAN
 	// DefaultDatastoreDurability makes every write wait for the disk.
 	DefaultDatastoreDurability = DurabilityFull
 )
@@ -43,22 +37,6 @@ const (
 	// DurabilityRelaxed may lose the last moments before a power cut, never
 	// the consistency of the file; it writes far less to flash cards.
 	DurabilityRelaxed = "relaxed"
-)
-
-// The pod range each node is given out of the cluster CIDR, in prefix bits.
-const (
-	NodeCIDRMaskSizeIPv4 = 24
-	NodeCIDRMaskSizeIPv6 = 64
-)
-
-// Limits that follow from how the upstream allocators keep their state.
-const (
-	// The node allocator holds one bit a node, at most 2^16 of them.
-	maxNodeCIDRBits = 16
-	// The API server refuses service ranges wider than 2^20 addresses, and
-	// the cluster DNS address is the tenth, so fewer than 16 cannot work.
-	minServiceHostBits = 4
-	maxServiceHostBits = 20
 )
 
 // Disableable are the in-process services that Config.Disable may name.
@@ -86,29 +64,15 @@ type Config struct {
 	// made out to, beside the ones mote finds itself.
 	TLSSANs []string
 
-	// ClusterCIDRs are the pod ranges, at most one of each family, the first
-	// being the primary. Empty means DefaultClusterCIDR.
-	ClusterCIDRs []*net.IPNet
-	// ServiceCIDRs are the service ranges, of the same families in the same
-	// order as ClusterCIDRs. Empty means DefaultServiceCIDR.
-	ServiceCIDRs []*net.IPNet
-	// ClusterDNS are the addresses of the cluster's DNS service, each inside
-	// a service range. Empty means the tenth address of each range.
-	ClusterDNS []net.IP
-	// ClusterDomain is the DNS domain of the cluster. Empty means
-	// DefaultClusterDomain.
-	ClusterDomain string
-	// NetworkBackend is how pods of other nodes are reached, the same on all
-	// nodes: one of joinapi.NetworkBackends. Empty means DefaultNetworkBackend.
-	NetworkBackend string
+	// Cluster is what all servers and nodes agree on. Its Disable names parts that run nowhere;
+	// see Disableable.
+	Cluster clusterconfig.Config
 
 	// Token is the secret that agents join with, in one of the forms of
 	// joinapi.Token. A bootstrap token becomes one of the cluster; a password, and
 	// whatever is given beside DatastoreEndpoint, is held in memory only. Empty
 	// means a token is made at first start.
 	Token string
-	// Disable names in-process services that shall not run; see Disableable.
-	Disable []string
 	// KubeconfigOutput is the file the administrator's kubeconfig is written
 	// to, mode 0600. Empty means DefaultKubeconfigOutput.
 	KubeconfigOutput string
@@ -157,23 +121,7 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.HTTPSListenPort == 0 {
 		c.HTTPSListenPort = DefaultHTTPSListenPort
 	}
-	if len(c.ClusterCIDRs) == 0 {
-		c.ClusterCIDRs = []*net.IPNet{mustCIDR(DefaultClusterCIDR)}
-	}
-	if len(c.ServiceCIDRs) == 0 {
-		c.ServiceCIDRs = []*net.IPNet{mustCIDR(DefaultServiceCIDR)}
-	}
-	if len(c.ClusterDNS) == 0 {
-		for _, n := range c.ServiceCIDRs {
-			c.ClusterDNS = append(c.ClusterDNS, NthAddress(n, 10))
-		}
-	}
-	if c.ClusterDomain == "" {
-		c.ClusterDomain = DefaultClusterDomain
-	}
-	if c.NetworkBackend == "" {
-		c.NetworkBackend = DefaultNetworkBackend
-	}
+	c.Cluster = c.Cluster.WithDefaults()
 	if c.KubeconfigOutput == "" {
 		c.KubeconfigOutput = DefaultKubeconfigOutput
 	}
@@ -208,7 +156,7 @@ func (c Config) Validate() error {
 			}
 		}
 	}
-	if err := validateFamilies("node-ip", c.NodeIPs); err != nil {
+	if err := clusterconfig.ValidateFamilies("node-ip", addrs(c.NodeIPs)); err != nil {
 		errs = append(errs, err)
 	}
 	for _, ip := range c.NodeIPs {
@@ -224,19 +172,13 @@ func (c Config) Validate() error {
 			fault("tls-san %q is neither a host name nor an address", san)
 		}
 	}
-	errs = append(errs, c.validateNetworks()...)
-	if msgs := validation.IsDNS1123Subdomain(strings.TrimSuffix(c.ClusterDomain, ".")); len(msgs) > 0 {
-		fault("cluster-domain %q is no DNS domain: use one such as %s", c.ClusterDomain, DefaultClusterDomain)
-	}
-	if !slices.Contains(joinapi.NetworkBackends, c.NetworkBackend) {
-		fault("network-backend %q is unknown: the choices are %s", c.NetworkBackend, strings.Join(joinapi.NetworkBackends, ", "))
-	}
+	errs = append(errs, c.Cluster.Validate(), c.Cluster.ValidateNode(addrs(c.NodeIPs)))
 	if c.Token != "" {
 		if _, err := joinapi.ParseToken(c.Token); err != nil {
 			errs = append(errs, err)
 		}
 	}
-	for _, d := range c.Disable {
+	for _, d := range c.Cluster.Disable {
 		if !slices.Contains(Disableable, d) {
 			fault("disable: there is no service %q: the names are %s", d, strings.Join(Disableable, ", "))
 		}
@@ -312,136 +254,14 @@ func (c Config) datastoreEndpoints() []string {
 	return urls
 }
 
-// validateNetworks checks the ranges and the DNS addresses against each other.
-func (c Config) validateNetworks() []error {
-	var errs []error
-	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-
-	for _, r := range []struct {
-		flag string
-		nets []*net.IPNet
-	}{{"cluster-cidr", c.ClusterCIDRs}, {"service-cidr", c.ServiceCIDRs}} {
-		ips := make([]net.IP, len(r.nets))
-		for i, n := range r.nets {
-			ips[i] = n.IP
-		}
-		if err := validateFamilies(r.flag, ips); err != nil {
-			errs = append(errs, err)
+func addrs(ips []net.IP) []netip.Addr {
+	out := make([]netip.Addr, 0, len(ips))
+	for _, ip := range ips {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
 		}
 	}
-	if len(errs) > 0 {
-		// Nothing said about the pairs below would be to the point.
-		return errs
-	}
-	for _, n := range c.ClusterCIDRs {
-		ones, bits := n.Mask.Size()
-		per := NodeCIDRMaskSizeIPv4
-		if bits == 128 {
-			per = NodeCIDRMaskSizeIPv6
-		}
-		if ones > per {
-			fault("cluster-cidr %s is too small: every node takes a /%d of it, so use /%d or wider", n, per, per)
-		} else if per-ones > maxNodeCIDRBits {
-			fault("cluster-cidr %s is too wide: use /%d or narrower", n, per-maxNodeCIDRBits)
-		}
-	}
-	for _, n := range c.ServiceCIDRs {
-		ones, bits := n.Mask.Size()
-		if bits-ones < minServiceHostBits {
-			fault("service-cidr %s is too small: use /%d or wider", n, bits-minServiceHostBits)
-		} else if bits-ones > maxServiceHostBits {
-			fault("service-cidr %s is too wide: use /%d or narrower", n, bits-maxServiceHostBits)
-		}
-	}
-	for _, p := range c.ClusterCIDRs {
-		for _, s := range c.ServiceCIDRs {
-			if p.Contains(s.IP) || s.Contains(p.IP) {
-				fault("cluster-cidr %s and service-cidr %s overlap: choose two separate ranges", p, s)
-			}
-		}
-		for _, ip := range c.NodeIPs {
-			if p.Contains(ip) {
-				fault("node-ip %s lies in cluster-cidr %s: choose a --cluster-cidr the host's network does not use", ip, p)
-			}
-		}
-	}
-	for _, s := range c.ServiceCIDRs {
-		for _, ip := range c.NodeIPs {
-			if s.Contains(ip) {
-				fault("node-ip %s lies in service-cidr %s: choose a --service-cidr the host's network does not use", ip, s)
-			}
-		}
-	}
-	if len(c.ClusterCIDRs) != len(c.ServiceCIDRs) {
-		fault("cluster-cidr has %d ranges and service-cidr %d: give one of each family to both", len(c.ClusterCIDRs), len(c.ServiceCIDRs))
-	} else {
-		for i := range c.ClusterCIDRs {
-			if isIPv4(c.ClusterCIDRs[i].IP) != isIPv4(c.ServiceCIDRs[i].IP) {
-				fault("cluster-cidr %s and service-cidr %s are of different families: list both in the same order", c.ClusterCIDRs[i], c.ServiceCIDRs[i])
-			}
-		}
-	}
-	errs = append(errs, c.validateClusterDNS()...)
-	return errs
-}
-
-func (c Config) validateClusterDNS() []error {
-	var errs []error
-	if err := validateFamilies("cluster-dns", c.ClusterDNS); err != nil {
-		errs = append(errs, err)
-	}
-	for _, ip := range c.ClusterDNS {
-		inside := slices.ContainsFunc(c.ServiceCIDRs, func(n *net.IPNet) bool { return n.Contains(ip) })
-		if !inside {
-			errs = append(errs, fmt.Errorf("cluster-dns %s lies outside service-cidr %s: choose an address inside it", ip, joinNets(c.ServiceCIDRs)))
-			continue
-		}
-		for _, n := range c.ServiceCIDRs {
-			if ip.Equal(n.IP) || ip.Equal(NthAddress(n, 1)) {
-				errs = append(errs, fmt.Errorf("cluster-dns %s is reserved in service-cidr %s: choose %s", ip, n, NthAddress(n, 10)))
-			}
-		}
-	}
-	return errs
-}
-
-// NthAddress is the address n steps above the start of a range.
-func NthAddress(network *net.IPNet, n int) net.IP {
-	ip := slices.Clone(network.IP)
-	if v4 := ip.To4(); v4 != nil {
-		ip = v4
-	}
-	for i := len(ip) - 1; i >= 0 && n > 0; i-- {
-		n += int(ip[i])
-		ip[i] = byte(n)
-		n >>= 8
-	}
-	return ip
-}
-
-func validateFamilies(flag string, ips []net.IP) error {
-	if len(ips) > 2 || (len(ips) == 2 && isIPv4(ips[0]) == isIPv4(ips[1])) {
-		return fmt.Errorf("%s takes at most one value of each address family, IPv4 and IPv6", flag)
-	}
-	return nil
-}
-
-func isIPv4(ip net.IP) bool { return ip.To4() != nil }
-
-func joinNets(nets []*net.IPNet) string {
-	s := make([]string, len(nets))
-	for i, n := range nets {
-		s[i] = n.String()
-	}
-	return strings.Join(s, ",")
-}
-
-func mustCIDR(s string) *net.IPNet {
-	_, n, err := net.ParseCIDR(s)
-	if err != nil {
-		panic(err)
-	}
-	return n
+	return out
 }
 
 // StoreFile is where the built-in store of a data folder lies.

@@ -28,21 +28,14 @@ func (s *Server) client(u user.Info) (kubernetes.Interface, error) {
 func (s *Server) joining(revoked *revocation.Guard, tunnels *tunnel.Server) (*join.Service, error) {
 	c := s.config
 	names := s.names()
-	dns := make([]string, len(c.ClusterDNS))
-	for i, ip := range c.ClusterDNS {
-		dns[i] = ip.String()
-	}
 	return join.New(join.Config{
 		CA: s.pki.CA.Cert, NodeName: c.NodeName,
 		// The server's own name is refused as taken, which says more.
 		Names:     slices.DeleteFunc(names.DNSNames, func(n string) bool { return n == c.NodeName }),
 		IPs:       func() []net.IP { return s.names().IPs },
-		Ranges:    slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
 		Addresses: s.addresses, Port: c.HTTPSListenPort, Password: s.password(),
 		Cluster: joinapi.Cluster{
-			ClusterCIDRs: texts(c.ClusterCIDRs), ServiceCIDRs: texts(c.ServiceCIDRs), ClusterDNS: dns,
-			ClusterDomain: c.ClusterDomain, NetworkBackend: c.NetworkBackend, Disable: c.Disable,
-			MoteVersion: c.Version, KubernetesVersion: version.Get().GitVersion,
+			Config: c.Cluster, MoteVersion: c.Version, KubernetesVersion: version.Get().GitVersion,
 		},
 		Client: s.client, Informers: s.shared, Logger: c.Logger.Named("join"),
 		Tunnel: guardedTunnel{revoked, tunnels}, NodeRevoked: revoked.NodeRevoked, Admit: revoked.Admit,
@@ -72,14 +65,6 @@ type guardedTunnel struct {
 // ServeNode implements join.Tunnel.
 func (t guardedTunnel) ServeNode(w http.ResponseWriter, r *http.Request, node string) {
 	t.revoked.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { t.tunnels.ServeNode(w, r, node) })).ServeHTTP(w, r)
-}
-
-func texts(nets []*net.IPNet) []string {
-	out := make([]string, len(nets))
-	for i, n := range nets {
-		out[i] = n.String()
-	}
-	return out
 }
 
 // checkTokenPin refuses a token that names another cluster: nodes that trust it

@@ -103,7 +103,7 @@ func ensureBinding(ctx context.Context, client kubernetes.Interface, name, role,
 // cluster DNS. Each node answers on its address itself, so the service proxies
 // are told to leave it alone.
 func (s *Server) ensureDNSService(ctx context.Context, client kubernetes.Interface) error {
-	if len(s.config.ClusterDNS) == 0 {
+	if len(s.config.Cluster.ClusterDNS) == 0 {
 		return nil
 	}
 	services := client.CoreV1().Services(metav1.NamespaceSystem)
@@ -111,8 +111,8 @@ func (s *Server) ensureDNSService(ctx context.Context, client kubernetes.Interfa
 	if _, err := services.Get(ctx, "kube-dns", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		return err
 	}
-	addresses := make([]string, len(s.config.ClusterDNS))
-	for i, ip := range s.config.ClusterDNS {
+	addresses := make([]string, len(s.config.Cluster.ClusterDNS))
+	for i, ip := range s.config.Cluster.ClusterDNS {
 		addresses[i] = ip.String()
 	}
 	service := &corev1.Service{

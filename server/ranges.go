@@ -3,14 +3,15 @@ package server
 import (
 	"context"
 	"fmt"
-	"net"
-	"strings"
+	"net/netip"
 
 	"go.uber.org/zap"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 // checkNodeRanges refuses pod ranges other than those the nodes' own were cut from. Upstream's controller would not start with them (its
@@ -21,12 +22,13 @@ func (s *Server) checkNodeRanges(ctx context.Context, client kubernetes.Interfac
 	if err != nil {
 		return fmt.Errorf("list nodes: %w", err)
 	}
+	ranges := s.config.Cluster.ClusterCIDRs
 	var fewer []string
 	for _, n := range nodes.Items {
-		if cidr := outside(n, s.config.ClusterCIDRs); cidr != "" {
-			return fmt.Errorf("cluster-cidr %s does not hold %s, which node %s has: give the ranges the cluster began with, in their order", joinNets(s.config.ClusterCIDRs), cidr, n.Name)
+		if cidr := outside(n, ranges); cidr != "" {
+			return fmt.Errorf("cluster-cidr %s does not hold %s, which node %s has: give the ranges the cluster began with, in their order", clusterconfig.Join(ranges), cidr, n.Name)
 		}
-		if have := len(n.Spec.PodCIDRs); have > 0 && have < len(s.config.ClusterCIDRs) {
+		if have := len(n.Spec.PodCIDRs); have > 0 && have < len(ranges) {
 			fewer = append(fewer, n.Name)
 		}
 	}
@@ -38,10 +40,10 @@ func (s *Server) checkNodeRanges(ctx context.Context, client kubernetes.Interfac
 }
 
 // outside is the first pod range of a node that lies outside the cluster's at its place, or empty.
-func outside(n corev1.Node, ranges []*net.IPNet) string {
+func outside(n corev1.Node, ranges []netip.Prefix) string {
 	for i, cidr := range n.Spec.PodCIDRs {
-		address, _, _ := strings.Cut(cidr, "/")
-		if i >= len(ranges) || !ranges[i].Contains(net.ParseIP(address)) {
+		r, err := netip.ParsePrefix(cidr)
+		if err != nil || i >= len(ranges) || !ranges[i].Contains(r.Addr()) {
 			return cidr
 		}
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -31,7 +32,7 @@ func TestServer_CheckNodeRanges(t *testing.T) {
 			core, said := observer.New(zap.WarnLevel)
 			s := &Server{config: Config{Logger: zap.New(core)}}
 			for _, r := range row.ranges {
-				s.config.ClusterCIDRs = append(s.config.ClusterCIDRs, mustCIDR(r))
+				s.config.Cluster.ClusterCIDRs = append(s.config.Cluster.ClusterCIDRs, netip.MustParsePrefix(r))
 			}
 			client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: row.node}})
 			err := s.checkNodeRanges(t.Context(), client)

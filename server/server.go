@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/joinapi"
@@ -231,8 +232,8 @@ func (s *Server) runAPI(ctx context.Context, below *layer) error {
 		BindAddress:      net.ParseIP(s.bindHost()),
 		AdvertiseAddress: s.advertise(),
 		Addresses:        s.addresses,
-		ServiceCIDRs:     c.ServiceCIDRs,
-		ClusterDomain:    c.ClusterDomain,
+		ServiceCIDRs:     c.Cluster.ServiceCIDRs,
+		ClusterDomain:    c.Cluster.ClusterDomain,
 		Network:          tunnels,
 		// Joining is in front: it tells nodes in their own words what is revoked.
 		Wrap:      func(next http.Handler) http.Handler { return joining.Wrap(revoked.Wrap(next)) },
@@ -287,8 +288,7 @@ func (s *Server) runClients(ctx context.Context, api *apiserver.Server, joining 
 		g.Go(func() error {
 			return stopped(ctx, controllers.Run(ctx, controllers.Config{
 				PKI: s.pki, Loopback: s.loopback, Informers: s.shared,
-				ClusterCIDRs: c.ClusterCIDRs, NodeMaskV4: NodeCIDRMaskSizeIPv4, NodeMaskV6: NodeCIDRMaskSizeIPv6,
-				ServiceCIDRs: c.ServiceCIDRs, ExtraArgs: c.KubeControllerManagerArgs,
+				Cluster: c.Cluster, ExtraArgs: c.KubeControllerManagerArgs,
 				Built: func() { close(s.built) }, Lead: s.lead("kube-controller-manager", user.KubeControllerManager),
 			}))
 		})
@@ -351,12 +351,12 @@ func (s *Server) names() pki.Names {
 	n := pki.Names{
 		DNSNames: []string{
 			"localhost", c.NodeName, "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-			"kubernetes.default.svc." + c.ClusterDomain,
+			"kubernetes.default.svc." + c.Cluster.ClusterDomain,
 		},
 		IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, hostaddr.Dummy},
 	}
-	for _, r := range c.ServiceCIDRs {
-		n.IPs = append(n.IPs, NthAddress(r, 1))
+	for _, r := range c.Cluster.ServiceCIDRs {
+		n.IPs = append(n.IPs, clusterconfig.NthAddress(r, 1).AsSlice())
 	}
 	n.IPs = append(n.IPs, hostaddr.All()...)
 	n.IPs = append(n.IPs, c.NodeIPs...)

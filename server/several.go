@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/cluster/election"
 	"github.com/mote-dev/mote/server/cluster/members"
@@ -39,8 +39,8 @@ func (s *Server) share(ctx context.Context, data *datastore, dir string) error {
 	keys, err := sharedkeys.Agree(ctx, sharedkeys.Config{
 		KV: data.client.Client, Secret: s.token.Secret, Dir: dir,
 		Settings: map[string]string{
-			"cluster-cidr": joinNets(c.ClusterCIDRs), "service-cidr": joinNets(c.ServiceCIDRs), "cluster-dns": joinIPs(c.ClusterDNS),
-			"cluster-domain": c.ClusterDomain, "network-backend": c.NetworkBackend, "https-listen-port": strconv.Itoa(c.HTTPSListenPort),
+			"cluster-cidr": clusterconfig.Join(c.Cluster.ClusterCIDRs), "service-cidr": clusterconfig.Join(c.Cluster.ServiceCIDRs), "cluster-dns": clusterconfig.Join(c.Cluster.ClusterDNS),
+			"cluster-domain": c.Cluster.ClusterDomain, "network-backend": string(c.Cluster.NetworkBackend), "https-listen-port": strconv.Itoa(c.HTTPSListenPort),
 		},
 	}, own, func(own map[string][]byte) (map[string][]byte, error) { return pki.CompleteShared(own, time.Now()) })
 	if err != nil {
@@ -124,12 +124,4 @@ func (s *Server) lead(lease, as string) func(context.Context, func(context.Conte
 			Client: client, Lease: lease, NodeName: s.config.NodeName, Timing: election.Default, Logger: s.config.Logger.Named("election"),
 		}, work)
 	}
-}
-
-func joinIPs(ips []net.IP) string {
-	words := make([]string, len(ips))
-	for i, ip := range ips {
-		words[i] = ip.String()
-	}
-	return strings.Join(words, ",")
 }

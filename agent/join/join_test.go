@@ -38,7 +38,7 @@ func TestJoin_FirstAndSecondStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := m.Cluster().ClusterDNS; len(got) != 1 || got[0] != "10.43.0.10" {
+	if got := m.Cluster().ClusterDNS; len(got) != 1 || got[0].String() != "10.43.0.10" {
 		t.Errorf("cluster DNS is %v", got)
 	}
 	if own := m.certificate.Load(); own == nil || own.Leaf.Subject.CommonName != "system:node:n1" {

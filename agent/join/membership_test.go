@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
@@ -180,13 +181,13 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		change func(*joinapi.Cluster)
-		want   string
+		want   clusterconfig.Backend
 		told   bool
 		lines  int
 	}{
-		{"the first word of it", func(c *joinapi.Cluster) { c.NetworkBackend = joinapi.NetworkVXLAN }, "vxlan", true, 0},
+		{"the first word of it", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendVXLAN }, "vxlan", true, 0},
 		{"the same", func(*joinapi.Cluster) {}, "vxlan", false, 0},
-		{"another", func(c *joinapi.Cluster) { c.NetworkBackend = joinapi.NetworkHostGW }, "host-gw", true, 0},
+		{"another", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendHostGW }, "host-gw", true, 0},
 		{"an older server", func(c *joinapi.Cluster) { c.NetworkBackend = "" }, "host-gw", false, 0},
 		{"another setting", func(c *joinapi.Cluster) { c.Disable = []string{"dns"} }, "host-gw", true, 1},
 	} {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
@@ -41,8 +42,10 @@ func newFakeServer(t *testing.T) *fakeServer {
 	t.Helper()
 	f := &fakeServer{
 		answers: map[string][]*joinapi.Error{}, requests: map[string][]joinapi.Request{}, lifetime: time.Hour, clock: time.Now,
-		cluster: joinapi.Cluster{ClusterCIDRs: []string{"10.42.0.0/16"}, ServiceCIDRs: []string{"10.43.0.0/16"}, ClusterDNS: []string{"10.43.0.10"}, ClusterDomain: "cluster.local"},
+		cluster: joinapi.Cluster{Config: clusterconfig.Config{}.WithDefaults()},
 	}
+	// As from a server of before there was a choice of it.
+	f.cluster.NetworkBackend = ""
 	var err error
 	if f.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package kubelet
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,7 +47,7 @@ type Config struct {
 	RuntimeSocket string
 
 	// ClusterDNS and ClusterDomain go into pods' resolv.conf; may be empty.
-	ClusterDNS    []net.IP
+	ClusterDNS    []netip.Addr
 	ClusterDomain string
 	// ResolvConf is the file that pods with the host's DNS get.
 	ResolvConf string

@@ -1,6 +1,10 @@
 package joinapi
 
-import "time"
+import (
+	"time"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
+)
 
 // Paths on the server's one HTTPS port, in front of the Kubernetes API.
 const (
@@ -50,32 +54,13 @@ type Response struct {
 	Cluster     Cluster `json:"cluster"`
 }
 
-// How pods of other nodes are reached; docs/networking.md tells them apart.
-const (
-	NetworkVXLAN  = "vxlan"
-	NetworkHostGW = "host-gw"
-	NetworkNone   = "none"
-)
-
-// NetworkBackends are the values of Cluster.NetworkBackend, the default first.
-var NetworkBackends = []string{NetworkVXLAN, NetworkHostGW, NetworkNone}
-
 // Cluster is what every node must agree on with its server.
 type Cluster struct {
 	// CA is the authority of servers, kubelets and clients, as PEM.
 	CA []byte `json:"ca"`
 	// Servers are all servers known, as HOST:PORT, the answering one first.
 	Servers []string `json:"servers"`
-	// ClusterCIDRs, ServiceCIDRs and ClusterDNS are in the server's order.
-	ClusterCIDRs  []string `json:"clusterCIDRs"`
-	ServiceCIDRs  []string `json:"serviceCIDRs"`
-	ClusterDNS    []string `json:"clusterDNS"`
-	ClusterDomain string   `json:"clusterDomain"`
-	// NetworkBackend is one of NetworkBackends. Empty, from a server of before
-	// there was a choice, means the default to a node that knows no other.
-	NetworkBackend string `json:"networkBackend,omitempty"`
-	// Disable names in-process services that run on no node.
-	Disable           []string  `json:"disable,omitempty"`
+	clusterconfig.Config
 	MoteVersion       string    `json:"moteVersion"`
 	KubernetesVersion string    `json:"kubernetesVersion"`
 	Time              time.Time `json:"time"`

@@ -8,18 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-)
 
-// Backend says how packets reach pods of other nodes.
-type Backend string
-
-const (
-	// BackendVXLAN tunnels packets to other nodes in UDP port 8472. It works across routers.
-	BackendVXLAN Backend = "vxlan"
-	// BackendHostGW routes to other nodes directly. All nodes have to share a link.
-	BackendHostGW Backend = "host-gw"
-	// BackendNone leaves other nodes to the user's own network.
-	BackendNone Backend = "none"
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 // Firewall says which tool the node's own rules are written with.
@@ -42,16 +32,13 @@ const defaultCheckInterval = 5 * time.Minute
 type Config struct {
 	// NodeName is this node's name; the tunnel's hardware address is derived from it.
 	NodeName string
-	// ClusterCIDRs are the address ranges of all pods. Traffic between them keeps its source address.
-	ClusterCIDRs []netip.Prefix
-	// ServiceCIDRs are the address ranges of services. On hosts without a default route they get one of their own.
-	ServiceCIDRs []netip.Prefix
+	// Cluster has the ranges of pods and services and the backend; it is valid. Traffic between pods keeps its source
+	// address. On hosts without a default route the service ranges get a route of their own.
+	Cluster clusterconfig.Config
 	// LocalServiceIPs are service addresses this node answers itself (cluster DNS); pods may always reach port 53 there.
 	LocalServiceIPs []netip.Addr
 	// Bridge is the name of the pods' bridge; empty means [DefaultBridge].
 	Bridge string
-	// Backend is how other nodes are reached; empty means [BackendVXLAN].
-	Backend Backend
 	// Firewall is the tool for the node's rules; empty means [FirewallNFTables].
 	Firewall Firewall
 	// ConfDir is the folder the container runtime reads network lists from.
@@ -74,7 +61,7 @@ func (c Config) Validate() error {
 	if c.NodeName == "" {
 		errs = append(errs, errors.New("node name is empty"))
 	}
-	if len(c.ClusterCIDRs) == 0 {
+	if len(c.Cluster.ClusterCIDRs) == 0 {
 		errs = append(errs, errors.New("no cluster CIDR"))
 	}
 	for _, d := range []struct{ name, path string }{{"CNI config folder", c.ConfDir}, {"state folder", c.StateDir}} {
@@ -86,10 +73,8 @@ func (c Config) Validate() error {
 	if len(c.Bridge) > 15 {
 		errs = append(errs, fmt.Errorf("bridge name %q is longer than 15 bytes", c.Bridge))
 	}
-	switch c.Backend {
-	case "", BackendVXLAN, BackendHostGW, BackendNone:
-	default:
-		errs = append(errs, fmt.Errorf("network backend %q is none of vxlan, host-gw, none", c.Backend))
+	if c.Cluster.NetworkBackend != "" {
+		errs = append(errs, c.Cluster.NetworkBackend.Validate())
 	}
 	switch c.Firewall {
 	case "", FirewallNFTables, FirewallIPTables:
@@ -107,8 +92,8 @@ func (c Config) withDefaults() Config {
 	if c.Bridge == "" {
 		c.Bridge = DefaultBridge
 	}
-	if c.Backend == "" {
-		c.Backend = BackendVXLAN
+	if c.Cluster.NetworkBackend == "" {
+		c.Cluster.NetworkBackend = clusterconfig.DefaultNetworkBackend
 	}
 	if c.Firewall == "" {
 		c.Firewall = FirewallNFTables

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 func TestRenderConflist(t *testing.T) {
@@ -110,18 +112,18 @@ func TestPodMTU(t *testing.T) {
 	for _, c := range []struct {
 		name                 string
 		explicit, link, want int
-		backend              Backend
+		backend              clusterconfig.Backend
 		ip                   netip.Addr
 	}{
-		{"vxlan over ethernet", 0, 1500, 1450, BackendVXLAN, v4},
-		{"vxlan over ipv6", 0, 1500, 1430, BackendVXLAN, v6},
-		{"host-gw", 0, 1500, 1500, BackendHostGW, v4},
-		{"cloud link", 0, 1400, 1350, BackendVXLAN, v4},
-		{"no link", 0, 0, 1450, BackendVXLAN, netip.Addr{}},
-		{"loopback", 0, 65536, 1450, BackendVXLAN, v4},
-		{"jumbo", 0, 9000, 8950, BackendVXLAN, v4},
-		{"tiny link", 0, 1280, 1280, BackendVXLAN, v4},
-		{"explicit", 1400, 1500, 1400, BackendVXLAN, v4},
+		{"vxlan over ethernet", 0, 1500, 1450, clusterconfig.BackendVXLAN, v4},
+		{"vxlan over ipv6", 0, 1500, 1430, clusterconfig.BackendVXLAN, v6},
+		{"host-gw", 0, 1500, 1500, clusterconfig.BackendHostGW, v4},
+		{"cloud link", 0, 1400, 1350, clusterconfig.BackendVXLAN, v4},
+		{"no link", 0, 0, 1450, clusterconfig.BackendVXLAN, netip.Addr{}},
+		{"loopback", 0, 65536, 1450, clusterconfig.BackendVXLAN, v4},
+		{"jumbo", 0, 9000, 8950, clusterconfig.BackendVXLAN, v4},
+		{"tiny link", 0, 1280, 1280, clusterconfig.BackendVXLAN, v4},
+		{"explicit", 1400, 1500, 1400, clusterconfig.BackendVXLAN, v4},
 	} {
 		if got := podMTU(c.explicit, c.link, c.backend, c.ip); got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
@@ -130,11 +132,11 @@ func TestPodMTU(t *testing.T) {
 }
 
 func TestConfig_Validate(t *testing.T) {
-	good := Config{NodeName: "n", ClusterCIDRs: prefixes("10.42.0.0/16"), ConfDir: "/a", StateDir: "/b"}
+	good := Config{NodeName: "n", Cluster: clusterconfig.Config{ClusterCIDRs: prefixes("10.42.0.0/16")}, ConfDir: "/a", StateDir: "/b"}
 	if err := good.Validate(); err != nil {
 		t.Errorf("good config: %v", err)
 	}
-	err := Config{Bridge: "a-name-that-is-too-long", Backend: "pigeon", Firewall: "ipfw", MTU: 5}.Validate()
+	err := Config{Bridge: "a-name-that-is-too-long", Cluster: clusterconfig.Config{NetworkBackend: "pigeon"}, Firewall: "ipfw", MTU: 5}.Validate()
 	var joined interface{ Unwrap() []error }
 	if !errors.As(err, &joined) || len(joined.Unwrap()) != 8 {
 		t.Errorf("bad config: %v", err)

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 // keepaliveInterval is below the thirty seconds after which the stingiest routers forget a UDP flow.
@@ -27,10 +29,10 @@ func (n *Network) keepMapped(ctx context.Context) error {
 		n.mu.Lock()
 		self, peers := n.self, n.peers
 		n.mu.Unlock()
-		if !self.Outside.IsValid() || n.cfg.Backend != BackendVXLAN {
+		if !self.Outside.IsValid() || n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
 			continue
 		}
-		for hop := range planPeers(n.cfg.Backend, self, peers).hops {
+		for hop := range planPeers(n.cfg.Cluster.NetworkBackend, self, peers).hops {
 			touch(ctx, hop)
 		}
 	}

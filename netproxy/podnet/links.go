@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 const (
@@ -97,7 +99,7 @@ func isPhysical(l netlink.Link) bool {
 }
 
 // podMTU returns the MTU for pods: explicit if set, else the link's less what the backend adds.
-func podMTU(explicit, link int, backend Backend, nodeIP netip.Addr) int {
+func podMTU(explicit, link int, backend clusterconfig.Backend, nodeIP netip.Addr) int {
 	if explicit != 0 {
 		return explicit
 	}
@@ -108,7 +110,7 @@ func podMTU(explicit, link int, backend Backend, nodeIP netip.Addr) int {
 	if link > 9216 {
 		link = fallbackMTU
 	}
-	if backend == BackendVXLAN {
+	if backend == clusterconfig.BackendVXLAN {
 		if nodeIP.Is6() {
 			link -= vxlanOverhead6
 		} else {

@@ -199,10 +199,10 @@ func (n *Network) reconcile(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	if err == nil {
-		errs = append(errs, ensureServiceRoutes(n.cfg.Bridge, n.cfg.ServiceCIDRs, links))
+		errs = append(errs, ensureServiceRoutes(n.cfg.Bridge, n.cfg.Cluster.ServiceCIDRs, links))
 	}
 	if known && len(self.PodCIDRs) > 0 {
-		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Backend, firstAddr(self.Addrs))
+		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Cluster.NetworkBackend, firstAddr(self.Addrs))
 		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(ctx, self, peers, mtu), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -224,14 +224,13 @@ func firstAddr(addrs []netip.Addr) netip.Addr {
 func (n *Network) conflistPath() string { return filepath.Join(n.cfg.ConfDir, ConflistName) }
 
 func (n *Network) ensureSettings() error {
-	v4 := slices.ContainsFunc(n.cfg.ClusterCIDRs, func(p netip.Prefix) bool { return p.Addr().Is4() })
-	v6 := slices.ContainsFunc(n.cfg.ClusterCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	v4, v6 := n.cfg.Cluster.HasIPv4(), n.cfg.Cluster.HasIPv6()
 	return ensureKernelSettings(v4, v6)
 }
 
 // ensureRules compares the node's rules with the wanted ones and writes them where they differ.
 func (n *Network) ensureRules(ctx context.Context) error {
-	rules := Rules{Bridge: n.cfg.Bridge, ClusterCIDRs: n.cfg.ClusterCIDRs, LocalServiceIPs: n.cfg.LocalServiceIPs}
+	rules := Rules{Bridge: n.cfg.Bridge, ClusterCIDRs: n.cfg.Cluster.ClusterCIDRs, LocalServiceIPs: n.cfg.LocalServiceIPs}
 	var errs []error
 	for _, fw := range n.firewalls {
 		intact, err := fw.Intact(ctx)

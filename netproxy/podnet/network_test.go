@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/netnstest"
 	"github.com/mote-dev/mote/netproxy/nfttool"
 )
@@ -67,7 +68,7 @@ func startNetwork(t *testing.T, c Config) (n *Network, stop func()) {
 func testConfig(t *testing.T) Config {
 	dir := t.TempDir()
 	return Config{
-		NodeName: "n1", ClusterCIDRs: prefixes("10.42.0.0/16"), LocalServiceIPs: addrs("10.43.0.10"),
+		NodeName: "n1", Cluster: clusterconfig.Config{ClusterCIDRs: prefixes("10.42.0.0/16")}, LocalServiceIPs: addrs("10.43.0.10"),
 		ConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "state"),
 	}
 }
@@ -91,7 +92,7 @@ func TestNetwork_Run_StartsOnLoopbackAndFollowsTheNetwork(t *testing.T) {
 	}
 	needTool(t, "nft")
 	c := testConfig(t)
-	c.ServiceCIDRs = prefixes("10.43.0.0/16")
+	c.Cluster.ServiceCIDRs = prefixes("10.43.0.0/16")
 	n, _ := startNetwork(t, c)
 	self := Node{Name: "n1", PodCIDRs: prefixes("10.42.3.0/24")}
 	n.SetNodes(self, nil)

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
 const (
@@ -67,9 +69,9 @@ func tunnelMAC(node string) net.HardwareAddr {
 }
 
 // planPeers works out what the backend needs for the peers. It is a pure function of its arguments.
-func planPeers(backend Backend, self Node, peers []Node) plan {
+func planPeers(backend clusterconfig.Backend, self Node, peers []Node) plan {
 	var p plan
-	if backend == BackendNone {
+	if backend == clusterconfig.BackendNone {
 		return p
 	}
 	local := firstAddr(self.Addrs)
@@ -83,13 +85,13 @@ func planPeers(backend Backend, self Node, peers []Node) plan {
 			continue
 		}
 		switch backend {
-		case BackendHostGW:
+		case clusterconfig.BackendHostGW:
 			p.addDirect(peer)
 		default:
 			p.addTunnel(local, self, peer)
 		}
 	}
-	if backend == BackendVXLAN && len(p.links) > 0 {
+	if backend == clusterconfig.BackendVXLAN && len(p.links) > 0 {
 		p.local, p.mac = local, tunnelMAC(self.Name)
 		for _, c := range self.PodCIDRs {
 			p.addrs = append(p.addrs, c.Masked().Addr())
@@ -140,7 +142,7 @@ func (p *plan) addTunnel(local netip.Addr, self, peer Node) {
 
 // ensurePeers brings tunnel and routes to the wanted state.
 func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
-	p := planPeers(n.cfg.Backend, self, peers)
+	p := planPeers(n.cfg.Cluster.NetworkBackend, self, peers)
 	if skipped := strings.Join(p.skipped, "; "); skipped != n.lastSkipped {
 		n.lastSkipped = skipped
 		if skipped != "" {
@@ -148,7 +150,7 @@ func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu 
 		}
 	}
 	// What a run with another backend left goes, too: its routes would win, or lead nowhere.
-	if n.cfg.Backend != BackendVXLAN {
+	if n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
 		return errors.Join(removeLink(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
 	}
 	if !p.local.IsValid() {

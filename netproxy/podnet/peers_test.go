@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zaptest"
 	"golang.org/x/sys/unix"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/netnstest"
 )
 
@@ -31,22 +32,22 @@ func TestPlanPeers(t *testing.T) {
 	dual := Node{Name: "d", PodCIDRs: prefixes("10.42.7.0/24", "fd00:42:7::/64"), Addrs: addrs("192.0.2.7", "2001:db8::7")}
 	for _, c := range []struct {
 		name    string
-		backend Backend
+		backend clusterconfig.Backend
 		self    Node
 		peers   []Node
 		want    string
 	}{
-		{"alone", BackendVXLAN, self, nil, ""},
-		{"none", BackendNone, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")}, ""},
-		{"two", BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")}, "local 192.0.2.1 10.42.0.0; n2 at 192.0.2.2; 10.42.1.0/24 via 10.42.1.0"},
-		{"without a range yet", BackendVXLAN, self, []Node{{Name: "n2", Addrs: addrs("192.0.2.2")}}, ""},
-		{"dual stack", BackendVXLAN, self, []Node{dual}, "local 192.0.2.1 10.42.0.0; d at 192.0.2.7; 10.42.7.0/24 via 10.42.7.0; fd00:42:7::/64 via fd00:42:7::"},
-		{"other family", BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "2001:db8::2")}, "skipped n2: it and this node have no addresses of the same family"},
-		{"same range", BackendVXLAN, self, []Node{peer("n2", "10.42.0.0/24", "192.0.2.2")}, "skipped n2: its pod CIDR is this node's own"},
-		{"behind a NAT", BackendVXLAN, self, []Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")}, "local 192.0.2.1 10.42.0.0; n2 at 198.51.100.2; 10.42.1.0/24 via 10.42.1.0"},
-		{"behind the same NAT", BackendVXLAN, behind(self, "198.51.100.2"), []Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")}, "local 192.0.2.1 10.42.0.0; n2 at 10.0.0.2; 10.42.1.0/24 via 10.42.1.0"},
-		{"direct", BackendHostGW, self, []Node{dual}, "10.42.7.0/24 via 192.0.2.7; fd00:42:7::/64 via 2001:db8::7"},
-		{"direct without the family", BackendHostGW, self, []Node{peer("n2", "fd00:42:1::/64", "192.0.2.2")}, "skipped n2: it has no address to reach fd00:42:1::/64 by"},
+		{"alone", clusterconfig.BackendVXLAN, self, nil, ""},
+		{"none", clusterconfig.BackendNone, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")}, ""},
+		{"two", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")}, "local 192.0.2.1 10.42.0.0; n2 at 192.0.2.2; 10.42.1.0/24 via 10.42.1.0"},
+		{"without a range yet", clusterconfig.BackendVXLAN, self, []Node{{Name: "n2", Addrs: addrs("192.0.2.2")}}, ""},
+		{"dual stack", clusterconfig.BackendVXLAN, self, []Node{dual}, "local 192.0.2.1 10.42.0.0; d at 192.0.2.7; 10.42.7.0/24 via 10.42.7.0; fd00:42:7::/64 via fd00:42:7::"},
+		{"other family", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "2001:db8::2")}, "skipped n2: it and this node have no addresses of the same family"},
+		{"same range", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.0.0/24", "192.0.2.2")}, "skipped n2: its pod CIDR is this node's own"},
+		{"behind a NAT", clusterconfig.BackendVXLAN, self, []Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")}, "local 192.0.2.1 10.42.0.0; n2 at 198.51.100.2; 10.42.1.0/24 via 10.42.1.0"},
+		{"behind the same NAT", clusterconfig.BackendVXLAN, behind(self, "198.51.100.2"), []Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")}, "local 192.0.2.1 10.42.0.0; n2 at 10.0.0.2; 10.42.1.0/24 via 10.42.1.0"},
+		{"direct", clusterconfig.BackendHostGW, self, []Node{dual}, "10.42.7.0/24 via 192.0.2.7; fd00:42:7::/64 via 2001:db8::7"},
+		{"direct without the family", clusterconfig.BackendHostGW, self, []Node{peer("n2", "fd00:42:1::/64", "192.0.2.2")}, "skipped n2: it has no address to reach fd00:42:1::/64 by"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := describe(planPeers(c.backend, c.self, c.peers), c.peers); got != c.want {
@@ -104,7 +105,7 @@ type clusterNode struct {
 }
 
 // newCluster makes n hosts at 192.0.2.1 and up on a bridge of the calling namespace.
-func newCluster(t *testing.T, backend Backend, n int) *cluster {
+func newCluster(t *testing.T, backend clusterconfig.Backend, n int) *cluster {
 	t.Helper()
 	run(t, "ip", "link", "add", "switch", "type", "bridge")
 	t.Cleanup(func() { run(t, "ip", "link", "del", "switch") })
@@ -142,7 +143,7 @@ func newCluster(t *testing.T, backend Backend, n int) *cluster {
 		run(t, "ip", "-n", node.pod, "link", "set", "eth0", "mtu", "1450", "up")
 		run(t, "ip", "-n", node.pod, "route", "add", "default", "via", gateway.String())
 		node.cfg = testConfig(t)
-		node.cfg.NodeName, node.cfg.Backend = node.node.Name, backend
+		node.cfg.NodeName, node.cfg.Cluster.NetworkBackend = node.node.Name, backend
 		c.nodes = append(c.nodes, node)
 	}
 	return c
@@ -267,7 +268,7 @@ func TestNetwork_Peers(t *testing.T) {
 		return
 	}
 	needTool(t, "nft")
-	for _, backend := range []Backend{BackendVXLAN, BackendHostGW} {
+	for _, backend := range []clusterconfig.Backend{clusterconfig.BackendVXLAN, clusterconfig.BackendHostGW} {
 		t.Run(string(backend), func(t *testing.T) {
 			c := newCluster(t, backend, 3)
 			for _, n := range c.nodes {
@@ -295,7 +296,7 @@ func TestNetwork_Peers(t *testing.T) {
 
 			// Something deletes what we made.
 			for _, n := range c.nodes {
-				if backend == BackendVXLAN {
+				if backend == clusterconfig.BackendVXLAN {
 					run(t, "ip", "-n", n.ns, "link", "del", tunnelName(DefaultBridge))
 				} else {
 					run(t, "ip", "-n", n.ns, "route", "flush", "proto", fmt.Sprint(routeProtocol))
@@ -330,32 +331,32 @@ func TestNetwork_Peers_BackendChanges(t *testing.T) {
 		return
 	}
 	needTool(t, "nft")
-	c := newCluster(t, BackendVXLAN, 2)
-	for _, backend := range []Backend{BackendVXLAN, BackendHostGW, BackendNone, BackendVXLAN, BackendNone, BackendHostGW, BackendVXLAN} {
+	c := newCluster(t, clusterconfig.BackendVXLAN, 2)
+	for _, backend := range []clusterconfig.Backend{clusterconfig.BackendVXLAN, clusterconfig.BackendHostGW, clusterconfig.BackendNone, clusterconfig.BackendVXLAN, clusterconfig.BackendNone, clusterconfig.BackendHostGW, clusterconfig.BackendVXLAN} {
 		for _, n := range c.nodes {
-			n.cfg.Backend = backend
+			n.cfg.Cluster.NetworkBackend = backend
 			n.start(t)
 		}
 		c.reconcile(t)
 		n := c.nodes[0]
 		routes, links := run(t, "ip", "-n", n.ns, "route"), run(t, "ip", "-n", n.ns, "link")
-		want := map[Backend]string{BackendVXLAN: "10.42.2.0/24 via 10.42.2.0 dev mote.1 onlink", BackendHostGW: "10.42.2.0/24 via 192.0.2.2 dev eth0"}[backend]
+		want := map[clusterconfig.Backend]string{clusterconfig.BackendVXLAN: "10.42.2.0/24 via 10.42.2.0 dev mote.1 onlink", clusterconfig.BackendHostGW: "10.42.2.0/24 via 192.0.2.2 dev eth0"}[backend]
 		if strings.Count(routes, "10.42.2.0/24") != min(1, len(want)) || !strings.Contains(routes, want) {
 			t.Errorf("%s: routes, wanted %q:\n%s", backend, want, routes)
 		}
-		if tunnel := strings.Contains(links, tunnelName(DefaultBridge)); tunnel != (backend == BackendVXLAN) {
+		if tunnel := strings.Contains(links, tunnelName(DefaultBridge)); tunnel != (backend == clusterconfig.BackendVXLAN) {
 			t.Errorf("%s: a tunnel: %v:\n%s", backend, tunnel, links)
 		}
-		if backend != BackendNone {
+		if backend != clusterconfig.BackendNone {
 			c.reach(t)
 		}
 	}
 	// With nobody left there is no tunnel, and no route that host-gw made.
 	last := c.nodes[0]
-	last.cfg.Backend = BackendHostGW
+	last.cfg.Cluster.NetworkBackend = clusterconfig.BackendHostGW
 	last.start(t)
 	c.reconcile(t)
-	last.cfg.Backend = BackendVXLAN
+	last.cfg.Cluster.NetworkBackend = clusterconfig.BackendVXLAN
 	last.start(t)
 	last.reconcile(t, c.nodes[:1])
 	if out := run(t, "ip", "-n", last.ns, "route"); strings.Contains(out, "10.42.2.") {
@@ -370,7 +371,7 @@ func TestNetwork_Peers_BehindNAT(t *testing.T) {
 		return
 	}
 	needTool(t, "nft")
-	c := newCluster(t, BackendVXLAN, 2)
+	c := newCluster(t, clusterconfig.BackendVXLAN, 2)
 	hidden := c.nodes[1]
 	router := hidden.ns + "-nat"
 	run(t, "ip", "netns", "add", router)
@@ -398,8 +399,8 @@ func TestNetwork_Peers_BehindNAT(t *testing.T) {
 }
 
 // tunnelOr is an interface whose forwarding entries can be listed with any backend.
-func tunnelOr(b Backend) string {
-	if b == BackendVXLAN {
+func tunnelOr(b clusterconfig.Backend) string {
+	if b == clusterconfig.BackendVXLAN {
 		return tunnelName(DefaultBridge)
 	}
 	return DefaultBridge

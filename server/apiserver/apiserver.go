@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -64,7 +65,7 @@ type Config struct {
 	// Addresses returns the addresses other machines and pods reach this server at now.
 	Addresses func() []net.IP
 	// ServiceCIDRs are the service ranges, the primary first.
-	ServiceCIDRs []*net.IPNet
+	ServiceCIDRs []netip.Prefix
 	// ClusterDomain is the cluster's DNS domain, without dot at the end.
 	ClusterDomain string
 	// Network leads to kubelets, and to pods that serve webhooks and APIs or are

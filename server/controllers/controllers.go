@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -33,6 +30,7 @@ import (
 
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/loopback"
@@ -54,10 +52,8 @@ type Config struct {
 	PKI       *pki.Set
 	Loopback  *loopback.Server
 	Informers informers.SharedInformerFactory
-	// ClusterCIDRs are cut into the nodes' pod ranges of NodeMaskV4 and NodeMaskV6 bits.
-	ClusterCIDRs           []*net.IPNet
-	NodeMaskV4, NodeMaskV6 int
-	ServiceCIDRs           []*net.IPNet
+	// Cluster has the pod ranges that nodes get theirs out of, and the service ranges.
+	Cluster clusterconfig.Config
 	// ExtraArgs are "flag=value" settings for kube-controller-manager's own flags.
 	ExtraArgs []string
 	// Built is called once the controllers of volumes are made. Upstream's CSI
@@ -181,15 +177,15 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 		all.AddFlagSet(section)
 	}
 	o.KubeCloudShared.AllocateNodeCIDRs = true
-	o.KubeCloudShared.ClusterCIDR = join(c.ClusterCIDRs)
+	o.KubeCloudShared.ClusterCIDR = clusterconfig.Join(c.Cluster.ClusterCIDRs)
 	o.KubeCloudShared.ConfigureCloudRoutes = false
 	o.KubeCloudShared.UseServiceAccountCredentials = true
-	o.NodeIPAMController.ServiceCIDR = join(c.ServiceCIDRs)
-	if slices.ContainsFunc(c.ClusterCIDRs, func(n *net.IPNet) bool { return n.IP.To4() != nil }) {
-		o.NodeIPAMController.NodeCIDRMaskSizeIPv4 = int32(c.NodeMaskV4)
+	o.NodeIPAMController.ServiceCIDR = clusterconfig.Join(c.Cluster.ServiceCIDRs)
+	if c.Cluster.HasIPv4() {
+		o.NodeIPAMController.NodeCIDRMaskSizeIPv4 = clusterconfig.NodeMaskIPv4
 	}
-	if slices.ContainsFunc(c.ClusterCIDRs, func(n *net.IPNet) bool { return n.IP.To4() == nil }) {
-		o.NodeIPAMController.NodeCIDRMaskSizeIPv6 = int32(c.NodeMaskV6)
+	if c.Cluster.HasIPv6() {
+		o.NodeIPAMController.NodeCIDRMaskSizeIPv6 = clusterconfig.NodeMaskIPv6
 	}
 	o.SAController.RootCAFile = c.PKI.CAFile
 	o.SAController.ServiceAccountKeyFile = c.PKI.ServiceAccountKeyFile
@@ -279,11 +275,3 @@ func (c Config) tokensController(ctx context.Context, builder clientBuilder, sha
 type noHealthChecks struct{}
 
 func (noHealthChecks) AddHealthChecker(...healthz.HealthChecker) {}
-
-func join(nets []*net.IPNet) string {
-	s := make([]string, len(nets))
-	for i, n := range nets {
-		s[i] = n.String()
-	}
-	return strings.Join(s, ",")
-}

@@ -156,7 +156,7 @@ func (a *approver) addressFault(name string, request *x509.CertificateRequest) (
 		if !ip.IsGlobalUnicast() {
 			return fmt.Sprintf("address %s is not of one machine", ip), false
 		}
-		if slices.ContainsFunc(a.service.config.Ranges, func(n *net.IPNet) bool { return n.Contains(ip) }) {
+		if a.service.config.Cluster.Contains(ip) {
 			return fmt.Sprintf("address %s is of the cluster's pods or services", ip), false
 		}
 		if slices.ContainsFunc(servers, ip.Equal) {

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +34,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
@@ -147,15 +149,11 @@ func newFixture(t *testing.T, change func(*Config), objects ...runtime.Object) *
 		csr.Status.Certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 		return false, nil, nil
 	})
-	_, pods, err := net.ParseCIDR("10.42.0.0/16")
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := Config{
 		CA: f.ca.cert, NodeName: ownNode, Names: []string{"kubernetes", "localhost", "*.mote.example"},
-		IPs:    func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} },
-		Ranges: []*net.IPNet{pods}, Addresses: func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} }, Port: 6443,
-		Cluster: joinapi.Cluster{ClusterDomain: "cluster.local", KubernetesVersion: "v1.37.2", MoteVersion: "test"},
+		IPs:       func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} },
+		Addresses: func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} }, Port: 6443,
+		Cluster: joinapi.Cluster{Config: clusterconfig.Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ClusterDomain: "cluster.local"}, KubernetesVersion: "v1.37.2", MoteVersion: "test"},
 		Client: func(u user.Info) (kubernetes.Interface, error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -171,9 +169,11 @@ func newFixture(t *testing.T, change func(*Config), objects ...runtime.Object) *
 	if change != nil {
 		change(&c)
 	}
-	if f.Service, err = New(c); err != nil {
+	service, err := New(c)
+	if err != nil {
 		t.Fatal(err)
 	}
+	f.Service = service
 	f.Ready()
 	f.Server = httptest.NewUnstartedServer(f.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "next") })))
 	f.Server.TLS = &tls.Config{

@@ -36,14 +36,12 @@ type Config struct {
 	// be for any of them.
 	Names []string
 	IPs   func() []net.IP
-	// Ranges are the pods' and services': no address of a node lies there.
-	Ranges []*net.IPNet
 	// Addresses are those this server is reached at now, Port its HTTPS port.
 	Addresses func() []net.IP
 	Port      int
 	// Password lets nodes join beside bootstrap tokens; empty means there is none.
 	Password string
-	// Cluster is what nodes are told, without servers and time.
+	// Cluster is what nodes are told, without servers and time. No address of a node may lie in its ranges.
 	Cluster joinapi.Cluster
 	// Client returns a client of the API server in this process that speaks as u.
 	Client func(u user.Info) (kubernetes.Interface, error)
