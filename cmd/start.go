@@ -44,7 +44,7 @@ func (p program) start(ctx context.Context, v settings.Values, r role) error {
 		checked(err)
 		return err
 	}
-	quiet, err := logging.BridgeKlog(log.Named("kubernetes"), v.Bool("debug"))
+	quiet, err := upstream.BridgeKlog(log.Named("kubernetes"), v.Bool("debug"))
 	if err != nil {
 		checked(err)
 		return errors.Join(err, dir.Abandon())

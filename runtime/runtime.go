@@ -98,7 +98,7 @@ func (r *Runtime) ImageService() internalapi.ImageManagerService {
 // It may be called once.
 func (r *Runtime) Run(ctx context.Context) (err error) {
 	fatal := make(chan error, 1)
-	bridgeLogs(r.log.Named("containerd"), r.cfg.Debug, fatal)
+	upstream.BridgeContainerd(r.log.Named("containerd"), r.cfg.Debug, fatal)
 
 	if err := r.p.mkdirs(r.cfg); err != nil {
 		return err

@@ -17,6 +17,10 @@ const (
 	FormatJSON = "json"
 )
 
+// DebugVerbosity is klog's -v in debug: what upstream recommends for looking into
+// a production cluster.
+const DebugVerbosity = 2
+
 // Options say where log lines go and how much of them.
 type Options struct {
 	// Output receives whole lines. Required. Calls are serialised.
@@ -59,7 +63,7 @@ func New(o Options) (*zap.Logger, error) {
 	level := zapcore.InfoLevel
 	if o.Debug {
 		// zapr makes klog's V(n) into level -n.
-		level = -debugVerbosity
+		level = -DebugVerbosity
 	}
 	return zap.New(zapcore.NewCore(encoder, out, level), zap.ErrorOutput(out)), nil
 }

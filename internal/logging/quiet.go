@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -52,6 +53,18 @@ type line struct {
 	core   zapcore.Core
 	entry  zapcore.Entry
 	fields []zapcore.Field
+}
+
+// ForKubernetes returns the logger that Kubernetes' libraries write to, derived from
+// log. Their info lines are written only in debug: at every start there are hundreds,
+// and none says what mote is doing. Without debug, the Quiet decides about the rest;
+// report to it how the start goes.
+func ForKubernetes(log *zap.Logger, debug bool) (*zap.Logger, *Quiet) {
+	quiet := newQuiet(time.Now)
+	if !debug {
+		log = log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, quiet} }))
+	}
+	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return expectedFilter{c} })), quiet
 }
 
 func newQuiet(now func() time.Time) *Quiet {

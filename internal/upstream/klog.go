@@ -1,4 +1,4 @@
-package logging
+package upstream
 
 import (
 	"bytes"
@@ -6,37 +6,33 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"time"
 
 	"github.com/go-logr/zapr"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
+
+	"github.com/mote-dev/mote/internal/logging"
 )
 
-// debugVerbosity is klog's -v in debug: what upstream recommends for a
-// production cluster one looks into.
-const debugVerbosity = 2
-
-// BridgeKlog sends what Kubernetes' libraries log to log. Their info lines are
-// written only in debug: at every start there are hundreds, and none says what
-// mote is doing. klog keeps one state for the process, so this is called once,
-// before the first part starts. The Quiet it returns has to be told how the
-// process fares; in debug everything is written whatever it is told.
-func BridgeKlog(log *zap.Logger, debug bool) (*Quiet, error) {
+// BridgeKlog sends what Kubernetes' libraries log to log, through the filters of
+// [logging.ForKubernetes]. The caller reports to the Quiet it returns whether the
+// start succeeded. klog is not to be switched while something logs, so call this
+// before the first part starts.
+//
+// A klog.Fatal still ends the process, as upstream's code does not expect to go on
+// after one; lines held back are written first, since one of them may be the cause.
+func BridgeKlog(log *zap.Logger, debug bool) (*logging.Quiet, error) {
 	verbosity := 0
-	quiet := newQuiet(time.Now)
-	if !debug {
-		log = log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, quiet} }))
-	} else {
-		verbosity = debugVerbosity
+	if debug {
+		verbosity = logging.DebugVerbosity
 	}
+	log, quiet := logging.ForKubernetes(log, debug)
 	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(flags)
 	if err := flags.Set("v", strconv.Itoa(verbosity)); err != nil {
 		return nil, fmt.Errorf("set verbosity of klog: %w", err)
 	}
-	log = log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return expectedFilter{c} }))
 	// Unstructured calls would reach a logr logger without their severity, so
 	// that warnings became info; as text they carry it in their first byte.
 	klog.SetLoggerWithOptions(zapr.NewLogger(log),

@@ -1,4 +1,4 @@
-package runtime
+package upstream
 
 import (
 	"fmt"
@@ -12,11 +12,12 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// bridgeLogs sends what containerd says, which goes to logrus' one standard
-// logger, to ours. Containerd's info is our debug: it reports every call. Its
-// fatal errors, which would end the process, are sent to fatal, and only the
-// goroutine that met one ends.
-func bridgeLogs(log *zap.Logger, debug bool, fatal chan<- error) {
+// BridgeContainerd sends what containerd logs, which goes to logrus' one standard
+// logger, to log. Containerd's info is our debug: it reports every call. Its fatal
+// errors, which would end the process, are sent to fatal, and only the goroutine
+// that met one ends. A second containerd in the process takes the logger over from
+// the first.
+func BridgeContainerd(log *zap.Logger, debug bool, fatal chan<- error) {
 	std := logrus.StandardLogger()
 	std.SetOutput(io.Discard)
 	std.SetFormatter(discardFormatter{})
@@ -29,7 +30,7 @@ func bridgeLogs(log *zap.Logger, debug bool, fatal chan<- error) {
 	std.ExitFunc = func(int) { goruntime.Goexit() }
 }
 
-// expectedWarnings are said at each start of a healthy node.
+// expectedWarnings are logged at each start of a healthy node.
 var expectedWarnings = []string{
 	"failed check for fsverity support",
 	// Credentials are given that way; it is the only one that keeps them in memory.
