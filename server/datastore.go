@@ -18,8 +18,8 @@ import (
 	"k8s.io/apiserver/pkg/storage"
 	etcdfeature "k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
-	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/store"
 )
 
@@ -83,11 +83,11 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 		},
 		run: func(ctx context.Context) error {
 			// Served by the API server, under /metrics.
-			metrics := legacyregistry.Registerer()
+			var metrics upstream.Metrics
+			defer metrics.Close()
 			if err := metrics.Register(s); err != nil {
 				return fmt.Errorf("register metrics of the store: %w", err)
 			}
-			defer metrics.Unregister(s)
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return s.Run(ctx) })
 			g.Go(func() error {

@@ -15,7 +15,6 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
-	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/hostaddr"
@@ -204,8 +203,10 @@ func (s *Server) runAPI(ctx context.Context, below *layer) error {
 	c := s.config
 	apiLayerContext, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	var metrics upstream.Metrics
+	defer metrics.Close()
 	tunnels, err := tunnel.New(tunnel.Config{
-		Nodes: s.shared.Core().V1().Nodes().Informer(), Local: c.NodeName, Metrics: legacyregistry.Registerer(), Logger: c.Logger.Named("tunnel"),
+		Nodes: s.shared.Core().V1().Nodes().Informer(), Local: c.NodeName, Metrics: &metrics, Logger: c.Logger.Named("tunnel"),
 	})
 	if err != nil {
 		return err
