@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -19,9 +20,16 @@ type conn struct {
 	dest  []driver.Value
 }
 
+// stmt is a prepared statement. SQLite gives it one cursor: running it again moves that cursor back to the start, also
+// under a caller that is still reading from it.
 type stmt struct {
-	s *sqlite3.SQLiteStmt
+	s    *sqlite3.SQLiteStmt
+	busy bool // a query reads from it
 }
+
+// errStatementBusy means that a row callback runs the query it is called for. Without this error the outer query would
+// start over, silently.
+var errStatementBusy = errors.New("statement is already running on this connection")
 
 // dsn names the file for the driver; every other setting is a pragma, so that there is one place to look. Other
 // processes are kept out, and with that the index of the write-ahead log stays in memory: shared with them it would be
@@ -64,6 +72,9 @@ func (c *conn) script(sql string) error {
 
 func (c *conn) stmt(sql string) (*stmt, error) {
 	if s, ok := c.stmts[sql]; ok {
+		if s.busy {
+			return nil, fmt.Errorf("run %q: %w", sql, errStatementBusy)
+		}
 		return s, nil
 	}
 	ds, err := c.c.Prepare(sql)
@@ -84,7 +95,7 @@ func (c *conn) exec(sql string, args ...driver.Value) error {
 	return err
 }
 
-// query runs sql and calls fn for each row until fn answers false. The values in row are only good during the call,
+// query runs sql and calls fn for each row until fn returns false. The values in row are only good during the call,
 // except for blobs, which are fresh copies.
 func (c *conn) query(sql string, fn func(row []driver.Value) (bool, error), args ...driver.Value) error {
 	s, err := c.stmt(sql)
@@ -95,12 +106,36 @@ func (c *conn) query(sql string, fn func(row []driver.Value) (bool, error), args
 	if err != nil {
 		return err
 	}
+	return c.each(s, rows, fn)
+}
+
+// queryContext is query for statements that take long: it interrupts SQLite when ctx ends, and then returns ctx's error.
+func (c *conn) queryContext(ctx context.Context, sql string, fn func(row []driver.Value) (bool, error), args ...driver.Value) error {
+	s, err := c.stmt(sql)
+	if err != nil {
+		return err
+	}
+	named := make([]driver.NamedValue, len(args))
+	for i, v := range args {
+		named[i] = driver.NamedValue{Ordinal: i + 1, Value: v}
+	}
+	// Not ExecContext, which loses an interrupt that arrives just before SQLite's first step.
+	rows, err := s.s.QueryContext(ctx, named)
+	if err != nil {
+		return err
+	}
+	return c.each(s, rows, fn)
+}
+
+func (c *conn) each(s *stmt, rows driver.Rows, fn func(row []driver.Value) (bool, error)) error {
+	s.busy = true
+	defer func() { s.busy = false }()
 	n := len(rows.Columns())
 	if n > len(c.dest) {
 		c.dest = make([]driver.Value, n)
 	}
 	for {
-		// A row callback may run another statement on this connection, so the buffer is taken for the step only.
+		// fn may run another statement on this connection, so the buffer is used for one step only.
 		dest := c.dest[:n]
 		if err := rows.Next(dest); err != nil {
 			cerr := rows.Close()
@@ -116,13 +151,22 @@ func (c *conn) query(sql string, fn func(row []driver.Value) (bool, error), args
 	}
 }
 
-// queryInt answers the single integer a query gives; NULL and no row are zero.
+// queryInt returns the single integer of a query; NULL and no row are zero.
 func (c *conn) queryInt(sql string, args ...driver.Value) (int64, error) {
+	return c.queryIntContext(context.Background(), sql, args...)
+}
+
+func (c *conn) queryIntContext(ctx context.Context, sql string, args ...driver.Value) (int64, error) {
 	var n int64
-	err := c.query(sql, func(row []driver.Value) (bool, error) {
+	first := func(row []driver.Value) (bool, error) {
 		n = asInt(row[0])
 		return false, nil
-	}, args...)
+	}
+	if ctx.Done() == nil {
+		err := c.query(sql, first, args...)
+		return n, err
+	}
+	err := c.queryContext(ctx, sql, first, args...)
 	return n, err
 }
 
