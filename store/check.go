@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"database/sql/driver"
 	"encoding/binary"
 	"errors"
@@ -56,7 +57,7 @@ func isEmpty(c *conn) (bool, error) {
 }
 
 // checkStore checks that an open file is a store of ours, and with deep that its pages are sound.
-func checkStore(c *conn, deep bool) error {
+func checkStore(ctx context.Context, c *conn, deep bool) error {
 	id, err := c.queryInt("PRAGMA application_id")
 	if err != nil {
 		return fmt.Errorf("check store: %w", fault(err))
@@ -75,7 +76,7 @@ func checkStore(c *conn, deep bool) error {
 		return nil
 	}
 	var bad []byte
-	if err := c.query("PRAGMA quick_check(1)", func(v []driver.Value) (bool, error) {
+	if err := c.queryContext(ctx, "PRAGMA quick_check(1)", func(v []driver.Value) (bool, error) {
 		switch s := v[0].(type) {
 		case string:
 			bad = []byte(s)
@@ -93,25 +94,25 @@ func checkStore(c *conn, deep bool) error {
 }
 
 // checkRows reads every row and compares its checksum, and that each key's newest version is there.
-func checkRows(c *conn) error {
-	if err := c.query("SELECT "+rowColumns+", l.key FROM log l ORDER BY l.id", func(v []driver.Value) (bool, error) {
+func checkRows(ctx context.Context, c *conn) error {
+	if err := c.queryContext(ctx, "SELECT "+rowColumns+", l.key FROM log l ORDER BY l.id", func(v []driver.Value) (bool, error) {
 		_, err := scanRow(asBytes(v[7]), v)
 		return err == nil, err
 	}); err != nil {
 		return fault(err)
 	}
-	lost, err := c.queryInt("SELECT count(*) FROM cur c LEFT JOIN log l ON l.id = c.id WHERE l.id IS NULL OR l.key <> c.key OR (l.version = 0) <> c.dead")
+	lost, err := c.queryIntContext(ctx, "SELECT count(*) FROM cur c LEFT JOIN log l ON l.id = c.id WHERE l.id IS NULL OR l.key <> c.key OR (l.version = 0) <> c.dead")
 	if err != nil {
 		return fault(err)
 	}
 	if lost > 0 {
 		return fmt.Errorf("%d keys without their newest version: %w", lost, ErrDamaged)
 	}
-	return checkTally(c)
+	return checkTally(ctx, c)
 }
 
 // checkTally counts the keys of each stretch. Files of before the tally have none to check.
-func checkTally(c *conn) error {
+func checkTally(ctx context.Context, c *conn) error {
 	meta, err := readMeta(c)
 	if err != nil {
 		return fault(err)
@@ -120,12 +121,12 @@ func checkTally(c *conn) error {
 	if !ok {
 		return nil
 	}
-	t, err := loadTally(c, saved)
+	t, err := loadTally(ctx, c, saved)
 	if err != nil {
 		return err
 	}
 	have := make([]int64, len(t.n))
-	if err := c.query("SELECT key FROM cur WHERE dead = 0", func(v []driver.Value) (bool, error) {
+	if err := c.queryContext(ctx, "SELECT key FROM cur WHERE dead = 0", func(v []driver.Value) (bool, error) {
 		have[t.at(asBytes(v[0]))]++
 		return true, nil
 	}); err != nil {

@@ -52,7 +52,9 @@ func (l localKV) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOp
 }
 
 func (l localKV) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
-	return startPipe(ctx, func(send func(*pb.RangeStreamResponse) error) error { return l.s.rangeStream(ctx, r, send) }), nil
+	return startPipe(ctx, l.s, func(ctx context.Context, send func(*pb.RangeStreamResponse) error) error {
+		return l.s.rangeStream(ctx, r, send)
+	}), nil
 }
 
 func (l localKV) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
@@ -83,19 +85,30 @@ type pipe[T any] struct {
 	err               error // set before ch is closed
 }
 
-// startPipe runs fill, which ends when it is done or ctx is.
-func startPipe[T any](ctx context.Context, fill func(send func(*T) error) error) *pipe[T] {
+// startPipe runs fill in a goroutine that ends when fill is done, or with ctx or the store.
+func startPipe[T any](ctx context.Context, s *Store, fill func(ctx context.Context, send func(*T) error) error) *pipe[T] {
 	p := &pipe[T]{ctx: ctx, ch: make(chan *T)}
+	tctx, end, err := s.tasks.begin(ctx)
+	if err != nil {
+		p.err = toGRPC(err)
+		close(p.ch)
+		return p
+	}
 	go func() {
+		defer end()
 		defer close(p.ch)
-		p.err = toGRPC(fill(func(v *T) error {
+		err := fill(tctx, func(v *T) error {
 			select {
 			case p.ch <- v:
 				return nil
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-tctx.Done():
+				return tctx.Err()
 			}
-		}))
+		})
+		if closed := closing(tctx); err != nil && closed != nil {
+			err = closed
+		}
+		p.err = toGRPC(err)
 	}()
 	return p
 }
@@ -226,7 +239,7 @@ func (l localMaintenance) HashKV(ctx context.Context, r *pb.HashKVRequest, _ ...
 }
 
 func (l localMaintenance) Snapshot(ctx context.Context, _ *pb.SnapshotRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.SnapshotResponse], error) {
-	return startPipe(ctx, func(send func(*pb.SnapshotResponse) error) error { return l.srv.s.streamSnapshot(ctx, send) }), nil
+	return startPipe(ctx, l.srv.s, l.srv.s.streamSnapshot), nil
 }
 
 func (l localMaintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest, _ ...grpc.CallOption) (*pb.MoveLeaderResponse, error) {

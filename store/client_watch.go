@@ -16,6 +16,7 @@ type localWatcher struct {
 	s       *Store
 	mu      sync.Mutex
 	streams map[*watchStream]*localWatch
+	closed  bool
 }
 
 type localWatch struct {
@@ -42,14 +43,28 @@ func (w *localWatcher) Watch(ctx context.Context, key string, opts ...clientv3.O
 	}
 	out := make(chan clientv3.WatchResponse, 1)
 	md, _ := metadata.FromOutgoingContext(ctx)
-	wctx, cancel := context.WithCancel(ctx)
+	over := func(err error) clientv3.WatchResponse {
+		return clientv3.WatchResponse{Header: w.s.header(0), Canceled: true, CancelReason: rpctypes.ErrorDesc(toGRPC(err))}
+	}
+	tctx, end, err := w.s.tasks.begin(ctx)
+	if err != nil {
+		out <- over(err)
+		close(out)
+		return out
+	}
+	wctx, cancel := context.WithCancel(tctx)
 	lw := &localWatch{key: streamKey(md), cancel: cancel, done: make(chan struct{})}
 	st := w.s.newWatchStream()
-	w.mu.Lock()
-	w.streams[st] = lw
-	w.mu.Unlock()
+	if !w.add(st, lw) { // like clientv3's own
+		st.close()
+		cancel()
+		end()
+		close(out)
+		return out
+	}
 	st.create(r)
 	go func() {
+		defer end()
 		defer close(lw.done)
 		defer close(out)
 		defer func() {
@@ -60,17 +75,31 @@ func (w *localWatcher) Watch(ctx context.Context, key string, opts ...clientv3.O
 			st.close()
 		}()
 		err := st.run(wctx, func(r *pb.WatchResponse) error { return w.deliver(wctx, out, r, op.IsCreatedNotify()) })
-		if err == nil || errors.Is(err, errWatchOver) || wctx.Err() != nil {
+		switch closed := closing(tctx); {
+		case errors.Is(err, errWatchOver):
+			return
+		case closed != nil:
+			err = closed
+		case wctx.Err() != nil:
 			return
 		}
-		last := clientv3.WatchResponse{Header: w.s.header(0), Canceled: true, CancelReason: rpctypes.ErrorDesc(toGRPC(err))}
 		select {
-		case out <- last:
-		case <-wctx.Done():
-		default: // nobody has read the one before either
+		case out <- over(err):
+		default: // the reader has not taken the response before this one either
 		}
 	}()
 	return out
+}
+
+// add reports whether the watcher is open, so that its Close will find the watch.
+func (w *localWatcher) add(st *watchStream, lw *localWatch) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return false
+	}
+	w.streams[st] = lw
+	return true
 }
 
 func (w *localWatcher) deliver(ctx context.Context, out chan<- clientv3.WatchResponse, r *pb.WatchResponse, created bool) error {
@@ -109,6 +138,7 @@ func (w *localWatcher) RequestProgress(ctx context.Context) error {
 // Close ends all watches and waits for them.
 func (w *localWatcher) Close() error {
 	w.mu.Lock()
+	w.closed = true
 	open := make([]*localWatch, 0, len(w.streams))
 	for _, lw := range w.streams {
 		open = append(open, lw)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func newTally() *tally {
 }
 
 // loadTally reads the file's tally and adds what the log knows since.
-func loadTally(c *conn, saved int64) (*tally, error) {
+func loadTally(ctx context.Context, c *conn, saved int64) (*tally, error) {
 	t := newTally()
 	t.saved = saved
 	err := c.query("SELECT start, n FROM tally ORDER BY start", func(v []driver.Value) (bool, error) {
@@ -77,7 +78,7 @@ func loadTally(c *conn, saved int64) (*tally, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read tally: %w", fault(err))
 	}
-	err = c.query("SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
+	err = c.queryContext(ctx, "SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
 		t.move(asBytes(v[1]), arrivals(asInt(v[0])))
 		return true, nil
 	}, lastID(saved))

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 
 	"github.com/mattn/go-sqlite3"
@@ -80,17 +81,18 @@ func toGRPC(err error) error {
 	return status.Error(codes.Unknown, err.Error())
 }
 
-// fault tells an error of SQLite from an answer, and names the two a caller can act on.
+// fault names the two errors of SQLite that a caller can act on: no space and damage. Every other one (a failed read, no
+// file descriptor left, no permission) stays what it is: it says nothing about the file's content.
 func fault(err error) error {
 	var se sqlite3.Error
-	if err == nil || !errors.As(err, &se) {
+	if err == nil || !errors.As(err, &se) || errors.Is(err, ErrNoSpace) || errors.Is(err, ErrDamaged) {
 		return err
 	}
 	switch {
 	case se.Code == sqlite3.ErrFull, se.SystemErrno == syscall.ENOSPC, se.SystemErrno == syscall.EDQUOT:
-		return errors.Join(ErrNoSpace, err)
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	case se.Code == sqlite3.ErrCorrupt, se.Code == sqlite3.ErrNotADB:
-		return errors.Join(ErrDamaged, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return err
 }

@@ -22,7 +22,6 @@ type hub struct {
 	sizes    []int       // the keys of lengths, in order
 	ranges   map[*watcher]struct{}
 	streams  map[*watchStream]struct{}
-	closed   bool
 	touched  []*watcher // scratch
 }
 
@@ -191,7 +190,6 @@ func (h *hub) flush(w *watcher, rev int64) {
 func (h *hub) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.closed = true
 	for st := range h.streams {
 		st.signal()
 	}

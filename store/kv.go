@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"database/sql/driver"
+	"errors"
 	"math"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -12,21 +14,42 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // grpcOverhead is what etcd adds to the request limit for the wire.
 const grpcOverhead = 512 << 10
 
-func (s *Store) slow(op string, key []byte, start time.Time, err error) {
+// damageLog reports damage once: clients only see etcd's code for it, without the cause, and read again and again.
+type damageLog struct {
+	mu       sync.Mutex
+	failures retry.Failures
+}
+
+func (d *damageLog) news(err error) bool {
+	if !errors.Is(err, ErrDamaged) {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failures.News(err)
+}
+
+// finish measures a request, and logs it if it was slow or found damage.
+func (s *Store) finish(op string, key []byte, start time.Time, err error) {
 	d := time.Since(start)
 	s.metrics.observe(op, d, err)
+	if err != nil && s.damage.news(err) {
+		s.log.Error("request found damage", zap.String("op", op), zap.ByteString("key", key), zap.Error(err))
+	}
 	if d > s.opts.SlowAfter {
 		s.log.Warn("request is slow", zap.String("op", op), zap.ByteString("key", key), zap.Duration("took", d), zap.Error(err))
 	}
 }
 
 func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
-	defer func(start time.Time) { s.slow("Range", r.Key, start, err) }(time.Now())
+	defer func(start time.Time) { s.finish("Range", r.Key, start, err) }(time.Now())
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
@@ -92,15 +115,19 @@ func (s *Store) checkSize(m proto.Message) (int, error) {
 	if n > s.opts.MaxRequestBytes {
 		return n, ErrTooLarge
 	}
-	if s.opts.MaxBytes > 0 && s.fileBytes() > s.opts.MaxBytes {
-		s.alarm.Store(true)
-		return n, ErrNoSpace
+	if s.opts.MaxBytes == 0 {
+		return n, nil
 	}
-	return n, nil
+	size, err := s.fileBytes()
+	if err == nil && size > s.opts.MaxBytes {
+		s.alarm.Store(true)
+		err = ErrNoSpace
+	}
+	return n, err
 }
 
 func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, err error) {
-	defer func(start time.Time) { s.slow("Put", r.Key, start, err) }(time.Now())
+	defer func(start time.Time) { s.finish("Put", r.Key, start, err) }(time.Now())
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
@@ -124,7 +151,7 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, e
 }
 
 func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (_ *pb.DeleteRangeResponse, err error) {
-	defer func(start time.Time) { s.slow("DeleteRange", r.Key, start, err) }(time.Now())
+	defer func(start time.Time) { s.finish("DeleteRange", r.Key, start, err) }(time.Now())
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
@@ -141,7 +168,7 @@ func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (_ *p
 }
 
 func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, err error) {
-	defer func(start time.Time) { s.slow("Txn", firstKey(r), start, err) }(time.Now())
+	defer func(start time.Time) { s.finish("Txn", firstKey(r), start, err) }(time.Now())
 	if err := checkTxn(r, s.opts.MaxTxnOps); err != nil {
 		return nil, err
 	}
@@ -210,7 +237,7 @@ const (
 
 // rangeStream answers a range in pieces that are small in memory, each its own short snapshot at one revision.
 func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*pb.RangeStreamResponse) error) (err error) {
-	defer func(start time.Time) { s.slow("RangeStream", r.Key, start, err) }(time.Now())
+	defer func(start time.Time) { s.finish("RangeStream", r.Key, start, err) }(time.Now())
 	if err := checkRangeStream(r); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
 	"hash/crc32"
@@ -25,14 +26,18 @@ type maintenanceServer struct {
 var _ pb.MaintenanceServer = maintenanceServer{}
 
 // fileBytes is the size of the file with its write-ahead log.
-func (s *Store) fileBytes() int64 {
+func (s *Store) fileBytes() (int64, error) {
 	n := int64(0)
 	for _, p := range []string{s.opts.Path, s.opts.Path + "-wal"} {
-		if st, err := os.Stat(p); err == nil {
+		st, err := os.Stat(p)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return 0, fmt.Errorf("measure store file: %w", err)
+		}
+		if err == nil {
 			n += st.Size()
 		}
 	}
-	return n
+	return n, nil
 }
 
 func (m maintenanceServer) alarms() []*pb.AlarmMember {
@@ -53,10 +58,14 @@ func (m maintenanceServer) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.Ala
 }
 
 func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	size, err := m.s.fileBytes()
+	if err != nil {
+		return nil, toGRPC(err)
+	}
 	rev := m.s.rev.Load()
 	resp := &pb.StatusResponse{Header: m.s.header(rev), Version: version.Version, Leader: m.s.memberID, RaftIndex: uint64(rev),
 		RaftAppliedIndex: uint64(rev), RaftTerm: raftTerm, StorageVersion: "3.7.0", DbSizeQuota: m.s.opts.MaxBytes,
-		DowngradeInfo: &pb.DowngradeInfo{}, DbSize: m.s.fileBytes()}
+		DowngradeInfo: &pb.DowngradeInfo{}, DbSize: size}
 	free, err := m.s.count(ctx, "PRAGMA freelist_count")
 	if err != nil {
 		return nil, toGRPC(err)

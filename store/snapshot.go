@@ -57,11 +57,13 @@ func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 func snapshotBy(ctx context.Context, path, dest string, copyTo func(ctx context.Context, raw string) error) (SnapshotInfo, error) {
 	info := SnapshotInfo{Taken: time.Now().UTC().Truncate(time.Second)}
 	dir, name := filepath.Dir(dest), filepath.Base(dest)
-	if st, err := os.Stat(dest); err == nil {
-		if !st.IsDir() {
-			return info, fmt.Errorf("write snapshot: %s: %w", dest, os.ErrExist)
-		}
+	switch st, err := os.Stat(dest); {
+	case err == nil && st.IsDir():
 		dir, name = dest, ""
+	case err == nil:
+		return info, fmt.Errorf("write snapshot: %s: %w", dest, os.ErrExist)
+	case !errors.Is(err, os.ErrNotExist):
+		return info, fmt.Errorf("look at snapshot: %w", err)
 	}
 	if _, err := os.Stat(path); err != nil {
 		return info, fmt.Errorf("look at store file: %w", err)
@@ -75,11 +77,11 @@ func snapshotBy(ctx context.Context, path, dest string, copyTo func(ctx context.
 	if err := copyTo(ctx, raw); err != nil {
 		return info, err
 	}
-	if info.Revision, err = verify(raw); err != nil {
+	if info.Revision, err = verify(ctx, raw); err != nil {
 		return info, fmt.Errorf("check snapshot: %w", err)
 	}
 	packed := filepath.Join(tmp, "packed")
-	if err := pack(raw, packed); err != nil {
+	if err := pack(ctx, raw, packed); err != nil {
 		return info, err
 	}
 	if name == "" {
@@ -97,45 +99,63 @@ func snapshotBy(ctx context.Context, path, dest string, copyTo func(ctx context.
 	return info, syncDir(dir)
 }
 
-// copyStore copies the store as it is at one moment. It is one read transaction, which keeps nobody from writing.
-func copyStore(ctx context.Context, path, dest string) error {
+// copyStore writes the store as it is at one moment to the new file dest. It is one read transaction, which blocks no
+// writer. When it fails or ctx ends, dest is removed.
+func copyStore(ctx context.Context, path, dest string) (err error) {
 	c, err := openConn(path, "query_only = OFF", "cache_size = -2048", "wal_autocheckpoint = 0")
 	if err != nil {
 		return fmt.Errorf("open store for snapshot: %w", fault(err))
 	}
-	defer c.close()
-	if err := checkStore(c, false); err != nil {
+	defer func() { err = errors.Join(err, c.close()) }()
+	if err := checkStore(ctx, c, false); err != nil {
 		return err
 	}
-	s, err := c.c.PrepareContext(ctx, "VACUUM INTO ?")
+	// SQLite takes an empty file as new. Ours, so that nobody else can read it and that it is ours to remove.
+	f, err := os.OpenFile(dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("prepare snapshot: %w", fault(err))
+		return fmt.Errorf("create copy of store: %w", err)
 	}
-	defer s.Close()
-	if _, err := s.Exec([]driver.Value{dest}); err != nil {
-		return fmt.Errorf("copy store: %w", fault(err))
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("create copy of store: %w", err)
 	}
-	return ctx.Err()
+	none := func([]driver.Value) (bool, error) { return true, nil }
+	if err := c.queryContext(ctx, "VACUUM INTO ?1", none, dest); err != nil {
+		return errors.Join(fmt.Errorf("copy store to %s: %w", dest, fault(err)), os.Remove(dest))
+	}
+	return nil
 }
 
+// copyTo copies the store for as long as it is open: Close ends the copy and waits for that.
 func (s *Store) copyTo(ctx context.Context, raw string) error {
-	return copyStore(ctx, s.opts.Path, raw)
+	ctx, end, err := s.tasks.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if err := copyStore(ctx, s.opts.Path, raw); err != nil {
+		return errors.Join(err, closing(ctx))
+	}
+	return nil
 }
 
-// verify checks every page and row of a file that nobody writes to and tells its revision.
-func verify(path string) (int64, error) {
-	if empty, err := prepareFile(path); err != nil || empty {
-		return 0, errors.Join(err, fmt.Errorf("nothing to check in %s: %w", path, ErrDamaged))
+// verify checks every page and row of a file that nobody writes to, and returns its revision.
+func verify(ctx context.Context, path string) (int64, error) {
+	empty, err := prepareFile(path)
+	if err != nil {
+		return 0, err
+	}
+	if empty {
+		return 0, fmt.Errorf("%s is empty: %w", path, ErrDamaged)
 	}
 	c, err := openConn(path)
 	if err != nil {
 		return 0, fault(err)
 	}
 	defer c.close()
-	if err := checkStore(c, true); err != nil {
+	if err := checkStore(ctx, c, true); err != nil {
 		return 0, err
 	}
-	if err := checkRows(c); err != nil {
+	if err := checkRows(ctx, c); err != nil {
 		return 0, err
 	}
 	meta, err := readMeta(c)
@@ -147,7 +167,7 @@ func verify(path string) (int64, error) {
 }
 
 // pack compresses a file. The compressed form carries a checksum of the content.
-func pack(src, dest string) error {
+func pack(ctx context.Context, src, dest string) error {
 	in, err := os.Open(src)
 	if err != nil {
 		return fmt.Errorf("open copy: %w", err)
@@ -162,7 +182,7 @@ func pack(src, dest string) error {
 	if err != nil {
 		return fmt.Errorf("start compression: %w", err)
 	}
-	if _, err := io.Copy(z, in); err != nil {
+	if _, err := io.Copy(z, &source{ctx: ctx, r: in}); err != nil {
 		return fmt.Errorf("compress snapshot: %w", err)
 	}
 	if err := z.Close(); err != nil {
@@ -176,15 +196,17 @@ func pack(src, dest string) error {
 
 // unpack writes the database in a snapshot to dest. It knows the compressed form, a plain database, and what
 // `etcdctl snapshot save` wrote: a database with its SHA-256 behind it.
-func unpack(src, dest string) error {
+func unpack(ctx context.Context, src, dest string) error {
 	in, err := os.Open(src)
 	if err != nil {
 		return fmt.Errorf("open snapshot: %w", err)
 	}
 	defer in.Close()
 	var head [4]byte
-	if _, err := io.ReadFull(in, head[:]); err != nil {
-		return fmt.Errorf("read snapshot: %w", errors.Join(ErrDamaged, err))
+	if _, err := io.ReadFull(in, head[:]); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s is shorter than a snapshot: %w", src, ErrDamaged)
+	} else if err != nil {
+		return fmt.Errorf("read snapshot: %w", err)
 	}
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("rewind snapshot: %w", err)
@@ -196,16 +218,11 @@ func unpack(src, dest string) error {
 	defer out.Close()
 	switch {
 	case head == [4]byte{0x28, 0xb5, 0x2f, 0xfd}:
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
-		if err != nil {
-			return fmt.Errorf("start decompression: %w", err)
-		}
-		defer z.Close()
-		if _, err := io.Copy(out, z); err != nil {
-			return fmt.Errorf("decompress snapshot: %w", errors.Join(ErrDamaged, err))
+		if err := decompress(ctx, out, in); err != nil {
+			return fmt.Errorf("decompress snapshot: %w", err)
 		}
 	case string(head[:]) == fileMagic[:4]:
-		if err := copyPlain(in, out); err != nil {
+		if err := copyPlain(ctx, in, out); err != nil {
 			return err
 		}
 	default:
@@ -217,7 +234,59 @@ func unpack(src, dest string) error {
 	return out.Close()
 }
 
-func copyPlain(in, out *os.File) error {
+// source reads from r until ctx ends, and remembers the error that ended it.
+type source struct {
+	ctx context.Context
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	if s.err = s.ctx.Err(); s.err != nil {
+		return 0, s.err
+	}
+	n, err := s.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// sink writes to w and remembers the error of that.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(b []byte) (int, error) {
+	n, err := s.w.Write(b)
+	s.err = err
+	return n, err
+}
+
+// decompress fails with ErrDamaged only when both sides worked, so that what is in src is at fault.
+func decompress(ctx context.Context, dest io.Writer, src io.Reader) error {
+	in, out := &source{ctx: ctx, r: src}, &sink{w: dest}
+	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	_, err = io.Copy(out, z)
+	switch {
+	case err == nil:
+		return nil
+	case in.err != nil:
+		return in.err
+	case out.err != nil:
+		return out.err
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return fmt.Errorf("%w: %w", ErrForeign, err) // compressed in a way that pack does not
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+func copyPlain(ctx context.Context, in, out *os.File) error {
 	h := sha256.New()
 	st, err := in.Stat()
 	if err != nil {
@@ -227,7 +296,7 @@ func copyPlain(in, out *os.File) error {
 	if trailer {
 		size -= sha256.Size
 	}
-	if _, err := io.CopyN(io.MultiWriter(out, h), in, size); err != nil {
+	if _, err := io.CopyN(io.MultiWriter(out, h), &source{ctx: ctx, r: in}, size); err != nil {
 		return fmt.Errorf("copy snapshot: %w", err)
 	}
 	if !trailer {
@@ -257,15 +326,20 @@ func CheckFile(ctx context.Context, path string) (SnapshotInfo, error) {
 	}
 	defer os.RemoveAll(tmp)
 	raw := filepath.Join(tmp, "raw.db")
-	if _, err := os.Stat(path + "-wal"); err == nil {
+	switch _, err := os.Stat(path + "-wal"); {
+	case err == nil:
 		// A store file whose log was not copied back: what counts is both together.
 		if err := copyStore(ctx, path, raw); err != nil {
 			return info, err
 		}
-	} else if err := unpack(path, raw); err != nil {
-		return info, err
+	case !errors.Is(err, os.ErrNotExist):
+		return info, fmt.Errorf("look at log of store: %w", err)
+	default:
+		if err := unpack(ctx, path, raw); err != nil {
+			return info, err
+		}
 	}
-	info.Revision, err = verify(raw)
+	info.Revision, err = verify(ctx, raw)
 	return info, err
 }
 
@@ -300,10 +374,10 @@ func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
 	}
 	defer os.RemoveAll(tmp)
 	raw := filepath.Join(tmp, "raw.db")
-	if err := unpack(snapshot, raw); err != nil {
+	if err := unpack(ctx, snapshot, raw); err != nil {
 		return res, err
 	}
-	rev, err := verify(raw)
+	rev, err := verify(ctx, raw)
 	if err != nil {
 		return res, fmt.Errorf("check snapshot: %w", err)
 	}
@@ -340,8 +414,11 @@ func moveAhead(path string, rev int64) error {
 func setAside(path string) (string, error) {
 	var found []string
 	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if _, err := os.Stat(path + suffix); err == nil {
+		switch _, err := os.Stat(path + suffix); {
+		case err == nil:
 			found = append(found, path+suffix)
+		case !errors.Is(err, os.ErrNotExist):
+			return "", fmt.Errorf("look for the old store: %w", err)
 		}
 	}
 	if len(found) == 0 {
@@ -375,9 +452,15 @@ func ListSnapshots(dir string) ([]SnapshotInfo, error) {
 			revText, taken, _ := strings.Cut(mid, "-")
 			rev, rerr := strconv.ParseInt(revText, 10, 64)
 			at, terr := time.Parse(snapshotTime, taken)
-			st, serr := e.Info()
-			if rerr != nil || terr != nil || serr != nil {
+			if rerr != nil || terr != nil {
 				continue
+			}
+			st, err := e.Info()
+			if errors.Is(err, os.ErrNotExist) {
+				continue // removed meanwhile
+			}
+			if err != nil {
+				return nil, fmt.Errorf("list snapshots: %w", err)
 			}
 			all = append(all, SnapshotInfo{Path: filepath.Join(dir, e.Name()), Revision: rev, Taken: at, Bytes: st.Size()})
 		}
@@ -394,11 +477,13 @@ func ListSnapshots(dir string) ([]SnapshotInfo, error) {
 // autoSnapshots takes snapshots on schedule and removes old ones. Nothing is taken while nothing changes.
 func (s *Store) autoSnapshots(ctx context.Context) error {
 	if err := os.MkdirAll(s.opts.SnapshotDir, 0o700); err != nil {
-		return fmt.Errorf("make folder for snapshots: %w", err)
+		s.log.Error("folder for snapshots cannot be made; the next snapshot tries again", zap.Error(err))
 	}
 	wait := s.opts.SnapshotEvery
 	last := int64(0)
-	if all, err := ListSnapshots(s.opts.SnapshotDir); err == nil && len(all) > 0 {
+	if all, err := ListSnapshots(s.opts.SnapshotDir); err != nil {
+		s.log.Error("snapshots cannot be listed, so the next one is taken after a whole period", zap.Error(err))
+	} else if len(all) > 0 {
 		last = all[0].Revision
 		wait = min(wait, max(time.Until(all[0].Taken.Add(s.opts.SnapshotEvery)), time.Second))
 	}
@@ -408,15 +493,18 @@ func (s *Store) autoSnapshots(ctx context.Context) error {
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		}
 		timer.Reset(s.opts.SnapshotEvery)
 		if s.rev.Load() == last {
 			continue
 		}
-		info, err := snapshotBy(ctx, s.opts.Path, s.opts.SnapshotDir, s.copyTo)
+		info, err := s.autoSnapshot(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
-			s.log.Error("automatic snapshot did not work", zap.Error(err))
+			s.log.Error("automatic snapshot failed", zap.Error(err), zap.Duration("retry in", s.opts.SnapshotEvery))
 			continue
 		}
 		last = info.Revision
@@ -425,6 +513,13 @@ func (s *Store) autoSnapshots(ctx context.Context) error {
 			s.log.Warn("old snapshots could not be removed", zap.Error(err))
 		}
 	}
+}
+
+func (s *Store) autoSnapshot(ctx context.Context) (SnapshotInfo, error) {
+	if err := os.MkdirAll(s.opts.SnapshotDir, 0o700); err != nil {
+		return SnapshotInfo{}, fmt.Errorf("make folder for snapshots: %w", err)
+	}
+	return snapshotBy(ctx, s.opts.Path, s.opts.SnapshotDir, s.copyTo)
 }
 
 func (s *Store) dropSnapshots() error {
@@ -450,7 +545,7 @@ func (s *Store) streamSnapshot(ctx context.Context, send func(*pb.SnapshotRespon
 	if err := s.copyTo(ctx, raw); err != nil {
 		return err
 	}
-	rev, err := verify(raw)
+	rev, err := verify(ctx, raw)
 	if err != nil {
 		return fmt.Errorf("check snapshot: %w", err)
 	}

@@ -10,8 +10,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // Only one process can open the store, so one that wants a copy of it asks that process over a socket beside the file:
@@ -28,47 +32,66 @@ func socketPath(dir *os.File, path string) string {
 }
 
 // answerCopies copies the store for other processes until ctx or the store ends.
-func (s *Store) answerCopies(ctx context.Context) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	wg.Go(func() {
-		select {
-		case <-s.closed:
-			cancel()
-		case <-ctx.Done():
-		}
-	})
-	dir, err := os.Open(filepath.Dir(s.opts.Path))
-	if err != nil {
-		return fmt.Errorf("open folder of store: %w", err)
-	}
-	defer dir.Close()
-	// What a killed process left; who has the store open was settled by the lock.
-	if err := os.Remove(s.opts.Path + ".sock"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove old socket: %w", err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socketPath(dir, s.opts.Path), Net: "unix"})
+func (s *Store) answerCopies(ctx context.Context) {
+	l, err := listenForCopies(s.opts.Path)
 	if err != nil {
 		// Some file systems have no sockets. All else works on them.
 		s.log.Warn("other processes cannot take snapshots of this store", zap.Error(err))
-		<-ctx.Done()
-		return ctx.Err()
+		return
 	}
-	if err := os.Chmod(s.opts.Path+".sock", 0o600); err != nil {
-		return errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
+	s.serveCopies(ctx, l)
+	// Ours still: Close keeps the lock until this has returned.
+	_ = os.Remove(s.opts.Path + ".sock")
+}
+
+func listenForCopies(path string) (net.Listener, error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("open folder of store: %w", err)
 	}
+	defer dir.Close()
+	// A killed process leaves its socket behind; whose store this is was decided by the lock.
+	if err := os.Remove(path + ".sock"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove old socket: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socketPath(dir, path), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // its name goes through dir, which is closed by then; serveCopies removes it
+	if err := os.Chmod(path+".sock", 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// serveCopies closes l when ctx ends.
+func (s *Store) serveCopies(ctx context.Context, l net.Listener) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	for {
+	pauses := retry.Backoff{First: 50 * time.Millisecond, Last: 5 * time.Second}
+	var failures retry.Failures
+	for ctx.Err() == nil {
 		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = c.Close()
 			}
-			return errors.Join(fmt.Errorf("wait for requests to copy the store: %w", err), l.Close())
+		case err != nil:
+			// Out of file descriptors, for one. The store has better things to do than to end by that.
+			if failures.News(err) {
+				s.log.Warn("other processes cannot take snapshots of this store for now", zap.Error(err))
+			}
+			_ = pauses.Wait(ctx)
+		default:
+			pauses.Reset()
+			if failures.Recovered() {
+				s.log.Info("other processes can take snapshots of this store again")
+			}
+			wg.Go(func() { s.answerCopy(ctx, c) })
 		}
-		wg.Go(func() { s.answerCopy(ctx, c) })
 	}
 }
 
@@ -110,7 +133,10 @@ func askForCopy(ctx context.Context, path, raw string) error {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socketPath(dir, path))
 	if err != nil {
-		return fmt.Errorf("ask the process that runs the store: %w: %w", ErrInUse, err)
+		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+			err = fmt.Errorf("%w: %w", ErrInUse, err) // by a process that takes no requests
+		}
+		return fmt.Errorf("request a copy from the process that runs the store: %w", err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()

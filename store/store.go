@@ -39,8 +39,10 @@ type Store struct {
 	compact  atomic.Int64 // newest compaction asked for and durable
 	sweep    *sweeper
 	alarm    atomic.Bool // the last write found no room
-	hashKVMu sync.Mutex  // one hash over the whole file at a time
+	damage   damageLog
+	hashKVMu sync.Mutex // one hash over the whole file at a time
 
+	tasks     tasks
 	closed    chan struct{}
 	closeOnce sync.Once
 	closeErr  error
@@ -102,8 +104,14 @@ func (s *Store) open(ctx context.Context) (err error) {
 		if err := syncDir(filepath.Dir(s.opts.Path)); err != nil {
 			return err
 		}
-	} else if err := checkStore(wc, !s.opts.SkipCheck && s.fileBytes() <= deepCheckBytes); err != nil {
-		return fmt.Errorf("%s: %w", s.opts.Path, err)
+	} else {
+		size, err := s.fileBytes()
+		if err != nil {
+			return err
+		}
+		if err := checkStore(ctx, wc, !s.opts.SkipCheck && size <= deepCheckBytes); err != nil {
+			return fmt.Errorf("%s: %w", s.opts.Path, err)
+		}
 	}
 	if err := migrate(wc); err != nil {
 		return err
@@ -127,7 +135,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	s.rev.Store(max(s.floor, revOf(newest)))
 	s.compact.Store(meta[metaCompacted])
 	s.hub = newHub(s)
-	if s.tally, err = loadTally(wc, meta[metaTallied]); err != nil {
+	if s.tally, err = loadTally(ctx, wc, meta[metaTallied]); err != nil {
 		return err
 	}
 	s.tally.rev, s.tally.recentFrom = s.rev.Load(), s.rev.Load()
@@ -219,28 +227,33 @@ func (s *Store) pragmas(writer bool) []string {
 }
 
 // Run does the background work until ctx ends: it expires leases, sweeps away what compaction made superfluous and
-// takes automatic snapshots. It returns nil when asked to stop. When there is nothing to do it does nothing.
+// takes automatic snapshots. It returns nil when ctx ends or the store closes. When there is nothing to do it sleeps.
 func (s *Store) Run(ctx context.Context) error {
+	ctx, end, err := s.tasks.begin(ctx)
+	if err != nil {
+		return nil // closed before it ran
+	}
+	defer end()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.expireLeases(ctx) })
 	g.Go(func() error { return s.sweep.run(ctx) })
-	g.Go(func() error { return s.answerCopies(ctx) })
+	g.Go(func() error {
+		s.answerCopies(ctx)
+		return nil
+	})
 	if s.opts.SnapshotEvery > 0 {
 		g.Go(func() error { return s.autoSnapshots(ctx) })
 	}
-	err := g.Wait()
-	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
-		return nil
-	}
-	return err
+	return g.Wait()
 }
 
-// Close ends all watches, waits for reads and writes under way, copies the write-ahead log into the file and closes
-// it. A second call does nothing more.
+// Close ends Run, all watches and copies of the file, waits for reads and writes in progress, copies the write-ahead log
+// into the file and closes it. A second call returns what the first did.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closed)
 		s.hub.close()
+		s.tasks.close()
 		var errs []error
 		errs = append(errs, s.w.close())
 		for range s.opts.Readers {
@@ -314,8 +327,9 @@ func (s *Store) viewOn(ctx context.Context, c *conn, top int64, fn func(sn *snap
 		return fault(err)
 	}
 	defer func() {
-		if cerr := c.exec("COMMIT"); cerr != nil {
-			err = errors.Join(err, fault(cerr))
+		// A fault may have rolled the transaction back. If not, the connection must not go back with it open.
+		if cerr := c.exec("COMMIT"); cerr != nil && !c.c.AutoCommit() {
+			err = errors.Join(err, fault(cerr), c.exec("ROLLBACK"))
 		}
 	}()
 	newest, err := c.queryInt("SELECT max(id) FROM log")
@@ -333,9 +347,17 @@ func lockFile(path string) (*os.File, error) {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, ErrInUse), f.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, lockFault(err)), f.Close())
 	}
 	return f, nil
+}
+
+// lockFault names the one error of flock that means that another process has the lock.
+func lockFault(err error) error {
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return ErrInUse
+	}
+	return err
 }
 
 func syncDir(dir string) error {

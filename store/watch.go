@@ -63,6 +63,7 @@ type watchStream struct {
 	ready    []*watcher
 	ctrl     []*pb.WatchResponse
 	notify   bool // progress was asked for
+	closed   bool // nothing is sent any more, so no watch may start
 }
 
 func (s *Store) newWatchStream() *watchStream {
@@ -101,6 +102,10 @@ func (st *watchStream) create(r *pb.WatchCreateRequest) {
 	defer h.mu.Unlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if st.closed {
+		// A request that was received while the stream ended. The hub would keep its watch for ever.
+		return
+	}
 	refuse := func(reason string) {
 		st.control(&pb.WatchResponse{Header: st.s.header(h.rev), WatchId: invalidWatchID, Created: true, Canceled: true, CancelReason: reason})
 	}
@@ -181,6 +186,7 @@ func (st *watchStream) close() {
 	for _, w := range st.watchers {
 		st.removeLocked(w)
 	}
+	st.closed = true
 	delete(h.streams, st)
 }
 
