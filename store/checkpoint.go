@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // checkpointer copies the write-ahead log back into the file beside the writer, on a connection of its own. The log
@@ -66,6 +68,7 @@ func (cp *checkpointer) wake() {
 }
 
 func (cp *checkpointer) run(stop <-chan struct{}) {
+	var failures retry.Failures
 	for {
 		select {
 		case <-cp.woken:
@@ -73,8 +76,10 @@ func (cp *checkpointer) run(stop <-chan struct{}) {
 			return
 		}
 		cp.busy.Store(true)
-		if err := cp.pass(stop); err != nil {
-			cp.s.log.Warn("checkpoint did not work and is tried again later", zap.Error(err))
+		if err := cp.pass(stop); err == nil && failures.Recovered() {
+			cp.s.log.Info("checkpoints work again")
+		} else if err != nil && failures.News(err) {
+			cp.s.log.Warn("checkpoint failed; the next one tries again", zap.Error(err))
 		}
 		cp.busy.Store(false)
 		cp.mu.Lock()

@@ -9,6 +9,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // compactTo makes revisions before rev unreadable. What that makes superfluous is swept away afterwards, in steps.
@@ -88,27 +90,31 @@ const (
 )
 
 func (sw *sweeper) run(ctx context.Context) error {
-	retry := time.Second
+	pauses := retry.Backoff{First: time.Second, Last: time.Minute}
+	var failures retry.Failures
 	for {
 		err := sw.pass(ctx)
 		var again <-chan time.Time
 		switch {
-		case err == nil:
-			retry = time.Second
 		case ctx.Err() != nil, errors.Is(err, ErrClosed):
-			return err
+			return nil
+		case err == nil:
+			pauses.Reset()
+			if failures.Recovered() {
+				sw.s.log.Info("compaction works again")
+			}
 		default:
-			sw.s.log.Warn("compaction did not get on and is tried again", zap.Duration("in", retry), zap.Error(err))
-			again = time.After(retry)
-			retry = min(2*retry, time.Minute)
+			pause := pauses.Next()
+			if failures.News(err) {
+				sw.s.log.Warn("compaction failed", zap.Error(err), zap.Duration("retry in", pause))
+			}
+			again = time.After(pause)
 		}
 		select {
 		case <-sw.woken:
 		case <-again:
-		case <-sw.s.closed:
-			return nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		}
 	}
 }

@@ -14,6 +14,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 const (
@@ -210,18 +212,32 @@ func (le *lessor) saveRemaining(c *conn) error {
 func (s *Store) expireLeases(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	pauses := retry.Backoff{First: time.Second, Last: 10 * time.Second}
+	var failures retry.Failures
 	for {
 		ids, next := s.lessor.due(time.Now())
+		var failed error
 		for _, id := range ids {
 			err := s.revoke(ctx, id, true)
-			switch {
-			case err == nil, errors.Is(err, ErrLeaseNotFound):
-			case ctx.Err() != nil, errors.Is(err, ErrClosed):
-				return err
-			default:
-				// Most likely no space: the keys stay a little longer.
-				s.log.Warn("expired lease could not be revoked and is tried again", zap.Int64("lease", id), zap.Error(err))
-				next = time.Now().Add(5 * time.Second)
+			if ctx.Err() != nil || errors.Is(err, ErrClosed) {
+				return nil
+			}
+			if err != nil && !errors.Is(err, ErrLeaseNotFound) {
+				failed = fmt.Errorf("revoke expired lease: %w", err)
+			}
+		}
+		switch {
+		case failed != nil:
+			// Most likely no space: the keys stay a little longer.
+			pause := pauses.Next()
+			if failures.News(failed) {
+				s.log.Warn("expired leases keep their keys", zap.Error(failed), zap.Duration("retry in", pause))
+			}
+			next = time.Now().Add(pause)
+		case len(ids) > 0:
+			pauses.Reset()
+			if failures.Recovered() {
+				s.log.Info("expired leases are revoked again")
 			}
 		}
 		if len(ids) > 0 && next.IsZero() {
@@ -235,10 +251,8 @@ func (s *Store) expireLeases(ctx context.Context) error {
 		select {
 		case <-due:
 		case <-s.lessor.woken:
-		case <-s.closed:
-			return nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		}
 	}
 }

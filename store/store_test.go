@@ -208,7 +208,7 @@ func TestStore_Lease_ExpiresAndSurvivesRestart(t *testing.T) {
 		go func() { ran <- s.expireLeases(ctx) }()
 		defer func() {
 			cancel()
-			if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
+			if err := <-ran; err != nil {
 				t.Error(err)
 			}
 			if err := s.Close(); err != nil {
