@@ -62,9 +62,9 @@ var floors = []struct {
 var siblings = map[string][]string{
 	"agent/join":         {"agent/balancer"},
 	"server/apiserver":   {"server/loopback", "server/openapi", "server/pki"},
-	"server/controllers": {"server/informer", "server/loopback", "server/pki"},
-	"server/join":        {"server/informer", "server/revocation"},
-	"server/scheduler":   {"server/informer", "server/loopback"},
+	"server/controllers": {"server/loopback", "server/pki"},
+	"server/join":        {"server/revocation"},
+	"server/scheduler":   {"server/loopback"},
 }
 
 // foreign names modules that a folder must not import, its tests included.
