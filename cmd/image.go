@@ -13,7 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/image"
 )
 
 func (p program) imageCommand() *cli.Command {
@@ -36,7 +36,7 @@ func (p program) imageCommand() *cli.Command {
 				Name: "rm", Usage: "remove images by name",
 				ArgsUsage: "NAME…", Flags: common,
 				Action: p.withAgentDir(1, "NAME", func(c *cli.Context, agentDir string) error {
-					if err := runtime.Remove(c.Context, agentDir, c.Args().Slice()...); err != nil {
+					if err := image.Remove(c.Context, agentDir, c.Args().Slice()...); err != nil {
 						return err
 					}
 					fmt.Fprintf(p.stdout, "removed %s\n", strings.Join(c.Args().Slice(), ", "))
@@ -74,7 +74,7 @@ func (p program) withAgentDir(words int, what string, action func(*cli.Context, 
 
 func (p program) importImages(c *cli.Context, agentDir string) error {
 	for _, file := range c.Args().Slice() {
-		options := runtime.ImportOptions{AgentDir: agentDir, Progress: func(int64, int64) {}}
+		options := image.ImportOptions{AgentDir: agentDir, Progress: func(int64, int64) {}}
 		ended := func(error) {}
 		if f, ok := p.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			ui := newTerminalUI(f, func() int {
@@ -100,26 +100,26 @@ func (p program) importImages(c *cli.Context, agentDir string) error {
 	return nil
 }
 
-func importOne(ctx context.Context, p program, file string, options runtime.ImportOptions) ([]string, error) {
+func importOne(ctx context.Context, p program, file string, options image.ImportOptions) ([]string, error) {
 	if file == "-" {
-		return runtime.ImportFrom(ctx, p.stdin, options)
+		return image.ImportFrom(ctx, p.stdin, options)
 	}
-	return runtime.Import(ctx, file, options)
+	return image.Import(ctx, file, options)
 }
 
 // importFault says what is wrong with an archive, in one line with a remedy.
 func importFault(file string, err error) error {
 	switch {
-	case errors.Is(err, runtime.ErrNotAnImage):
+	case errors.Is(err, image.ErrNotAnImage):
 		return fmt.Errorf("%w; nothing was imported: make the archive with `docker save`, `podman save` or `skopeo copy`", err)
-	case errors.Is(err, os.ErrNotExist) && !errors.Is(err, runtime.ErrNotRunning):
+	case errors.Is(err, os.ErrNotExist) && !errors.Is(err, image.ErrNotRunning):
 		return fmt.Errorf("image archive %s is not there", file)
 	}
 	return err
 }
 
 func (p program) listImages(c *cli.Context, agentDir string) error {
-	list, err := runtime.List(c.Context, agentDir)
+	list, err := image.List(c.Context, agentDir)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/recovery"
 )
 
 // unmountPods takes away the mounts the kubelet made for pods below its folder.
@@ -106,7 +107,7 @@ func removePodLogs(logs, agentDir string) error {
 			return fmt.Errorf("remove logs of a pod: %w", err)
 		}
 	}
-	return runtime.RemoveEmpty(logs)
+	return recovery.RemoveEmpty(logs)
 }
 
 // removeContainerLogLinks removes the links to logs that are gone with their pods.
@@ -130,7 +131,7 @@ func removeContainerLogLinks(dir string) error {
 			}
 		}
 	}
-	return runtime.RemoveEmpty(dir)
+	return recovery.RemoveEmpty(dir)
 }
 
 // kubeletHome is where every kubelet keeps its socket for device plugins,
@@ -164,7 +165,7 @@ func removeDevicePlugins(home string) error {
 			return fmt.Errorf("remove file of device plugins: %w", err)
 		}
 	}
-	return errors.Join(runtime.RemoveEmpty(plugins), runtime.RemoveEmpty(home))
+	return errors.Join(recovery.RemoveEmpty(plugins), recovery.RemoveEmpty(home))
 }
 
 const cgroupMount = "/sys/fs/cgroup"

@@ -16,7 +16,7 @@ import (
 
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
-	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/image"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -84,7 +84,7 @@ func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	}
 	st.Kubeconfig = kubeconfig
 	st.API = apiState(ctx, kubeconfig)
-	if list, err := runtime.List(ctx, filepath.Join(dataDir, "agent")); err == nil {
+	if list, err := image.List(ctx, filepath.Join(dataDir, "agent")); err == nil {
 		st.Containerd = fmt.Sprintf("ready, %d images", len(list))
 	}
 	return st, nil

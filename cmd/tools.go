@@ -10,8 +10,8 @@ import (
 
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
-	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -54,7 +54,7 @@ func (p program) ctrCommand() *cli.Command {
 			}
 			env := os.Environ()
 			for name, value := range map[string]string{
-				"CONTAINERD_ADDRESS":   runtime.SocketPath(filepath.Join(dir, "agent")),
+				"CONTAINERD_ADDRESS":   layout.For(filepath.Join(dir, "agent")).Socket,
 				"CONTAINERD_NAMESPACE": "k8s.io",
 			} {
 				if _, set := p.lookupEnv(name); !set {

@@ -21,7 +21,7 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/netproxy"
-	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/recovery"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -106,7 +106,7 @@ func (u *uninstaller) run(ctx context.Context) error {
 	// Rules and DNS are the machine's, not the folder's: a server that had no node
 	// must leave those of another mote alone.
 	hadNode := exists(agentDir) || u.dataDir == server.DefaultDataDir
-	left, err := runtime.Cleanup(ctx, agentDir)
+	left, err := recovery.Cleanup(ctx, agentDir)
 	if err != nil {
 		return fmt.Errorf("remove pods: %w", err)
 	}
@@ -238,7 +238,7 @@ func (u *uninstaller) removeFiles(agentDir string) error {
 		}
 	}
 	was := exists(u.dataDir)
-	if err := runtime.RemoveEmpty(u.dataDir); err != nil {
+	if err := recovery.RemoveEmpty(u.dataDir); err != nil {
 		return err
 	}
 	if was && !exists(u.dataDir) {
@@ -267,7 +267,7 @@ func (u *uninstaller) removeOutside() error {
 			u.say("left %s: it belongs to another cluster", path)
 			continue
 		}
-		if err := errors.Join(os.Remove(path), runtime.RemoveEmpty(filepath.Dir(path))); err != nil {
+		if err := errors.Join(os.Remove(path), recovery.RemoveEmpty(filepath.Dir(path))); err != nil {
 			return fmt.Errorf("remove %s: %w", path, err)
 		}
 		u.say("removed %s", path)
@@ -276,7 +276,7 @@ func (u *uninstaller) removeOutside() error {
 }
 
 func (u *uninstaller) remove(path string) error {
-	left, err := runtime.RemoveTree(path)
+	left, err := recovery.RemoveTree(path)
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", path, err)
 	}

@@ -25,10 +25,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mote-dev/mote/internal/upstream"
+	"github.com/mote-dev/mote/runtime/layout"
 )
-
-// k8sNamespace is the containerd namespace of everything the kubelet sees.
-const k8sNamespace = "k8s.io"
 
 // criServer is what the CRI plugin offers: the two services whose methods are
 // called directly, and whether recovery of the running pods is over.
@@ -56,7 +54,7 @@ type daemon struct {
 // containerd's own server.New does, except that plugins are given their settings
 // from code, that any failure closes what was opened before, and that nothing
 // listens yet.
-func startDaemon(ctx context.Context, p paths, settings map[string]any, snapshotter string) (_ *daemon, err error) {
+func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, snapshotter string) (_ *daemon, err error) {
 	d := &daemon{}
 	// The plugins keep this context for as long as they live, beyond the moment
 	// the caller asks to stop: what is under way then may finish.
@@ -66,7 +64,7 @@ func startDaemon(ctx context.Context, p paths, settings map[string]any, snapshot
 			err = errors.Join(err, d.close())
 		}
 	}()
-	if err := upstream.SetTempMounts(filepath.Join(p.state, "tmp")); err != nil {
+	if err := upstream.SetTempMounts(filepath.Join(p.State, "tmp")); err != nil {
 		return nil, err
 	}
 	set := plugin.NewPluginSet()
@@ -80,7 +78,7 @@ func startDaemon(ctx context.Context, p paths, settings map[string]any, snapshot
 	}
 	ic := plugin.NewContext(ctx, set, nil)
 	d.client, err = containerd.New("",
-		containerd.WithDefaultNamespace(k8sNamespace),
+		containerd.WithDefaultNamespace(layout.Namespace),
 		containerd.WithDefaultPlatform(platforms.Default()),
 		containerd.WithInMemoryServices(ic),
 	)
@@ -90,13 +88,13 @@ func startDaemon(ctx context.Context, p paths, settings map[string]any, snapshot
 	return d, d.register(set)
 }
 
-func (d *daemon) load(ctx context.Context, set *plugin.Set, r plugin.Registration, p paths, settings map[string]any) error {
+func (d *daemon) load(ctx context.Context, set *plugin.Set, r plugin.Registration, p layout.Paths, settings map[string]any) error {
 	id := r.URI()
 	ic := plugin.NewContext(ctx, set, map[string]string{
-		plugins.PropertyRootDir:      filepath.Join(p.root, id),
-		plugins.PropertyStateDir:     filepath.Join(p.state, id),
-		plugins.PropertyGRPCAddress:  p.socket,
-		plugins.PropertyTTRPCAddress: p.ttrpc,
+		plugins.PropertyRootDir:      filepath.Join(p.Root, id),
+		plugins.PropertyStateDir:     filepath.Join(p.State, id),
+		plugins.PropertyGRPCAddress:  p.Socket,
+		plugins.PropertyTTRPCAddress: p.TTRPC,
 	})
 	ic.RegisterReadiness = func() func() {
 		d.ready.Add(1)
@@ -164,12 +162,12 @@ func (d *daemon) register(set *plugin.Set) error {
 }
 
 // listen opens both sockets, so that whoever sees the runtime ready can connect.
-func (d *daemon) listen(p paths) (main, shims net.Listener, err error) {
-	main, err = listen(p.socket)
+func (d *daemon) listen(p layout.Paths) (main, shims net.Listener, err error) {
+	main, err = listen(p.Socket)
 	if err != nil {
 		return nil, nil, err
 	}
-	shims, err = listen(p.ttrpc)
+	shims, err = listen(p.TTRPC)
 	if err != nil {
 		return nil, nil, errors.Join(err, main.Close())
 	}

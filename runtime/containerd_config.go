@@ -3,7 +3,6 @@ package runtime
 import (
 	"bytes"
 	"fmt"
-	"path/filepath"
 	"slices"
 
 	"github.com/containerd/containerd/v2/plugins"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 const (
@@ -34,11 +34,11 @@ const (
 
 // pluginSettings returns the settings of each containerd plugin that does not
 // run with its defaults, by plugin URI.
-func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg registries, restrictOOM bool) map[string]any {
+func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter string, reg registries, restrictOOM bool) map[string]any {
 	id := func(t plugin.Type, name string) string { return t.String() + "." + name }
 	return map[string]any{
 		id(plugins.ShimPlugin, "manager"): map[string]any{
-			"socket_dir": p.shims,
+			"socket_dir": p.Shims,
 		},
 		id(plugins.TaskMonitorPlugin, "cgroups"): map[string]any{
 			"no_prometheus": true,
@@ -49,7 +49,7 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 			"startup_delay": "1m",
 		},
 		id(plugins.TransferPlugin, "local"): map[string]any{
-			"config_path":              p.certs,
+			"config_path":              p.Registries,
 			"max_concurrent_downloads": c.MaxConcurrentDownloads,
 			"unpack_config": []map[string]any{{
 				"platform":    platforms.Format(platforms.DefaultSpec()),
@@ -60,7 +60,7 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 		id(plugins.CRIServicePlugin, "images"): map[string]any{
 			"snapshotter":              snapshotter,
 			"pinned_images":            map[string]any{"sandbox": b.Manifest.PauseImage},
-			"registry":                 map[string]any{"config_path": p.certs, "configs": reg.credentials()},
+			"registry":                 map[string]any{"config_path": p.Registries, "configs": reg.credentials()},
 			"max_concurrent_downloads": c.MaxConcurrentDownloads,
 			// Without it a power cut soon after a pull leaves files of length
 			// zero in a snapshot the metadata calls complete.
@@ -77,8 +77,8 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 			// unprivileged workloads with device plugins expect.
 			"device_ownership_from_security_context": true,
 			"cni": map[string]any{
-				"bin_dirs":              append([]string{b.Dir}, c.CNIBinDirs...),
-				"conf_dir":              c.CNIConfDir,
+				"bin_dirs":              []string{b.Dir},
+				"conf_dir":              p.CNIConf,
 				"max_conf_num":          1,
 				"use_internal_loopback": true,
 			},
@@ -89,7 +89,7 @@ func pluginSettings(c Config, p paths, b bundle.Bundle, snapshotter string, reg 
 					"sandboxer":    "podsandbox",
 					"options": map[string]any{
 						"BinaryName":    b.Path(bundle.Runc),
-						"Root":          p.runcRoot,
+						"Root":          p.Runc,
 						"SystemdCgroup": c.CgroupDriver == cgroupDriverSystemd,
 					},
 				}},
@@ -125,11 +125,11 @@ func configure(settings map[string]any, r plugin.Registration) error {
 
 // chooseSnapshotter prefers overlayfs, and falls back to copying where the file
 // system cannot carry it.
-func chooseSnapshotter(c Config, p paths) (name string, reason error) {
+func chooseSnapshotter(c Config, p layout.Paths) (name string, reason error) {
 	if c.Snapshotter != "" {
 		return c.Snapshotter, nil
 	}
-	if err := overlayutils.Supported(filepath.Join(p.root)); err != nil {
+	if err := overlayutils.Supported(p.Root); err != nil {
 		return snapshotterNative, err
 	}
 	return snapshotterOverlay, nil

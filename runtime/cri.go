@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	internalapi "k8s.io/cri-api/pkg/apis"
+
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 // The two types below turn the server side of the CRI protocol, which containerd
@@ -30,7 +32,7 @@ var errIncomplete = errors.New("container runtime gave an incomplete answer")
 // call runs one server method with the namespace and the time limit it needs,
 // and turns its error into a gRPC status, as the wire would have.
 func call[Req, Resp any](ctx context.Context, limit time.Duration, method func(context.Context, Req) (Resp, error), req Req) (Resp, error) {
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)

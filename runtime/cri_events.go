@@ -8,12 +8,14 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc/metadata"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 // GetContainerEvents delivers events until the context or the server ends; the
 // kubelet calls it only when evented PLEG is on.
 func (r *runtimeService) GetContainerEvents(ctx context.Context, events chan *runtimeapi.ContainerEventResponse, established func(runtimeapi.RuntimeService_GetContainerEventsClient)) error {
-	stream := &eventStream{ctx: namespaces.WithNamespace(ctx, k8sNamespace), events: events}
+	stream := &eventStream{ctx: namespaces.WithNamespace(ctx, layout.Namespace), events: events}
 	if established != nil {
 		established(eventStreamClient{stream})
 	}

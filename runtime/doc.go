@@ -1,5 +1,6 @@
-// Package runtime owns the container runtime of a node: containerd linked into
-// this process, the bundled tools it runs, the images loaded from archives, and
-// the repair of whatever a power cut left of its state. It must not import
-// server, agent, store or netproxy.
+// Package runtime owns the container runtime of a node: containerd linked into this process and its
+// CRI services as plain Go calls. Its folders own the rest: bundle the tools it runs, image the
+// images, recovery what a power cut leaves, layout the paths they share.
+//
+// It must not import server, agent, store, netproxy or cmd.
 package runtime

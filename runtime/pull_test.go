@@ -22,7 +22,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mote-dev/mote/runtime"
-	"github.com/mote-dev/mote/runtime/ociarchive"
+	"github.com/mote-dev/mote/runtime/image/ociarchive"
+	"github.com/mote-dev/mote/runtime/layout"
+	"github.com/mote-dev/mote/runtime/recovery"
+	"github.com/mote-dev/mote/runtime/runtimetest"
 )
 
 // registry serves the one image of an archive, to those who know the password.
@@ -36,7 +39,11 @@ type registry struct {
 func newRegistry(t *testing.T, img ociarchive.Image) *registry {
 	t.Helper()
 	r := &registry{blobs: map[digest.Digest][]byte{}, requests: make(chan string, 100)}
-	tr := tar.NewReader(bytes.NewReader(archiveOf(t, img)))
+	var archive bytes.Buffer
+	if err := ociarchive.Write(&archive, img); err != nil {
+		t.Fatal(err)
+	}
+	tr := tar.NewReader(&archive)
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -87,18 +94,22 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // TestPull_ThroughMirror pulls an image of a registry that does not exist from
 // the mirror the registries file names, with the credentials it gives.
 func TestPull_ThroughMirror(t *testing.T) {
-	n := newNode(t)
-	ctx := timeout(t, 180*time.Second)
-	reg := newRegistry(t, smallImage("none.invalid/app:1", "pulled"))
+	n := runtimetest.NewNode(t)
+	ctx := runtimetest.Timeout(t, 180*time.Second)
+	reg := newRegistry(t, ociarchive.Image{
+		Name:       "none.invalid/app:1",
+		Entrypoint: []string{"/x"},
+		Files:      []ociarchive.File{{Name: "x", Mode: 0o755, Content: []byte(strings.Repeat("pulled\n", 500))}},
+	})
 	server := httptest.NewServer(reg)
 	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
 	file := fmt.Sprintf("mirrors:\n  none.invalid:\n    endpoint: [%q]\nconfigs:\n  %q:\n    auth: {username: reader, password: secret}\n", server.URL, host)
-	if err := os.WriteFile(n.cfg.RegistriesFile, []byte(file), 0o600); err != nil {
+	if err := os.WriteFile(n.Config.RegistriesFile, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.cfg.Logger = zaptest.NewLogger(t)
-	r, err := runtime.New(n.cfg)
+	n.Config.Logger = zaptest.NewLogger(t)
+	r, err := runtime.New(n.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,8 +139,8 @@ func TestPull_ThroughMirror(t *testing.T) {
 		t.Error("pulling what the mirror does not have gave no error")
 	}
 	// containerd's records are lost; the registry is out of reach.
-	list := filepath.Join(n.cfg.DataDir, "runtime/images.json")
-	waitFor(ctx, t, func() bool {
+	list := filepath.Join(n.Config.DataDir, "runtime/images.json")
+	runtimetest.WaitFor(ctx, t, func() bool {
 		data, err := os.ReadFile(list)
 		return err == nil && strings.Contains(string(data), `"none.invalid/app:1"`)
 	})
@@ -138,8 +149,8 @@ func TestPull_ThroughMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Close()
-	halve(t, filepath.Join(n.cfg.DataDir, "containerd", metaDB))
-	r, err = runtime.New(n.cfg)
+	runtimetest.Halve(t, filepath.Join(n.Paths().Root, layout.MetadataDB))
+	r, err = runtime.New(n.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,40 +179,26 @@ func TestPull_ThroughMirror(t *testing.T) {
 	}
 }
 
-// waitFor waits until a condition holds.
-func waitFor(ctx context.Context, t *testing.T, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal(ctx.Err())
-		}
-	}
-}
-
 // TestRun_RefusesBadRegistries names the file and the mistake.
 func TestRun_RefusesBadRegistries(t *testing.T) {
-	n := newNode(t)
-	if err := os.WriteFile(n.cfg.RegistriesFile, []byte("mirors: {}\n"), 0o600); err != nil {
+	n := runtimetest.NewNode(t)
+	if err := os.WriteFile(n.Config.RegistriesFile, []byte("mirors: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r, err := runtime.New(n.cfg)
+	r, err := runtime.New(n.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Run(timeout(t, 20*time.Second)); err == nil || !strings.Contains(err.Error(), "mirors") {
+	if err := r.Run(runtimetest.Timeout(t, 20*time.Second)); err == nil || !strings.Contains(err.Error(), "mirors") {
 		t.Errorf("error is %v", err)
 	}
 }
 
 // TestRun_RefusesSecond must not let two runtimes share a data folder.
 func TestRun_RefusesSecond(t *testing.T) {
-	n := newNode(t)
-	ctx := timeout(t, 180*time.Second)
-	first, err := runtime.New(n.cfg)
+	n := runtimetest.NewNode(t)
+	ctx := runtimetest.Timeout(t, 180*time.Second)
+	first, err := runtime.New(n.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,14 +206,14 @@ func TestRun_RefusesSecond(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- first.Run(runCtx) }()
 	<-first.Ready()
-	second, err := runtime.New(n.cfg)
+	second, err := runtime.New(n.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Run(ctx); !errors.Is(err, runtime.ErrInUse) {
+	if err := second.Run(ctx); !errors.Is(err, recovery.ErrInUse) {
 		t.Errorf("second runtime gave %v", err)
 	}
-	if _, err := runtime.Cleanup(ctx, n.cfg.DataDir); !errors.Is(err, runtime.ErrInUse) {
+	if _, err := recovery.Cleanup(ctx, n.Config.DataDir); !errors.Is(err, recovery.ErrInUse) {
 		t.Errorf("clean-up under a running runtime gave %v", err)
 	}
 	stop()

@@ -14,6 +14,9 @@ import (
 
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/runtime/image"
+	"github.com/mote-dev/mote/runtime/layout"
+	"github.com/mote-dev/mote/runtime/recovery"
 )
 
 // imageEventsTimeout bounds the wait for CRI to hear of images that were loaded,
@@ -27,7 +30,7 @@ var errStopped = errors.New("container runtime was asked to stop")
 // Run over the same folders finds them again.
 type Runtime struct {
 	cfg   Config
-	p     paths
+	p     layout.Paths
 	log   *zap.Logger
 	ready chan struct{}
 
@@ -43,7 +46,7 @@ func New(c Config) (*Runtime, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	return &Runtime{cfg: c, p: c.paths(), log: c.Logger, ready: make(chan struct{})}, nil
+	return &Runtime{cfg: c, p: layout.For(c.DataDir), log: c.Logger, ready: make(chan struct{})}, nil
 }
 
 // Ready is closed when CRI answers, running pods were found again, and the
@@ -51,10 +54,10 @@ func New(c Config) (*Runtime, error) {
 func (r *Runtime) Ready() <-chan struct{} { return r.ready }
 
 // Socket returns the path of containerd's socket, which also serves CRI.
-func (r *Runtime) Socket() string { return r.p.socket }
+func (r *Runtime) Socket() string { return r.p.Socket }
 
 // RunDir returns the folder of what lasts until the next boot.
-func (r *Runtime) RunDir() string { return r.cfg.RunDir }
+func (r *Runtime) RunDir() string { return r.p.Run }
 
 // BinDir returns the folder of the unpacked tools; paths in it stay valid over
 // upgrades.
@@ -100,22 +103,22 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	fatal := make(chan error, 1)
 	upstream.BridgeContainerd(r.log.Named("containerd"), r.cfg.Debug, fatal)
 
-	if err := r.p.mkdirs(r.cfg); err != nil {
+	if err := r.p.Mkdirs(); err != nil {
 		return err
 	}
-	unlock, err := lock(r.p)
+	unlock, err := recovery.Lock(r.p)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 
-	last, err := readLastStop(r.p)
+	last, err := recovery.ReadLastStop(r.p)
 	if err != nil {
 		return err
 	}
 	b, err := bundle.Unpack(bundle.Options{
-		Dir:           r.cfg.BinDir,
-		VerifyContent: !last.clean,
+		Dir:           r.p.Bin,
+		VerifyContent: !last.Clean,
 		Progress:      func(done, total int64) { r.cfg.Progress("unpack", "bundled tools", done, total) },
 	})
 	if err != nil {
@@ -147,27 +150,26 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		}
 	})
 	g.Go(func() error {
-		l := imageLoader{
-			client:      d.client,
-			snapshotter: snapshotter,
-			bundle:      b,
-			dir:         r.cfg.ImagesDir,
-			log:         r.log,
-			p:           r.p,
-			progress:    r.cfg.Progress,
+		l := image.Loader{
+			Client:      d.client,
+			Snapshotter: snapshotter,
+			Bundle:      b,
+			Paths:       r.p,
+			Log:         r.log,
+			Progress:    r.cfg.Progress,
 		}
 		if err := r.becomeReady(gctx, d, l); err != nil {
 			return err
 		}
-		if !last.clean {
+		if !last.Clean {
 			g.Go(func() error {
-				if err := l.verifyAll(gctx); err != nil && gctx.Err() == nil {
+				if err := l.Verify(gctx); err != nil && gctx.Err() == nil {
 					r.log.Error("images were not checked", zap.Error(err))
 				}
 				return nil
 			})
 		}
-		if err := keepImageList(gctx, d.client, r.p, r.log); err != nil {
+		if err := image.KeepList(gctx, d.client, r.p, r.log); err != nil {
 			return err
 		}
 		<-gctx.Done()
@@ -185,16 +187,16 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return markCleanStop(r.p)
+	return recovery.MarkCleanStop(r.p)
 }
 
 // start brings containerd up, repairing its state first.
-func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*daemon, string, error) {
+func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.LastStop) (*daemon, string, error) {
 	registries, err := readRegistries(r.cfg.RegistriesFile)
 	if err != nil {
 		return nil, "", err
 	}
-	if err := registries.writeHosts(r.p.certs); err != nil {
+	if err := registries.writeHosts(r.p.Registries); err != nil {
 		return nil, "", err
 	}
 	snapshotter, reason := chooseSnapshotter(r.cfg, r.p)
@@ -202,18 +204,18 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*d
 		r.log.Warn("overlayfs does not work here: images are copied for each container, which takes more disk and time", zap.Error(reason))
 	}
 	settings := pluginSettings(r.cfg, r.p, b, snapshotter, registries, lacksSysResource())
-	if err := r.repair(ctx, last); err != nil {
+	if err := recovery.Repair(ctx, r.p, last, r.log); err != nil {
 		return nil, "", err
 	}
 	d, err := startDaemon(ctx, r.p, settings, snapshotter)
-	if remedy := shortage(err); remedy != "" {
+	if remedy := recovery.Remedy(err); remedy != "" {
 		return nil, "", fmt.Errorf("start containerd: %w: %s", err, remedy)
 	}
 	if err != nil {
 		// The checks before did not see the damage that containerd does. One
 		// more try from nothing is better than never starting again.
 		r.log.Error("containerd does not start from the state on disk: setting it aside", zap.Error(err))
-		if err := r.setAside(ctx, err.Error(), damagedAll); err != nil {
+		if err := recovery.SetAside(ctx, r.p, err, r.log); err != nil {
 			return nil, "", err
 		}
 		if d, err = startDaemon(ctx, r.p, settings, snapshotter); err != nil {
@@ -224,7 +226,7 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last lastStop) (*d
 }
 
 // becomeReady waits for CRI, loads images and announces readiness.
-func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l imageLoader) error {
+func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l image.Loader) error {
 	recovered := make(chan struct{})
 	go func() {
 		// Ends when the plugin is ready, or with the process if it never is.
@@ -236,7 +238,7 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l imageLoader) err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	names, err := l.loadAll(ctx)
+	names, err := l.Load(ctx)
 	if err != nil {
 		return err
 	}
@@ -245,7 +247,7 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l imageLoader) err
 		r.log.Warn("not every image on disk is usable", zap.Error(err))
 	}
 	r.mu.Lock()
-	r.daemon, r.bundle = d, l.bundle
+	r.daemon, r.bundle = d, l.Bundle
 	r.mu.Unlock()
 	close(r.ready)
 	return nil

@@ -1,5 +1,6 @@
-// Package bundle owns the tools embedded in the executable (runc, its shim, the
-// CNI plugins, the pause image, the kubectl and ctr helper): unpacking them by
-// content hash, and noticing and repairing damage. It must not import containerd
-// or other packages of mote.
+// Package bundle owns the tools embedded in the executable (runc, its shim, the CNI plugins, the
+// pause image, the kubectl and ctr helper): unpacking them by content hash, and detecting and
+// repairing damage.
+//
+// It must not import anything else of this repository but internal/atomicfile.
 package bundle

@@ -1,4 +1,4 @@
-package runtime
+package image
 
 import (
 	"context"
@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 // Labels on the records of imported images. The first two are CRI's: an image
@@ -51,7 +53,7 @@ const (
 // unpacked snapshots, and at last the image records, under a lease that makes
 // containerd drop all of it if anything fails before.
 func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader, origin string) (names []string, err error) {
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	tr, err := decompress(r)
 	if err != nil {
 		return nil, err

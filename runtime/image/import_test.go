@@ -1,4 +1,4 @@
-package runtime_test
+package image_test
 
 import (
 	"archive/tar"
@@ -21,8 +21,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
-	"github.com/mote-dev/mote/runtime"
-	"github.com/mote-dev/mote/runtime/ociarchive"
+	"github.com/mote-dev/mote/runtime/image"
+	"github.com/mote-dev/mote/runtime/image/ociarchive"
+	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/runtime/runtimetest"
 )
 
@@ -170,24 +171,24 @@ func badArchives(t *testing.T) map[string]struct {
 }
 
 // content lists the blobs on disk, the leases and the images of a node.
-func content(t *testing.T, n node) (blobs []string, images []runtime.ImageInfo) {
+func content(t *testing.T, n runtimetest.Node) (blobs []string, images []image.Info) {
 	t.Helper()
-	blobs, err := filepath.Glob(filepath.Join(n.cfg.DataDir, "containerd/io.containerd.content.v1.content/*/*"))
+	blobs, err := filepath.Glob(filepath.Join(n.Config.DataDir, "containerd/io.containerd.content.v1.content/*/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	more, err := filepath.Glob(filepath.Join(n.cfg.DataDir, "containerd/io.containerd.content.v1.content/blobs/sha256/*"))
+	more, err := filepath.Glob(filepath.Join(n.Config.DataDir, "containerd/io.containerd.content.v1.content/blobs/sha256/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err = runtime.List(t.Context(), n.cfg.DataDir)
+	images, err = image.List(t.Context(), n.Config.DataDir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return append(blobs, more...), images
 }
 
-func names(list []runtime.ImageInfo) []string {
+func names(list []image.Info) []string {
 	var out []string
 	for _, i := range list {
 		out = append(out, i.Name)
@@ -196,9 +197,9 @@ func names(list []runtime.ImageInfo) []string {
 }
 
 func TestImport(t *testing.T) {
-	n := newNode(t)
-	ctx := timeout(t, 120*time.Second)
-	child := runtimetest.Start(t, n.cfg)
+	n := runtimetest.NewNode(t)
+	ctx := runtimetest.Timeout(t, 120*time.Second)
+	child := runtimetest.Start(t, n.Config)
 	dir := t.TempDir()
 	write := func(name string, data []byte) string {
 		file := filepath.Join(dir, name)
@@ -207,14 +208,14 @@ func TestImport(t *testing.T) {
 		}
 		return file
 	}
-	options := runtime.ImportOptions{AgentDir: n.cfg.DataDir}
+	options := image.ImportOptions{AgentDir: n.Config.DataDir}
 
 	t.Run("refused", func(t *testing.T) {
 		blobsBefore, imagesBefore := content(t, n)
 		for name, bad := range badArchives(t) {
 			t.Run(name, func(t *testing.T) {
-				_, err := runtime.Import(ctx, write("bad.tar", bad.data), options)
-				if !errors.Is(err, runtime.ErrNotAnImage) || !strings.Contains(err.Error(), bad.want) {
+				_, err := image.Import(ctx, write("bad.tar", bad.data), options)
+				if !errors.Is(err, image.ErrNotAnImage) || !strings.Contains(err.Error(), bad.want) {
 					t.Errorf("error is %v, want one about %q", err, bad.want)
 				}
 				blobs, images := content(t, n)
@@ -223,10 +224,10 @@ func TestImport(t *testing.T) {
 				}
 			})
 		}
-		if _, err := runtime.Import(ctx, dir, options); !errors.Is(err, runtime.ErrNotAnImage) {
+		if _, err := image.Import(ctx, dir, options); !errors.Is(err, image.ErrNotAnImage) {
 			t.Errorf("a folder gave %v", err)
 		}
-		if _, err := runtime.Import(ctx, filepath.Join(dir, "none"), options); !errors.Is(err, os.ErrNotExist) {
+		if _, err := image.Import(ctx, filepath.Join(dir, "none"), options); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("no file gave %v", err)
 		}
 	})
@@ -242,7 +243,7 @@ func TestImport(t *testing.T) {
 		var last, total int64
 		o := options
 		o.Progress = func(d, of int64) { last, total = d, of }
-		got, err := runtime.Import(ctx, write("good.tar", data), o)
+		got, err := image.Import(ctx, write("good.tar", data), o)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -253,43 +254,43 @@ func TestImport(t *testing.T) {
 			t.Errorf("%s: progress ended at %d of %d", name, last, total)
 		}
 	}
-	if _, err := runtime.ImportFrom(ctx, bytes.NewReader(plain), options); err != nil {
+	if _, err := image.ImportFrom(ctx, bytes.NewReader(plain), options); err != nil {
 		t.Errorf("import from a stream, a second time: %v", err)
 	}
 	checkImported(ctx, t, n, good)
 
 	child.Kill()
-	if err := os.Truncate(filepath.Join(n.cfg.DataDir, "containerd", metaDB), 0); err != nil {
+	if err := os.Truncate(filepath.Join(n.Paths().Root, layout.MetadataDB), 0); err != nil {
 		t.Fatal(err)
 	}
-	child = runtimetest.Start(t, n.cfg)
+	child = runtimetest.Start(t, n.Config)
 	checkImported(ctx, t, n, good)
 
-	if err := runtime.Remove(ctx, n.cfg.DataDir, "nothing:1"); !errors.Is(err, runtime.ErrNoImage) {
+	if err := image.Remove(ctx, n.Config.DataDir, "nothing:1"); !errors.Is(err, image.ErrNoImage) {
 		t.Errorf("removing what is not there gave %v", err)
 	}
 	for name := range good {
-		if err := runtime.Remove(ctx, n.cfg.DataDir, name); err != nil {
+		if err := image.Remove(ctx, n.Config.DataDir, name); err != nil {
 			t.Error(err)
 		}
 	}
-	kept, err := filepath.Glob(filepath.Join(n.cfg.DataDir, "images/imported/*"))
+	kept, err := filepath.Glob(filepath.Join(n.Config.DataDir, "images/imported/*"))
 	if err != nil || len(kept) > 0 {
 		t.Errorf("archives are left: %v, %v", kept, err)
 	}
 	child.Stop()
-	child = runtimetest.Start(t, n.cfg)
+	child = runtimetest.Start(t, n.Config)
 	if _, images := content(t, n); len(images) != 2 {
 		t.Errorf("images after removal and restart: %v", names(images))
 	}
 	child.Stop()
-	if _, err := runtime.List(ctx, n.cfg.DataDir); !errors.Is(err, runtime.ErrNotRunning) {
+	if _, err := image.List(ctx, n.Config.DataDir); !errors.Is(err, image.ErrNotRunning) {
 		t.Errorf("list without a runtime gave %v", err)
 	}
 }
 
 // checkImported checks the images as the kubelet sees them.
-func checkImported(ctx context.Context, t *testing.T, n node, good map[string][]byte) {
+func checkImported(ctx context.Context, t *testing.T, n runtimetest.Node, good map[string][]byte) {
 	t.Helper()
 	_, images := content(t, n)
 	for name := range good {
@@ -297,7 +298,7 @@ func checkImported(ctx context.Context, t *testing.T, n node, good map[string][]
 			t.Errorf("%s is not listed: %v", name, names(images))
 		}
 	}
-	c := runtimetest.Dial(t, n.socket())
+	c := n.Dial(t)
 	list, err := c.Images.ListImages(ctx, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -324,14 +325,14 @@ func checkImported(ctx context.Context, t *testing.T, n node, good map[string][]
 
 // TestImport_ByHelper runs the bundled ctr against a running runtime.
 func TestImport_ByHelper(t *testing.T) {
-	n := newNode(t)
-	child := runtimetest.Start(t, n.cfg)
-	helper := filepath.Join(filepath.Dir(n.cfg.DataDir), "bin/current/mote-helper")
+	n := runtimetest.NewNode(t)
+	child := runtimetest.Start(t, n.Config)
+	helper := filepath.Join(filepath.Dir(n.Config.DataDir), "bin/current/mote-helper")
 	if _, err := os.Stat(helper); err != nil {
 		t.Skip("the bundle was built without the helper")
 	}
 	start := time.Now()
-	out, err := exec.CommandContext(t.Context(), helper, "ctr", "-a", n.socket(), "-n", "k8s.io", "images", "ls", "-q").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), helper, "ctr", "-a", n.Paths().Socket, "-n", "k8s.io", "images", "ls", "-q").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), runtimetest.BusyboxImage) {
 		t.Errorf("ctr gave %v: %s", err, out)
 	}
@@ -356,9 +357,9 @@ func largeImage(t *testing.T, name string, size int) ociarchive.Image {
 // TestImport_CutShort kills the runtime while an archive is being written to its
 // content. The next start must drop what came of it.
 func TestImport_CutShort(t *testing.T) {
-	n := newNode(t)
-	ctx := timeout(t, 120*time.Second)
-	child := runtimetest.Start(t, n.cfg)
+	n := runtimetest.NewNode(t)
+	ctx := runtimetest.Timeout(t, 120*time.Second)
+	child := runtimetest.Start(t, n.Config)
 	blobsBefore, _ := content(t, n)
 	file := filepath.Join(t.TempDir(), "large.tar")
 	if err := ociarchive.WriteFile(file, largeImage(t, "example.com/large:1", 128<<20)); err != nil {
@@ -366,10 +367,10 @@ func TestImport_CutShort(t *testing.T) {
 	}
 	failed := make(chan error, 1)
 	go func() {
-		_, err := runtime.Import(ctx, file, runtime.ImportOptions{AgentDir: n.cfg.DataDir})
+		_, err := image.Import(ctx, file, image.ImportOptions{AgentDir: n.Config.DataDir})
 		failed <- err
 	}()
-	ingest := filepath.Join(n.cfg.DataDir, "containerd/io.containerd.content.v1.content/ingest/*")
+	ingest := filepath.Join(n.Config.DataDir, "containerd/io.containerd.content.v1.content/ingest/*")
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -383,10 +384,10 @@ func TestImport_CutShort(t *testing.T) {
 		}
 	}
 	child.Kill()
-	if err := <-failed; !errors.Is(err, runtime.ErrNotRunning) {
+	if err := <-failed; !errors.Is(err, image.ErrNotRunning) {
 		t.Fatalf("import gave %v when the runtime was killed", err)
 	}
-	child = runtimetest.Start(t, n.cfg)
+	child = runtimetest.Start(t, n.Config)
 	if found, _ := filepath.Glob(ingest); len(found) > 0 {
 		t.Errorf("half-written content is left: %v", found)
 	}
@@ -399,23 +400,23 @@ func TestImport_CutShort(t *testing.T) {
 
 // TestImport_DiskFull runs over a disk with too little room for an image.
 func TestImport_DiskFull(t *testing.T) {
-	n := newNode(t)
-	ctx := timeout(t, 120*time.Second)
-	disk := filepath.Join(n.cfg.DataDir, "containerd")
+	n := runtimetest.NewNode(t)
+	ctx := runtimetest.Timeout(t, 120*time.Second)
+	disk := filepath.Join(n.Config.DataDir, "containerd")
 	if err := os.MkdirAll(disk, 0o711); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
 		t.Fatal(err)
 	}
-	child := runtimetest.Start(t, n.cfg)
+	child := runtimetest.Start(t, n.Config)
 	blobsBefore, _ := content(t, n)
 	file := filepath.Join(t.TempDir(), "large.tar")
 	if err := ociarchive.WriteFile(file, largeImage(t, "example.com/large:1", 40<<20)); err != nil {
 		t.Fatal(err)
 	}
-	options := runtime.ImportOptions{AgentDir: n.cfg.DataDir}
-	if _, err := runtime.Import(ctx, file, options); err == nil || !strings.Contains(err.Error(), "no space left") {
+	options := image.ImportOptions{AgentDir: n.Config.DataDir}
+	if _, err := image.Import(ctx, file, options); err == nil || !strings.Contains(err.Error(), "no space left") {
 		t.Errorf("import to a full disk gave %v", err)
 	}
 	blobs, images := content(t, n)
@@ -427,8 +428,8 @@ func TestImport_DiskFull(t *testing.T) {
 	if len(images) != 2 {
 		t.Errorf("images are %v", names(images))
 	}
-	c := runtimetest.Dial(t, n.socket())
-	if err := runOne(ctx, n, c, "after"); err != nil {
+	c := n.Dial(t)
+	if err := n.RunOne(ctx, c, "after"); err != nil {
 		t.Errorf("no pod runs after the disk was full: %v", err)
 	}
 	child.Stop()

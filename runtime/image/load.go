@@ -1,10 +1,9 @@
-package runtime
+package image
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -25,66 +23,48 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
-	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
-const (
-	// importedDir, in the images folder, keeps the archives given to `mote image
-	// import`, so that their images can be rebuilt after damage without asking
-	// for the file again.
-	importedDir = "imported"
-	// loadedDir, among the marks, holds one record for each archive loaded.
-	loadedDir = "loaded"
-)
+// Loader loads image archives into a running containerd. All exported fields are required.
+type Loader struct {
+	Client      *containerd.Client
+	Snapshotter string
+	Bundle      bundle.Bundle
+	Paths       layout.Paths
+	Log         *zap.Logger
+	// Progress is called while an archive is read.
+	Progress func(phase, name string, done, total int64)
 
-// archiveRecord says what an archive was when it was loaded and what it gave, so
-// that it is read again only when it changed or its images are not whole.
-type archiveRecord struct {
-	Path    string                   `json:"path"`
-	Size    int64                    `json:"size"`
-	ModTime time.Time                `json:"modTime"`
-	SHA256  string                   `json:"sha256"`
-	Images  map[string]v1.Descriptor `json:"images"`
-}
-
-// imageLoader loads archives into a running containerd.
-type imageLoader struct {
-	client      *containerd.Client
-	snapshotter string
-	bundle      bundle.Bundle
-	dir         string // the images folder
-	log         *zap.Logger
-	p           paths
-	progress    func(phase, name string, done, total int64)
 	// verify reads all content of the images and compares hashes; otherwise sizes
 	// are compared.
 	verify bool
 }
 
-// loadAll clears what unfinished work left, and then loads what is missing. It
+// Load clears what unfinished work left, and then loads what is missing. It
 // returns the names of all images that were checked or loaded.
-func (l imageLoader) loadAll(ctx context.Context) ([]string, error) {
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
-	if err := dropImportLeases(ctx, l.client); err != nil {
+func (l Loader) Load(ctx context.Context) ([]string, error) {
+	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
+	if err := dropImportLeases(ctx, l.Client); err != nil {
 		return nil, err
 	}
 	// First, while nothing gives containerd a reason to collect what it does not
 	// know.
-	adopted, err := l.adopt(ctx)
+	rebuilt, err := l.rebuild(ctx)
 	if err != nil {
 		return nil, err
 	}
 	names, err := l.loadMissing(ctx)
-	return append(adopted, names...), err
+	return append(rebuilt, names...), err
 }
 
-// verifyAll is loadMissing by hashes instead of sizes. Reading everything takes
+// Verify is loadMissing by hashes instead of sizes. Reading everything takes
 // long on a slow disk, and damaged content harms only what is unpacked from it
 // next, so this is done while the node works.
-func (l imageLoader) verifyAll(ctx context.Context) error {
+func (l Loader) Verify(ctx context.Context) error {
 	l.verify = true
-	_, err := l.loadMissing(namespaces.WithNamespace(ctx, k8sNamespace))
+	_, err := l.loadMissing(namespaces.WithNamespace(ctx, layout.Namespace))
 	return err
 }
 
@@ -92,15 +72,15 @@ func (l imageLoader) verifyAll(ctx context.Context) error {
 // folder and its folder of imported ones, unless their images are there and
 // whole. A bad archive is reported and passed over: it must not keep the node
 // from starting.
-func (l imageLoader) loadMissing(ctx context.Context) ([]string, error) {
+func (l Loader) loadMissing(ctx context.Context) ([]string, error) {
 	if err := l.loadBundled(ctx); err != nil {
 		return nil, err
 	}
-	archives, err := listArchives(l.dir, filepath.Join(l.dir, importedDir))
+	archives, err := listArchives(l.Paths.Images, l.Paths.Imported)
 	if err != nil {
 		return nil, err
 	}
-	names := []string{l.bundle.Manifest.PauseImage}
+	names := []string{l.Bundle.Manifest.PauseImage}
 	known := map[string]bool{}
 	for _, file := range archives {
 		known[recordName(file)] = true
@@ -109,7 +89,7 @@ func (l imageLoader) loadMissing(ctx context.Context) ([]string, error) {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			l.log.Error("image archive was not loaded", zap.String("file", file), zap.Error(err))
+			l.Log.Error("image archive was not loaded", zap.String("file", file), zap.Error(err))
 		}
 		names = append(names, loaded...)
 	}
@@ -117,57 +97,57 @@ func (l imageLoader) loadMissing(ctx context.Context) ([]string, error) {
 }
 
 // loadBundled makes sure the pause image is there and whole.
-func (l imageLoader) loadBundled(ctx context.Context) error {
-	name := l.bundle.Manifest.PauseImage
-	img, err := l.client.ImageService().Get(ctx, name)
+func (l Loader) loadBundled(ctx context.Context) error {
+	name := l.Bundle.Manifest.PauseImage
+	img, err := l.Client.ImageService().Get(ctx, name)
 	if err == nil {
 		if err = l.whole(ctx, img.Target); err == nil {
 			return nil
 		}
-		l.log.Warn("bundled image is damaged: loading it again", zap.String("image", name), zap.Error(err))
+		l.Log.Warn("bundled image is damaged: loading it again", zap.String("image", name), zap.Error(err))
 	} else if !errdefs.IsNotFound(err) {
 		return fmt.Errorf("look for image %s: %w", name, err)
 	}
-	f, err := os.Open(l.bundle.Path(bundle.PauseArchive))
+	f, err := os.Open(l.Bundle.Path(bundle.PauseArchive))
 	if err != nil {
 		return fmt.Errorf("open bundled image: %w", err)
 	}
 	defer f.Close()
-	if _, err := importChecked(ctx, l.client, l.snapshotter, f, originBundled); err != nil {
+	if _, err := importChecked(ctx, l.Client, l.Snapshotter, f, originBundled); err != nil {
 		return fmt.Errorf("load bundled image %s: %w", name, err)
 	}
 	return nil
 }
 
 // loadArchive loads one archive unless it was loaded before and nothing changed.
-func (l imageLoader) loadArchive(ctx context.Context, file string) ([]string, error) {
+func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) {
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, fmt.Errorf("find image archive: %w", err)
 	}
-	recordFile := filepath.Join(l.p.marks, loadedDir, recordName(file))
+	recordFile := filepath.Join(l.Paths.Marks, loadedDir, recordName(file))
 	if rec, err := readRecord(recordFile); err == nil && rec.Size == info.Size() && rec.ModTime.Equal(info.ModTime()) {
 		err := l.unchanged(ctx, rec)
 		if err == nil {
 			return slices.Collect(maps.Keys(rec.Images)), nil
 		}
-		l.log.Warn("image is not whole: loading its archive again", zap.String("file", file), zap.Error(err))
+		l.Log.Warn("image is not whole: loading its archive again", zap.String("file", file), zap.Error(err))
 	}
 	start := time.Now()
-	rec, err := loadFile(ctx, l.client, l.snapshotter, file, func(done, total int64) {
-		l.progress("import", filepath.Base(file), done, total)
+	rec, err := loadFile(ctx, l.Client, l.Snapshotter, file, func(done, total int64) {
+		l.Progress("import", filepath.Base(file), done, total)
 	})
 	if err != nil {
 		return nil, err
 	}
-	l.log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)), zap.Duration("took", time.Since(start)))
+	l.Log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)), zap.Duration("took", time.Since(start)))
 	return slices.Collect(maps.Keys(rec.Images)), writeRecord(recordFile, rec)
 }
 
 // unchanged reports why an archive's images must be loaded again, or nil.
-func (l imageLoader) unchanged(ctx context.Context, rec archiveRecord) error {
+func (l Loader) unchanged(ctx context.Context, rec archiveRecord) error {
 	for name, target := range rec.Images {
-		img, err := l.client.ImageService().Get(ctx, name)
+		img, err := l.Client.ImageService().Get(ctx, name)
 		if err != nil {
 			return fmt.Errorf("look for image %s: %w", name, err)
 		}
@@ -184,8 +164,8 @@ func (l imageLoader) unchanged(ctx context.Context, rec archiveRecord) error {
 // whole checks that all content of an image is on disk as its descriptors say,
 // and that it is unpacked. Damaged content is removed on the way, as containerd
 // takes a file with the right name for the right content.
-func (l imageLoader) whole(ctx context.Context, target v1.Descriptor) error {
-	cs := l.client.ContentStore()
+func (l Loader) whole(ctx context.Context, target v1.Descriptor) error {
+	cs := l.Client.ContentStore()
 	var errs []error
 	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 		if err := l.checkBlob(ctx, cs, d); err != nil {
@@ -200,7 +180,7 @@ func (l imageLoader) whole(ctx context.Context, target v1.Descriptor) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	unpacked, err := containerd.NewImage(l.client, images.Image{Name: "check", Target: target}).IsUnpacked(ctx, l.snapshotter)
+	unpacked, err := containerd.NewImage(l.Client, images.Image{Name: "check", Target: target}).IsUnpacked(ctx, l.Snapshotter)
 	if err != nil {
 		return fmt.Errorf("check whether it is unpacked: %w", err)
 	}
@@ -210,8 +190,8 @@ func (l imageLoader) whole(ctx context.Context, target v1.Descriptor) error {
 	return nil
 }
 
-func (l imageLoader) checkBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
-	file := filepath.Join(l.p.root, contentFolder, blobName(d.Digest))
+func (l Loader) checkBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
+	file := filepath.Join(l.Paths.Root, layout.Content, blobName(d.Digest))
 	info, err := os.Stat(file)
 	if err != nil {
 		return fmt.Errorf("find content: %w", errors.Join(err, l.dropBlob(ctx, cs, file, d)))
@@ -238,7 +218,7 @@ func (l imageLoader) checkBlob(ctx context.Context, cs content.Store, d v1.Descr
 }
 
 // dropBlob makes containerd forget a blob and removes what there is of it.
-func (l imageLoader) dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descriptor) error {
+func (l Loader) dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descriptor) error {
 	if err := cs.Delete(ctx, d.Digest); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("forget damaged content: %w", err)
 	}
@@ -289,81 +269,13 @@ func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file 
 		Images:  map[string]v1.Descriptor{},
 	}
 	for _, name := range names {
-		img, err := client.ImageService().Get(namespaces.WithNamespace(ctx, k8sNamespace), name)
+		img, err := client.ImageService().Get(namespaces.WithNamespace(ctx, layout.Namespace), name)
 		if err != nil {
 			return archiveRecord{}, fmt.Errorf("look for imported image: %w", err)
 		}
 		rec.Images[name] = img.Target
 	}
 	return rec, nil
-}
-
-// listArchives returns the archives in the folders, in the order of their names.
-func listArchives(dirs ...string) ([]string, error) {
-	var found []string
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list image archives: %w", err)
-		}
-		for _, e := range entries {
-			if !e.IsDir() && strings.Contains(e.Name(), ".tar") && !strings.HasPrefix(e.Name(), ".") {
-				found = append(found, filepath.Join(dir, e.Name()))
-			}
-		}
-	}
-	return found, nil
-}
-
-func recordName(file string) string {
-	sum := sha256.Sum256([]byte(file))
-	return hex.EncodeToString(sum[:8]) + ".json"
-}
-
-func readRecord(name string) (archiveRecord, error) {
-	var rec archiveRecord
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return rec, fmt.Errorf("read record of image archive: %w", err)
-	}
-	if err := json.Unmarshal(data, &rec); err != nil {
-		return rec, fmt.Errorf("parse record of image archive: %w", err)
-	}
-	return rec, nil
-}
-
-func writeRecord(name string, rec archiveRecord) error {
-	data, err := json.MarshalIndent(rec, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode record of image archive: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return fmt.Errorf("create folder for records: %w", err)
-	}
-	return atomicfile.Write(name, data, 0o600)
-}
-
-// forgetRecords removes the records of archives that are gone.
-func (l imageLoader) forgetRecords(known map[string]bool) error {
-	entries, err := os.ReadDir(filepath.Join(l.p.marks, loadedDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("list records of image archives: %w", err)
-	}
-	for _, e := range slices.Clone(entries) {
-		if known[e.Name()] {
-			continue
-		}
-		if err := os.Remove(filepath.Join(l.p.marks, loadedDir, e.Name())); err != nil {
-			return fmt.Errorf("remove record of image archive: %w", err)
-		}
-	}
-	return nil
 }
 
 // countingReader reports how far a reader is, at most every so many bytes.

@@ -1,4 +1,4 @@
-package runtime
+package image
 
 import (
 	"context"
@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 const (
@@ -33,8 +34,6 @@ const (
 	// content, which is named by its hash, a node whose registry is out of reach
 	// gets its images back when that file is lost.
 	imageList = "images.json"
-	// rebuildMark stands while the images of a state set aside are not yet back.
-	rebuildMark = "rebuild"
 	// listDelay lets a pull, which changes several records, finish first.
 	listDelay = time.Second
 )
@@ -46,11 +45,11 @@ type imageRecord struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
-// keepImageList writes the list now and after each change of an image, until
+// KeepList writes the list now and after each change of an image, until
 // the context ends. A list that cannot be written is reported and tried again
 // with the next change.
-func keepImageList(ctx context.Context, client *containerd.Client, p paths, log *zap.Logger) error {
-	ctx = namespaces.WithNamespace(ctx, k8sNamespace)
+func KeepList(ctx context.Context, client *containerd.Client, p layout.Paths, log *zap.Logger) error {
+	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	events, failed := client.Subscribe(ctx, `topic~="/images/"`)
 	var last []byte
 	due := time.NewTimer(0)
@@ -60,7 +59,7 @@ func keepImageList(ctx context.Context, client *containerd.Client, p paths, log 
 		case <-due.C:
 			data, err := listImages(ctx, client)
 			if err == nil && !slices.Equal(data, last) {
-				if err = atomicfile.Write(filepath.Join(p.marks, imageList), data, 0o600); err == nil {
+				if err = atomicfile.Write(filepath.Join(p.Marks, imageList), data, 0o600); err == nil {
 					last = data
 				}
 			}
@@ -97,39 +96,39 @@ func listImages(ctx context.Context, client *containerd.Client) ([]byte, error) 
 	return data, nil
 }
 
-// adopt brings back the images of a state that was set aside, from the list and
+// rebuild brings back the images of a state that was set aside, from the list and
 // the content that is still whole. What cannot be had that way is left to the
 // archives and to the registries. It returns the names of the images.
-func (l imageLoader) adopt(ctx context.Context) ([]string, error) {
-	mark := filepath.Join(l.p.marks, rebuildMark)
+func (l Loader) rebuild(ctx context.Context) ([]string, error) {
+	mark := filepath.Join(l.Paths.Marks, layout.RebuildMark)
 	if _, err := os.Stat(mark); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	records, err := readImageList(l.p)
+	records, err := readImageList(l.Paths)
 	if err != nil {
 		// The list is a convenience; without it there are still the archives.
-		l.log.Warn("list of images cannot be used: images that were pulled are pulled again", zap.Error(err))
+		l.Log.Warn("list of images cannot be used: images that were pulled are pulled again", zap.Error(err))
 	}
 	var back []string
 	for _, rec := range records {
-		if err := l.adoptOne(ctx, rec); err != nil {
+		if err := l.rebuildImage(ctx, rec); err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			l.log.Warn("image could not be rebuilt from its content", zap.String("image", rec.Name), zap.Error(err))
+			l.Log.Warn("image could not be rebuilt from its content", zap.String("image", rec.Name), zap.Error(err))
 			continue
 		}
 		back = append(back, rec.Name)
 	}
-	l.log.Info("rebuilt images from their content", zap.Int("records", len(back)), zap.Int("of", len(records)))
+	l.Log.Info("rebuilt images from their content", zap.Int("records", len(back)), zap.Int("of", len(records)))
 	if err := os.Remove(mark); err != nil {
 		return nil, fmt.Errorf("remove mark of unfinished rebuild: %w", err)
 	}
 	return back, nil
 }
 
-func readImageList(p paths) ([]imageRecord, error) {
-	data, err := os.ReadFile(filepath.Join(p.marks, imageList))
+func readImageList(p layout.Paths) ([]imageRecord, error) {
+	data, err := os.ReadFile(filepath.Join(p.Marks, imageList))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -143,8 +142,8 @@ func readImageList(p paths) ([]imageRecord, error) {
 	return records, nil
 }
 
-func (l imageLoader) adoptOne(ctx context.Context, rec imageRecord) (err error) {
-	manager := l.client.LeasesService()
+func (l Loader) rebuildImage(ctx context.Context, rec imageRecord) (err error) {
+	manager := l.Client.LeasesService()
 	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime), leases.WithLabel(labelImportLease, ""))
 	if err != nil {
 		return fmt.Errorf("create lease: %w", err)
@@ -152,9 +151,9 @@ func (l imageLoader) adoptOne(ctx context.Context, rec imageRecord) (err error) 
 	defer func() { err = errors.Join(err, manager.Delete(context.WithoutCancel(ctx), lease)) }()
 	ctx = leases.WithLease(ctx, lease.ID)
 
-	cs := l.client.ContentStore()
+	cs := l.Client.ContentStore()
 	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
-		if err := l.adoptBlob(ctx, cs, d); err != nil {
+		if err := l.recordBlob(ctx, cs, d); err != nil {
 			return nil, err
 		}
 		return images.Children(ctx, cs, d)
@@ -164,19 +163,19 @@ func (l imageLoader) adoptOne(ctx context.Context, rec imageRecord) (err error) 
 		return err
 	}
 	img := images.Image{Name: rec.Name, Target: rec.Target, Labels: rec.Labels}
-	if err := containerd.NewImage(l.client, img).Unpack(ctx, l.snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+	if err := containerd.NewImage(l.Client, img).Unpack(ctx, l.Snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 		return fmt.Errorf("unpack: %w", err)
 	}
-	if _, err := l.client.ImageService().Create(ctx, img); err != nil && !errdefs.IsAlreadyExists(err) {
+	if _, err := l.Client.ImageService().Create(ctx, img); err != nil && !errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("record: %w", err)
 	}
 	return nil
 }
 
-// adoptBlob makes containerd know a blob that lies in its folder. A damaged one
+// recordBlob makes containerd know a blob that lies in its folder. A damaged one
 // is removed, so that it will be written anew.
-func (l imageLoader) adoptBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
-	file := filepath.Join(l.p.root, contentFolder, blobName(d.Digest))
+func (l Loader) recordBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
+	file := filepath.Join(l.Paths.Root, layout.Content, blobName(d.Digest))
 	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("find content: %w", err)

@@ -1,4 +1,4 @@
-package runtime
+package recovery
 
 import (
 	"bytes"
@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 // killTimeout bounds the wait for killed processes; SIGKILL takes effect at
@@ -29,11 +31,10 @@ const cniCache = "/var/lib/cni"
 // namespaces, cgroups and sockets. The data folder stays. It may be repeated.
 // No Runtime may run over the folder meanwhile.
 func KillAll(ctx context.Context, dataDir string) error {
-	c := Config{DataDir: dataDir}.withDefaults()
-	return killAll(ctx, c, c.paths())
+	return killAll(ctx, layout.For(dataDir))
 }
 
-func killAll(ctx context.Context, c Config, p paths) error {
+func killAll(ctx context.Context, p layout.Paths) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	cgroups, err := containerCgroups(p)
@@ -46,13 +47,13 @@ func killAll(ctx context.Context, c Config, p paths) error {
 	// Unmounting a network namespace's file ends the namespace, and with it
 	// the pod's ends of its interfaces. Only here does containerd mount: what is
 	// mounted in the data folder is the user's.
-	if err := unmountBelow(c.RunDir); err != nil {
+	if err := unmountBelow(p.Run); err != nil {
 		return err
 	}
 	if err := removeCgroups(ctx, cgroups); err != nil {
 		return err
 	}
-	kept, err := RemoveTree(c.RunDir)
+	kept, err := RemoveTree(p.Run)
 	if err != nil {
 		return fmt.Errorf("remove state of pods: %w", err)
 	}
@@ -68,33 +69,32 @@ func killAll(ctx context.Context, c Config, p paths) error {
 // it is not containerd's, nor deleted: it is returned. It may be repeated, also
 // after it was interrupted.
 func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error) {
-	c := Config{DataDir: dataDir}.withDefaults()
-	p := c.paths()
-	if _, err := os.Stat(c.DataDir); err == nil {
-		if err := p.mkdirs(c); err != nil {
+	p := layout.For(dataDir)
+	if _, err := os.Stat(p.Agent); err == nil {
+		if err := p.Mkdirs(); err != nil {
 			return nil, err
 		}
-		unlock, err := lock(p)
+		unlock, err := Lock(p)
 		if err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, unlock()) }()
 	}
 	sandboxes := sandboxIDs(p)
-	if err := killAll(ctx, c, p); err != nil {
+	if err := killAll(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := forgetCNI(cniCache, sandboxes, c.DataDir); err != nil {
+	if err := forgetCNI(cniCache, sandboxes, p.Agent); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{p.root, p.certs, p.marks, filepath.Join(c.DataDir, "cni"), c.ImagesDir, c.BinDir} {
+	for _, dir := range []string{p.Root, p.Registries, p.Marks, p.CNI, p.Images, p.Bin} {
 		kept, err := RemoveTree(dir)
 		if err != nil {
 			return leftovers, err
 		}
 		leftovers = append(leftovers, kept...)
 	}
-	for _, dir := range []string{c.DataDir, filepath.Dir(c.RunDir)} {
+	for _, dir := range []string{p.Agent, filepath.Dir(p.Run)} {
 		if err := RemoveEmpty(dir); err != nil {
 			return leftovers, err
 		}
@@ -103,8 +103,8 @@ func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error
 }
 
 // containerCgroups lists the cgroups runc made for this data folder's containers.
-func containerCgroups(p paths) ([]string, error) {
-	list, err := containers(p.runcRoot)
+func containerCgroups(p layout.Paths) ([]string, error) {
+	list, err := containers(p.Runc)
 	if err != nil {
 		return nil, err
 	}
@@ -178,8 +178,8 @@ func isPodCgroup(name string) bool {
 }
 
 // sandboxIDs lists the pods CRI has files of.
-func sandboxIDs(p paths) []string {
-	entries, err := os.ReadDir(filepath.Join(p.root, criFolder, "sandboxes"))
+func sandboxIDs(p layout.Paths) []string {
+	entries, err := os.ReadDir(filepath.Join(p.Root, layout.CRI, "sandboxes"))
 	if err != nil {
 		return nil // none were ever run
 	}

@@ -1,9 +1,10 @@
-package runtime_test
+package recovery_test
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,9 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/runtime/runtimetest"
 )
 
@@ -22,20 +24,9 @@ import (
 type damage struct {
 	name string
 	// do harms the data folder; shims and containers may still run.
-	do func(t *testing.T, n node, root string)
+	do func(t *testing.T, n runtimetest.Node, root string)
 	// pods survive damage that is not to the records of pods.
 	podSurvives bool
-}
-
-func halve(t *testing.T, file string) {
-	t.Helper()
-	info, err := os.Stat(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(file, info.Size()/2); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func overwrite(t *testing.T, file string, at int64, size int) {
@@ -87,34 +78,37 @@ func remove(t *testing.T, pattern string) {
 }
 
 const (
-	metaDB     = "io.containerd.metadata.v1.bolt/meta.db"
 	snapshotDB = "io.containerd.snapshotter.v1.overlayfs/metadata.db"
 )
 
 var damages = []damage{
-	{name: "nothing", podSurvives: true, do: func(*testing.T, node, string) {}},
-	{name: "metadata cut in half", do: func(t *testing.T, _ node, root string) { halve(t, filepath.Join(root, metaDB)) }},
-	{name: "metadata empty", do: func(t *testing.T, _ node, root string) {
-		if err := os.Truncate(filepath.Join(root, metaDB), 0); err != nil {
+	{name: "nothing", podSurvives: true, do: func(*testing.T, runtimetest.Node, string) {}},
+	{name: "metadata cut in half", do: func(t *testing.T, _ runtimetest.Node, root string) {
+		runtimetest.Halve(t, filepath.Join(root, layout.MetadataDB))
+	}},
+	{name: "metadata empty", do: func(t *testing.T, _ runtimetest.Node, root string) {
+		if err := os.Truncate(filepath.Join(root, layout.MetadataDB), 0); err != nil {
 			t.Fatal(err)
 		}
 	}},
-	{name: "metadata zeroed", do: func(t *testing.T, _ node, root string) {
-		info, err := os.Stat(filepath.Join(root, metaDB))
+	{name: "metadata zeroed", do: func(t *testing.T, _ runtimetest.Node, root string) {
+		info, err := os.Stat(filepath.Join(root, layout.MetadataDB))
 		if err != nil {
 			t.Fatal(err)
 		}
-		overwrite(t, filepath.Join(root, metaDB), 0, int(info.Size()))
+		overwrite(t, filepath.Join(root, layout.MetadataDB), 0, int(info.Size()))
 	}},
-	{name: "metadata without its inner pages", do: func(t *testing.T, _ node, root string) {
-		overwrite(t, filepath.Join(root, metaDB), 2*4096, 8*4096)
+	{name: "metadata without its inner pages", do: func(t *testing.T, _ runtimetest.Node, root string) {
+		overwrite(t, filepath.Join(root, layout.MetadataDB), 2*4096, 8*4096)
 	}},
-	{name: "metadata gone", do: func(t *testing.T, _ node, root string) { remove(t, filepath.Join(root, metaDB)) }},
-	{name: "snapshot records cut in half", do: func(t *testing.T, _ node, root string) { halve(t, filepath.Join(root, snapshotDB)) }},
-	{name: "snapshots gone", do: func(t *testing.T, _ node, root string) {
+	{name: "metadata gone", do: func(t *testing.T, _ runtimetest.Node, root string) { remove(t, filepath.Join(root, layout.MetadataDB)) }},
+	{name: "snapshot records cut in half", do: func(t *testing.T, _ runtimetest.Node, root string) {
+		runtimetest.Halve(t, filepath.Join(root, snapshotDB))
+	}},
+	{name: "snapshots gone", do: func(t *testing.T, _ runtimetest.Node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
 	}},
-	{name: "writable layer gone", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+	{name: "writable layer gone", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) {
 		dirs, err := filepath.Glob(filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
 		if err != nil {
 			t.Fatal(err)
@@ -127,12 +121,12 @@ var damages = []damage{
 		}
 		remove(t, filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots", strconv.Itoa(newest)))
 	}},
-	{name: "layer damaged", podSurvives: true, do: func(t *testing.T, _ node, root string) { overwrite(t, largest(t, root), 1000, 64) }},
-	{name: "layer cut", podSurvives: true, do: func(t *testing.T, _ node, root string) { halve(t, largest(t, root)) }},
-	{name: "all content gone", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+	{name: "layer damaged", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) { overwrite(t, largest(t, root), 1000, 64) }},
+	{name: "layer cut", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) { runtimetest.Halve(t, largest(t, root)) }},
+	{name: "all content gone", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
 	}},
-	{name: "half-written content", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+	{name: "half-written content", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) {
 		dir := filepath.Join(root, "io.containerd.content.v1.content/ingest/abc")
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -141,29 +135,29 @@ var damages = []damage{
 			t.Fatal(err)
 		}
 	}},
-	{name: "container records gone", do: func(t *testing.T, _ node, root string) {
+	{name: "container records gone", do: func(t *testing.T, _ runtimetest.Node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.grpc.v1.cri/containers/*"))
 	}},
-	{name: "pod records gone", podSurvives: true, do: func(t *testing.T, _ node, root string) {
+	{name: "pod records gone", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.grpc.v1.cri/sandboxes/*"))
 	}},
-	{name: "shims' sockets gone", do: func(t *testing.T, n node, _ string) { remove(t, filepath.Join(runDir(t, n), "s", "*")) }},
-	{name: "pods killed, sockets left", do: func(t *testing.T, n node, _ string) { killShims(t, n) }},
-	{name: "bundles of containers emptied", do: func(t *testing.T, n node, _ string) {
+	{name: "shims' sockets gone", do: func(t *testing.T, n runtimetest.Node, _ string) { remove(t, filepath.Join(n.Paths().Run, "s", "*")) }},
+	{name: "pods killed, sockets left", do: func(t *testing.T, n runtimetest.Node, _ string) { killShims(t, n) }},
+	{name: "bundles of containers emptied", do: func(t *testing.T, n runtimetest.Node, _ string) {
 		killShims(t, n)
-		remove(t, filepath.Join(runDir(t, n), "state/io.containerd.runtime.v2.task/k8s.io/*/*.json"))
+		remove(t, filepath.Join(n.Paths().Run, "state/io.containerd.runtime.v2.task/k8s.io/*/*.json"))
 	}},
-	{name: "a tool cut", podSurvives: true, do: func(t *testing.T, n node, _ string) {
-		halve(t, filepath.Join(filepath.Dir(n.cfg.DataDir), "bin/current/runc"))
+	{name: "a tool cut", podSurvives: true, do: func(t *testing.T, n runtimetest.Node, _ string) {
+		runtimetest.Halve(t, filepath.Join(filepath.Dir(n.Config.DataDir), "bin/current/runc"))
 	}},
-	{name: "a tool damaged", podSurvives: true, do: func(t *testing.T, n node, _ string) {
-		overwrite(t, filepath.Join(filepath.Dir(n.cfg.DataDir), "bin/current/runc"), 100000, 64)
+	{name: "a tool damaged", podSurvives: true, do: func(t *testing.T, n runtimetest.Node, _ string) {
+		overwrite(t, filepath.Join(filepath.Dir(n.Config.DataDir), "bin/current/runc"), 100000, 64)
 	}},
-	{name: "tools gone", podSurvives: true, do: func(t *testing.T, n node, _ string) {
-		remove(t, filepath.Join(filepath.Dir(n.cfg.DataDir), "bin"))
+	{name: "tools gone", podSurvives: true, do: func(t *testing.T, n runtimetest.Node, _ string) {
+		remove(t, filepath.Join(filepath.Dir(n.Config.DataDir), "bin"))
 	}},
-	{name: "records of archives garbled", podSurvives: true, do: func(t *testing.T, n node, _ string) {
-		files, err := filepath.Glob(filepath.Join(n.cfg.DataDir, "runtime/loaded/*"))
+	{name: "records of archives garbled", podSurvives: true, do: func(t *testing.T, n runtimetest.Node, _ string) {
+		files, err := filepath.Glob(filepath.Join(n.Config.DataDir, "runtime/loaded/*"))
 		if err != nil || len(files) == 0 {
 			t.Fatal("no records", err)
 		}
@@ -175,28 +169,19 @@ var damages = []damage{
 	}},
 }
 
-func runDir(t *testing.T, n node) string {
-	t.Helper()
-	r, err := runtime.New(n.cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r.RunDir()
-}
-
 // TestRuntime_Damage harms what is on disk in one way after another, each time
 // after a crash with a pod running. The next start must come up by itself, run
 // pods, and still know the image.
 func TestRuntime_Damage(t *testing.T) {
-	n := newNode(t)
-	root := filepath.Join(n.cfg.DataDir, "containerd")
-	child := runtimetest.Start(t, n.cfg)
+	n := runtimetest.NewNode(t)
+	root := filepath.Join(n.Config.DataDir, "containerd")
+	child := runtimetest.Start(t, n.Config)
 	for i, d := range damages {
 		name := strings.ReplaceAll(d.name, " ", "-")
 		ok := t.Run(d.name, func(t *testing.T) {
-			ctx := timeout(t, 180*time.Second)
-			c := runtimetest.Dial(t, n.socket())
-			p, err := n.pod(ctx, c, "before-"+name)
+			ctx := runtimetest.Timeout(t, 180*time.Second)
+			c := n.Dial(t)
+			p, err := n.RunPod(ctx, c, "before-"+name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -210,19 +195,19 @@ func TestRuntime_Damage(t *testing.T) {
 			}
 			child.Kill()
 			d.do(t, n, root)
-			next, err := runtimetest.TryStart(t, n.cfg)
+			next, err := runtimetest.TryStart(t, n.Config)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("start took %s", next.StartTook)
-			c = runtimetest.Dial(t, n.socket())
+			c = n.Dial(t)
 			checkSurvivor(ctx, t, c, id, d.podSurvives)
-			if err := runOne(ctx, n, c, "after-"+name); err != nil {
+			if err := n.RunOne(ctx, c, "after-"+name); err != nil {
 				t.Error(err)
 			}
 			checkPinned(ctx, t, c)
 			checkContent(ctx, t, root)
-			if err := removeAll(ctx, c); err != nil {
+			if err := runtimetest.RemovePods(ctx, c); err != nil {
 				t.Error(err)
 			}
 			next.Kill()
@@ -231,7 +216,7 @@ func TestRuntime_Damage(t *testing.T) {
 			t.Fatalf("stopping after damage %d", i)
 		}
 		child.Kill()
-		child = runtimetest.Start(t, n.cfg)
+		child = runtimetest.Start(t, n.Config)
 	}
 	child.Stop()
 }
@@ -268,7 +253,7 @@ func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
 func checkContent(ctx context.Context, t *testing.T, root string) {
 	t.Helper()
 	// A manifest, a configuration and a layer for each of two images.
-	waitFor(ctx, t, func() bool {
+	runtimetest.WaitFor(ctx, t, func() bool {
 		blobs, err := filepath.Glob(filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
 		return err == nil && len(blobs) >= 6 && !slices.ContainsFunc(blobs, func(b string) bool {
 			data, err := os.ReadFile(b)
@@ -282,25 +267,8 @@ func checkContent(ctx context.Context, t *testing.T, root string) {
 	}
 }
 
-// removeAll removes every pod, as the kubelet would those it does not know.
-func removeAll(ctx context.Context, c runtimetest.CRI) error {
-	pods, err := c.Runtime.ListPodSandbox(ctx, nil)
-	if err != nil {
-		return err
-	}
-	for _, p := range pods {
-		if err := c.Runtime.StopPodSandbox(ctx, p.Id); err != nil {
-			return err
-		}
-		if err := c.Runtime.RemovePodSandbox(ctx, p.Id); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // killShims kills the test's shims alone, leaving their sockets and containers.
-func killShims(t *testing.T, n node) {
+func killShims(t *testing.T, n runtimetest.Node) {
 	t.Helper()
 	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -309,7 +277,7 @@ func killShims(t *testing.T, n node) {
 	killed := 0
 	for _, f := range cmdlines {
 		data, err := os.ReadFile(f)
-		if err != nil || !strings.Contains(string(data), "containerd-shim-runc-v2") || !strings.Contains(string(data), n.socket()) {
+		if err != nil || !strings.Contains(string(data), "containerd-shim-runc-v2") || !strings.Contains(string(data), n.Paths().Socket) {
 			continue
 		}
 		killPid(t, filepath.Base(filepath.Dir(f)))
@@ -317,5 +285,26 @@ func killShims(t *testing.T, n node) {
 	}
 	if killed == 0 {
 		t.Fatal("found no shim to kill")
+	}
+}
+
+// killPid kills a process and waits until it is gone or a zombie.
+func killPid(t *testing.T, pid string) {
+	t.Helper()
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(n, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Kill(n, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(poll, 5000); err != nil && !errors.Is(err, unix.EINTR) {
+		t.Fatal(err)
 	}
 }

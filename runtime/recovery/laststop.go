@@ -1,4 +1,4 @@
-package runtime
+package recovery
 
 import (
 	"errors"
@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 // ErrInUse is wrapped by Run when another process runs a Runtime over the same
@@ -25,16 +26,16 @@ const (
 	bootIDSource = "/proc/sys/kernel/random/boot_id"
 )
 
-// lock takes the data folder for this process and returns how to give it back.
+// Lock takes the data folder for this process and returns how to give it back.
 // The kernel gives it back by itself when the process ends.
-func lock(p paths) (unlock func() error, err error) {
-	f, err := os.OpenFile(filepath.Join(p.marks, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+func Lock(p layout.Paths) (unlock func() error, err error) {
+	f, err := os.OpenFile(filepath.Join(p.Marks, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = fmt.Errorf("%w: %s", ErrInUse, p.root)
+			err = fmt.Errorf("%w: %s", ErrInUse, p.Root)
 		} else {
 			err = fmt.Errorf("lock data folder: %w", err)
 		}
@@ -43,22 +44,22 @@ func lock(p paths) (unlock func() error, err error) {
 	return f.Close, nil
 }
 
-// lastStop is what is known of the end of the Run before this one.
-type lastStop struct {
-	// clean: it closed its files. If not, what it wrote last may be damaged.
-	clean bool
-	// sameBoot: the kernel has not started since, so its containers may run.
-	sameBoot bool
+// LastStop is what is known of the end of the Run before this one.
+type LastStop struct {
+	// Clean: it closed its files. If not, what it wrote last may be damaged.
+	Clean bool
+	// SameBoot: the kernel has not started since, so its containers may run.
+	SameBoot bool
 }
 
-// readLastStop reads the marks of the last Run and takes the clean one away, so
+// ReadLastStop reads the marks of the last Run and takes the clean one away, so
 // that it stands only if this Run ends cleanly too.
-func readLastStop(p paths) (lastStop, error) {
-	var last lastStop
-	mark := filepath.Join(p.marks, cleanMark)
+func ReadLastStop(p layout.Paths) (LastStop, error) {
+	var last LastStop
+	mark := filepath.Join(p.Marks, cleanMark)
 	switch err := os.Remove(mark); {
 	case err == nil:
-		last.clean = true
+		last.Clean = true
 	case !errors.Is(err, fs.ErrNotExist):
 		return last, fmt.Errorf("remove mark of clean stop: %w", err)
 	}
@@ -66,19 +67,19 @@ func readLastStop(p paths) (lastStop, error) {
 	if err != nil {
 		return last, fmt.Errorf("read boot id: %w", err)
 	}
-	file := filepath.Join(p.marks, bootFile)
+	file := filepath.Join(p.Marks, bootFile)
 	before, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return last, fmt.Errorf("read last boot id: %w", err)
 	}
-	last.sameBoot = strings.TrimSpace(string(before)) == strings.TrimSpace(string(now))
-	if last.sameBoot {
-		return last, atomicfile.SyncDir(p.marks)
+	last.SameBoot = strings.TrimSpace(string(before)) == strings.TrimSpace(string(now))
+	if last.SameBoot {
+		return last, atomicfile.SyncDir(p.Marks)
 	}
 	return last, atomicfile.Write(file, now, 0o600)
 }
 
-// markCleanStop leaves the mark readLastStop looks for.
-func markCleanStop(p paths) error {
-	return atomicfile.Write(filepath.Join(p.marks, cleanMark), nil, 0o600)
+// MarkCleanStop leaves the mark ReadLastStop looks for.
+func MarkCleanStop(p layout.Paths) error {
+	return atomicfile.Write(filepath.Join(p.Marks, cleanMark), nil, 0o600)
 }

@@ -1,4 +1,4 @@
-package runtime
+package recovery
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/runtime/bundle"
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
 // process is one entry of /proc, as far as finding ours needs.
@@ -110,14 +111,14 @@ func containers(runcRoot string) ([]container, error) {
 
 // findOurs returns the processes of this data folder's pods: its shims, all
 // they started, and what runs in the cgroups of its containers.
-func findOurs(p paths) (map[int]process, error) {
+func findOurs(p layout.Paths) (map[int]process, error) {
 	all, err := processes()
 	if err != nil {
 		return nil, err
 	}
 	ours := map[int]process{}
 	for _, pr := range all {
-		if pr.isShim(p.socket) {
+		if pr.isShim(p.Socket) {
 			ours[pr.pid] = pr
 		}
 	}
@@ -136,7 +137,7 @@ func findOurs(p paths) (map[int]process, error) {
 		}
 	}
 	// Containers whose shim was killed have no parent of ours left.
-	list, err := containers(p.runcRoot)
+	list, err := containers(p.Runc)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +184,7 @@ func cgroupProcesses(dir string) []int {
 
 // killOurs kills every process of this data folder's pods and waits until all
 // are gone. New ones that were started meanwhile are killed too.
-func killOurs(ctx context.Context, p paths) error {
+func killOurs(ctx context.Context, p layout.Paths) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {

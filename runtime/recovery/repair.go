@@ -1,4 +1,4 @@
-package runtime
+package recovery
 
 import (
 	"context"
@@ -14,16 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// Folders and files containerd's plugins keep below root and state.
+// Names below the root and state folders of containerd that only recovery needs.
 const (
-	metadataDB      = "io.containerd.metadata.v1.bolt/meta.db"
-	contentFolder   = "io.containerd.content.v1.content"
-	criFolder       = "io.containerd.grpc.v1.cri"
 	taskFolder      = "io.containerd.runtime.v2.task"
 	mountFolder     = "io.containerd.mount-manager.v1.bolt"
-	snapshotPrefix  = "io.containerd.snapshotter.v1."
 	snapshotDB      = "metadata.db"
 	snapshotsFolder = "snapshots"
 	damagedPrefix   = "damaged-"
@@ -31,43 +28,43 @@ const (
 	keptDamaged = 3
 )
 
-// repair looks at what the last stop left and puts right what containerd would
+// Repair looks at what the last stop left and puts right what containerd would
 // trip over. After it, containerd either finds a state it can use or none.
-func (r *Runtime) repair(ctx context.Context, last lastStop) error {
-	if !last.sameBoot {
+func Repair(ctx context.Context, p layout.Paths, last LastStop, log *zap.Logger) error {
+	if !last.SameBoot {
 		// Nothing of before the boot runs any more, wherever its traces are.
-		if err := killAll(ctx, r.cfg, r.p); err != nil {
+		if err := killAll(ctx, p); err != nil {
 			return fmt.Errorf("clear state of before the boot: %w", err)
 		}
-		if err := r.p.mkdirs(r.cfg); err != nil {
+		if err := p.Mkdirs(); err != nil {
 			return err
 		}
 	}
-	if !last.clean {
+	if !last.Clean {
 		// Half-written content is of no use to anyone: whoever wrote it is gone.
-		if err := emptyFolder(filepath.Join(r.p.root, contentFolder, "ingest")); err != nil {
+		if err := emptyFolder(filepath.Join(p.Root, layout.Content, "ingest")); err != nil {
 			return err
 		}
 	}
 	// The databases are small: they are checked at every start, as disks lie too.
-	if err := r.checkMountDB(); err != nil {
+	if err := checkMountDB(p, log); err != nil {
 		return err
 	}
-	if problem := r.findDamage(); problem != nil {
-		if remedy := shortage(problem); remedy != "" {
+	if problem := findDamage(p); problem != nil {
+		if remedy := Remedy(problem); remedy != "" {
 			return fmt.Errorf("check containerd's records: %w: %s", problem, remedy)
 		}
-		return r.setAside(ctx, problem.Error(), damagedAll)
+		return SetAside(ctx, p, problem, log)
 	}
-	return r.p.restoreRecordFolders()
+	return restoreRecordFolders(p)
 }
 
 // restoreRecordFolders makes an empty folder for each running container whose
 // folder of CRI records is gone. CRI overlooks a container without the folder,
 // which then runs on unseen beside its successor; one whose folder is empty it
 // reports as being in an unknown state, and the kubelet replaces it.
-func (p paths) restoreRecordFolders() error {
-	bundles, err := filepath.Glob(filepath.Join(p.state, taskFolder, k8sNamespace, "*"))
+func restoreRecordFolders(p layout.Paths) error {
+	bundles, err := filepath.Glob(filepath.Join(p.State, taskFolder, layout.Namespace, "*"))
 	if err != nil {
 		return fmt.Errorf("list running containers: %w", err)
 	}
@@ -77,7 +74,7 @@ func (p paths) restoreRecordFolders() error {
 		if _, err := os.Stat(filepath.Join(b, "sandbox")); err == nil {
 			kind = "containers"
 		}
-		if err := os.MkdirAll(filepath.Join(p.root, criFolder, kind, filepath.Base(b)), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(p.Root, layout.CRI, kind, filepath.Base(b)), 0o700); err != nil {
 			return fmt.Errorf("create folder for container records: %w", err)
 		}
 	}
@@ -86,8 +83,8 @@ func (p paths) restoreRecordFolders() error {
 
 // findDamage checks the database files containerd needs to agree on. A file
 // that does not exist yet is whole, but they only make sense together.
-func (r *Runtime) findDamage() error {
-	meta := filepath.Join(r.p.root, metadataDB)
+func findDamage(p layout.Paths) error {
+	meta := filepath.Join(p.Root, layout.MetadataDB)
 	_, err := os.Stat(meta)
 	haveMeta := err == nil
 	if haveMeta {
@@ -95,7 +92,7 @@ func (r *Runtime) findDamage() error {
 			return err
 		}
 	}
-	dbs, err := filepath.Glob(filepath.Join(r.p.root, snapshotPrefix+"*", snapshotDB))
+	dbs, err := filepath.Glob(filepath.Join(p.Root, layout.Snapshotter+"*", snapshotDB))
 	if err != nil {
 		return fmt.Errorf("list snapshot databases: %w", err)
 	}
@@ -115,22 +112,22 @@ func (r *Runtime) findDamage() error {
 
 // checkMountDB removes the list of the mount manager if it is damaged: it only
 // concerns mounts of this boot, of which a node has none between starts.
-func (r *Runtime) checkMountDB() error {
-	dir := filepath.Join(r.p.state, mountFolder)
+func checkMountDB(p layout.Paths, log *zap.Logger) error {
+	dir := filepath.Join(p.State, mountFolder)
 	err := checkBolt(filepath.Join(dir, "mounts.db"))
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	r.log.Warn("list of mounts is damaged: starting a new one", zap.Error(err))
+	log.Warn("list of mounts is damaged: starting a new one", zap.Error(err))
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove damaged list of mounts: %w", err)
 	}
 	return nil
 }
 
-// shortage says what to do about an error that comes from what the machine has
+// Remedy says what to do about an error that comes from what the machine has
 // no more of, or "" if it is another. It says nothing about what is on disk.
-func shortage(err error) string {
+func Remedy(err error) string {
 	switch {
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return "raise what there is too little of, usually with `sysctl fs.inotify.max_user_instances=512`, else the limit of open files"
@@ -146,26 +143,26 @@ func shortage(err error) string {
 // records and those of CRI and the snapshotters, which refer to one another.
 // Content stays: it is named by its hash, so importing or pulling an image again
 // finds what is whole and writes only the rest.
-var damagedAll = []string{metadataDB, criFolder, snapshotPrefix + "*"}
+var damagedAll = []string{layout.MetadataDB, layout.CRI, layout.Snapshotter + "*"}
 
-// setAside ends the pods, moves the named files to a folder named for the time,
+// SetAside ends the pods, moves the named files to a folder named for the time,
 // and keeps only the records in it: unpacked snapshots, which can be large and
 // can be made again, are removed.
-func (r *Runtime) setAside(ctx context.Context, reason string, patterns []string) error {
-	if err := killAll(ctx, r.cfg, r.p); err != nil {
+func SetAside(ctx context.Context, p layout.Paths, reason error, log *zap.Logger) error {
+	if err := killAll(ctx, p); err != nil {
 		return fmt.Errorf("end pods whose records are damaged: %w", err)
 	}
-	if err := r.p.mkdirs(r.cfg); err != nil {
+	if err := p.Mkdirs(); err != nil {
 		return err
 	}
-	aside := filepath.Join(r.p.root, damagedPrefix+time.Now().UTC().Format("20060102T150405.000"))
-	for _, pattern := range patterns {
-		matches, err := filepath.Glob(filepath.Join(r.p.root, pattern))
+	aside := filepath.Join(p.Root, damagedPrefix+time.Now().UTC().Format("20060102T150405.000"))
+	for _, pattern := range damagedAll {
+		matches, err := filepath.Glob(filepath.Join(p.Root, pattern))
 		if err != nil {
 			return fmt.Errorf("list damaged state: %w", err)
 		}
 		for _, from := range matches {
-			rel, err := filepath.Rel(r.p.root, from)
+			rel, err := filepath.Rel(p.Root, from)
 			if err != nil {
 				return fmt.Errorf("set damaged state aside: %w", err)
 			}
@@ -178,18 +175,18 @@ func (r *Runtime) setAside(ctx context.Context, reason string, patterns []string
 			}
 		}
 	}
-	if err := errors.Join(atomicfile.SyncDir(r.p.root), atomicfile.Write(filepath.Join(r.p.marks, rebuildMark), nil, 0o600)); err != nil {
+	if err := errors.Join(atomicfile.SyncDir(p.Root), atomicfile.Write(filepath.Join(p.Marks, layout.RebuildMark), nil, 0o600)); err != nil {
 		return err
 	}
-	r.log.Warn("container state is damaged: set aside, to be rebuilt from content and image archives; pods start anew",
-		zap.String("reason", reason), zap.String("folder", aside))
-	return r.pruneDamaged()
+	log.Warn("container state is damaged: set aside, to be rebuilt from content and image archives; pods start anew",
+		zap.NamedError("reason", reason), zap.String("folder", aside))
+	return pruneDamaged(p)
 }
 
 // pruneDamaged removes the snapshots in the folders set aside, and all but the
 // newest folders.
-func (r *Runtime) pruneDamaged() error {
-	folders, err := filepath.Glob(filepath.Join(r.p.root, damagedPrefix+"*"))
+func pruneDamaged(p layout.Paths) error {
+	folders, err := filepath.Glob(filepath.Join(p.Root, damagedPrefix+"*"))
 	if err != nil {
 		return fmt.Errorf("list damaged state: %w", err)
 	}
@@ -198,7 +195,7 @@ func (r *Runtime) pruneDamaged() error {
 	for i, f := range folders {
 		remove := []string{f}
 		if i >= old {
-			if remove, err = filepath.Glob(filepath.Join(f, snapshotPrefix+"*", snapshotsFolder)); err != nil {
+			if remove, err = filepath.Glob(filepath.Join(f, layout.Snapshotter+"*", snapshotsFolder)); err != nil {
 				return fmt.Errorf("list damaged snapshots: %w", err)
 			}
 		}

@@ -1,4 +1,4 @@
-package runtime
+package recovery
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestShortage(t *testing.T) {
+func TestRemedy(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		err  error
@@ -25,7 +25,7 @@ func TestShortage(t *testing.T) {
 		{"a disk that fails to read", unix.EIO, false},
 		{"nothing", nil, false},
 	} {
-		if got := shortage(row.err); (got != "") != row.want {
+		if got := Remedy(row.err); (got != "") != row.want {
 			t.Errorf("%s: %q, want something to do: %v", row.name, got, row.want)
 		}
 	}
@@ -33,7 +33,7 @@ func TestShortage(t *testing.T) {
 
 // The library that containerd watches folders with must hand on the kernel's
 // error, or a machine without inotify instances would lose its containers' state.
-func TestShortage_SeesWhatTheWatcherSays(t *testing.T) {
+func TestRemedy_SeesWhatTheWatcherSays(t *testing.T) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestShortage_SeesWhatTheWatcherSays(t *testing.T) {
 			open = append(open, w)
 			continue
 		}
-		if shortage(err) == "" {
+		if Remedy(err) == "" {
 			t.Errorf("%v (%T) is not taken for a shortage", err, err)
 		}
 		return

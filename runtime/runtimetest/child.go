@@ -89,7 +89,7 @@ type Child struct {
 
 // encodable drops the fields a child cannot be given.
 func encodable(c runtime.Config) map[string]any {
-	return map[string]any{"DataDir": c.DataDir, "CNIConfDir": c.CNIConfDir, "ImagesDir": c.ImagesDir, "Snapshotter": c.Snapshotter, "RegistriesFile": c.RegistriesFile}
+	return map[string]any{"DataDir": c.DataDir, "Snapshotter": c.Snapshotter, "RegistriesFile": c.RegistriesFile}
 }
 
 // Start runs a Runtime in a process and a network namespace of its own and waits

@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	criclient "k8s.io/cri-client/pkg"
 
-	"github.com/mote-dev/mote/runtime/ociarchive"
+	"github.com/mote-dev/mote/runtime/image/ociarchive"
 )
 
 // BusyboxImage is the name of the image WriteBusybox packs.

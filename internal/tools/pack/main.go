@@ -18,7 +18,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/mote-dev/mote/runtime/bundle"
-	"github.com/mote-dev/mote/runtime/ociarchive"
+	"github.com/mote-dev/mote/runtime/image/ociarchive"
 )
 
 func main() {

@@ -1,0 +1,102 @@
+package image
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mote-dev/mote/internal/atomicfile"
+)
+
+const (
+	// loadedDir, among the marks, holds one record for each archive loaded.
+	loadedDir = "loaded"
+)
+
+// archiveRecord says what an archive was when it was loaded and what it gave, so
+// that it is read again only when it changed or its images are not whole.
+type archiveRecord struct {
+	Path    string                   `json:"path"`
+	Size    int64                    `json:"size"`
+	ModTime time.Time                `json:"modTime"`
+	SHA256  string                   `json:"sha256"`
+	Images  map[string]v1.Descriptor `json:"images"`
+}
+
+// listArchives returns the archives in the folders, in the order of their names.
+func listArchives(dirs ...string) ([]string, error) {
+	var found []string
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list image archives: %w", err)
+		}
+		for _, e := range entries {
+			if !e.IsDir() && strings.Contains(e.Name(), ".tar") && !strings.HasPrefix(e.Name(), ".") {
+				found = append(found, filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return found, nil
+}
+
+func recordName(file string) string {
+	sum := sha256.Sum256([]byte(file))
+	return hex.EncodeToString(sum[:8]) + ".json"
+}
+
+func readRecord(name string) (archiveRecord, error) {
+	var rec archiveRecord
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return rec, fmt.Errorf("read record of image archive: %w", err)
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return rec, fmt.Errorf("parse record of image archive: %w", err)
+	}
+	return rec, nil
+}
+
+func writeRecord(name string, rec archiveRecord) error {
+	data, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode record of image archive: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return fmt.Errorf("create folder for records: %w", err)
+	}
+	return atomicfile.Write(name, data, 0o600)
+}
+
+// forgetRecords removes the records of archives that are gone.
+func (l Loader) forgetRecords(known map[string]bool) error {
+	entries, err := os.ReadDir(filepath.Join(l.Paths.Marks, loadedDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list records of image archives: %w", err)
+	}
+	for _, e := range slices.Clone(entries) {
+		if known[e.Name()] {
+			continue
+		}
+		if err := os.Remove(filepath.Join(l.Paths.Marks, loadedDir, e.Name())); err != nil {
+			return fmt.Errorf("remove record of image archive: %w", err)
+		}
+	}
+	return nil
+}

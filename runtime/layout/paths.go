@@ -1,0 +1,104 @@
+package layout
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// maxSocketPath is the longest path the kernel takes for a Unix socket, including the terminating
+// zero.
+const maxSocketPath = 108
+
+// Paths are the files and folders of the container runtime of one agent.
+type Paths struct {
+	// Agent is the agent's data folder, <data-dir>/agent. Everything that must survive a reboot is
+	// below it, except Bin.
+	Agent string
+	// Bin is where the bundled tools are unpacked. It is beside Agent.
+	Bin string
+	// Run holds what need not survive a reboot: sockets, bundles of running containers, network
+	// namespaces. It is a folder of /run/mote named for Agent, because paths of Unix sockets are
+	// short.
+	Run string
+
+	Root       string // containerd's persistent state
+	State      string // containerd's state until the next boot
+	Socket     string // containerd's gRPC socket
+	TTRPC      string // where shims report events
+	Shims      string // sockets of the shims
+	Runc       string // runc's own state
+	Registries string // hosts.toml files made from the registries file
+	Marks      string // clean-stop mark, boot id, list of loaded archives
+	CNI        string // the pod network's configuration and its leases
+	CNIConf    string // the folder of CNI that containerd watches for a configuration
+	Images     string // image archives loaded at start
+	Imported   string // the archives in Images kept by `mote image import`
+}
+
+// For returns the paths of an agent's data folder.
+func For(agentDir string) Paths {
+	agent := filepath.Clean(agentDir)
+	run := runDir(agent)
+	cni, images := filepath.Join(agent, "cni"), filepath.Join(agent, "images")
+	return Paths{
+		Agent:      agent,
+		Bin:        filepath.Join(filepath.Dir(agent), "bin"),
+		Run:        run,
+		Root:       filepath.Join(agent, "containerd"),
+		State:      filepath.Join(run, "state"),
+		Socket:     socketPath(agent, run),
+		TTRPC:      filepath.Join(run, "ttrpc.sock"),
+		Shims:      filepath.Join(run, "s"),
+		Runc:       filepath.Join(run, "runc"),
+		Registries: filepath.Join(agent, "registries"),
+		Marks:      filepath.Join(agent, "runtime"),
+		CNI:        cni,
+		CNIConf:    filepath.Join(cni, "conf"),
+		Images:     images,
+		Imported:   filepath.Join(images, "imported"),
+	}
+}
+
+func socketPath(agent, run string) string {
+	if socket := filepath.Join(agent, "containerd", "containerd.sock"); len(socket) < maxSocketPath {
+		return socket
+	}
+	return filepath.Join(run, "containerd.sock")
+}
+
+// runDir names the run-time folder of a data folder by a hash of its real path, so that the same
+// folder reached through a symbolic link has the same one.
+func runDir(agent string) string {
+	if real, err := filepath.EvalSymlinks(agent); err == nil {
+		agent = real
+	}
+	sum := sha256.Sum256([]byte(agent))
+	return filepath.Join("/run/mote", hex.EncodeToString(sum[:4]))
+}
+
+// Mkdirs creates the folders containerd expects its caller to create.
+func (p Paths) Mkdirs() error {
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{
+		{p.Agent, 0o755},
+		{p.Root, 0o711},
+		{p.Run, 0o711},
+		{p.State, 0o711},
+		{p.Shims, 0o711},
+		{p.Runc, 0o700},
+		{p.Marks, 0o700},
+		{p.CNIConf, 0o755},
+		{p.Images, 0o755},
+		{filepath.Dir(p.Socket), 0o711},
+	} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return fmt.Errorf("create folder of the container runtime: %w", err)
+		}
+	}
+	return nil
+}
