@@ -20,6 +20,7 @@ var remedies = []struct {
 	{store.ErrDamaged, "restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"},
 	{store.ErrInUse, "stop the process that uses it"},
 	{pki.ErrDamaged, "put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"},
+	{pki.ErrIncomplete, "put it back from a backup; if there is none, remove the other one too for new ones: what was signed with them is then no longer trusted"},
 	{pki.ErrEnded, "set the clock if it is wrong; else make a new authority as docs/certificates.md says"},
 	{bundle.ErrNoBundle, ""},
 }

@@ -68,10 +68,10 @@ func checkPair(certFile, keyFile string) error {
 	}
 	// A new half would fit nothing that was signed with the old one.
 	if certErr != nil {
-		return fmt.Errorf("read %s: %w: it is missing beside its key", certFile, pki.ErrDamaged)
+		return fmt.Errorf("read %s: %w, and its key is there", certFile, pki.ErrIncomplete)
 	}
 	if keyErr != nil {
-		return fmt.Errorf("read %s: %w: it is missing beside its certificate", keyFile, pki.ErrDamaged)
+		return fmt.Errorf("read %s: %w, and its certificate is there", keyFile, pki.ErrIncomplete)
 	}
 	if _, err := tls.X509KeyPair(cert, key); err != nil {
 		return fmt.Errorf("read %s and its key: %w: %w", certFile, pki.ErrDamaged, err)

@@ -22,13 +22,15 @@ import (
 	"github.com/mote-dev/mote/internal/wallclock"
 )
 
-// ErrDamaged is returned when a certificate or key file exists but cannot be
-// used: it does not parse, or the key does not belong to the certificate.
-// Nothing is replaced in that case.
+// ErrDamaged is returned when a certificate or key was read and cannot be used: it does not parse,
+// or the key does not belong to the certificate. An authority is not replaced in that case.
 var ErrDamaged = errors.New("damaged certificate or key")
 
-// ErrEnded is returned for a certificate authority that is no longer valid.
-// Nothing is replaced in that case either.
+// ErrIncomplete is returned when only one of an authority's two files exists: a new other half
+// would fit nothing it has signed. Nothing is replaced in that case either.
+var ErrIncomplete = errors.New("certificate or key is missing")
+
+// ErrEnded is returned for a certificate authority that has expired. It is not replaced.
 var ErrEnded = errors.New("the cluster's certificate authority has ended")
 
 const (
@@ -183,10 +185,11 @@ func (l keptLeaf) ensure(now time.Time) (anew bool, err error) {
 	if err == nil && l.authority.serves(cert, l.request, now) {
 		return false, nil
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrDamaged) {
+	// A leaf is derived from the authority, so one that is known to be of no use is issued again.
+	useless := errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrIncomplete) || errors.Is(err, ErrDamaged)
+	if err != nil && !useless {
 		return false, err
 	}
-	// A leaf is derived from the authority, so a damaged one is simply made anew.
 	certPEM, keyPEM, err := l.authority.Issue(l.request, now)
 	if err != nil {
 		return false, err

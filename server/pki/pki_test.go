@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -138,6 +139,88 @@ func TestOpen_DamagedAuthorityIsRefused(t *testing.T) {
 					t.Errorf("the damaged file was replaced (%v)", err)
 				}
 			})
+		}
+	}
+}
+
+// Only content that does not parse is damaged. A file that cannot be read may be intact: the advice
+// to remove it would throw the authority away.
+func TestOpen_UnreadableAuthorityIsNotDamaged(t *testing.T) {
+	for _, file := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "service-account.key"} {
+		for name, row := range map[string]struct {
+			spoil func(t *testing.T, path string)
+			cause error
+			says  string
+		}{
+			"too many open files": {func(t *testing.T, _ string) { noMoreFiles(t) }, syscall.EMFILE, "ulimit"},
+			"a folder": {func(t *testing.T, path string) {
+				if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+					t.Fatal(err)
+				}
+			}, syscall.EISDIR, "disk"},
+			"a link to itself": {func(t *testing.T, path string) {
+				if err := errors.Join(os.Remove(path), os.Symlink(path, path)); err != nil {
+					t.Fatal(err)
+				}
+			}, syscall.ELOOP, "disk"},
+		} {
+			t.Run(file+" "+name, func(t *testing.T) {
+				dir := t.TempDir()
+				open(t, dir, names, now)
+				row.spoil(t, filepath.Join(dir, file))
+				_, err := Open(dir, names, now)
+				if !errors.Is(err, row.cause) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrIncomplete) || errors.Is(err, os.ErrNotExist) {
+					t.Fatalf("opened with %v, want %v alone", err, row.cause)
+				}
+				if text := err.Error(); !strings.Contains(text, row.says) || strings.Contains(text, "remove") || strings.Contains(text, "\n") {
+					t.Errorf("the error is %q", text)
+				}
+			})
+		}
+	}
+}
+
+// noMoreFiles keeps the process from opening any file until the test ends.
+func noMoreFiles(t *testing.T) {
+	t.Helper()
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestUnreadable_AdviceFitsTheCause(t *testing.T) {
+	for cause, says := range map[error]string{
+		syscall.EACCES: "root", syscall.EPERM: "root", syscall.EMFILE: "ulimit", syscall.ENFILE: "ulimit", syscall.EIO: "disk",
+	} {
+		err := unreadable("key", &os.PathError{Op: "open", Path: "/tls/ca.key", Err: cause})
+		if !errors.Is(err, cause) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "/tls/ca.key") {
+			t.Errorf("%v: %v", cause, err)
+		}
+	}
+}
+
+func TestOpen_HalfAnAuthorityIsRefused(t *testing.T) {
+	for _, file := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key"} {
+		dir := t.TempDir()
+		open(t, dir, names, now)
+		path := filepath.Join(dir, file)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir, names, now); !errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), path) {
+			t.Errorf("without %s opened with %v, want ErrIncomplete", file, err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s was created (%v)", file, err)
 		}
 	}
 }

@@ -49,9 +49,10 @@ type Names struct {
 	IPs      []net.IP
 }
 
-// Open loads the set from dir, creating what is missing and renewing what is
-// about to end. An authority or key that exists but is damaged is refused with
-// ErrDamaged: replacing it would lock every node and user out.
+// Open loads the set from dir, creating what is missing and renewing what expires soon. An
+// authority or key that exists and cannot be used is refused with ErrDamaged or ErrIncomplete:
+// replacing it would lock every node and user out. An error of neither kind leaves open whether it
+// can be used.
 func Open(dir string, names Names, now time.Time) (*Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
@@ -197,7 +198,7 @@ func ensureServiceAccountKey(keyFile, pubFile string) error {
 			return err
 		}
 	case err != nil:
-		return fmt.Errorf("read service account key %s: %w", keyFile, err)
+		return unreadable("service account key", err)
 	default:
 		if key, err = parseServiceAccountKey(keyFile, keyPEM); err != nil {
 			return err
@@ -220,7 +221,7 @@ func parseServiceAccountKey(file string, data []byte) (*ecdsa.PrivateKey, error)
 	}
 	key, err := x509.ParseECPrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("read service account key %s: %w: %v", file, ErrDamaged, err)
+		return nil, fmt.Errorf("read service account key %s: %w: %w", file, ErrDamaged, err)
 	}
 	return key, nil
 }

@@ -39,15 +39,15 @@ func ReadShared(dir string) (map[string][]byte, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read key or certificate: %w", err)
+			return nil, unreadable("key or certificate", err)
 		}
 		files[name] = data
 	}
 	return files, nil
 }
 
-// CompleteShared returns have with the files that are missing made. It refuses
-// with ErrDamaged what Open would refuse.
+// CompleteShared returns have with the missing files made. It refuses what Open would refuse, with
+// the same errors.
 func CompleteShared(have map[string][]byte, now time.Time) (map[string][]byte, error) {
 	all := maps.Clone(have)
 	if all == nil {
@@ -64,8 +64,11 @@ func CompleteShared(have map[string][]byte, now time.Time) (map[string][]byte, e
 			all[a.name+".crt"], all[a.name+".key"] = cert, key
 			continue
 		}
+		if !hasCert || !hasKey {
+			return nil, fmt.Errorf("read certificate %s.crt and its key: %w", a.name, ErrIncomplete)
+		}
 		if _, err := tls.X509KeyPair(cert, key); err != nil {
-			return nil, fmt.Errorf("read certificate %s.crt and its key: %w: %v", a.name, ErrDamaged, err)
+			return nil, fmt.Errorf("read certificate %s.crt and its key: %w: %w", a.name, ErrDamaged, err)
 		}
 	}
 	if key, ok := all[serviceAccountKey]; ok {

@@ -89,16 +89,19 @@ func TestCompleteShared_DamagedIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, change := range map[string]func(map[string][]byte){
-		"half a pair":     func(f map[string][]byte) { delete(f, "ca.crt") },
-		"the other half":  func(f map[string][]byte) { delete(f, "front-proxy-ca.key") },
-		"mixed pair":      func(f map[string][]byte) { f["ca.key"] = f["front-proxy-ca.key"] },
-		"no key in a key": func(f map[string][]byte) { f["service-account.key"] = []byte("garbage") },
+	for name, row := range map[string]struct {
+		change func(map[string][]byte)
+		want   error
+	}{
+		"half a pair":     {func(f map[string][]byte) { delete(f, "ca.crt") }, ErrIncomplete},
+		"the other half":  {func(f map[string][]byte) { delete(f, "front-proxy-ca.key") }, ErrIncomplete},
+		"mixed pair":      {func(f map[string][]byte) { f["ca.key"] = f["front-proxy-ca.key"] }, ErrDamaged},
+		"no key in a key": {func(f map[string][]byte) { f["service-account.key"] = []byte("garbage") }, ErrDamaged},
 	} {
 		have := maps.Clone(full)
-		change(have)
-		if _, err := CompleteShared(have, now); !errors.Is(err, ErrDamaged) {
-			t.Errorf("%s: %v, want ErrDamaged", name, err)
+		row.change(have)
+		if _, err := CompleteShared(have, now); !errors.Is(err, row.want) {
+			t.Errorf("%s: %v, want %v", name, err, row.want)
 		}
 	}
 }
