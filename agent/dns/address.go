@@ -15,7 +15,7 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// addressCheck is how often the interface is looked at although nothing was reported.
+// addressCheck is how often the interface is checked even if no change is reported.
 const addressCheck = time.Minute
 
 // addressKeeper keeps the listen addresses on an interface of the node.
@@ -25,7 +25,7 @@ type addressKeeper struct {
 	log   *zap.Logger
 }
 
-// ensure makes the interface, sets it up and gives it the addresses, whichever of it is missing.
+// ensure creates the interface, sets it up and adds the addresses, whichever is missing.
 func (k addressKeeper) ensure() error {
 	link, err := netlink.LinkByName(k.name)
 	var missing netlink.LinkNotFoundError
@@ -44,7 +44,8 @@ func (k addressKeeper) ensure() error {
 		ip := a.Addr()
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}}
 		if ip.Is6() {
-			// Nobody else has it on this link; without this it could not be used for a second or two.
+			// No other host is on this link. Duplicate address detection would delay the address by a
+			// second or two.
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrReplace(link, addr); err != nil {
@@ -54,7 +55,8 @@ func (k addressKeeper) ensure() error {
 	return nil
 }
 
-// makeLink makes an interface that leads nowhere. Kernels without the dummy driver have bridges, and one without ports does.
+// makeLink creates an interface that leads nowhere: a dummy, or a bridge without ports on kernels
+// without the dummy driver.
 func makeLink(name string) (netlink.Link, error) {
 	err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}})
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -136,7 +138,8 @@ func (k addressKeeper) ours(ip net.IP) bool {
 	return false
 }
 
-// Cleanup removes the interface a [Server] made; name is its config's, empty means mote-dns. It succeeds if there is none.
+// Cleanup removes the interface that a [Server] created; name is the one in its config, empty means
+// mote-dns. A missing interface is no error.
 func Cleanup(name string) error {
 	if name == "" {
 		name = DefaultInterface
@@ -150,7 +153,7 @@ func Cleanup(name string) error {
 		return fmt.Errorf("find interface %s: %w", name, err)
 	}
 	if t := link.Type(); t != "dummy" && t != "bridge" {
-		return fmt.Errorf("remove interface %s: it is a %s, not made by mote", name, t)
+		return fmt.Errorf("remove interface %s: it is a %s, not created by mote", name, t)
 	}
 	if err := netlink.LinkDel(link); err != nil {
 		return fmt.Errorf("remove interface %s: %w", name, err)

@@ -8,26 +8,26 @@ import (
 	wire "github.com/miekg/dns"
 )
 
-// Bounds on how long foreign answers are kept.
+// Limits on how long foreign answers are cached.
 const (
 	maxTTL         = time.Hour
 	maxNegativeTTL = 5 * time.Minute
-	// failureTTL keeps a failing name from being asked for by everyone at once.
+	// failureTTL is how long a failure is cached, so that clients do not repeat it all at once.
 	failureTTL = 2 * time.Second
-	// staleFor is how long an expired answer may still serve when no resolver answers.
+	// staleFor is how long an expired answer may still be used when no resolver answers.
 	staleFor = 24 * time.Hour
-	// staleTTL is the TTL such an answer is given out with, in seconds (RFC 8767).
+	// staleTTL is the TTL of such an answer, in seconds (RFC 8767).
 	staleTTL = 30
-	// entryOverhead estimates the bytes of an entry besides its message and name.
+	// entryOverhead estimates the bytes of an entry beside its message and name.
 	entryOverhead = 200
 )
 
-// cacheKey is what answers differ by.
+// cacheKey identifies an answer.
 type cacheKey struct {
 	name   string // lower case
 	qtype  uint16
-	dnssec bool // records of DNSSEC were asked for
-	raw    bool // checking was disabled by the asker
+	dnssec bool // the client requested DNSSEC records
+	raw    bool // the client disabled DNSSEC checking
 }
 
 type cacheEntry struct {
@@ -39,7 +39,7 @@ type cacheEntry struct {
 
 func (e *cacheEntry) size() int { return len(e.packed) + len(e.key.name) + entryOverhead }
 
-// answerCache keeps packed answers, the least recently used of which goes when its bytes are used up.
+// answerCache holds packed answers up to a number of bytes, and evicts the least recently used.
 type answerCache struct {
 	max int
 	now func() time.Time
@@ -56,7 +56,7 @@ func newAnswerCache(maxBytes int, now func() time.Time) *answerCache {
 	return &answerCache{max: maxBytes, now: now, entries: make(map[cacheKey]*list.Element), order: list.New()}
 }
 
-// get returns an answer with its TTLs counted down. With stale it also returns one that has expired.
+// get returns an answer with its TTLs counted down, with stale also one that has expired.
 func (c *answerCache) get(k cacheKey, stale bool) *wire.Msg {
 	now := c.now()
 	c.mu.Lock()
@@ -67,7 +67,7 @@ func (c *answerCache) get(k cacheKey, stale bool) *wire.Msg {
 	}
 	e := el.Value.(*cacheEntry)
 	expired := !now.Before(e.expires)
-	// A clock set back must not make an answer live for years.
+	// A clock that was set back must not keep an answer for years.
 	future := now.Before(e.stored)
 	if future || now.After(e.expires.Add(staleFor)) {
 		c.drop(el)
@@ -99,7 +99,7 @@ func (c *answerCache) get(k cacheKey, stale bool) *wire.Msg {
 	return m
 }
 
-// put keeps an answer for as long as it says, if it may be kept.
+// put caches an answer for its own lifetime, if it may be cached.
 func (c *answerCache) put(k cacheKey, m *wire.Msg) {
 	keep := lifetime(m)
 	if keep <= 0 {
@@ -119,7 +119,7 @@ func (c *answerCache) put(k cacheKey, m *wire.Msg) {
 	if el, ok := c.entries[k]; ok {
 		old := el.Value.(*cacheEntry)
 		if m.Rcode == wire.RcodeServerFailure && now.Before(old.expires.Add(staleFor)) && old.packed[3]&0xf != wire.RcodeServerFailure {
-			// A failure does not replace what can still be served stale.
+			// A failure does not replace an answer that can still be served stale.
 			return
 		}
 		c.drop(el)
@@ -146,14 +146,14 @@ func (c *answerCache) resize(by int) {
 	}
 }
 
-// size returns how many entries and bytes are kept.
+// size returns the number of entries and their bytes.
 func (c *answerCache) size() (entries, bytes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.entries), c.bytes
 }
 
-// clear forgets everything: the resolvers changed, and with them perhaps what names mean.
+// clear drops everything: other resolvers may give names other meanings.
 func (c *answerCache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,7 +162,8 @@ func (c *answerCache) clear() {
 	c.resize(-c.bytes)
 }
 
-// lifetime is how long an answer may be kept: the least TTL of its records, or what a denial's SOA record says.
+// lifetime is how long an answer may be cached: the least TTL of its records, or what the SOA record of a
+// denial permits.
 func lifetime(m *wire.Msg) time.Duration {
 	switch {
 	case m.Truncated:

@@ -21,13 +21,13 @@ import (
 )
 
 const (
-	// checkpointDelay gathers changes, and spares storage that wears out.
+	// checkpointDelay batches changes, to spare flash storage.
 	checkpointDelay = 30 * time.Second
-	// checkpointVersion is raised when the form changes; others are not read.
+	// checkpointVersion is raised when the format changes; files of other versions are ignored.
 	checkpointVersion = 1
 )
 
-// checkpoint is the form of the file: everything an index holds.
+// checkpoint is the format of the file: everything in an index.
 type checkpoint struct {
 	Version    int
 	Domain     string
@@ -41,7 +41,8 @@ type checkpointService struct {
 	Slices map[string]*slice `json:",omitempty"`
 }
 
-// restore answers from the checkpoint until the informers know better, and reports whether there was one.
+// restore makes the server answer from the checkpoint until the informers have synced, and reports
+// whether there is one.
 func (s *Server) restore() bool {
 	if s.cfg.CheckpointFile == "" {
 		return false
@@ -51,11 +52,11 @@ func (s *Server) restore() bool {
 	case errors.Is(err, fs.ErrNotExist):
 		return false
 	case err != nil:
-		// It is only what the API server will say again.
-		s.log.Warn("DNS checkpoint is of no use", zap.Error(err))
+		// Nothing is lost: the API server has it all.
+		s.log.Warn("DNS checkpoint ignored", zap.Error(err))
 		return false
 	}
-	// Most starts find the cluster as it was: that is no reason to write.
+	// Most starts find the cluster unchanged, and then write nothing.
 	if text, err := x.encode(s.cfg.ClusterDomain); err == nil {
 		s.onDisk = sha256.Sum256(text)
 	}
@@ -64,14 +65,14 @@ func (s *Server) restore() bool {
 	return true
 }
 
-// keepCheckpoint writes the checkpoint some time after changes, and at the end.
+// keepCheckpoint writes the checkpoint a while after changes, and at the end.
 func (s *Server) keepCheckpoint(ctx context.Context) error {
 	if s.cfg.CheckpointFile == "" {
 		return nil
 	}
 	last := s.onDisk
 	write := func() {
-		// An incomplete index would replace a better file.
+		// An incomplete index must not replace a complete file.
 		if s.names.Load() != s.live {
 			return
 		}
@@ -91,7 +92,7 @@ func (s *Server) keepCheckpoint(ctx context.Context) error {
 			}
 		}
 		if err != nil {
-			s.log.Warn("DNS checkpoint was not written", zap.Error(err))
+			s.log.Warn("DNS checkpoint not written", zap.Error(err))
 		}
 	}
 	for {
@@ -109,7 +110,7 @@ func (s *Server) keepCheckpoint(ctx context.Context) error {
 	}
 }
 
-// encode returns the index in the checkpoint's form, equal for equal indexes.
+// encode returns the index in the checkpoint's format, equal for equal indexes.
 func (x *index) encode(domain string) ([]byte, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -127,7 +128,7 @@ func (x *index) encode(domain string) ([]byte, error) {
 	return json.Marshal(c)
 }
 
-// readCheckpoint returns the index a file holds.
+// readCheckpoint returns the index in a file.
 func readCheckpoint(path, domain string) (*index, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -160,7 +161,7 @@ func readCheckpoint(path, domain string) (*index, error) {
 	return x, nil
 }
 
-// writeCheckpoint replaces the file in one step.
+// writeCheckpoint replaces the file atomically.
 func writeCheckpoint(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make folder of checkpoint: %w", err)

@@ -15,50 +15,51 @@ import (
 )
 
 const (
-	// DefaultClusterDomain is the domain when the config names none.
+	// DefaultClusterDomain is used when the config has no cluster domain.
 	DefaultClusterDomain = "cluster.local"
-	// DefaultInterface is the interface the cluster DNS address is added to when the config names none.
+	// DefaultInterface is used when the config has no interface.
 	DefaultInterface = "mote-dns"
-	// defaultPort is where listen addresses without a port listen.
+	// defaultPort is used for addresses without a port.
 	defaultPort = 53
-	// defaultCacheBytes bounds the cache when the config does not.
+	// defaultCacheBytes is used when the config has no limit.
 	defaultCacheBytes = 2 << 20
 )
 
-// Config is what a [Server] is made of. It is not written to after [New].
+// Config configures a [Server], which never writes to it.
 type Config struct {
-	// Client reads services, endpoint slices, namespaces and the ConfigMap kube-system/mote-dns, and writes events about that.
+	// Client reads services, endpoint slices, namespaces and the ConfigMap kube-system/mote-dns, and
+	// writes events about that ConfigMap.
 	Client kubernetes.Interface
 	// Informers is the factory that the parts of this process share, whose owner runs the informers
 	// and takes Start for a request; nil makes Run use one of its own.
 	Informers informers.SharedInformerFactory
-	// NodeName is the reporting node of events.
+	// NodeName is the node that events name as their source.
 	NodeName string
 	// ClusterDomain is the domain of the cluster; empty means cluster.local.
 	ClusterDomain string
-	// ListenAddrs are the cluster DNS addresses, each with or without a port (53).
+	// ListenAddrs are the cluster DNS addresses, each with or without a port; the default port is 53.
 	ListenAddrs []string
-	// ClusterCIDRs are ranges of pods and services. Addresses in them that have no name are denied instead of being asked for
-	// elsewhere.
+	// ClusterCIDRs are the ranges of pods and services. Reverse lookups of addresses in them are never
+	// forwarded.
 	ClusterCIDRs []netip.Prefix
-	// Interface is what the listen addresses are added to, made if it is missing; empty means mote-dns, "-" leaves
-	// interfaces alone.
+	// Interface gets the listen addresses, and is created if it is missing; empty means mote-dns, "-"
+	// leaves interfaces alone.
 	Interface string
-	// Resolvers are the files upstream resolvers are read from, the first that has usable ones counts; empty means
-	// HostFiles.
+	// Resolvers are the files that name upstream resolvers, of which the first with usable ones counts;
+	// empty means HostFiles.
 	Resolvers []string
-	// CheckpointFile keeps what is known over a restart; empty means it is not kept.
+	// CheckpointFile carries the known records over a restart; empty means none is written.
 	CheckpointFile string
 	// CacheBytes bounds the memory of cached foreign answers; zero means 2 MiB.
 	CacheBytes int
 	// Metrics is where the counters are registered; nil means the registry behind the /metrics of
 	// every component of this process. Several servers on one registry share the counters.
 	Metrics prometheus.Registerer
-	// Logger receives what happens; nil means silence.
+	// Logger may be nil for no log.
 	Logger *zap.Logger
 }
 
-// Validate reports every fault of the config at once.
+// Validate reports all errors of the config at once.
 func (c Config) Validate() error {
 	var errs []error
 	if c.Client == nil && c.Informers == nil {
@@ -84,7 +85,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// withDefaults returns c with zero values replaced.
+// withDefaults returns c with zero values replaced by defaults.
 func (c Config) withDefaults() Config {
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = DefaultClusterDomain
@@ -108,7 +109,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// parseServer reads an address with or without a port.
+// parseServer parses an address with or without a port.
 func parseServer(text string) (netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(text); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), defaultPort), nil

@@ -20,7 +20,7 @@ type feed struct {
 	slices  cache.Indexer
 	synced  []cache.InformerSynced
 
-	mu sync.Mutex // serialises keepSlice: events of services and of slices come at the same time
+	mu sync.Mutex // serialises keepSlice: services and slices have separate event handlers
 }
 
 // source is one informer and what its events change.
@@ -111,7 +111,8 @@ func (f *feed) service(obj any, exists bool) {
 		return
 	}
 	f.index.setService(k, serviceRecord(s))
-	// Slices of services with an address are not kept. A service that is headless now may have been none when they came.
+	// Only slices of headless services are indexed. This service may have become headless after its
+	// slices arrived.
 	for _, obj := range f.slices.List() {
 		if each, ok := obj.(*discovery.EndpointSlice); ok && sliceOwner(each) == k {
 			f.keepSlice(k, each)
@@ -129,8 +130,8 @@ func (f *feed) slice(obj any, _ bool) {
 	}
 }
 
-// keepSlice stores what the informer now holds of the slice if its service needs it, else drops it. Without the service yet,
-// it is looked at again when that comes.
+// keepSlice indexes the informer's latest version of the slice if its service is headless, and drops
+// it otherwise. A slice that arrives before its service is handled again with the service.
 func (f *feed) keepSlice(k key, s *discovery.EndpointSlice) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -159,7 +160,7 @@ func serviceRecord(s *corev1.Service) *service {
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		alias, err := domainName(s.Spec.ExternalName)
 		if err != nil {
-			// The API server checks names; an address in this field passes it and cannot be an alias.
+			// The API server validates names here, but also permits an address, which cannot be an alias.
 			return &service{}
 		}
 		return &service{Alias: alias}
@@ -215,7 +216,8 @@ func sliceRecord(s *discovery.EndpointSlice) *slice {
 	return out
 }
 
-// dashed writes an address as one label. An IPv6 address must not begin or end with a dash, so it is written in full there.
+// dashed formats an address as one label. A label must not begin or end with a dash, so an IPv6
+// address that would is written in full.
 func dashed(ip netip.Addr) string {
 	text := ip.Unmap().String()
 	if ip.Is6() && (strings.HasPrefix(text, "::") || strings.HasSuffix(text, "::")) {
@@ -224,7 +226,7 @@ func dashed(ip netip.Addr) string {
 	return strings.NewReplacer(".", "-", ":", "-").Replace(text)
 }
 
-// undashed reads what dashed wrote.
+// undashed parses what dashed formatted.
 func undashed(label string) (netip.Addr, bool) {
 	if strings.Count(label, "-") == 3 {
 		if ip, err := netip.ParseAddr(strings.ReplaceAll(label, "-", ".")); err == nil {

@@ -15,43 +15,44 @@ import (
 )
 
 const (
-	// ednsSize is the largest UDP message taken and given: what passes every usual network unfragmented.
+	// ednsSize is the largest UDP message we accept and send: the size that common networks carry
+	// unfragmented.
 	ednsSize = 1232
-	// tryTimeout bounds one question to one resolver.
+	// tryTimeout bounds one query to one resolver.
 	tryTimeout = 1500 * time.Millisecond
-	// askTimeout bounds all tries; libc gives up after five seconds.
-	askTimeout = 4500 * time.Millisecond
-	// maxBackoff bounds how long a failing resolver is asked last.
+	// queryTimeout bounds all tries; libc gives up after five seconds.
+	queryTimeout = 4500 * time.Millisecond
+	// maxBackoff bounds how long a failing resolver is tried last.
 	maxBackoff = 30 * time.Second
-	// maxInFlight bounds the questions being asked of others at a time.
+	// maxInFlight bounds the queries to resolvers at a time.
 	maxInFlight = 256
 )
 
 var (
-	// errNoResolver says that there is nobody to ask.
+	// errNoResolver means that no resolver is configured.
 	errNoResolver = errors.New("no upstream resolver")
-	// errBusy says that too many questions are being asked already.
-	errBusy = errors.New("too many questions in flight")
-	// errForeignReply says that a reply does not belong to the question.
-	errForeignReply = errors.New("reply to another question")
+	// errBusy means that maxInFlight is reached.
+	errBusy = errors.New("too many queries in flight")
+	// errForeignReply means that a reply does not belong to the query.
+	errForeignReply = errors.New("reply to another query")
 )
 
-// exchanger asks one resolver one question.
+// exchanger sends one query to one resolver.
 type exchanger func(ctx context.Context, network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error)
 
-// exchange asks over the network.
+// exchange is the exchanger over the network.
 func exchange(ctx context.Context, network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
 	client := wire.Client{Net: network, UDPSize: ednsSize, Timeout: tryTimeout}
 	reply, _, err := client.ExchangeContext(ctx, m, server.String())
 	return reply, err
 }
 
-// forwarder asks other resolvers and remembers their answers.
+// forwarder queries resolvers and caches their answers.
 type forwarder struct {
 	cache    *answerCache
 	exchange exchanger
 	now      func() time.Time
-	flights  singleflight.Group
+	requests singleflight.Group
 	slots    chan struct{}
 	count    func(what string)
 
@@ -59,20 +60,20 @@ type forwarder struct {
 	health map[netip.AddrPort]resolverHealth
 }
 
-// resolverHealth is what is remembered of a resolver that did not answer.
+// resolverHealth is the state of a resolver that did not answer.
 type resolverHealth struct {
 	failures int
-	until    time.Time // before this others are asked first
+	until    time.Time // before this, other resolvers are tried first
 }
 
-func newForwarder(cacheBytes int, ask exchanger, now func() time.Time, count func(string)) *forwarder {
+func newForwarder(cacheBytes int, exchange exchanger, now func() time.Time, count func(string)) *forwarder {
 	return &forwarder{
-		cache: newAnswerCache(cacheBytes, now), exchange: ask, now: now, slots: make(chan struct{}, maxInFlight), count: count,
+		cache: newAnswerCache(cacheBytes, now), exchange: exchange, now: now, slots: make(chan struct{}, maxInFlight), count: count,
 		health: make(map[netip.AddrPort]resolverHealth),
 	}
 }
 
-// resolve answers a question from the cache or from the servers. The answer is the caller's to change.
+// resolve answers a question from the cache or from the servers. The caller may change the answer.
 func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.AddrPort, dnssec, raw bool) *wire.Msg {
 	k := cacheKey{q.name, q.qtype, dnssec, raw}
 	if m := f.cache.get(k, false); m != nil {
@@ -81,14 +82,14 @@ func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.Add
 	}
 	f.count("cache_miss")
 	// Clients that ask the same question at the same time share one query to the resolvers.
-	result, err, _ := f.flights.Do(flightKey(k), func() (any, error) {
-		// A question like this may have been answered since the cache was looked at.
+	result, err, _ := f.requests.Do(requestKey(k), func() (any, error) {
+		// The same query may have been answered since the lookup above.
 		if m := f.cache.get(k, false); m != nil {
 			return m, nil
 		}
-		ask, cancel := context.WithTimeout(ctx, askTimeout)
+		limited, cancel := context.WithTimeout(ctx, queryTimeout)
 		defer cancel()
-		m, err := f.ask(ask, k, servers)
+		m, err := f.query(limited, k, servers)
 		if err == nil {
 			f.cache.put(k, m)
 		}
@@ -110,7 +111,7 @@ func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.Add
 	return failed
 }
 
-func flightKey(k cacheKey) string {
+func requestKey(k cacheKey) string {
 	var b strings.Builder
 	b.WriteString(k.name)
 	b.WriteByte(' ')
@@ -129,8 +130,8 @@ func withQuestion(m *wire.Msg, k cacheKey) *wire.Msg {
 	return m
 }
 
-// ask puts the question to one server after the other until one knows.
-func (f *forwarder) ask(ctx context.Context, k cacheKey, servers []netip.AddrPort) (*wire.Msg, error) {
+// query tries one server after the other until one knows the answer.
+func (f *forwarder) query(ctx context.Context, k cacheKey, servers []netip.AddrPort) (*wire.Msg, error) {
 	if len(servers) == 0 {
 		return nil, errNoResolver
 	}
@@ -148,7 +149,7 @@ func (f *forwarder) ask(ctx context.Context, k cacheKey, servers []netip.AddrPor
 			if ctx.Err() != nil {
 				return failed, errors.Join(last, ctx.Err())
 			}
-			reply, err := f.askOne(ctx, k, server)
+			reply, err := f.queryOne(ctx, k, server)
 			if err != nil {
 				f.failed(server)
 				last = err
@@ -158,7 +159,7 @@ func (f *forwarder) ask(ctx context.Context, k cacheKey, servers []netip.AddrPor
 			if reply.Rcode == wire.RcodeSuccess || reply.Rcode == wire.RcodeNameError {
 				return reply, nil
 			}
-			// It is there but cannot tell; another one may.
+			// This one cannot answer; another one may.
 			failed = reply
 		}
 		if failed != nil {
@@ -172,8 +173,8 @@ func (f *forwarder) ask(ctx context.Context, k cacheKey, servers []netip.AddrPor
 	return nil, last
 }
 
-// askOne asks a server over UDP, and over TCP if the answer is too long for that.
-func (f *forwarder) askOne(ctx context.Context, k cacheKey, server netip.AddrPort) (*wire.Msg, error) {
+// queryOne queries a server over UDP, and again over TCP if the answer does not fit.
+func (f *forwarder) queryOne(ctx context.Context, k cacheKey, server netip.AddrPort) (*wire.Msg, error) {
 	m := withQuestion(new(wire.Msg), k)
 	m.RecursionDesired, m.CheckingDisabled = true, k.raw
 	m.SetEdns0(ednsSize, k.dnssec)
@@ -196,20 +197,20 @@ func (f *forwarder) askOne(ctx context.Context, k cacheKey, server netip.AddrPor
 	return reply, nil
 }
 
-// answers tells whether a reply belongs to a question.
+// answers reports whether a reply belongs to a query.
 func answers(m, reply *wire.Msg) bool {
 	if reply == nil || !reply.Response || reply.Id != m.Id {
 		return false
 	}
 	if len(reply.Question) == 0 {
-		// Some servers leave it out when they refuse.
+		// Some servers leave the question out when they refuse.
 		return reply.Rcode != wire.RcodeSuccess
 	}
 	q := reply.Question[0]
 	return len(reply.Question) == 1 && strings.EqualFold(q.Name, m.Question[0].Name) && q.Qtype == m.Question[0].Qtype
 }
 
-// order puts servers that failed lately behind the others.
+// order sorts servers that failed recently to the end.
 func (f *forwarder) order(servers []netip.AddrPort) []netip.AddrPort {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -243,13 +244,13 @@ func (f *forwarder) answered(server netip.AddrPort) {
 	delete(f.health, server)
 }
 
-// unreachable tells an error that comes at once and would come again: there is no network.
+// unreachable reports whether an error came at once and would come again: there is no network.
 func unreachable(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && !op.Timeout()
 }
 
-// reset forgets answers and health; the servers are others now.
+// reset drops the answers and the health of servers that are replaced.
 func (f *forwarder) reset() {
 	f.cache.clear()
 	f.mu.Lock()

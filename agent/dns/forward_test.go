@@ -24,7 +24,7 @@ func unreachableAPI(clienttesting.Action) (bool, runtime.Object, error) {
 	return true, nil, errors.New("connection refused")
 }
 
-// testClock is a clock that stands still until it is moved.
+// testClock is a clock that only advances when told to.
 type testClock struct {
 	mu  sync.Mutex
 	now time.Time
@@ -51,18 +51,18 @@ func aReply(t testing.TB, m *wire.Msg, ttl int, ip string) *wire.Msg {
 	return reply
 }
 
-// fakeForwarder makes a forwarder over a clock and a function instead of a network.
-func fakeForwarder(ask func(network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error)) (*forwarder, *testClock) {
+// fakeForwarder returns a forwarder over a fake clock, and a function instead of a network.
+func fakeForwarder(exchange func(network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error)) (*forwarder, *testClock) {
 	clock := &testClock{now: time.Unix(1e9, 0)}
 	return newForwarder(1<<20, func(_ context.Context, network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
-		return ask(network, server, m)
+		return exchange(network, server, m)
 	}, clock.Now, func(string) {}), clock
 }
 
 func TestForwarder_Resolve_CachesAndCountsDown(t *testing.T) {
-	asked := 0
+	queries := 0
 	f, clock := fakeForwarder(func(_ string, _ netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
-		asked++
+		queries++
 		return aReply(t, m, 60, "192.0.2.9"), nil
 	})
 	q := question{"x.example.", "x.example.", wire.TypeA}
@@ -70,20 +70,20 @@ func TestForwarder_Resolve_CachesAndCountsDown(t *testing.T) {
 	resolve()
 	clock.move(20 * time.Second)
 	m := resolve()
-	if asked != 1 || m.Answer[0].Header().Ttl != 40 {
-		t.Errorf("asked %d times, TTL %d", asked, m.Answer[0].Header().Ttl)
+	if queries != 1 || m.Answer[0].Header().Ttl != 40 {
+		t.Errorf("queried %d times, TTL %d", queries, m.Answer[0].Header().Ttl)
 	}
 	m.Answer[0].Header().Name = "spoilt."
 	if again := resolve(); again.Answer[0].Header().Name != "x.example." {
-		t.Error("a caller's change went into the cache")
+		t.Error("a caller's change reached the cache")
 	}
 	clock.move(41 * time.Second)
-	if resolve(); asked != 2 {
-		t.Errorf("asked %d times after the TTL", asked)
+	if resolve(); queries != 2 {
+		t.Errorf("queried %d times after the TTL", queries)
 	}
 	clock.move(-time.Hour)
-	if resolve(); asked != 3 {
-		t.Errorf("asked %d times after the clock was set back", asked)
+	if resolve(); queries != 3 {
+		t.Errorf("queried %d times after the clock was set back", queries)
 	}
 }
 
@@ -112,16 +112,16 @@ func TestForwarder_Resolve_ServesStaleWhenNobodyAnswers(t *testing.T) {
 			t.Errorf("stale TTL is %d", m.Answer[0].Header().Ttl)
 		}
 	}
-	// Without a resolver at all it is the same.
+	// The same without any resolver.
 	if m := f.resolve(context.Background(), question{"y.example.", "y.example.", wire.TypeA}, nil, false, false); m.Rcode != wire.RcodeServerFailure {
 		t.Errorf("no resolver: %s", wire.RcodeToString[m.Rcode])
 	}
 }
 
 func TestForwarder_Resolve_NegativeAnswers(t *testing.T) {
-	asked := 0
+	queries := 0
 	f, clock := fakeForwarder(func(_ string, _ netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
-		asked++
+		queries++
 		reply := new(wire.Msg).SetRcode(m, wire.RcodeNameError)
 		reply.Ns = []wire.RR{record(t, "example. 900 IN SOA a. b. 1 2 3 4 30")}
 		return reply, nil
@@ -132,19 +132,19 @@ func TestForwarder_Resolve_NegativeAnswers(t *testing.T) {
 			t.Fatal(m.Rcode)
 		}
 	}
-	if asked != 1 {
-		t.Errorf("a denial was asked for %d times", asked)
+	if queries != 1 {
+		t.Errorf("a denial was queried %d times", queries)
 	}
 	clock.move(31 * time.Second)
-	if f.resolve(context.Background(), q, []netip.AddrPort{resolverA}, false, false); asked != 2 {
-		t.Errorf("asked %d times after the denial's TTL", asked)
+	if f.resolve(context.Background(), q, []netip.AddrPort{resolverA}, false, false); queries != 2 {
+		t.Errorf("queried %d times after the denial's TTL", queries)
 	}
 }
 
 func TestForwarder_Resolve_TriesTheNextAndRemembers(t *testing.T) {
-	var asked []netip.AddrPort
+	var queries []netip.AddrPort
 	f, clock := fakeForwarder(func(_ string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
-		asked = append(asked, server)
+		queries = append(queries, server)
 		if server == resolverA {
 			return nil, context.DeadlineExceeded
 		}
@@ -157,24 +157,24 @@ func TestForwarder_Resolve_TriesTheNextAndRemembers(t *testing.T) {
 			t.Fatal(m.Rcode)
 		}
 	}
-	if fmt.Sprint(asked) != fmt.Sprint([]netip.AddrPort{resolverA, resolverB, resolverB}) {
-		t.Errorf("asked %v; the one that failed should have been asked last", asked)
+	if fmt.Sprint(queries) != fmt.Sprint([]netip.AddrPort{resolverA, resolverB, resolverB}) {
+		t.Errorf("queried %v; the one that failed should have been last", queries)
 	}
 	clock.move(time.Minute)
-	asked = nil
+	queries = nil
 	f.resolve(context.Background(), question{"n9.example.", "n9.example.", wire.TypeA}, both, false, false)
-	if len(asked) == 0 || asked[0] != resolverA {
-		t.Errorf("asked %v; the first one should be tried again", asked)
+	if len(queries) == 0 || queries[0] != resolverA {
+		t.Errorf("queried %v; the first one should be tried again", queries)
 	}
 }
 
 func TestForwarder_Resolve_OneQuestionForMany(t *testing.T) {
 	var mu sync.Mutex
-	asked := 0
+	queries := 0
 	release, entered := make(chan struct{}), make(chan struct{}, 100)
 	f, _ := fakeForwarder(func(_ string, _ netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
 		mu.Lock()
-		asked++
+		queries++
 		mu.Unlock()
 		entered <- struct{}{}
 		<-release
@@ -197,8 +197,8 @@ func TestForwarder_Resolve_OneQuestionForMany(t *testing.T) {
 	leave()
 	close(release)
 	all.Wait()
-	if asked != 1 {
-		t.Errorf("asked %d times", asked)
+	if queries != 1 {
+		t.Errorf("queried %d times", queries)
 	}
 }
 
@@ -269,7 +269,7 @@ func TestServer_Reply_SizesAndTruncation(t *testing.T) {
 		{"without EDNS", "udp", 0, false, 512}, {"with EDNS", "udp", 1232, false, 1232}, {"with huge EDNS", "udp", 65000, false, 1232},
 		{"with tiny EDNS", "udp", 100, false, 512}, {"over TCP", "tcp", 0, true, 65535},
 	} {
-		m := ask(t, s, c.network, "big.example.org", "TXT", func(m *wire.Msg) {
+		m := query(t, s, c.network, "big.example.org", "TXT", func(m *wire.Msg) {
 			if c.size > 0 {
 				m.SetEdns0(c.size, true)
 			}
@@ -327,7 +327,7 @@ func TestServer_Settings(t *testing.T) {
 	waitForUpstream(t, s)
 	check := func(name, qtype, want string) {
 		t.Helper()
-		if got := brief(ask(t, s, "udp", name, qtype, nil)); got != want {
+		if got := brief(query(t, s, "udp", name, qtype, nil)); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
@@ -341,11 +341,11 @@ func TestServer_Settings(t *testing.T) {
 	}
 	checkAll()
 
-	// A faulty version is reported and changes nothing.
+	// An invalid version is reported and changes nothing.
 	ctx := context.Background()
-	faulty := settingsMap(map[string]string{"upstreams": "not-an-address", "forwarders": "1.1.1.1"})
-	faulty.ResourceVersion = "8"
-	if _, err := client.CoreV1().ConfigMaps(SettingsNamespace).Update(ctx, faulty, metav1.UpdateOptions{}); err != nil {
+	invalid := settingsMap(map[string]string{"upstreams": "not-an-address", "forwarders": "1.1.1.1"})
+	invalid.ResourceVersion = "8"
+	if _, err := client.CoreV1().ConfigMaps(SettingsNamespace).Update(ctx, invalid, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() string {
@@ -365,7 +365,7 @@ func TestServer_Settings(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() string {
-		if got := brief(ask(t, s, "udp", "nas.home", "A", nil)); got != "SERVFAIL" {
+		if got := brief(query(t, s, "udp", "nas.home", "A", nil)); got != "SERVFAIL" {
 			return got
 		}
 		return ""
@@ -373,7 +373,7 @@ func TestServer_Settings(t *testing.T) {
 	check("kubernetes.default.svc.cluster.local", "A", "NOERROR aa\nkubernetes.default.svc.cluster.local. A 10.43.0.1")
 }
 
-func TestParseSettings_Faults(t *testing.T) {
+func TestParseSettings_Invalid(t *testing.T) {
 	own := []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}
 	for name, data := range map[string]map[string]string{
 		"unknown key":         {"upstream": "1.1.1.1"},
@@ -481,7 +481,7 @@ func FuzzServer_Reply(f *testing.F) {
 			t.Fatalf("reply cannot be read: %v", err)
 		}
 		if back.Id != m.Id || !back.Response {
-			t.Fatalf("reply does not belong to the question: %v", back)
+			t.Fatalf("reply does not belong to the query: %v", back)
 		}
 	})
 }

@@ -8,7 +8,7 @@ import (
 	wire "github.com/miekg/dns"
 )
 
-// request is one question with what the asker's message says about it.
+// request is a message with the properties that shape the reply.
 type request struct {
 	msg  *wire.Msg
 	udp  bool
@@ -20,11 +20,11 @@ func (s *Server) answer(ctx context.Context, w wire.ResponseWriter, m *wire.Msg)
 	_, udp := w.RemoteAddr().(*net.UDPAddr)
 	reply, source := s.reply(ctx, request{msg: m, udp: udp, edns: m.IsEdns0()})
 	s.metrics.request(udp, source, reply.Rcode)
-	// The asker is gone if this fails.
+	// If this fails, the client is gone.
 	_ = w.WriteMsg(reply)
 }
 
-// Sources of answers, for the counters.
+// Sources of answers, as the metrics name them.
 const (
 	sourceNone    = "none"
 	sourceCluster = "cluster"
@@ -32,7 +32,7 @@ const (
 	sourceForward = "forward"
 )
 
-// reply makes the whole reply to a message and says who knew.
+// reply builds the reply to a message, and returns the source of the answer.
 func (s *Server) reply(ctx context.Context, r request) (reply *wire.Msg, source string) {
 	reply = new(wire.Msg)
 	reply.SetReply(r.msg)
@@ -60,7 +60,7 @@ func (s *Server) reply(ctx context.Context, r request) (reply *wire.Msg, source 
 			limit = min(max(int(r.edns.UDPSize()), wire.MinMsgSize), ednsSize)
 		}
 		reply.SetEdns0(ednsSize, r.edns.Do())
-		// The code of a bad version is longer than the header's field; the rest of it is in the EDNS record.
+		// The code of a bad version does not fit into the header; its upper bits are in the EDNS record.
 		reply.IsEdns0().SetExtendedRcode(uint16(reply.Rcode))
 	}
 	reply.Truncate(limit)
@@ -69,12 +69,12 @@ func (s *Server) reply(ctx context.Context, r request) (reply *wire.Msg, source 
 
 // fill answers the one question of r.
 func (s *Server) fill(ctx context.Context, r request, reply *wire.Msg) (source string) {
-	asked := r.msg.Question[0]
-	q := question{asked: asked.Name, name: strings.ToLower(asked.Name), qtype: asked.Qtype}
+	sent := r.msg.Question[0]
+	q := question{original: sent.Name, name: strings.ToLower(sent.Name), qtype: sent.Qtype}
 	set := s.settings.Load()
 	if q.qtype == wire.TypeANY {
-		// A way to answer that cannot be used to flood others (RFC 8482).
-		reply.Answer = []wire.RR{&wire.HINFO{Hdr: header(q.asked, wire.TypeHINFO), Cpu: "RFC8482"}}
+		// A short answer, which cannot be used to amplify an attack (RFC 8482).
+		reply.Answer = []wire.RR{&wire.HINFO{Hdr: header(q.original, wire.TypeHINFO), Cpu: "RFC8482"}}
 		return sourceNone
 	}
 	if s.zone.owns(q.name) {
@@ -101,15 +101,15 @@ func (s *Server) fill(ctx context.Context, r request, reply *wire.Msg) (source s
 	reply.Rcode, reply.AuthenticatedData = m.Rcode, m.AuthenticatedData
 	reply.Answer, reply.Ns, reply.Extra = m.Answer, m.Ns, m.Extra
 	for _, rr := range reply.Answer {
-		// Some askers vary upper and lower case and check that it comes back.
-		if h := rr.Header(); strings.EqualFold(h.Name, q.asked) {
-			h.Name = q.asked
+		// Some clients vary upper and lower case, and check that the answer repeats it.
+		if h := rr.Header(); strings.EqualFold(h.Name, q.original) {
+			h.Name = q.original
 		}
 	}
 	return sourceForward
 }
 
-// fillCluster copies an answer of our own and resolves what it leads to.
+// fillCluster copies an answer of our own and resolves its alias.
 func (s *Server) fillCluster(ctx context.Context, r request, q question, a answer, reply *wire.Msg) {
 	reply.Authoritative = true
 	reply.Rcode, reply.Answer, reply.Ns, reply.Extra = a.rcode, a.records, a.authority, a.additional
@@ -117,21 +117,21 @@ func (s *Server) fillCluster(ctx context.Context, r request, q question, a answe
 		return
 	}
 	// The alias may be a static host as well.
-	target := question{asked: a.alias, name: a.alias, qtype: q.qtype}
+	target := question{original: a.alias, name: a.alias, qtype: q.qtype}
 	if known, ok := s.settings.Load().static(target); ok {
 		reply.Answer = append(reply.Answer, known.records...)
 		return
 	}
 	m := s.recurse(ctx, r, target)
 	reply.Answer = append(reply.Answer, m.Answer...)
-	// The alias itself is known; that its target is not must not hide it, unless it is known not to exist.
+	// The alias is part of the answer, whatever became of its target.
 	reply.Rcode = m.Rcode
 	if len(m.Answer) == 0 {
 		reply.Ns = m.Ns
 	}
 }
 
-// recurse asks the resolvers responsible for a name.
+// recurse queries the resolvers responsible for a name.
 func (s *Server) recurse(ctx context.Context, r request, q question) *wire.Msg {
 	servers := s.settings.Load().serversFor(q.name)
 	if servers == nil {

@@ -18,11 +18,12 @@ type port struct {
 	Port  uint16
 }
 
-// service is what DNS needs of a Service.
+// service is the part of a Service that DNS needs.
 type service struct {
-	// IPs are its cluster addresses; none makes it headless or an alias.
+	// IPs are its cluster addresses; a headless service and an alias have none.
 	IPs []netip.Addr `json:",omitempty"`
-	// Ports are its named ports. Those of a headless service come from its endpoints, which may differ by endpoint.
+	// Ports are its named ports. Those of a headless service come from its endpoints, and may differ
+	// between them.
 	Ports []port `json:",omitempty"`
 	// Alias is the external name, fully qualified, or empty.
 	Alias string `json:",omitempty"`
@@ -34,12 +35,12 @@ func (s *service) headless() bool { return len(s.IPs) == 0 && s.Alias == "" }
 
 // endpoint is one address of a headless service.
 type endpoint struct {
-	Host  string // its label below the service's name, never empty
+	Host  string // the label below the service's name, never empty
 	IP    netip.Addr
 	Ready bool
 }
 
-// slice is what DNS needs of an EndpointSlice of a headless service.
+// slice is the part of a headless service's EndpointSlice that DNS needs.
 type slice struct {
 	Endpoints []endpoint
 	Ports     []port `json:",omitempty"`
@@ -51,7 +52,7 @@ type index struct {
 	namespaces map[string]struct{}
 	services   map[key]*service
 	slices     map[key]map[string]*slice // by service, then by the slice's name
-	byIP       map[netip.Addr][]key      // services by address of theirs or of their endpoints
+	byIP       map[netip.Addr][]key      // services by their addresses and those of their endpoints
 	changed    func()                    // called after each change, outside the lock
 }
 
@@ -125,7 +126,7 @@ func (x *index) setSlice(k key, name string, s *slice) {
 	x.changed()
 }
 
-// link and unlink keep byIP; the lock is held.
+// link and unlink maintain byIP; the lock is held.
 func (x *index) link(ip netip.Addr, k key) {
 	if !slices.Contains(x.byIP[ip], k) {
 		x.byIP[ip] = append(x.byIP[ip], k)
@@ -161,7 +162,7 @@ type target struct {
 	ports []port
 }
 
-// targets returns the endpoints of a headless service that are to be published, in a stable order.
+// targets returns the endpoints of a headless service that DNS publishes, in a stable order.
 func (x *index) targets(k key) []target {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -181,13 +182,13 @@ func (x *index) targets(k key) []target {
 	return out
 }
 
-// name is a name an address has, below the domain of services.
+// name is one name of an address, below the domain of services.
 type name struct {
 	key
 	host string // empty for a service's own address
 }
 
-// namesOf returns what an address is called.
+// namesOf returns the names of an address.
 func (x *index) namesOf(ip netip.Addr) []name {
 	x.mu.RLock()
 	keys := x.byIP[ip]

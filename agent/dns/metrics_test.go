@@ -35,7 +35,7 @@ func TestServer_Metrics_AreSharedByServersOfOneProcess(t *testing.T) {
 		for range 2 {
 			s, _ := startServer(t, nil, settings)
 			waitForUpstream(t, s)
-			ask(t, s, "udp", "www.example.com", "A", nil)
+			query(t, s, "udp", "www.example.com", "A", nil)
 		}
 		if got := metric(t, answered) - before; got != 2 {
 			t.Errorf("%v queries are counted, want one of each server", got)

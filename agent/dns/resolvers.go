@@ -26,7 +26,7 @@ const (
 // hostResolvers finds the host's upstream resolvers and follows changes of the files that name them.
 type hostResolvers struct {
 	files []string
-	own   []netip.AddrPort // our addresses, which must not be queried
+	own   []netip.AddrPort // our own addresses, which must not be queried
 	now   func() time.Time
 	log   *zap.Logger
 

@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Server answers names. Make it with [New].
+// Server is a DNS server. Make it with [New].
 type Server struct {
 	cfg       Config
 	log       *zap.Logger
@@ -30,16 +30,16 @@ type Server struct {
 	settings  atomic.Pointer[settings]
 
 	live  *index                // fed by the informers
-	names atomic.Pointer[index] // what is answered from: the checkpoint's at first, then live
-	dirty chan struct{}         // has room for one: live changed since the last checkpoint
-	// onDisk is the digest of the checkpoint that was read at the start; zero if there was none.
+	names atomic.Pointer[index] // answers come from it: the checkpoint's at first, then live
+	dirty chan struct{}         // capacity 1: live changed since the last checkpoint
+	// onDisk is the digest of the checkpoint that Run found; zero if there was none.
 	onDisk [sha256.Size]byte
 
 	ready     chan struct{}
 	readyOnce sync.Once
 }
 
-// New checks the config and reads the checkpoint.
+// New checks the config and allocates a server; [Server.Run] opens its sockets.
 func New(c Config) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check DNS config: %w", err)
@@ -73,10 +73,11 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Ready is closed once the server answers: it listens, and knows the cluster's names from the API server or from before.
+// Ready is closed once the server listens and knows the cluster's names, from the API server or from its
+// checkpoint.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Run answers until ctx ends. All of its goroutines have ended when it returns.
+// Run answers queries until ctx ends. All of its goroutines have ended when it returns.
 func (s *Server) Run(ctx context.Context) error {
 	restored := s.restore()
 	keeper := addressKeeper{name: s.cfg.Interface, addrs: s.listen, log: s.log}
@@ -111,7 +112,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return fmt.Errorf("run DNS: %w", err)
 }
 
-// follow feeds the index from the informers, and answers from it once it is complete.
+// follow feeds the index from the informers, and makes the server answer from it once it is complete.
 func (s *Server) follow(ctx context.Context, restored bool, listeners []*listener) error {
 	factory := s.cfg.Informers
 	if factory == nil {
@@ -126,7 +127,7 @@ func (s *Server) follow(ctx context.Context, restored bool, listeners []*listene
 	if s.cfg.Informers == nil {
 		factory.Start(ctx.Done())
 	} else {
-		// A request to the factory's owner, who decides when they end.
+		// A request to the owner of the factory, who decides when they end.
 		factory.Start(wait.NeverStop)
 	}
 	for _, l := range listeners {
@@ -149,7 +150,7 @@ func (s *Server) follow(ctx context.Context, restored bool, listeners []*listene
 	return nil
 }
 
-// trim drops what makes up much of cached objects and is not read here.
+// trim drops the managed fields, which make up much of a cached object and are not read here.
 func trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
@@ -157,10 +158,10 @@ func trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// resolversChanged is called when the host's resolvers are others than before.
+// resolversChanged is called with the host's resolvers after they have changed.
 func (s *Server) resolversChanged(servers []netip.AddrPort) {
 	s.log.Info("upstream resolvers", zap.Stringers("resolvers", servers))
-	// With none left, what is cached is all there is.
+	// With no resolver left, the cached answers are all there is.
 	if len(servers) > 0 {
 		s.forward.reset()
 	}

@@ -25,7 +25,7 @@ import (
 	"github.com/mote-dev/mote/internal/informer"
 )
 
-// clusterObjects is the cluster the tests ask about.
+// clusterObjects is the cluster that the tests query.
 func clusterObjects() []runtime.Object {
 	yes, no := true, false
 	name := func(ns, n string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: ns, Name: n} }
@@ -69,14 +69,15 @@ func clusterObjects() []runtime.Object {
 	}
 }
 
-// upstream is a resolver on loopback that answers as it is told.
+// upstream is a resolver on loopback with a handler that tests replace.
 type upstream struct {
 	addr    netip.AddrPort
-	asked   atomic.Int64
+	queries atomic.Int64
 	handler atomic.Pointer[func(m *wire.Msg, udp bool) *wire.Msg]
 }
 
-// startUpstream runs a resolver until the test ends. Its first behaviour knows www.example.com and denies the rest.
+// startUpstream runs a resolver until the test ends. Its first handler knows www.example.com and denies
+// the rest.
 func startUpstream(t *testing.T) *upstream {
 	t.Helper()
 	u := &upstream{}
@@ -94,7 +95,7 @@ func startUpstream(t *testing.T) *upstream {
 	u.addr = netip.MustParseAddrPort(packets.LocalAddr().String())
 	for _, server := range []*wire.Server{{PacketConn: packets}, {Listener: streams}} {
 		server.Handler = wire.HandlerFunc(func(w wire.ResponseWriter, m *wire.Msg) {
-			u.asked.Add(1)
+			u.queries.Add(1)
 			_, udp := w.RemoteAddr().(*net.UDPAddr)
 			if reply := (*u.handler.Load())(m, udp); reply != nil {
 				_ = w.WriteMsg(reply)
@@ -192,8 +193,8 @@ func runServer(t *testing.T, s *Server) (stop func()) {
 	return stop
 }
 
-// ask puts one question over the network.
-func ask(t *testing.T, s *Server, network, name, qtype string, change func(*wire.Msg)) *wire.Msg {
+// query sends one query over the network.
+func query(t *testing.T, s *Server, network, name, qtype string, change func(*wire.Msg)) *wire.Msg {
 	t.Helper()
 	m := new(wire.Msg)
 	m.SetQuestion(wire.Fqdn(name), wire.StringToType[qtype])
@@ -203,12 +204,12 @@ func ask(t *testing.T, s *Server, network, name, qtype string, change func(*wire
 	client := wire.Client{Net: network, UDPSize: 4096, Timeout: 10 * time.Second}
 	reply, _, err := client.Exchange(m, s.listen[0].String())
 	if err != nil {
-		t.Fatalf("ask for %s %s over %s: %v", name, qtype, network, err)
+		t.Fatalf("query %s %s over %s: %v", name, qtype, network, err)
 	}
 	return reply
 }
 
-// brief prints what matters of a reply: code, flags, and sorted records without TTL.
+// brief formats a reply for comparison: code, flags, and sorted records without TTL.
 func brief(m *wire.Msg) string {
 	var lines []string
 	for _, rr := range m.Answer {
@@ -232,7 +233,8 @@ func briefRecord(rr wire.RR) string {
 	return strings.Join(append([]string{fields[0]}, fields[3:]...), " ")
 }
 
-// specification is the table of names every Kubernetes DNS server has to know, and what our users rely on besides.
+// specification lists the names that every Kubernetes DNS server must answer, and more that our users
+// rely on.
 var specification = []struct{ name, qtype, want string }{
 	// Schema version.
 	{"dns-version.cluster.local", "TXT", "NOERROR aa\ndns-version.cluster.local. TXT \"1.1.0\""},
@@ -303,7 +305,7 @@ var specification = []struct{ name, qtype, want string }{
 	{"10-42-0-5.nowhere.pod.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"web.default.pod.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"default.pod.cluster.local", "A", "NOERROR aa soa"},
-	// What resolvers make of names with search domains.
+	// Names to which resolvers appended search domains.
 	{"www.example.com.default.svc.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"www.example.com.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"missing.default.svc.cluster.local.wildcard.lan", "A", "NXDOMAIN"},
@@ -320,7 +322,7 @@ func TestServer_Specification(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		for _, c := range specification {
 			t.Run(network+"/"+c.name+"/"+c.qtype, func(t *testing.T) {
-				got := brief(ask(t, s, network, c.name, c.qtype, func(m *wire.Msg) { m.SetEdns0(ednsSize, false) }))
+				got := brief(query(t, s, network, c.name, c.qtype, func(m *wire.Msg) { m.SetEdns0(ednsSize, false) }))
 				want := strings.Replace(c.want, "SERIAL", fmt.Sprint(s.zone.start), 1)
 				if got != want {
 					t.Errorf("got:\n%s\nwant:\n%s", got, want)
@@ -334,18 +336,18 @@ func settingsMap(data map[string]string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: SettingsNamespace, Name: SettingsName, ResourceVersion: "7"}, Data: data}
 }
 
-// waitForUpstream waits until settings with an upstream are taken over.
+// waitForUpstream waits until settings with an upstream are applied.
 func waitForUpstream(t *testing.T, s *Server) {
 	t.Helper()
 	eventually(t, func() string {
 		if s.settings.Load().upstreams == nil {
-			return "settings were not taken over"
+			return "settings were not applied"
 		}
 		return ""
 	})
 }
 
-// eventually waits until check returns "" and fails with its last answer otherwise.
+// eventually waits until check returns "", or fails the test with its last result.
 func eventually(t *testing.T, check func() string) {
 	t.Helper()
 	deadline := time.After(90 * time.Second)
@@ -370,7 +372,7 @@ func TestServer_Run_FollowsChanges(t *testing.T) {
 	want := func(name, want string) {
 		t.Helper()
 		eventually(t, func() string {
-			if got := brief(ask(t, s, "udp", name, "A", nil)); got != want {
+			if got := brief(query(t, s, "udp", name, "A", nil)); got != want {
 				return fmt.Sprintf("%s: got %q, want %q", name, got, want)
 			}
 			return ""
@@ -419,7 +421,7 @@ func TestServer_Run_AnswersFromItsCheckpoint(t *testing.T) {
 	want := make(map[string]string)
 	names := []string{"kubernetes.default.svc.cluster.local", "headless.default.svc.cluster.local", "db-0.headless.default.svc.cluster.local", "10-42-0-5.default.pod.cluster.local"}
 	for _, n := range names {
-		want[n] = brief(ask(t, first, "udp", n, "A", nil))
+		want[n] = brief(query(t, first, "udp", n, "A", nil))
 	}
 	text, err := first.live.encode("cluster.local.")
 	if err != nil {
@@ -443,7 +445,7 @@ func TestServer_Run_AnswersFromItsCheckpoint(t *testing.T) {
 	}
 	stop := runServer(t, second)
 	for _, n := range names {
-		if got := brief(ask(t, second, "udp", n, "A", nil)); got != want[n] {
+		if got := brief(query(t, second, "udp", n, "A", nil)); got != want[n] {
 			t.Errorf("%s: got %q, want %q", n, got, want[n])
 		}
 	}
@@ -478,7 +480,7 @@ func TestServer_Run_WritesItsCheckpointWhenItStops(t *testing.T) {
 		t.Errorf("checkpoint holds %d services and %d slices", len(x.services), len(x.slices))
 	}
 
-	// The next start finds the same cluster, and wears no disk.
+	// The next start finds the same cluster, and does not write.
 	before, err := os.Stat(file)
 	if err != nil {
 		t.Fatal(err)
@@ -491,7 +493,7 @@ func TestServer_Run_WritesItsCheckpointWhenItStops(t *testing.T) {
 		stop := runServer(t, s)
 		eventually(t, func() string {
 			if s.names.Load() != s.live {
-				return "it does not answer from what the API server says"
+				return "it does not answer from the informers"
 			}
 			return ""
 		})
@@ -509,7 +511,7 @@ func TestServer_Run_WritesItsCheckpointWhenItStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	if os.SameFile(before, again()) {
-		t.Error("a checkpoint with another namespace was not written")
+		t.Error("a changed checkpoint was not written")
 	}
 }
 
@@ -557,7 +559,8 @@ func (f *watchedFactory) Start(stop <-chan struct{}) {
 
 func (f *watchedFactory) Shutdown() { f.shutdowns++ }
 
-// The informers go on for the other parts of the process, and call nothing of a server that has ended.
+// The informers keep running for the other parts of the process, and no longer call a server that has
+// ended.
 func TestServer_Run_DoesNotEndSharedInformers(t *testing.T) {
 	client := fake.NewClientset(clusterObjects()...)
 	shared := informer.NewShared(informers.NewSharedInformerFactory(client, 0))
@@ -591,7 +594,7 @@ func TestServer_Run_DoesNotEndSharedInformers(t *testing.T) {
 	second, _ := start()
 	want := "NOERROR aa\nnew.default.svc.cluster.local. A 10.43.7.7"
 	eventually(t, func() string {
-		if got := brief(ask(t, second, "udp", "new.default.svc.cluster.local", "A", nil)); got != want {
+		if got := brief(query(t, second, "udp", "new.default.svc.cluster.local", "A", nil)); got != want {
 			return "the second server answers " + got
 		}
 		return ""

@@ -10,9 +10,9 @@ import (
 	wire "github.com/miekg/dns"
 )
 
-// Where the settings are, and their keys.
+// The settings' ConfigMap and its keys.
 const (
-	// SettingsNamespace and SettingsName name the ConfigMap users change DNS with.
+	// SettingsNamespace and SettingsName name the ConfigMap that configures DNS.
 	SettingsNamespace = "kube-system"
 	SettingsName      = "mote-dns"
 
@@ -21,13 +21,13 @@ const (
 	keyHosts       = "hosts"
 )
 
-// stub is a domain with resolvers of its own.
+// stub is a domain with its own resolvers.
 type stub struct {
 	domain  string // fully qualified, lower case
 	servers []netip.AddrPort
 }
 
-// settings is what the ConfigMap says. The zero value says nothing.
+// settings is the content of the ConfigMap. The zero value changes nothing.
 type settings struct {
 	upstreams []netip.AddrPort // instead of the host's
 	stubs     []stub           // longest domain first
@@ -35,7 +35,7 @@ type settings struct {
 	names     map[netip.Addr]string // for reverse questions: the first name of each address
 }
 
-// parseSettings reads the data of the ConfigMap and reports every fault in it.
+// parseSettings parses the data of the ConfigMap and reports every error in it.
 func parseSettings(data map[string]string, zone string, own []netip.AddrPort) (settings, error) {
 	var out settings
 	var errs []error
@@ -59,7 +59,7 @@ func parseSettings(data map[string]string, zone string, own []netip.AddrPort) (s
 	return out, errors.Join(errs...)
 }
 
-// stripComments empties what stands behind # in each line.
+// stripComments removes everything after a # from each line.
 func stripComments(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
@@ -101,7 +101,7 @@ func parseStubs(text, zone string, own []netip.AddrPort) ([]stub, error) {
 		}
 		servers, err := parseServers(fields[1:], own)
 		if err == nil && len(servers) == 0 {
-			err = errors.New("no resolver named")
+			err = errors.New("no resolver given")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", fields[0], err)
@@ -121,7 +121,7 @@ func parseHosts(text, zone string) (map[string][]netip.Addr, map[netip.Addr]stri
 		}
 		ip, err := netip.ParseAddr(fields[0])
 		if err != nil {
-			return nil, nil, fmt.Errorf("%q is no address", fields[0])
+			return nil, nil, fmt.Errorf("%q is not an address", fields[0])
 		}
 		ip = ip.Unmap()
 		if len(fields) == 1 {
@@ -144,21 +144,21 @@ func parseHosts(text, zone string) (map[string][]netip.Addr, map[netip.Addr]stri
 	return hosts, names, nil
 }
 
-// static answers from the hosts of the settings.
+// static answers from the hosts in the settings.
 func (s settings) static(q question) (answer, bool) {
 	if ips, ok := s.hosts[q.name]; ok {
-		return answer{records: addresses(q.asked, q.qtype, ips)}, true
+		return answer{records: addresses(q.original, q.qtype, ips)}, true
 	}
 	if ip, ok := reverseAddr(q.name); ok && s.names[ip] != "" {
 		if q.qtype != wire.TypePTR {
 			return answer{}, true
 		}
-		return answer{records: []wire.RR{&wire.PTR{Hdr: header(q.asked, wire.TypePTR), Ptr: s.names[ip]}}}, true
+		return answer{records: []wire.RR{&wire.PTR{Hdr: header(q.original, wire.TypePTR), Ptr: s.names[ip]}}}, true
 	}
 	return answer{}, false
 }
 
-// serversFor returns who is to be asked for a name; nil means the host's resolvers.
+// serversFor returns the resolvers for a name; nil means the host's.
 func (s settings) serversFor(name string) []netip.AddrPort {
 	for _, each := range s.stubs {
 		if name == each.domain || strings.HasSuffix(name, "."+each.domain) {

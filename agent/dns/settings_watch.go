@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// watchSettings follows the ConfigMap until ctx ends. A faulty one is reported and changes nothing.
+// watchSettings follows the ConfigMap until ctx ends. An invalid one is reported and changes nothing.
 func (s *Server) watchSettings(ctx context.Context) error {
 	if s.cfg.Client == nil {
 		return nil
@@ -23,7 +23,7 @@ func (s *Server) watchSettings(ctx context.Context) error {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, SettingsName).String()
 		}))
 	set := func(obj any) {
-		// A fake API server does not select by field.
+		// The fake API server of tests does not select by field.
 		if m, ok := obj.(*corev1.ConfigMap); ok && m.Name == SettingsName {
 			s.setSettings(ctx, m)
 		}
@@ -47,12 +47,12 @@ func (s *Server) watchSettings(ctx context.Context) error {
 func (s *Server) setSettings(ctx context.Context, m *corev1.ConfigMap) {
 	parsed, err := parseSettings(m.Data, s.zone.origin, s.listen)
 	if err != nil {
-		s.log.Warn("DNS settings are faulty; the former ones stay", zap.String("configmap", SettingsNamespace+"/"+SettingsName), zap.Error(err))
-		s.reportFault(ctx, m, err)
+		s.log.Warn("invalid DNS settings; the previous ones stay in effect", zap.String("configmap", SettingsNamespace+"/"+SettingsName), zap.Error(err))
+		s.reportInvalid(ctx, m, err)
 		return
 	}
 	s.replaceSettings(parsed)
-	s.log.Info("DNS settings taken over", zap.Int("upstreams", len(parsed.upstreams)), zap.Int("stub_domains", len(parsed.stubs)), zap.Int("hosts", len(parsed.hosts)))
+	s.log.Info("DNS settings applied", zap.Int("upstreams", len(parsed.upstreams)), zap.Int("stub_domains", len(parsed.stubs)), zap.Int("hosts", len(parsed.hosts)))
 }
 
 func (s *Server) replaceSettings(n settings) {
@@ -60,9 +60,9 @@ func (s *Server) replaceSettings(n settings) {
 	s.forward.reset()
 }
 
-// reportFault writes an Event about a faulty ConfigMap. One for each version of it and node: its name says so, and a second
-// attempt at the same one is refused by the API server.
-func (s *Server) reportFault(ctx context.Context, m *corev1.ConfigMap, fault error) {
+// reportInvalid writes an Event about an invalid ConfigMap. Its name contains the version of the
+// ConfigMap and the node, so that the API server refuses a second one.
+func (s *Server) reportInvalid(ctx context.Context, m *corev1.ConfigMap, cause error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	now := metav1.Now()
@@ -71,11 +71,11 @@ func (s *Server) reportFault(ctx context.Context, m *corev1.ConfigMap, fault err
 		InvolvedObject: corev1.ObjectReference{
 			APIVersion: "v1", Kind: "ConfigMap", Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
 		},
-		Reason: "InvalidDNSSettings", Message: "the former settings stay: " + fault.Error(), Type: corev1.EventTypeWarning,
+		Reason: "InvalidDNSSettings", Message: "the previous settings stay in effect: " + cause.Error(), Type: corev1.EventTypeWarning,
 		Source:         corev1.EventSource{Component: "mote-dns", Host: s.cfg.NodeName},
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}, metav1.CreateOptions{})
 	if err != nil {
-		s.log.Debug("event about DNS settings was not written", zap.Error(err))
+		s.log.Debug("event about DNS settings not written", zap.Error(err))
 	}
 }

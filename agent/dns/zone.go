@@ -12,12 +12,11 @@ import (
 )
 
 const (
-	// recordTTL is how long clients may keep names of the cluster, in seconds; also how long they may keep that there is
-	// none.
+	// recordTTL is the TTL of the cluster's records and of denials, in seconds.
 	recordTTL = 5
-	// schemaVersion is the version of the DNS specification answered after.
+	// schemaVersion is the version of the Kubernetes DNS specification that this implements.
 	schemaVersion = "1.1.0"
-	// srvWeight is the weight of every SRV record: endpoints are equals.
+	// srvWeight is the weight of every SRV record: all endpoints are equal.
 	srvWeight = 100
 	// maxAliases bounds a chain of external names within the cluster.
 	maxAliases = 8
@@ -27,7 +26,7 @@ const (
 type zone struct {
 	origin string // the domain, fully qualified, lower case
 	addrs  []netip.Addr
-	ranges []netip.Prefix // addresses that have no names elsewhere
+	ranges []netip.Prefix // addresses that no other DNS server has names for
 	index  func() *index
 	start  uint32 // serial of the zone
 }
@@ -40,13 +39,13 @@ func newZone(c Config, listen []netip.AddrPort, current func() *index) *zone {
 	return z
 }
 
-// answer is what is said to one question.
+// answer is the answer to one question.
 type answer struct {
 	rcode      int
 	records    []wire.RR
 	additional []wire.RR
 	authority  []wire.RR
-	// alias is a name outside the cluster that the records end with and that has to be resolved for the asker.
+	// alias is the name outside the cluster that the records end with; it still has to be resolved.
 	alias string
 }
 
@@ -54,26 +53,27 @@ type answer struct {
 func domainName(text string) (string, error) {
 	name := wire.Fqdn(strings.ToLower(text))
 	if labels, ok := wire.IsDomainName(name); !ok || labels == 0 {
-		return "", fmt.Errorf("%q is no domain name", text)
+		return "", fmt.Errorf("%q is not a domain name", text)
 	}
 	return name, nil
 }
 
-// owns tells whether a name (lower case) lies in the cluster's domain.
+// owns reports whether a name, in lower case, is in the cluster's domain.
 func (z *zone) owns(name string) bool {
 	return name == z.origin || strings.HasSuffix(name, "."+z.origin)
 }
 
-// misdirected tells whether a name is one of the cluster with a foreign domain behind it. Resolvers append the host's
-// search domains to names that do not exist, and a domain with a wildcard would answer for a missing service.
+// misdirected reports whether a name is one of the cluster's with a foreign domain appended. Resolvers
+// append the host's search domains to names that do not exist, and a domain with a wildcard record
+// would then answer for a missing service.
 func (z *zone) misdirected(name string) bool {
 	return strings.Contains(name, ".svc."+z.origin) || strings.Contains(name, ".pod."+z.origin)
 }
 
-// question is one question with its name both as asked and in lower case.
+// question is one question. Its name is there as the client wrote it, and in lower case.
 type question struct {
-	asked, name string
-	qtype       uint16
+	original, name string
+	qtype          uint16
 }
 
 // resolve answers a question about a name the zone owns.
@@ -85,7 +85,7 @@ func (z *zone) resolve(q question) answer {
 	return a
 }
 
-// lookup is resolve without the record that tells how long a denial holds.
+// lookup is resolve without the SOA record that limits how long a denial is cached.
 func (z *zone) lookup(q question, depth int) answer {
 	rest := strings.TrimSuffix(strings.TrimSuffix(q.name, z.origin), ".")
 	if rest == "" {
@@ -99,11 +99,11 @@ func (z *zone) lookup(q question, depth int) answer {
 		return z.pods(q, labels[:len(labels)-1])
 	case rest == "dns-version":
 		if q.qtype == wire.TypeTXT {
-			return answer{records: []wire.RR{&wire.TXT{Hdr: header(q.asked, wire.TypeTXT), Txt: []string{schemaVersion}}}}
+			return answer{records: []wire.RR{&wire.TXT{Hdr: header(q.original, wire.TypeTXT), Txt: []string{schemaVersion}}}}
 		}
 		return answer{}
 	case rest == "ns.dns":
-		return answer{records: addresses(q.asked, q.qtype, z.addrs)}
+		return answer{records: addresses(q.original, q.qtype, z.addrs)}
 	case rest == "dns":
 		return answer{}
 	}
@@ -118,7 +118,7 @@ func (z *zone) apex(q question) answer {
 	case wire.TypeNS:
 		ns := "ns.dns." + z.origin
 		return answer{
-			records:    []wire.RR{&wire.NS{Hdr: header(q.asked, wire.TypeNS), Ns: ns}},
+			records:    []wire.RR{&wire.NS{Hdr: header(q.original, wire.TypeNS), Ns: ns}},
 			additional: append(addresses(ns, wire.TypeA, z.addrs), addresses(ns, wire.TypeAAAA, z.addrs)...),
 		}
 	}
@@ -132,7 +132,7 @@ func (z *zone) soa() wire.RR {
 	}
 }
 
-// pods answers for dashed addresses: the name says the address, only the namespace has to exist.
+// pods answers for dashed addresses: the name contains the address, and only the namespace has to exist.
 func (z *zone) pods(q question, labels []string) answer {
 	switch len(labels) {
 	case 0:
@@ -145,13 +145,13 @@ func (z *zone) pods(q question, labels []string) answer {
 			return answer{}
 		}
 		if ip, ok := undashed(labels[0]); ok {
-			return answer{records: addresses(q.asked, q.qtype, []netip.Addr{ip})}
+			return answer{records: addresses(q.original, q.qtype, []netip.Addr{ip})}
 		}
 	}
 	return answer{rcode: wire.RcodeNameError}
 }
 
-// services answers for names below svc; labels are what stands before it.
+// services answers for names below svc; labels are those before it.
 func (z *zone) services(q question, labels []string, depth int) answer {
 	x := z.index()
 	switch len(labels) {
@@ -181,9 +181,9 @@ func (z *zone) services(q question, labels []string, depth int) answer {
 	return z.clustered(q, s, before)
 }
 
-// aliased answers for an ExternalName service, and follows an alias that leads back into the cluster.
+// aliased answers for an ExternalName service, and follows an alias that points back into the cluster.
 func (z *zone) aliased(q question, alias string, depth int) answer {
-	a := answer{records: []wire.RR{&wire.CNAME{Hdr: header(q.asked, wire.TypeCNAME), Target: alias}}}
+	a := answer{records: []wire.RR{&wire.CNAME{Hdr: header(q.original, wire.TypeCNAME), Target: alias}}}
 	switch {
 	case q.qtype == wire.TypeCNAME:
 	case !z.owns(alias):
@@ -208,7 +208,7 @@ func (z *zone) clustered(q question, s *service, before []string) answer {
 		if q.qtype == wire.TypeSRV {
 			return z.clusteredPorts(q, s, func(port) bool { return true })
 		}
-		return answer{records: addresses(q.asked, q.qtype, s.IPs)}
+		return answer{records: addresses(q.original, q.qtype, s.IPs)}
 	case 1:
 		for _, p := range s.Ports {
 			if before[0] == "_"+p.Proto {
@@ -238,7 +238,7 @@ func (z *zone) clusteredPorts(q question, s *service, match func(port) bool) ans
 	var a answer
 	for _, p := range s.Ports {
 		if match(p) {
-			a.records = append(a.records, srv(q.asked, p.Port, owner))
+			a.records = append(a.records, srv(q.original, p.Port, owner))
 		}
 	}
 	if len(a.records) > 0 {
@@ -247,7 +247,8 @@ func (z *zone) clusteredPorts(q question, s *service, match func(port) bool) ans
 	return a
 }
 
-// headless answers for a service whose endpoints have the names. Without endpoints there is no such name.
+// headless answers for a headless service, whose endpoints have the names. Without endpoints the name
+// does not exist.
 func (z *zone) headless(q question, k key, before []string, all []target) answer {
 	owner := k.name + "." + k.ns + ".svc." + z.origin
 	var ips []netip.Addr
@@ -280,7 +281,7 @@ func (z *zone) headless(q question, k key, before []string, all []target) answer
 			}
 			if id := fmt.Sprintf("%s %d", host, p.Port); !seen[id] {
 				seen[id] = true
-				a.records = append(a.records, srv(q.asked, p.Port, host))
+				a.records = append(a.records, srv(q.original, p.Port, host))
 			}
 			if id := host + " " + t.IP.String(); !seen[id] {
 				seen[id] = true
@@ -294,14 +295,14 @@ func (z *zone) headless(q question, k key, before []string, all []target) answer
 	}
 	if q.qtype != wire.TypeSRV {
 		slices.SortFunc(ips, netip.Addr.Compare)
-		a.records = addresses(q.asked, q.qtype, slices.Compact(ips))
+		a.records = addresses(q.original, q.qtype, slices.Compact(ips))
 	}
-	// Clients take the first record: spread them.
+	// Clients use the first record: spread them over the endpoints.
 	rand.Shuffle(len(a.records), func(i, j int) { a.records[i], a.records[j] = a.records[j], a.records[i] })
 	return a
 }
 
-// reverse answers what an address is called; ok is false where that is to be asked elsewhere.
+// reverse answers a reverse lookup; ok is false if the question has to be forwarded.
 func (z *zone) reverse(q question) (a answer, ok bool) {
 	ip, isReverse := reverseAddr(q.name)
 	if !isReverse {
@@ -324,12 +325,12 @@ func (z *zone) reverse(q question) (a answer, ok bool) {
 		if n.host != "" {
 			full = n.host + "." + full
 		}
-		a.records = append(a.records, &wire.PTR{Hdr: header(q.asked, wire.TypePTR), Ptr: full})
+		a.records = append(a.records, &wire.PTR{Hdr: header(q.original, wire.TypePTR), Ptr: full})
 	}
 	return a, true
 }
 
-// reverseAddr reads the address out of a name below in-addr.arpa or ip6.arpa.
+// reverseAddr parses the address in a name below in-addr.arpa or ip6.arpa.
 func reverseAddr(name string) (netip.Addr, bool) {
 	if head, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
 		parts := strings.Split(head, ".")
@@ -365,7 +366,7 @@ func srv(name string, port uint16, target string) wire.RR {
 	return &wire.SRV{Hdr: header(name, wire.TypeSRV), Weight: srvWeight, Port: port, Target: target}
 }
 
-// addresses returns the records of the asked type for those addresses that have it.
+// addresses returns records of type qtype for the addresses that fit it.
 func addresses(name string, qtype uint16, ips []netip.Addr) []wire.RR {
 	var out []wire.RR
 	for _, ip := range ips {
