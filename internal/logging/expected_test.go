@@ -1,0 +1,40 @@
+package logging
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+func TestExpectedFilter_Write(t *testing.T) {
+	const status = "Error updating node status, will retry"
+	// As pkg/kubelet/kubelet_node_status.go (v1.37.2) wraps it.
+	wrapped := func(err error) error { return fmt.Errorf("error getting node %q: %v", "n1", err) }
+	for _, row := range []struct {
+		name    string
+		err     error
+		message string
+		lines   int
+	}{
+		{"expected in any case", errors.New("x"), "Error getting the current node from lister", 0},
+		{"the informer has not seen the node", wrapped(apierrors.NewNotFound(corev1.Resource("node"), "n1")), status, 0},
+		{"the API server has no such node", wrapped(apierrors.NewNotFound(corev1.Resource("nodes"), "n1")), status, 1},
+		{"the API server does not answer", wrapped(errors.New("connection refused")), status, 1},
+		{"no error", nil, status, 1},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			core, logs := observer.New(zap.WarnLevel)
+			zapr.NewLogger(zap.New(expectedFilter{core})).Error(row.err, row.message, "node", "n1")
+			if n := logs.FilterLevelExact(zapcore.ErrorLevel).Len(); n != row.lines {
+				t.Errorf("%d lines are written, want %d", n, row.lines)
+			}
+		})
+	}
+}
