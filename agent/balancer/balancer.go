@@ -23,49 +23,47 @@ const (
 	firstRetry, lastRetry = 500 * time.Millisecond, 8 * time.Second
 	// maxServers bounds the known servers: discovery finds a server again at each address it moves to.
 	maxServers = 16
-	// roundsBeforeDiscovery leaves short restarts of a server unnoticed by the
-	// rest of the network.
+	// roundsBeforeDiscovery keeps nodes from searching the local network whenever a server restarts.
 	roundsBeforeDiscovery = 3
 )
 
 // ErrOffline means that none of the known servers answers.
 var ErrOffline = errors.New("no server answers")
 
-// Config is what a [Balancer] is made of.
+// Config configures a [Balancer].
 type Config struct {
 	// Servers are the known servers as HOST:PORT, the preferred one first.
 	Servers []string
-	// TLS verifies a server and says who this node is. It is asked for each
-	// connection.
+	// TLS verifies servers and identifies this node. It is called for each connection.
 	TLS func() *tls.Config
-	// Discover returns further addresses to try when none of the known servers
-	// answers; nil means there is no way to find any. They are only hints: TLS decides.
+	// Discover returns further addresses to try when none of the known servers answers; nil means there
+	// is no way to find any. They are only hints: TLS decides.
 	Discover func(ctx context.Context) []string
-	// Found is told of a discovered server that proved to be one; may be nil.
+	// Found is called with a discovered server that TLS has verified; may be nil.
 	Found func(server string)
-	// Logger receives losing and finding servers; nil means silence.
+	// Logger may be nil for no log.
 	Logger *zap.Logger
 }
 
-// Balancer dials servers. Make it with [New]; [Balancer.Run] has to run for it
-// to come back after all servers were away.
+// Balancer dials servers. Make it with [New]; [Balancer.Run] has to run for it to recover after no
+// server answered.
 type Balancer struct {
 	config Config
 	log    *zap.Logger
 	dialer net.Dialer
 
-	mu      sync.Mutex    // guards what follows
-	servers []string      // in the order they are tried: the last one that answered first
+	mu      sync.Mutex    // guards the fields below
+	servers []string      // in the order of attempts: the last one that answered is first
 	online  chan struct{} // closed while isUp
 	offline chan struct{} // closed while not
 	isUp    bool
 	lastErr error
 	open    map[net.Conn]struct{}
-	wake    chan struct{} // has room for one: went offline
-	changed chan struct{} // closed when other servers are known
+	wake    chan struct{} // capacity 1: went offline
+	changed chan struct{} // closed when the set of servers changes
 }
 
-// New returns a balancer that takes the servers for reachable until they are not.
+// New returns a balancer, which is online until no server answers.
 func New(c Config) *Balancer {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -78,23 +76,22 @@ func New(c Config) *Balancer {
 	return b
 }
 
-// Servers are the known servers, the one to try first in front.
+// Servers returns the known servers, the one to try first in front.
 func (b *Balancer) Servers() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.servers)
 }
 
-// Changed returns a channel that is closed when the set of known servers is
-// another one. Their order does not count.
+// Changed returns a channel that is closed when the set of known servers changes. Their order does
+// not count.
 func (b *Balancer) Changed() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.changed
 }
 
-// announce tells who waits for it if the servers are others than they were. The
-// caller holds mu.
+// announce fires Changed if the set of servers is not the former one. The caller holds mu.
 func (b *Balancer) announce(were []string) {
 	is := b.servers
 	if len(is) == len(were) && !slices.ContainsFunc(is, func(s string) bool { return !slices.Contains(were, s) }) {
@@ -104,8 +101,7 @@ func (b *Balancer) announce(were []string) {
 	b.changed = make(chan struct{})
 }
 
-// Set replaces the known servers by those the cluster names. The one in use
-// stays in front if it is among them.
+// Set replaces the known servers. The one in use stays in front if it is among the new ones.
 func (b *Balancer) Set(servers []string) {
 	if len(servers) == 0 {
 		return
@@ -129,31 +125,31 @@ func (b *Balancer) prefer(server string) {
 	b.announce(were)
 }
 
-// Online returns a channel that is closed while a server is taken to answer,
-// and another one after all have been lost.
+// Online returns a channel that is closed while the balancer is online. After it went offline, it
+// returns another one.
 func (b *Balancer) Online() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.online
 }
 
-// Offline returns a channel that is closed while no server answers, and another
-// one after one did again.
+// Offline returns a channel that is closed while no server answers. After the balancer came back
+// online, it returns another one.
 func (b *Balancer) Offline() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.offline
 }
 
-// Up reports whether a server is taken to answer.
+// Up reports whether the balancer is online.
 func (b *Balancer) Up() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.isUp
 }
 
-// DialTLS connects to a server that answers, whatever the address says. While
-// none does it fails at once: Run notices when one is back.
+// DialTLS connects to a server that answers, whatever the address. While offline it fails at once: Run
+// finds out when a server is back.
 func (b *Balancer) DialTLS(ctx context.Context, _, _ string) (net.Conn, error) {
 	b.mu.Lock()
 	up, last := b.isUp, b.lastErr
@@ -166,7 +162,7 @@ func (b *Balancer) DialTLS(ctx context.Context, _, _ string) (net.Conn, error) {
 	case err == nil:
 		return conn, nil
 	case OutOfResources(err):
-		// The servers may well answer, so whoever depends on them must go on asking.
+		// The servers may well answer, so clients must keep trying them.
 		return nil, fmt.Errorf("connect to server: %w", err)
 	case ctx.Err() == nil:
 		b.lost(err)
@@ -193,7 +189,7 @@ func (b *Balancer) round(ctx context.Context, servers []string) (conn net.Conn, 
 		if err == nil {
 			b.mu.Lock()
 			if len(b.servers) == 0 || b.servers[0] != s {
-				b.log.Info("uses another server", zap.String("server", s))
+				b.log.Info("using another server", zap.String("server", s))
 			}
 			b.prefer(s)
 			b.mu.Unlock()
@@ -210,7 +206,7 @@ func (b *Balancer) round(ctx context.Context, servers []string) (conn net.Conn, 
 	return nil, "", errors.Join(errs...)
 }
 
-// dial connects to one server and makes sure it is one.
+// dial connects to one server and verifies it.
 func (b *Balancer) dial(ctx context.Context, server string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -230,7 +226,7 @@ func (b *Balancer) dial(ctx context.Context, server string) (net.Conn, error) {
 	return conn, nil
 }
 
-// tracked is a connection CloseAll knows.
+// tracked is a connection that CloseAll closes.
 type tracked struct {
 	net.Conn
 	balancer *Balancer
@@ -243,8 +239,8 @@ func (t *tracked) Close() error {
 	return t.Conn.Close()
 }
 
-// CloseAll ends all connections, so that new ones are made: with a new
-// certificate, or to another server.
+// CloseAll closes all connections, so that clients open new ones: with a new certificate, or to
+// another server.
 func (b *Balancer) CloseAll() {
 	b.mu.Lock()
 	var all []net.Conn
@@ -266,7 +262,7 @@ func (b *Balancer) lost(err error) {
 	}
 	b.isUp, b.online = false, make(chan struct{})
 	close(b.offline)
-	b.log.Warn("no server answers: this node goes on with what it knows", zap.Strings("servers", b.servers), zap.Error(err))
+	b.log.Warn("no server answers: this node continues with what it has cached", zap.Strings("servers", b.servers), zap.Error(err))
 	select {
 	case b.wake <- struct{}{}:
 	default:
@@ -284,7 +280,7 @@ func (b *Balancer) found(server string) {
 	b.log.Info("a server answers again", zap.String("server", server))
 }
 
-// Run looks for servers while none answers, until ctx ends.
+// Run searches for servers while none answers, until ctx ends.
 func (b *Balancer) Run(ctx context.Context) error {
 	defer b.CloseAll()
 	for {

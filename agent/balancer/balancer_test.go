@@ -30,7 +30,7 @@ func trusting(servers ...*httptest.Server) func() *tls.Config {
 	return func() *tls.Config { return &tls.Config{RootCAs: pool, ServerName: "example.com"} }
 }
 
-// closed is an address nobody listens on.
+// closed returns an address at which nothing listens.
 func closed(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -50,7 +50,7 @@ func TestBalancer_DialTLS_FailsOverAndRemembers(t *testing.T) {
 	}
 	defer conn.Close()
 	if conn.RemoteAddr().String() != address || b.Servers()[0] != address {
-		t.Errorf("connected to %s, next to try is %s, want %s", conn.RemoteAddr(), b.Servers()[0], address)
+		t.Errorf("connected to %s, next attempt goes to %s, want %s", conn.RemoteAddr(), b.Servers()[0], address)
 	}
 	b.CloseAll()
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
@@ -62,7 +62,7 @@ func TestBalancer_DialTLS_RefusesStrangers(t *testing.T) {
 	_, address := server(t)
 	b := New(Config{Servers: []string{address}, TLS: func() *tls.Config { return &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"} }})
 	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, ErrOffline) || b.Up() {
-		t.Errorf("a server nobody vouches for: %v, up %v", err, b.Up())
+		t.Errorf("a server of an unknown CA: %v, up %v", err, b.Up())
 	}
 }
 
@@ -109,7 +109,7 @@ func TestBalancer_Set_KeepsTheOneInUse(t *testing.T) {
 	}
 }
 
-// Whoever keeps something with each server hears of another set, not of another order.
+// Changed fires for another set of servers, not for another order.
 func TestBalancer_Changed(t *testing.T) {
 	away := closed(t)
 	s, address := server(t)
@@ -134,7 +134,7 @@ func TestBalancer_Changed(t *testing.T) {
 	}
 	b.Set([]string{address})
 	if !closedNow(changed) || closedNow(b.Changed()) {
-		t.Error("a server less is no change, or one without end")
+		t.Error("the loss of a server fired Changed not once")
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// signal is fired any number of times; whoever waits hears the next one.
+// signal can fire any number of times; each wait returns at the next one.
 type signal struct {
 	mu   sync.Mutex // guards next
 	next chan struct{}
@@ -28,9 +28,9 @@ func (s *signal) fire() {
 	s.next = make(chan struct{})
 }
 
-// registry counts the tunnels to each server's process. The zero value is empty.
+// registry counts the tunnels to each server process. The zero value is empty.
 type registry struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	tunnels map[string]int
 	gone    chan struct{} // closed when a server's last tunnel ends
 }
@@ -91,15 +91,14 @@ func (r *registry) waitGone(ctx context.Context, server string) bool {
 	}
 }
 
-// workers are goroutines others start, which have to be waited for. The zero
-// value is ready.
+// workers waits for goroutines that net/http starts. The zero value is ready.
 type workers struct {
-	mu     sync.Mutex // guards closed, and that nobody begins after it
+	mu     sync.Mutex // guards closed; no worker begins once it is set
 	closed bool
 	group  sync.WaitGroup
 }
 
-// begin says that one more works; false if it must not, as nobody would wait.
+// begin adds a worker. It returns false after wait was called, as nothing would wait for the worker.
 func (w *workers) begin() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -14,13 +14,13 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// quiet is for faults of single streams, which the server's side reports.
+// quiet discards errors of single streams, which the server reports.
 var quiet = log.New(io.Discard, "", 0)
 
-// errRefused means that a target is none of this node's.
+// errRefused means that a target must not be reached through this node.
 var errRefused = errors.New("refused by the node")
 
-// target returns the address a target stands for, if it may be reached.
+// target returns the address of a target, if it may be reached.
 func (t *Tunnel) target(name string) (string, error) {
 	if name == joinapi.TunnelKubelet {
 		return t.config.Kubelet, nil
@@ -31,14 +31,14 @@ func (t *Tunnel) target(name string) (string, error) {
 	}
 	ranges := t.config.PodCIDRs()
 	if len(ranges) == 0 {
-		return "", fmt.Errorf("%w: it does not know the addresses of its pods yet", errRefused)
+		return "", fmt.Errorf("%w: the addresses of its pods are not known yet", errRefused)
 	}
 	ip := address.Addr().Unmap().WithZone("")
 	if !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return "", fmt.Errorf("%w: %s is not in the range of its pods", errRefused, ip)
 	}
-	// The bridge of the pod network has an address in that range, and behind it
-	// is the whole machine.
+	// The bridge of the pod network has an address in that range, at which all of the machine's own
+	// services listen.
 	own, err := t.own()
 	if err != nil {
 		return "", fmt.Errorf("%w: its own addresses are not known: %w", errRefused, err)
@@ -80,28 +80,28 @@ func (t *Tunnel) serveStream(w http.ResponseWriter, r *http.Request) {
 	flush := http.NewResponseController(w).Flush
 	w.WriteHeader(http.StatusOK)
 	if flush() != nil || splice(w, flush, r.Body, conn.(*net.TCPConn)) != nil {
-		// The other side must not take this for the end of the data.
+		// The server must not mistake this for the end of the data.
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// splice copies both ways until both have ended, each half on its own.
+// splice copies in both directions until both have ended, independently of each other.
 func splice(w io.Writer, flush func() error, body io.ReadCloser, conn *net.TCPConn) error {
 	up := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(conn, body)
 		if err != nil {
-			// Nobody listens any more either: wakes up the other direction.
+			// Nothing reads from the server any more either: this ends the other direction.
 			_ = conn.Close()
 		} else {
-			// It fails if the target is gone, which shows in the other direction.
+			// This fails if the target is gone, which the other direction reports.
 			_ = conn.CloseWrite()
 		}
 		up <- err
 	}()
 	err := joinapi.WriteFrames(w, flush, conn)
 	if err != nil {
-		// Wakes up the goroutine, whichever of the two it waits for.
+		// This ends the goroutine, whichever of the two it waits for.
 		_ = conn.Close()
 		_ = body.Close()
 	}

@@ -15,7 +15,7 @@ func (noServers) Changed() <-chan struct{} { return nil }
 func (noServers) Online() <-chan struct{}  { return nil }
 func (noServers) Offline() <-chan struct{} { return nil }
 
-// What a server, or who has got hold of one, may reach through a node.
+// What a server, or an attacker who controls one, may reach through a node.
 func TestTunnel_Target(t *testing.T) {
 	var ranges []netip.Prefix
 	tunnel, err := New(Config{

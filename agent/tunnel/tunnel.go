@@ -14,12 +14,12 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// Servers is who a node keeps tunnels to; a balancer.Balancer is one.
+// Servers are the servers of the cluster. A balancer.Balancer implements it.
 type Servers interface {
-	// Servers are the addresses of the servers, HOST:PORT. Several may lead to
-	// the same one.
+	// Servers returns the addresses of the servers, HOST:PORT. Several may lead to
+	// the same server.
 	Servers() []string
-	// Changed returns a channel that is closed when Servers are others.
+	// Changed returns a channel that is closed when the result of Servers changes.
 	Changed() <-chan struct{}
 	// Online returns a channel that is closed while a server answers, Offline one
 	// that is closed while none does.
@@ -27,30 +27,29 @@ type Servers interface {
 	Offline() <-chan struct{}
 }
 
-// Config is what a [Tunnel] needs. No field may be zero unless it says so.
+// Config configures a [Tunnel]. No field may be zero unless its comment says so.
 type Config struct {
 	Servers Servers
-	// TLS verifies a server and says who this node is. It is asked for each
-	// connection.
+	// TLS verifies servers and identifies this node. It is called for each connection.
 	TLS func() *tls.Config
 	// Renewed returns a channel that is closed when TLS has another certificate.
 	Renewed func() <-chan struct{}
-	// Kubelet is where the node's kubelet listens, as it is dialled from here.
+	// Kubelet is the address at which this process dials the node's kubelet.
 	Kubelet string
-	// PodCIDRs are the ranges of this node's pods, empty as long as they are not known.
+	// PodCIDRs returns the ranges of this node's pods, none as long as they are not known.
 	PodCIDRs func() []netip.Prefix
-	// PingAfter is how long a server may be silent before it is asked whether it
-	// lives, PingTimeout how long its answer may take. Zero means 15 and 10 seconds.
+	// PingAfter is how long a connection may be silent before the server is pinged, PingTimeout how long
+	// its answer may take. Zero means 15 and 10 seconds.
 	PingAfter, PingTimeout time.Duration
-	// FirstRetry and LastRetry are the shortest and longest wait between attempts
-	// at one server. Zero means half a second and half a minute.
+	// FirstRetry and LastRetry are the shortest and longest pause between attempts to connect to one
+	// server. Zero means half a second and half a minute.
 	FirstRetry, LastRetry time.Duration
-	// Logger receives losing and finding servers; nil means silence.
+	// Logger may be nil for no log.
 	Logger *zap.Logger
 }
 
 const (
-	// connectTimeout bounds one attempt at a server, until it has switched.
+	// connectTimeout bounds one attempt to open a tunnel.
 	connectTimeout = 10 * time.Second
 	// dialTimeout bounds a connection to a target.
 	dialTimeout = 10 * time.Second
@@ -62,14 +61,14 @@ type Tunnel struct {
 	log    *zap.Logger
 	live   registry
 	work   workers
-	// own returns the machine's addresses; a pod never has one of them.
+	// own returns the machine's addresses, none of which is a pod's.
 	own func() ([]net.Addr, error)
 }
 
-// New returns a node's tunnels; nothing is dialled yet.
+// New checks the config. Run dials.
 func New(c Config) (*Tunnel, error) {
 	if c.Servers == nil || c.TLS == nil || c.Renewed == nil || c.PodCIDRs == nil || c.Kubelet == "" {
-		return nil, errors.New("tunnel: servers, TLS, renewal, pod ranges and the kubelet's address are all needed")
+		return nil, errors.New("tunnel: Servers, TLS, Renewed, PodCIDRs and Kubelet must all be set")
 	}
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -125,7 +124,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	}
 }
 
-// watchOnline tells the keepers when a server is back after none answered.
+// watchOnline notifies the keepers when a server is back after none answered.
 func (t *Tunnel) watchOnline(ctx context.Context, back *signal) {
 	for {
 		for _, next := range []func() <-chan struct{}{t.config.Servers.Offline, t.config.Servers.Online} {
@@ -151,31 +150,31 @@ type keeper struct {
 	log     *zap.Logger
 }
 
-// overlap is how long a tunnel that ended may have been ended by the next one to
-// the same server.
+// overlap is how long the next tunnel to the same server may take to be registered after it ended
+// the previous one.
 const overlap = 200 * time.Millisecond
 
-// run connects, and connects again, until ctx ends.
+// run keeps a tunnel open until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	t := k.tunnel
 	backoff := retry.Backoff{First: t.config.FirstRetry, Last: t.config.LastRetry, Jitter: jitter}
 	var failures retry.Failures
-	// lost is whether the log says that the tunnel is lost; replace, whether a
-	// tunnel is to be made although the server has one.
+	// lost is whether the loss of the tunnel was logged; replace is whether to open a tunnel although
+	// the server has one.
 	lost, replace := false, false
 	for ctx.Err() == nil {
-		// Before connecting: a renewal meanwhile must not be missed.
+		// Before connecting, so that no renewal is missed.
 		renewed, back := t.config.Renewed(), k.back.wait()
-		var have []string
+		var open []string
 		if !replace {
-			have = t.live.names()
+			open = t.live.names()
 		}
-		l, err := t.connect(ctx, k.address, have)
-		var other *alreadyError
+		l, err := t.connect(ctx, k.address, open)
+		var other *duplicateError
 		switch {
 		case errors.As(err, &other):
-			// Another address leads to the same server. This one is of use once the
-			// tunnel through that one ends.
+			// Another address leads to the same server. This one matters once the tunnel through that
+			// one ends.
 			lost = false
 			backoff.Reset()
 			if t.live.waitGone(ctx, other.server) {
@@ -201,8 +200,8 @@ func (k *keeper) run(ctx context.Context) {
 		l.start(ctx, t)
 		select {
 		case <-renewed:
-			// The present tunnel goes on: once the server has the next one, it ends
-			// this when nothing uses it any more.
+			// The present tunnel stays open: once the server has the next one, it ends this as soon as
+			// nothing uses it.
 			replace = true
 			continue
 		case <-l.ended:
@@ -210,8 +209,8 @@ func (k *keeper) run(ctx context.Context) {
 		if time.Since(opened) > t.config.LastRetry {
 			backoff.Reset()
 		}
-		// When two keepers reach one server at once, the later tunnel ends the earlier
-		// one a moment before it counts here.
+		// When two keepers reach one server at once, the later tunnel ends the earlier one a moment
+		// before it is registered here.
 		k.pause(ctx, overlap, nil, nil)
 		if ctx.Err() == nil && !t.live.has(l.server) {
 			k.log.Warn("tunnel to server lost, connecting again", zap.Error(l.err))
@@ -221,7 +220,7 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// pause waits, but no longer than until something makes an attempt worth while.
+// pause waits for d, or until renewed or back make an attempt worthwhile.
 func (k *keeper) pause(ctx context.Context, d time.Duration, renewed, back <-chan struct{}) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
