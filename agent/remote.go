@@ -80,7 +80,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 				if err != nil {
 					return err
 				}
-				if err := followServers(shared.Discovery().V1().EndpointSlices().Informer(), m.AskAgain); err != nil {
+				if err := followServers(shared.Discovery().V1().EndpointSlices().Informer(), m.RefreshSoon); err != nil {
 					return err
 				}
 				g, ctx := errgroup.WithContext(ctx)

@@ -7,23 +7,23 @@ import (
 )
 
 var (
-	// ErrWrongServer means that the server's CA is not the one of the token or of
-	// the cluster this node belongs to.
+	// ErrWrongServer means that the server's CA is neither the one of the token nor that of this node's
+	// cluster.
 	ErrWrongServer = errors.New("wrong server")
-	// ErrNotMote means that something else answers at the server's address.
+	// ErrNotMote means that another service answers at the server's address.
 	ErrNotMote = errors.New("no mote server answers there")
-	// ErrUnreachable means that nobody answers, which may change.
+	// ErrUnreachable means that no connection was possible, which may change.
 	ErrUnreachable = errors.New("server cannot be reached")
-	// ErrClock means that this machine's clock is too far from the server's for
-	// certificates to be valid, which may change once the clock is set.
+	// ErrClock means that this machine's clock differs too much from the server's for certificates to be
+	// valid, which may change once the clock is set.
 	ErrClock = errors.New("clock is far off")
-	// ErrOtherIdentity means that the node has joined before, as something else.
+	// ErrOtherIdentity means that the node has joined before under another name.
 	ErrOtherIdentity = errors.New("this machine has joined before")
-	// ErrNoToken means that a first join was tried without a token.
+	// ErrNoToken means that a first join was attempted without a token.
 	ErrNoToken = errors.New("token is missing")
 )
 
-// refusal is an answer of a server that is not a success.
+// refusal is an error response of a server.
 type refusal struct {
 	server string
 	cause  *joinapi.Error
@@ -39,15 +39,14 @@ func (r *refusal) Error() string {
 
 func (r *refusal) Unwrap() error { return r.cause }
 
-// refused reports whether err is a server's answer with the code.
+// refused reports whether err is an error response with the code.
 func refused(err error, code joinapi.Code) bool {
 	var e *joinapi.Error
 	return errors.As(err, &e) && e.Code == code
 }
 
-// waitable reports whether trying again later can help without anyone's doing
-// anything at this node's command line.
-func waitable(err error) bool {
+// retryable reports whether an attempt may succeed later without a change to this node's command line.
+func retryable(err error) bool {
 	var e *joinapi.Error
 	if errors.As(err, &e) {
 		switch e.Code {

@@ -24,8 +24,8 @@ import (
 const (
 	caName     = "server-ca.crt"
 	secretName = "node-secret"
-	// clientName holds certificate and key together, so that a power cut never
-	// leaves halves that do not match.
+	// clientName holds certificate and key together, so that a power cut cannot leave halves that do
+	// not match.
 	clientName  = "client.pem"
 	clusterName = "cluster.json"
 
@@ -33,27 +33,27 @@ const (
 	secretBytes = 32
 )
 
-// stored is what is kept of the cluster beside keys.
+// stored is the content of clusterName.
 type stored struct {
-	// NodeName is what the node joined as.
+	// NodeName is the name the node joined under.
 	NodeName string          `json:"nodeName"`
 	Cluster  joinapi.Cluster `json:"cluster"`
 }
 
-// folder is where an identity lies.
+// folder is the folder of an identity.
 type folder string
 
 func (f folder) path(name string) string { return filepath.Join(string(f), name) }
 
-// make makes the folder, for root alone.
+// make creates the folder, for root only.
 func (f folder) make() error {
 	if err := os.MkdirAll(string(f), 0o700); err != nil {
-		return fmt.Errorf("make folder of node identity: %w", err)
+		return fmt.Errorf("create folder of node identity: %w", err)
 	}
 	return nil
 }
 
-// load returns what a join has left; ok is false if the node has not joined.
+// load returns the result of an earlier join; ok is false if the node has not joined.
 func (f folder) load() (s stored, ok bool, err error) {
 	data, err := os.ReadFile(f.path(clusterName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,13 +76,13 @@ func (f folder) save(s stored) error {
 	return atomicfile.Write(f.path(clusterName), append(data, '\n'), 0o600)
 }
 
-// secret returns the node's secret, made the first time.
+// secret returns the node's secret, and generates it the first time.
 func (f folder) secret() (string, error) {
 	data, err := os.ReadFile(f.path(secretName))
 	if err == nil {
 		text := strings.TrimSpace(string(data))
 		if len(text) != 2*secretBytes {
-			// Another secret would be refused: the node's name belongs to this one.
+			// Servers would refuse a new one: the node's name is bound to this one.
 			return "", fmt.Errorf("node secret %s is damaged: it has %d characters instead of %d: "+
 				"run `mote node forget` with this node's name on a server, then remove the file and join again with a token",
 				f.path(secretName), len(text), 2*secretBytes)
@@ -94,13 +94,13 @@ func (f folder) secret() (string, error) {
 	}
 	random := make([]byte, secretBytes)
 	if _, err := rand.Read(random); err != nil {
-		return "", fmt.Errorf("make node secret: %w", err)
+		return "", fmt.Errorf("generate node secret: %w", err)
 	}
 	text := hex.EncodeToString(random)
 	return text, atomicfile.Write(f.path(secretName), []byte(text+"\n"), 0o600)
 }
 
-// ca returns the believed CA certificate, or nil if none is yet.
+// ca returns the trusted CA certificate, or nil before the first join.
 func (f folder) ca() (*x509.Certificate, error) {
 	data, err := os.ReadFile(f.path(caName))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// asFolder makes a file one that exists and cannot be read, also by root.
+// asFolder replaces a file by a folder: it exists, and not even root can read it.
 func asFolder(t *testing.T, path string) {
 	t.Helper()
 	if err := os.RemoveAll(path); err != nil {
@@ -22,8 +22,8 @@ func asFolder(t *testing.T, path string) {
 	}
 }
 
-// Only what was read and makes no sense is damaged. Anything else may be well the next time, so it
-// is reported with its cause, and neither replaced nor removed.
+// Only a file that was read and does not parse is damaged. One that cannot be read may be fine the next
+// time: the error has its cause, and the file stays.
 func TestJoin_UnreadableFile_KeepsCauseAndState(t *testing.T) {
 	for _, name := range []string{clusterName, caName, clientName} {
 		t.Run(name, func(t *testing.T) {
@@ -48,7 +48,7 @@ func TestJoin_UnreadableFile_KeepsCauseAndState(t *testing.T) {
 	}
 }
 
-// A name belongs to the secret it was joined with, so another one helps nobody.
+// The node's name is bound to the secret, so a new one is of no use.
 func TestFolder_Secret_Damaged_IsNotReplaced(t *testing.T) {
 	f := folder(t.TempDir())
 	if err := os.WriteFile(f.path(secretName), []byte("cut\n"), 0o600); err != nil {
@@ -73,18 +73,18 @@ func TestFolder_Certificate_Damaged_IsRequestedAnew(t *testing.T) {
 	}
 }
 
-// A certificate that has ended by both clocks is no fault of this machine's clock.
-func TestJoin_ServerCertificateOver_IsNoClockFault(t *testing.T) {
+// A certificate that has expired by both clocks does not mean that this machine's clock is wrong.
+func TestJoin_ServerCertificateExpired_IsNoClockError(t *testing.T) {
 	f := newFakeServer(t)
 	ca := f.ca
-	over := *ca
-	over.NotAfter = time.Now().Add(-time.Minute)
-	f.ca = &over
+	past := *ca
+	past.NotAfter = time.Now().Add(-time.Minute)
+	f.ca = &past
 	expired := f.listen(t)
 	f.ca = ca
 	j := &joiner{config: configFor(t, f.token()), folder: folder(t.TempDir()), ca: ca, caPEM: f.caPEM}
 	j.config.Now = time.Now
-	_, err := j.once(quick(t), strings.TrimPrefix(expired.URL, "https://"))
+	_, err := j.attempt(quick(t), strings.TrimPrefix(expired.URL, "https://"))
 	if !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "certificate is not valid") {
 		t.Errorf("error is %v", err)
 	}

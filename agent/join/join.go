@@ -20,44 +20,42 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// Waits between attempts to join.
+// firstRetry and lastRetry are the shortest and longest pause between attempts to join.
 const (
 	firstRetry = time.Second
 	lastRetry  = 10 * time.Second
 )
 
-// Config is what a node joins with.
+// Config configures a join.
 type Config struct {
-	// Dir keeps the identity, <data-dir>/agent/pki.
+	// Dir is the folder of the identity, <data-dir>/agent/pki.
 	Dir string
-	// Servers are the URLs the user gave, https://HOST:PORT. They may be empty
-	// once the node has joined.
+	// Servers are the URLs from the user, https://HOST:PORT. May be empty once the node has joined.
 	Servers []string
 	// Token is needed for the first join only.
 	Token string
 	// NodeName is the name to join as.
 	NodeName string
-	// MoteVersion is this program's, for people.
+	// MoteVersion is the version of this executable, for display.
 	MoteVersion string
-	// Now is the clock; nil means the machine's.
+	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Discover looks for servers of the CA with this pin on the local network
-	// when none of the known ones answers; nil means it is not tried.
+	// Discover searches the local network for servers of the CA with this pin when none of the known
+	// ones answers; nil means no search.
 	Discover func(ctx context.Context, pin string) []string
-	// Logger receives what happens; nil means silence.
+	// Logger may be nil for no log.
 	Logger *zap.Logger
 }
 
-// Name returns the name a node has joined under, or "" if it has not joined.
+// Name returns the name that a node has joined under, or "" if it has not joined.
 func Name(dir string) (string, error) {
 	s, _, err := folder(dir).load()
 	return s.NodeName, err
 }
 
-// Join returns the node's membership. A node that has joined before has it
-// without asking anybody, so that it starts while its server is away; else the
-// first server that answers is asked, until one lets the node in or says why it
-// never will.
+// Join returns the node's membership. A node that has joined before needs no server for it, so that it
+// starts while its server is away. Otherwise Join tries the servers until one accepts the node or
+// refuses it for good.
 func Join(ctx context.Context, c Config) (*Membership, error) {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -69,7 +67,7 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 	for _, s := range c.Servers {
 		u, err := url.Parse(s)
 		if err != nil || u.Host == "" {
-			return nil, fmt.Errorf("server %q is no URL: write it as https://HOST:6443", s)
+			return nil, fmt.Errorf("server %q is not a URL: write it as https://HOST:6443", s)
 		}
 		given = append(given, hostPort(u))
 	}
@@ -99,11 +97,11 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 		if c.Token == "" {
 			return nil, fmt.Errorf("%w: this machine has not joined yet: give --token or --token-file, as `mote token create` on the server prints it", ErrNoToken)
 		}
-		if was, ca, err = j.untilIn(ctx); err != nil {
+		if was, ca, err = j.retry(ctx); err != nil {
 			return nil, err
 		}
 	}
-	// Kept as they were given: a name may lead to a server that has moved.
+	// As the user wrote them: a host name stays right when its server moves to another address.
 	if all := merge(given, was.Cluster.Servers); !slices.Equal(all, was.Cluster.Servers) {
 		was.Cluster.Servers = all
 		if err := f.save(was); err != nil {
@@ -129,13 +127,13 @@ type joiner struct {
 	folder  folder
 	servers []string
 	token   joinapi.Token
-	// ca is believed for as long as the process tries, and kept once it is in.
+	// ca is trusted from the first response on, and written to disk once a server has accepted the node.
 	ca    *x509.Certificate
 	caPEM []byte
 }
 
-// checkSame refuses to become another node, or one of another cluster, on the
-// side: pods of the old one would be in the way.
+// checkSame refuses to turn a node into another one or move it to another cluster: it still has the
+// pods of the old one.
 func (j *joiner) checkSame(was stored, joined bool, ca *x509.Certificate) error {
 	if joined && was.NodeName != j.config.NodeName {
 		return fmt.Errorf("%w as node %s and cannot become %s: leave --node-name out, or run `mote uninstall --yes` and `mote node forget %s` on the server first", ErrOtherIdentity, was.NodeName, j.config.NodeName, was.NodeName)
@@ -146,15 +144,15 @@ func (j *joiner) checkSame(was stored, joined bool, ca *x509.Certificate) error 
 	return nil
 }
 
-// untilIn tries the servers until one lets the node in.
-func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error) {
+// retry tries the servers until one accepts the node.
+func (j *joiner) retry(ctx context.Context) (stored, *x509.Certificate, error) {
 	log := j.config.Logger
 	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
 	var failures retry.Failures
 	for {
 		var errs []error
 		for _, server := range j.servers {
-			was, err := j.once(ctx, server)
+			was, err := j.attempt(ctx, server)
 			if err == nil {
 				if failures.Recovered() {
 					log.Info("the server answers", zap.String("server", server))
@@ -164,7 +162,7 @@ func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error)
 			if ctx.Err() != nil {
 				return stored{}, nil, ctx.Err()
 			}
-			if !waitable(err) {
+			if !retryable(err) {
 				return stored{}, nil, err
 			}
 			errs = append(errs, err)
@@ -172,7 +170,7 @@ func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error)
 		if len(errs) == 0 {
 			return stored{}, nil, errors.New("server is missing: give --server https://HOST:6443")
 		}
-		// Once for each different fault: a server that is off for a day fills no log.
+		// Not for each attempt: a server that is off for a day must not fill the log.
 		if failures.News(errors.Join(errs...)) {
 			for _, err := range errs {
 				log.Warn("not joined yet, trying again: " + err.Error())
@@ -184,18 +182,18 @@ func (j *joiner) untilIn(ctx context.Context) (stored, *x509.Certificate, error)
 	}
 }
 
-// once is one attempt at one server.
-func (j *joiner) once(ctx context.Context, server string) (was stored, err error) {
+// attempt tries to join through one server.
+func (j *joiner) attempt(ctx context.Context, server string) (was stored, err error) {
 	if j.ca == nil {
 		if j.ca, j.caPEM, err = fetchCA(ctx, server, j.token.Pin, j.config.Now()); err != nil {
 			return was, err
 		}
 		if j.token.Pin == "" {
-			j.config.Logger.Warn("the token does not say which server to trust, so the first one is believed: a token that begins with M10 would tell", zap.String("server", server), zap.String("ca", joinapi.Pin(j.ca.Raw)))
+			j.config.Logger.Warn("the token has no CA pin, so the first server is trusted: use a token that begins with M10 to pin the CA", zap.String("server", server), zap.String("ca", joinapi.Pin(j.ca.Raw)))
 		}
 	}
 	transport := &http.Transport{TLSClientConfig: tlsConfig(j.ca, j.config.Now), DisableKeepAlives: true}
-	response, _, err := ask(ctx, j.folder, transport, server, joinapi.PathJoin, j.token.Secret, j.config)
+	response, _, err := requestCertificate(ctx, j.folder, transport, server, joinapi.PathJoin, j.token.Secret, j.config)
 	if err != nil {
 		return was, err
 	}
@@ -203,13 +201,13 @@ func (j *joiner) once(ctx context.Context, server string) (was stored, err error
 		return was, err
 	}
 	was = stored{NodeName: j.config.NodeName, Cluster: response.Cluster}
-	// Last: with this file the node counts as one that has joined.
+	// Last, because with this file the node counts as joined.
 	return was, j.folder.save(was)
 }
 
-// ask sends a new certificate request to PathJoin or PathRejoin and keeps what
-// comes of it.
-func ask(ctx context.Context, f folder, transport http.RoundTripper, server, path, token string, c Config) (joinapi.Response, *tls.Certificate, error) {
+// requestCertificate sends a new certificate request to PathJoin or PathRejoin, and stores the
+// certificate.
+func requestCertificate(ctx context.Context, f folder, transport http.RoundTripper, server, path, token string, c Config) (joinapi.Response, *tls.Certificate, error) {
 	var response joinapi.Response
 	secret, err := f.secret()
 	if err != nil {
@@ -224,20 +222,20 @@ func ask(ctx context.Context, f folder, transport http.RoundTripper, server, pat
 		MoteVersion: c.MoteVersion, KubernetesVersion: version.Get().GitVersion, Time: c.Now(),
 	}
 	if _, err := exchange(ctx, transport, http.MethodPost, server, path, token, request, &response); err != nil {
-		return response, nil, clockFault(ctx, err, server, c.Now())
+		return response, nil, clockError(ctx, err, server, c.Now())
 	}
 	certificate, err := f.saveCertificate(response.Certificate, keyPEM)
 	return response, certificate, err
 }
 
-// clockFault adds both clocks to an error that a wrong clock may have caused.
-func clockFault(ctx context.Context, err error, server string, now time.Time) error {
+// clockError adds both clocks to an error that a wrong clock may have caused.
+func clockError(ctx context.Context, err error, server string, now time.Time) error {
 	expired, ok := errors.AsType[x509.CertificateInvalidError](err)
 	if !errors.Is(err, ErrClock) || !ok {
 		return err
 	}
 	var ignored []byte
-	// Without trust, for its Date header only.
+	// Unverified, as only its Date header is used.
 	serverTime, dateErr := exchange(ctx, unverified(), http.MethodGet, server, joinapi.PathCA, "", nil, &ignored)
 	if dateErr != nil || serverTime.IsZero() {
 		return err

@@ -18,7 +18,7 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// quick is a context that no attempt of a test outlives.
+// quick returns a context that bounds the attempts of a test.
 func quick(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -59,7 +59,7 @@ func TestJoin_FirstAndSecondStart(t *testing.T) {
 	}
 	secret := f.seen(joinapi.PathJoin)[0].NodeSecret
 
-	// Without a token, and without a server: it has all it needs.
+	// Neither a token nor a server is needed any more.
 	f.Close()
 	again := c
 	again.Token, again.Servers = "", nil
@@ -135,7 +135,7 @@ func TestJoin_WaitsWhereItHelps(t *testing.T) {
 	}
 }
 
-func TestJoin_WithoutPinBelievesTheFirst(t *testing.T) {
+func TestJoin_WithoutPin_TrustsTheFirst(t *testing.T) {
 	f := newFakeServer(t)
 	core, logs := observer.New(zap.InfoLevel)
 	c := configFor(t, testToken, f.URL)
@@ -143,8 +143,8 @@ func TestJoin_WithoutPinBelievesTheFirst(t *testing.T) {
 	if _, err := Join(quick(t), c); err != nil {
 		t.Fatal(err)
 	}
-	if got := logs.FilterMessageSnippet("first one is believed").Len(); got != 1 {
-		t.Errorf("said %d times that the first server was believed", got)
+	if got := logs.FilterMessageSnippet("first server is trusted").Len(); got != 1 {
+		t.Errorf("%d warnings that the first server is trusted, want one", got)
 	}
 	c.Token = newFakeServer(t).token()
 	if _, err := Join(quick(t), c); !errors.Is(err, ErrWrongServer) || !strings.Contains(err.Error(), "mote uninstall") {

@@ -23,18 +23,16 @@ import (
 )
 
 const (
-	// refreshEvery is how often a node asks for the cluster's settings although
-	// nothing tells it to.
+	// refreshEvery is how often a node requests the cluster's settings without any other reason.
 	refreshEvery = time.Hour
-	// maxServers bounds how many former addresses are remembered.
+	// maxServers bounds the known addresses of servers.
 	maxServers = 16
-	// A connection without traffic is asked whether it lives: a partition is
-	// noticed after the sum of both.
+	// An idle connection is pinged, so that a partition is noticed after the sum of both.
 	pingAfter, pingTimeout = 10 * time.Second, 5 * time.Second
 )
 
-// Membership is a node that has joined: who it is and how it reaches its servers.
-// [Membership.Run] keeps it.
+// Membership is a node that has joined: its identity, and how it reaches its servers. [Membership.Run]
+// maintains it.
 type Membership struct {
 	config    Config
 	folder    folder
@@ -43,19 +41,19 @@ type Membership struct {
 	transport *http.Transport
 
 	certificate atomic.Pointer[tls.Certificate]
-	// expired has room for one: a server says that the certificate is of no use.
+	// expired has capacity 1: a server has refused the certificate.
 	expired chan struct{}
-	// again has room for one: something says that the settings are others.
-	again chan struct{}
+	// refresh has capacity 1: the settings have probably changed.
+	refresh chan struct{}
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	stored  stored
-	renewed chan struct{} // closed when there is another certificate
-	learned chan struct{} // closed when other settings have been kept
+	renewed chan struct{} // closed when the certificate is replaced
+	learned chan struct{} // closed when changed settings are on disk
 }
 
 func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tls.Certificate) *Membership {
-	m := &Membership{config: c, folder: f, ca: ca, stored: was, expired: make(chan struct{}, 1), again: make(chan struct{}, 1), renewed: make(chan struct{}), learned: make(chan struct{})}
+	m := &Membership{config: c, folder: f, ca: ca, stored: was, expired: make(chan struct{}, 1), refresh: make(chan struct{}, 1), renewed: make(chan struct{}), learned: make(chan struct{})}
 	m.certificate.Store(own)
 	bc := balancer.Config{
 		Servers: was.Cluster.Servers, TLS: m.TLS, Found: m.found, Logger: c.Logger,
@@ -72,7 +70,7 @@ func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tl
 	return m
 }
 
-// merge joins lists of servers without repeats.
+// merge joins lists of servers without duplicates.
 func merge(lists ...[]string) []string {
 	var out []string
 	for _, s := range slices.Concat(lists...) {
@@ -83,29 +81,28 @@ func merge(lists ...[]string) []string {
 	return out
 }
 
-// NodeName is the name the node has joined under.
+// NodeName returns the name that the node has joined under.
 func (m *Membership) NodeName() string { return m.config.NodeName }
 
-// Transport reaches whichever server answers, whatever host a request names.
+// Transport returns a transport to whichever server answers, whatever the host of a request.
 func (m *Membership) Transport() *http.Transport { return m.transport }
 
-// Balancer knows the servers and dials them.
+// Balancer returns the balancer, which dials the servers.
 func (m *Membership) Balancer() *balancer.Balancer { return m.balancer }
 
-// CAFile is the file with the CA that servers, and callers of the kubelet, are
-// trusted by.
+// CAFile returns the file with the CA of the servers, and of the clients of the kubelet.
 func (m *Membership) CAFile() string { return m.folder.path(caName) }
 
-// Cluster is what was last heard of the cluster's settings.
+// Cluster returns the cluster's settings as last received.
 func (m *Membership) Cluster() joinapi.Cluster {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.stored.Cluster
 }
 
-// now is the machine's clock, unless it cannot be right: a board without a battery
-// starts in 1970, and no certificate is valid then. Only then does what a server
-// said once count, as that server's clock may have been ahead itself.
+// now returns the machine's time unless that cannot be right: a board without a battery starts in
+// 1970, when no certificate is valid. Only then is the time that a server once sent used instead, as
+// that server's clock may have been ahead itself.
 func (m *Membership) now() time.Time {
 	now := m.config.Now()
 	if !now.Before(wallclock.Floor) {
@@ -117,8 +114,8 @@ func (m *Membership) now() time.Time {
 	return wallclock.Floor
 }
 
-// TLS is how to talk to a server: who it must be, and who this node is. It is
-// made anew for each connection, as certificates change.
+// TLS returns a config that verifies servers and identifies this node. Each connection needs a new one,
+// as the certificate changes.
 func (m *Membership) TLS() *tls.Config {
 	c := tlsConfig(m.ca, m.now)
 	c.NextProtos = []string{"h2", "http/1.1"}
@@ -128,35 +125,35 @@ func (m *Membership) TLS() *tls.Config {
 	return c
 }
 
-// Renewed returns a channel that is closed when TLS has another certificate.
+// Renewed returns a channel that is closed when the certificate is replaced.
 func (m *Membership) Renewed() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.renewed
 }
 
-// Learned returns a channel that is closed when Cluster says something else, and
-// a restart would say it, too.
+// Learned returns a channel that is closed when the result of Cluster has changed, and is on disk for a
+// restart.
 func (m *Membership) Learned() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.learned
 }
 
-// Learn takes over what a server says of the cluster.
+// Learn applies settings of the cluster from a server.
 func (m *Membership) Learn(c joinapi.Cluster) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	was := m.stored.Cluster
 	c.Servers = merge(c.Servers, was.Servers)
-	// While servers are upgraded one after the other, an older one says nothing of it.
+	// During a rolling upgrade, an older server does not send it.
 	c.NetworkBackend = cmp.Or(c.NetworkBackend, was.NetworkBackend)
 	later := c.Time.Sub(was.Time) > refreshEvery
 	m.stored.Cluster = c
 	c.Time = was.Time
 	if !reflect.DeepEqual(was, c) || later {
 		if err := m.folder.save(m.stored); err != nil {
-			m.config.Logger.Warn("what the server says of the cluster was not kept", zap.Error(err))
+			m.config.Logger.Warn("the cluster's settings could not be stored", zap.Error(err))
 		} else {
 			close(m.learned)
 			m.learned = make(chan struct{})
@@ -164,7 +161,7 @@ func (m *Membership) Learn(c joinapi.Cluster) {
 	}
 	was.Servers, c.Servers, was.Time = nil, nil, c.Time
 	was.MoteVersion, was.KubernetesVersion = c.MoteVersion, c.KubernetesVersion
-	// Who waits for Learned follows it.
+	// Users of Learned follow this one without a restart.
 	was.NetworkBackend = c.NetworkBackend
 	if !reflect.DeepEqual(was, c) {
 		m.config.Logger.Warn("the cluster's settings have changed: restart mote on this node to follow them")
@@ -172,14 +169,14 @@ func (m *Membership) Learn(c joinapi.Cluster) {
 	m.balancer.Set(m.stored.Cluster.Servers)
 }
 
-// found remembers a server that was discovered and has proved to be one.
+// found stores a server that was discovered and verified.
 func (m *Membership) found(server string) {
 	c := m.Cluster()
 	c.Servers = merge([]string{server}, c.Servers)
 	m.Learn(c)
 }
 
-// Refresh asks for the cluster's settings.
+// Refresh requests the cluster's settings.
 func (m *Membership) Refresh(ctx context.Context) error {
 	var c joinapi.Cluster
 	_, err := exchange(ctx, m.transport, http.MethodGet, ServerName, joinapi.PathConfig, "", nil, &c)
@@ -196,7 +193,7 @@ func (m *Membership) Refresh(ctx context.Context) error {
 	return err
 }
 
-// Run keeps the membership until ctx ends: connections, settings and certificate.
+// Run maintains connections, settings and certificate until ctx ends.
 func (m *Membership) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.balancer.Run(ctx) })
@@ -207,16 +204,16 @@ func (m *Membership) Run(ctx context.Context) error {
 	return err
 }
 
-// AskAgain makes Run ask for the cluster's settings soon.
-func (m *Membership) AskAgain() {
+// RefreshSoon makes Run request the cluster's settings soon.
+func (m *Membership) RefreshSoon() {
 	select {
-	case m.again <- struct{}{}:
+	case m.refresh <- struct{}{}:
 	default:
 	}
 }
 
-// keepSettings asks for the settings at the start, each hour, when a server
-// answers again after none did, and when it is told to.
+// keepSettings requests the settings at the start, every hour, when a server answers again after none
+// did, and after RefreshSoon.
 func (m *Membership) keepSettings(ctx context.Context) error {
 	backoff := retry.Backoff{First: firstRetry, Last: time.Minute}
 	for {
@@ -230,7 +227,7 @@ func (m *Membership) keepSettings(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			// Nothing waits for it; what was known goes on being true.
+			// Nothing waits for it, and the known settings stay in effect.
 			m.config.Logger.Debug("cluster settings not refreshed", zap.Error(err))
 			if !errors.Is(err, balancer.ErrOffline) {
 				wait = backoff.Next()
@@ -245,7 +242,7 @@ func (m *Membership) keepSettings(ctx context.Context) error {
 			return nil
 		case <-m.balancer.Offline():
 			timer.Stop()
-		case <-m.again:
+		case <-m.refresh:
 			timer.Stop()
 		case <-timer.C:
 		}

@@ -41,7 +41,7 @@ func run(t *testing.T, m *Membership) {
 	})
 }
 
-// eventually waits for a condition another goroutine brings about.
+// eventually waits for a condition that another goroutine brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	ctx := quick(t)
@@ -62,12 +62,12 @@ func TestMembership_Run_RejoinsAfterExpiry(t *testing.T) {
 	m := member(t, f, nil)
 	first := m.certificate.Load()
 	if time.Now().Before(first.Leaf.NotAfter) {
-		t.Fatal("the certificate has not ended")
+		t.Fatal("the certificate has not expired")
 	}
 	f.mu.Lock()
 	f.lifetime = time.Hour
 	f.mu.Unlock()
-	// As a node that was off for long: nothing in memory, no token.
+	// Like a node that was off for a long time: nothing in memory, no token.
 	c := m.config
 	c.Token = ""
 	m, err := Join(quick(t), c)
@@ -80,7 +80,7 @@ func TestMembership_Run_RejoinsAfterExpiry(t *testing.T) {
 	select {
 	case <-renewed:
 	case <-time.After(10 * time.Second):
-		t.Error("nobody is told of the new certificate")
+		t.Error("Renewed did not fire")
 	}
 	got := f.seen(joinapi.PathRejoin)
 	if len(got) != 1 || got[0].NodeSecret != f.seen(joinapi.PathJoin)[0].NodeSecret {
@@ -128,7 +128,7 @@ func TestMembership_Run_FailsOverAndLearnsServers(t *testing.T) {
 	}
 }
 
-func TestMembership_AskAgain_LearnsAServerOfLater(t *testing.T) {
+func TestMembership_RefreshSoon_LearnsAServerOfLater(t *testing.T) {
 	f := newFakeServer(t)
 	f.cluster.Servers = []string{strings.TrimPrefix(f.URL, "https://")}
 	m := member(t, f, nil)
@@ -139,11 +139,12 @@ func TestMembership_AskAgain_LearnsAServerOfLater(t *testing.T) {
 	f.mu.Lock()
 	f.cluster.Servers = append(slices.Clone(f.cluster.Servers), address)
 	f.mu.Unlock()
-	m.AskAgain()
+	m.RefreshSoon()
 	eventually(t, "the later server is known", func() bool { return slices.Contains(m.Balancer().Servers(), address) })
 }
 
-// A server is known by the name it was given by, also after it has said its addresses: the name leads on when it moves.
+// A server stays known by the name that the user gave, even after it has sent its addresses: the name
+// stays right when the server moves.
 func TestMembership_Learn_KeepsServersAsGiven(t *testing.T) {
 	f := newFakeServer(t)
 	f.cluster.Servers = []string{strings.TrimPrefix(f.URL, "https://")}
@@ -168,8 +169,8 @@ func TestMembership_Learn_KeepsServersAsGiven(t *testing.T) {
 	}
 }
 
-// The backend is told to who waits for it, kept for a start without a server, and
-// outlives a word of a server that does not know of it; other settings make a line in the log.
+// A changed backend fires Learned, is stored for a start without a server, and survives a response of a
+// server that does not know the setting. A change of any other setting logs a warning.
 func TestMembership_Learn_NetworkBackend(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	f := newFakeServer(t)
@@ -177,12 +178,12 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 	if err := m.Refresh(quick(t)); err != nil {
 		t.Fatal(err)
 	}
-	logs.TakeAll() // of what this server leaves out beside
+	logs.TakeAll() // about settings that this fake server does not send
 	for _, row := range []struct {
 		name   string
 		change func(*joinapi.Cluster)
 		want   clusterconfig.Backend
-		told   bool
+		fired  bool
 		lines  int
 	}{
 		{"the first word of it", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendVXLAN }, "vxlan", true, 0},
@@ -198,14 +199,14 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 		if err := m.Refresh(quick(t)); err != nil {
 			t.Fatal(err)
 		}
-		told := false
+		fired := false
 		select {
 		case <-learned:
-			told = true
+			fired = true
 		default:
 		}
-		if got := m.Cluster().NetworkBackend; got != row.want || told != row.told {
-			t.Errorf("%s: the backend is %q, want %s; told of it: %v, want %v", row.name, got, row.want, told, row.told)
+		if got := m.Cluster().NetworkBackend; got != row.want || fired != row.fired {
+			t.Errorf("%s: the backend is %q, want %s; fired of it: %v, want %v", row.name, got, row.want, fired, row.fired)
 		}
 		if n := len(logs.TakeAll()); n != row.lines {
 			t.Errorf("%s: %d warnings, want %d", row.name, n, row.lines)
@@ -230,8 +231,8 @@ func TestMembership_Clock1970StillConnects(t *testing.T) {
 	}
 }
 
-// A server whose clock was ahead has said a time of the future. Once it is right
-// again, what it said must not make its new certificates look ended.
+// A server whose clock was ahead has sent a time in the future. Once its clock is right again, that
+// time must not make its new certificates look expired.
 func TestMembership_ServerWasAheadOnce(t *testing.T) {
 	f := newFakeServer(t)
 	m := member(t, f, nil)

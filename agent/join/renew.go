@@ -19,36 +19,36 @@ import (
 )
 
 const (
-	// lookEvery bounds a wait for a moment on the clock: the clock may be set, and
-	// a machine may sleep, without a timer's noticing.
-	lookEvery = time.Minute
+	// checkEvery bounds a wait for a time of day: timers do not notice when the clock is set or the
+	// machine sleeps.
+	checkEvery = time.Minute
 	// signTimeout bounds the wait for a signature.
 	signTimeout = 2 * time.Minute
-	// lastRenewRetry is the longest pause between attempts to get a certificate.
+	// lastRenewRetry is the longest pause between attempts to renew.
 	lastRenewRetry = 5 * time.Minute
 )
 
-// renewal is when a certificate is to be replaced: a third of its life before
-// its end, which leaves a machine that is often off many chances.
+// renewal returns when to renew a certificate: after two thirds of its lifetime, which leaves many
+// attempts to a machine that is often off.
 func renewal(c *tls.Certificate) time.Time {
 	life := c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)
 	return c.Leaf.NotAfter.Add(-life / 3)
 }
 
-// keepCertificate renews the client certificate in time by the standard API, and
-// rejoins with the node's secret once it is too late for that.
+// keepCertificate renews the client certificate through the certificates API, and rejoins with the
+// node's secret if the certificate is no longer valid.
 func (m *Membership) keepCertificate(ctx context.Context) error {
 	log := m.config.Logger
 	backoff := retry.Backoff{First: firstRetry, Last: lastRenewRetry}
 	var failures retry.Failures
-	useless := false
+	rejected := false // a server has refused the certificate
 	for {
-		wait := lookEvery
+		wait := checkEvery
 		own, now := m.certificate.Load(), m.now()
 		var err error
 		switch {
-		case useless || own == nil || now.After(own.Leaf.NotAfter) || now.Before(own.Leaf.NotBefore):
-			// Not valid yet: the server's clock was ahead when it signed.
+		case rejected || own == nil || now.After(own.Leaf.NotAfter) || now.Before(own.Leaf.NotBefore):
+			// A certificate is not valid yet if the server's clock was ahead when it signed.
 			err = m.rejoin(ctx)
 		case now.After(renewal(own)):
 			err = m.renew(ctx)
@@ -67,7 +67,7 @@ func (m *Membership) keepCertificate(ctx context.Context) error {
 			if failures.Recovered() {
 				log.Info("certificate of this node is renewed")
 			}
-			useless = false
+			rejected = false
 			backoff.Reset()
 		}
 		timer := time.NewTimer(wait)
@@ -76,15 +76,15 @@ func (m *Membership) keepCertificate(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-m.expired:
-			useless = true
+			rejected = true
 			timer.Stop()
 		case <-timer.C:
 		}
 	}
 }
 
-// use takes a new certificate into use; connections are made anew with it.
-func (m *Membership) use(c *tls.Certificate) {
+// install makes clients use a new certificate, and reconnect with it.
+func (m *Membership) install(c *tls.Certificate) {
 	m.certificate.Store(c)
 	m.mu.Lock()
 	close(m.renewed)
@@ -94,21 +94,21 @@ func (m *Membership) use(c *tls.Certificate) {
 	m.balancer.CloseAll()
 }
 
-// rejoin asks each known server for a certificate, with the node's secret as proof.
+// rejoin requests a certificate from each known server in turn, with the node's secret as proof.
 func (m *Membership) rejoin(ctx context.Context) error {
 	var errs []error
 	for _, server := range m.balancer.Servers() {
 		transport := &http.Transport{TLSClientConfig: tlsConfig(m.ca, m.now), DisableKeepAlives: true}
-		response, own, err := ask(ctx, m.folder, transport, server, joinapi.PathRejoin, "", m.config)
+		response, own, err := requestCertificate(ctx, m.folder, transport, server, joinapi.PathRejoin, "", m.config)
 		if refused(err, joinapi.CodeNodeUnknown) && m.config.Token != "" {
 			token, parseErr := joinapi.ParseToken(m.config.Token)
 			if parseErr != nil {
 				return parseErr
 			}
-			response, own, err = ask(ctx, m.folder, transport, server, joinapi.PathJoin, token.Secret, m.config)
+			response, own, err = requestCertificate(ctx, m.folder, transport, server, joinapi.PathJoin, token.Secret, m.config)
 		}
 		if err == nil {
-			m.use(own)
+			m.install(own)
 			m.Learn(response.Cluster)
 			return nil
 		}
@@ -120,11 +120,11 @@ func (m *Membership) rejoin(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// renew asks for the next certificate with the present one.
+// renew requests the next certificate, authenticated by the present one.
 func (m *Membership) renew(ctx context.Context) error {
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: "https://" + ServerName, Transport: m.transport})
 	if err != nil {
-		return fmt.Errorf("make client for certificates: %w", err)
+		return fmt.Errorf("create client for certificates: %w", err)
 	}
 	key, keyPEM, csrPEM, err := newRequest(m.config.NodeName)
 	if err != nil {
@@ -145,6 +145,6 @@ func (m *Membership) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.use(own)
+	m.install(own)
 	return nil
 }

@@ -22,15 +22,15 @@ import (
 
 const testToken = "abcdef.0123456789abcdef"
 
-// fakeServer is a mote server as far as joining goes.
+// fakeServer is the part of a mote server that nodes join through.
 type fakeServer struct {
 	*httptest.Server
 	ca    *x509.Certificate
 	caKey *ecdsa.PrivateKey
 	caPEM []byte
 
-	mu sync.Mutex // guards what follows
-	// answers are what is refused next, by path, one after the other.
+	mu sync.Mutex // guards the fields below
+	// answers are the refusals of the next requests, by path.
 	answers  map[string][]*joinapi.Error
 	requests map[string][]joinapi.Request
 	cluster  joinapi.Cluster
@@ -66,7 +66,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 	return f
 }
 
-// listen starts a further server of the same cluster.
+// listen starts another server of the same cluster.
 func (f *fakeServer) listen(t *testing.T) *httptest.Server {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -90,7 +90,7 @@ func (f *fakeServer) listen(t *testing.T) *httptest.Server {
 
 func (f *fakeServer) token() string { return "M10" + joinapi.Pin(f.ca.Raw) + "::" + testToken }
 
-// refuse makes the next requests to a path fail with the codes.
+// refuse makes the next requests to a path fail with these codes.
 func (f *fakeServer) refuse(path string, codes ...joinapi.Code) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

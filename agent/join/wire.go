@@ -19,19 +19,19 @@ import (
 const (
 	// requestTimeout bounds one exchange with a server.
 	requestTimeout = 20 * time.Second
-	// maxAnswer bounds what is read of an answer.
-	maxAnswer = 1 << 20
-	// maxSkew is what two clocks may differ before certificates, leases and
-	// tokens make no sense; the server draws the same line.
+	// maxResponse bounds how much of a response is read.
+	maxResponse = 1 << 20
+	// maxSkew is how far two clocks may differ before certificates, leases and tokens stop working; the
+	// server has the same limit.
 	maxSkew = time.Hour
 )
 
-// ServerName is the name servers are verified by, whatever address they answer
-// at: each server's certificate has it and no node's does.
+// ServerName is the name that servers are verified by, whatever their address. Every server's
+// certificate contains it, and no node's does.
 const ServerName = "kubernetes"
 
-// exchange sends one request to a server (HOST:PORT) and reads the answer into
-// out. It gives every failure one of the package's errors.
+// exchange sends one request to a server (HOST:PORT) and decodes the response into out. Errors of the
+// server and of the connection wrap one of the package's errors.
 func exchange(ctx context.Context, transport http.RoundTripper, method, server, path, token string, in, out any) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -39,13 +39,13 @@ func exchange(ctx context.Context, transport http.RoundTripper, method, server, 
 	if in != nil {
 		data, err := json.Marshal(in)
 		if err != nil {
-			return time.Time{}, fmt.Errorf("write request: %w", err)
+			return time.Time{}, fmt.Errorf("encode request: %w", err)
 		}
 		body = bytes.NewReader(data)
 	}
 	request, err := http.NewRequestWithContext(ctx, method, "https://"+server+path, body)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("make request to %s: %w", server, err)
+		return time.Time{}, fmt.Errorf("build request to %s: %w", server, err)
 	}
 	request.Header.Set("Content-Type", "application/json")
 	if token != "" {
@@ -53,19 +53,19 @@ func exchange(ctx context.Context, transport http.RoundTripper, method, server, 
 	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return time.Time{}, connectFault(server, err)
+		return time.Time{}, connectError(server, err)
 	}
 	defer response.Body.Close()
 	serverTime, _ := http.ParseTime(response.Header.Get("Date"))
-	data, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	data, err := io.ReadAll(io.LimitReader(response.Body, maxResponse))
 	if err != nil {
-		return serverTime, fmt.Errorf("%w: %s ended its answer early: %w", ErrUnreachable, server, err)
+		return serverTime, fmt.Errorf("%w: %s closed the connection early: %w", ErrUnreachable, server, err)
 	}
 	if response.StatusCode != http.StatusOK {
 		refusal := &refusal{server: server, cause: &joinapi.Error{}}
 		if json.Unmarshal(data, refusal.cause) != nil || refusal.cause.Code == "" {
 			if response.StatusCode >= 500 || response.StatusCode == http.StatusTooManyRequests {
-				// A proxy before the server, or a server on its way up or down.
+				// A proxy in front of the server, or a server that starts or stops.
 				return serverTime, fmt.Errorf("%w: %s answers %s: waiting for it to come up", ErrUnreachable, server, response.Status)
 			}
 			return serverTime, fmt.Errorf("%w: %s answers %s to %s: give the address and port of a mote server, usually https://HOST:6443", ErrNotMote, server, response.Status, path)
@@ -77,13 +77,13 @@ func exchange(ctx context.Context, transport http.RoundTripper, method, server, 
 		return serverTime, nil
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return serverTime, fmt.Errorf("%w: %s answers something else than a mote server: give its address and port, usually https://HOST:6443", ErrNotMote, server)
+		return serverTime, fmt.Errorf("%w: %s does not answer like a mote server: give its address and port, usually https://HOST:6443", ErrNotMote, server)
 	}
 	return serverTime, nil
 }
 
-// connectFault says what a failed connection means.
-func connectFault(server string, err error) error {
+// connectError classifies the error of a failed connection.
+func connectError(server string, err error) error {
 	var header tls.RecordHeaderError
 	var invalid x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
@@ -104,24 +104,24 @@ func connectFault(server string, err error) error {
 	return fmt.Errorf("%w: %s: %w: check the address, that the server runs, and firewalls in between", ErrUnreachable, server, err)
 }
 
-// unverified returns a transport that trusts anybody, for fetching the CA only.
+// unverified returns a transport that trusts any server, for fetching the CA only.
 func unverified() *http.Transport {
 	return &http.Transport{
-		//nolint:gosec // What comes over it is compared with the token's pin before it is used.
+		//nolint:gosec // The CA is compared with the token's pin before it is used.
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, ServerName: ServerName},
 		DisableKeepAlives: true,
 	}
 }
 
-// tlsConfig trusts servers of the CA only, by the given clock.
+// tlsConfig trusts only servers of the CA, by the given clock.
 func tlsConfig(ca *x509.Certificate, now func() time.Time) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
 	return &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS12, Time: now}
 }
 
-// fetchCA asks a server for the cluster's CA certificate and believes it if it
-// has the pin; with an empty pin it is believed as it is.
+// fetchCA requests the cluster's CA certificate from a server, and compares it with the pin unless that
+// is empty.
 func fetchCA(ctx context.Context, server, pin string, now time.Time) (*x509.Certificate, []byte, error) {
 	var data []byte
 	serverTime, err := exchange(ctx, unverified(), http.MethodGet, server, joinapi.PathCA, "", nil, &data)
@@ -133,7 +133,7 @@ func fetchCA(ctx context.Context, server, pin string, now time.Time) (*x509.Cert
 		return nil, nil, fmt.Errorf("%w: %s answers no CA certificate to %s: give the address and port of a mote server, usually https://HOST:6443", ErrNotMote, server, joinapi.PathCA)
 	}
 	if pin != "" && joinapi.Pin(cert.Raw) != pin {
-		return nil, nil, fmt.Errorf("%w: %s is not the one the token was made by (its CA is %s…, the token's %s…): check the address, or that nobody stands in between", ErrWrongServer, server, joinapi.Pin(cert.Raw)[:12], pin[:12])
+		return nil, nil, fmt.Errorf("%w: %s is not the one the token was made by (its CA is %s…, the token's %s…): check the address, and that nothing intercepts the connection", ErrWrongServer, server, joinapi.Pin(cert.Raw)[:12], pin[:12])
 	}
 	if err := checkClock(now, serverTime, server); err != nil {
 		return nil, nil, err
@@ -141,8 +141,8 @@ func fetchCA(ctx context.Context, server, pin string, now time.Time) (*x509.Cert
 	return cert, data, nil
 }
 
-// checkClock compares the clocks. Only an untrusted header says the server's, so
-// this makes a message and no decision about trust.
+// checkClock compares the clocks. The server's is from an unverified header, so this is for an error
+// message and must not decide about trust.
 func checkClock(now, server time.Time, name string) error {
 	if server.IsZero() || now.Sub(server).Abs() <= maxSkew {
 		return nil
