@@ -14,31 +14,31 @@ import (
 	"go.uber.org/zap"
 )
 
-// Link is how the cache hears whether a server answers.
+// Link tracks whether a server answers.
 type Link interface {
-	// Up reports whether one does.
+	// Up reports whether a server answers.
 	Up() bool
-	// Online returns a channel that is closed while one does.
+	// Online returns a channel that is closed while a server answers.
 	Online() <-chan struct{}
 }
 
-// Config is what a [Cache] is made of.
+// Config configures a [Cache].
 type Config struct {
-	// Dir is where answers are kept.
+	// Dir is the folder of the cached responses.
 	Dir string
-	// Next asks a server.
+	// Next sends requests to a server.
 	Next http.RoundTripper
-	// Link knows whether one answers.
+	// Link tracks whether a server answers.
 	Link Link
-	// Patience is how long a server may take to answer what was kept by an earlier
-	// process; zero means 5 s.
+	// Patience is how long a server may take to answer a request whose response an earlier process has
+	// cached; zero means 5 s.
 	Patience time.Duration
-	// Logger receives what goes wrong; nil means silence.
+	// Logger may be nil for no log.
 	Logger *zap.Logger
 }
 
-// Cache is a round tripper that remembers. Make it with [New]; changes are kept
-// while [Cache.Run] runs.
+// Cache is a round tripper that caches responses on disk. Make it with [New]; lists are updated while
+// [Cache.Run] runs.
 type Cache struct {
 	config Config
 	log    *zap.Logger
@@ -46,34 +46,33 @@ type Cache struct {
 
 	mu sync.Mutex // guards the fields below
 	// entries has one entry a key that is watched or has a file. sweep removes the rest.
-	entries map[string]*entry
-	asked   uint64        // number of the last request
-	wake    chan struct{} // has room for one: an entry became due
+	entries  map[string]*entry
+	requests uint64        // number of the last request
+	wake     chan struct{} // capacity 1: an entry became due
 }
 
-// entry is what is known of a key beside its file.
+// entry is the state of a key beside its file.
 type entry struct {
-	// writing is held while the file is written, and taken before mu. Several
-	// clients ask for the same: what was asked for first must not replace what was
-	// asked for later, so each request has a number, and written is that of the file.
+	// writing is held while the file is written, and locked before mu. Several clients request the same
+	// key, and the response to an earlier request must not replace that to a later one. So requests are
+	// numbered, and written is the number of the file's.
 	writing sync.Mutex
 	written uint64
 
-	// sum is that of the answer in the file; zero if this process wrote none.
+	// sum is the digest of the response in the file; zero if this process wrote none.
 	sum digest
-	// nodes are the digests of the nodes in a list of such, by name.
+	// nodes are the digests of the nodes in a list of nodes, by name.
 	nodes map[string]digest
-	// spared is set once the kept answer was given although a server is there.
-	spared bool
-	// used is when somebody last asked; watches counts those who still do.
+	// fellBack is set once the cached response was returned although the link is up.
+	fellBack bool
+	// used is when a client last used the key; watches counts the open watches.
 	used    time.Time
 	watches int
-	// due is when the list has to be read again; zero if it is as it was. It is
-	// not before earliest, which leaves the pace to others; paid is when the reads
-	// so far would have been made at the pace of one in every.
+	// due is when to read the list again; zero if it has not changed. It is never before earliest, which
+	// enforces the pace: paid is when the reads so far would have been made at an even pace.
 	due, earliest, paid time.Time
-	// again asks for the list.
-	again *http.Request
+	// reread requests the list.
+	reread *http.Request
 }
 
 var _ http.RoundTripper = (*Cache)(nil)
@@ -81,7 +80,7 @@ var _ http.RoundTripper = (*Cache)(nil)
 // patience is the default of [Config.Patience].
 const patience = 5 * time.Second
 
-// New makes the folder and returns a cache on it.
+// New creates the folder and returns a cache in it.
 func New(c Config) (*Cache, error) {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -90,7 +89,7 @@ func New(c Config) (*Cache, error) {
 		c.Patience = patience
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make folder of what the cluster said: %w", err)
+		return nil, fmt.Errorf("create folder of cached responses: %w", err)
 	}
 	return &Cache{config: c, log: c.Logger, began: time.Now(), entries: map[string]*entry{}, wake: make(chan struct{}, 1)}, nil
 }
@@ -105,23 +104,23 @@ func (c *Cache) RoundTrip(r *http.Request) (*http.Response, error) {
 		return c.config.Next.RoundTrip(r)
 	}
 	if k == watch && isTrue(r.URL.Query().Get("sendInitialEvents")) {
-		// A list in the form of a watch could not be kept: the asker lists instead.
-		return answer(r, http.StatusMethodNotAllowed, "text/plain", io.NopCloser(bytes.NewReader(nil))), nil
+		// A list sent as a watch could not be cached. After this response, clients list instead.
+		return newResponse(r, http.StatusMethodNotAllowed, "text/plain", io.NopCloser(bytes.NewReader(nil))), nil
 	}
 	if k == watch {
 		return c.watch(r, key, p)
 	}
 	if !c.config.Link.Up() {
-		if kept := c.recall(r, key); kept != nil {
-			return kept, nil
+		if cached := c.load(r, key); cached != nil {
+			return cached, nil
 		}
 	}
 	number := c.number()
-	response, data, err := c.ask(r, k, key)
+	response, data, err := c.request(r, k, key)
 	if err != nil {
 		if !c.config.Link.Up() {
-			if kept := c.recall(r, key); kept != nil {
-				return kept, nil
+			if cached := c.load(r, key); cached != nil {
+				return cached, nil
 			}
 		}
 		return nil, err
@@ -129,57 +128,57 @@ func (c *Cache) RoundTrip(r *http.Request) (*http.Response, error) {
 	q := r.URL.Query()
 	switch {
 	case data == nil:
-		// It is what was kept.
+		// It is the cached response.
 	case response.StatusCode/100 != 2:
 		if response.StatusCode == http.StatusNotFound && k == get {
 			c.forget(key, number)
 		}
 	case k == list && (q.Has("continue") || q.Has("limit") && q.Get("resourceVersion") != "0"):
-		// A part of a list is none; the watch that follows has it read whole.
+		// Part of a list is of no use; the watch that follows makes it be read in full.
 	default:
-		c.keep(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
+		c.store(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
 	}
 	return response, nil
 }
 
-// number returns that of a request which is about to be made.
+// number returns the number of the next request.
 func (c *Cache) number() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.asked++
-	return c.asked
+	c.requests++
+	return c.requests
 }
 
-// ask asks a server and returns its answer, read. One that is there and yet does
-// not answer, as it starts or is ill, must not keep a node that starts from what
-// it knows: then the answer is what was kept, without data, once for each key.
-func (c *Cache) ask(r *http.Request, k kind, key string) (*http.Response, []byte, error) {
-	spare, asked := false, r
+// request sends a request to a server and reads the response. A server that accepts connections and
+// does not answer, because it starts or is broken, must not block the start of a node that has
+// everything cached. In that case the result is the cached response, with nil data, once for each key.
+func (c *Cache) request(r *http.Request, k kind, key string) (*http.Response, []byte, error) {
+	fallback, limited := false, r
 	if k == list || k == get {
 		c.mu.Lock()
 		e := c.entries[key]
-		spare = e == nil || e.sum == digest{} && !e.spared
+		fallback = e == nil || e.sum == digest{} && !e.fellBack
 		c.mu.Unlock()
-		spare = spare && c.kept(key)
+		fallback = fallback && c.has(key)
 	}
-	if spare {
+	if fallback {
 		ctx, cancel := context.WithTimeout(r.Context(), c.config.Patience)
 		defer cancel()
-		asked = r.WithContext(ctx)
+		limited = r.WithContext(ctx)
 	}
-	response, data, err := fetch(c.config.Next, asked)
-	if spare && r.Context().Err() == nil && (err != nil || response.StatusCode >= http.StatusInternalServerError) {
-		if kept := c.recall(r, key); kept != nil {
+	response, data, err := fetch(c.config.Next, limited)
+	if fallback && r.Context().Err() == nil && (err != nil || response.StatusCode >= http.StatusInternalServerError) {
+		if cached := c.load(r, key); cached != nil {
 			c.mu.Lock()
-			c.entry(key).spared = true
+			c.entry(key).fellBack = true
 			c.mu.Unlock()
-			return kept, nil, nil
+			return cached, nil, nil
 		}
 	}
 	return response, data, err
 }
 
-// fetch asks and reads the answer. data is never nil then.
+// fetch sends a request and reads the response. Without an error, data is not nil.
 func fetch(next http.RoundTripper, r *http.Request) (response *http.Response, data []byte, err error) {
 	if response, err = next.RoundTrip(r); err != nil {
 		return nil, nil, err
@@ -189,14 +188,14 @@ func fetch(next http.RoundTripper, r *http.Request) (response *http.Response, da
 		err = closeErr
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("read answer to %s: %w", r.URL.Path, err)
+		return nil, nil, fmt.Errorf("read response to %s: %w", r.URL.Path, err)
 	}
 	response.Body = io.NopCloser(bytes.NewReader(data))
 	return response, data, nil
 }
 
-// watch passes a watch on and follows it. While no server answers it is an empty
-// one that ends when one does again, so that its asker goes on at once.
+// watch forwards a watch and follows it. While no server answers, it returns a watch without events that
+// ends when a server is back, so that the client then resumes at once.
 func (c *Cache) watch(r *http.Request, key string, p pace) (*http.Response, error) {
 	if !c.config.Link.Up() {
 		return c.emptyWatch(r), nil
@@ -211,23 +210,23 @@ func (c *Cache) watch(r *http.Request, key string, p pace) (*http.Response, erro
 	c.mu.Lock()
 	e := c.entry(key)
 	e.watches++
-	e.again = listOf(r)
+	e.reread = listOf(r)
 	unknown := e.sum == digest{}
 	c.mu.Unlock()
 	if unknown {
-		c.changed(key, p, p.came)
+		c.changed(key, p, p.added)
 	}
 	contentType, nodes := response.Header.Get("Content-Type"), ofNodes(key)
-	heard := func(event []byte) {
+	onEvent := func(event []byte) {
 		switch {
 		case nodes && !c.nodeChanged(key, event, isBinary(contentType)):
 		case modified(event):
 			c.changed(key, p, p.modified)
 		default:
-			c.changed(key, p, p.came)
+			c.changed(key, p, p.added)
 		}
 	}
-	response.Body = newEvents(response.Body, contentType, nodes, heard, func() {
+	response.Body = newEvents(response.Body, contentType, nodes, onEvent, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		e.watches--
@@ -237,40 +236,40 @@ func (c *Cache) watch(r *http.Request, key string, p pace) (*http.Response, erro
 }
 
 func (c *Cache) emptyWatch(r *http.Request) *http.Response {
-	return answer(r, http.StatusOK, "application/json;stream=watch", &silence{until: c.config.Link.Online(), ctx: r.Context(), closed: make(chan struct{})})
+	return newResponse(r, http.StatusOK, "application/json;stream=watch", &emptyBody{until: c.config.Link.Online(), ctx: r.Context(), closed: make(chan struct{})})
 }
 
-// silence is a body without content that ends with its channel.
-type silence struct {
+// emptyBody is a body without content that ends with its channel.
+type emptyBody struct {
 	until  <-chan struct{}
 	ctx    context.Context // the request's own, as in http.Request
 	once   sync.Once
 	closed chan struct{}
 }
 
-func (s *silence) Read([]byte) (int, error) {
+func (b *emptyBody) Read([]byte) (int, error) {
 	select {
-	case <-s.until:
-	case <-s.closed:
-	case <-s.ctx.Done():
-		return 0, s.ctx.Err()
+	case <-b.until:
+	case <-b.closed:
+	case <-b.ctx.Done():
+		return 0, b.ctx.Err()
 	}
 	return 0, io.EOF
 }
 
-func (s *silence) Close() error {
-	s.once.Do(func() { close(s.closed) })
+func (b *emptyBody) Close() error {
+	b.once.Do(func() { close(b.closed) })
 	return nil
 }
 
-func answer(r *http.Request, status int, contentType string, body io.ReadCloser) *http.Response {
+func newResponse(r *http.Request, status int, contentType string, body io.ReadCloser) *http.Response {
 	return &http.Response{
 		Status: fmt.Sprintf("%d %s", status, http.StatusText(status)), StatusCode: status, Proto: "HTTP/2.0", ProtoMajor: 2,
 		Header: http.Header{"Content-Type": {contentType}}, Body: body, ContentLength: -1, Request: r,
 	}
 }
 
-// listOf is the request for the whole list a watch follows.
+// listOf returns the request for the full list that a watch follows.
 func listOf(r *http.Request) *http.Request {
 	u := *r.URL
 	q := u.Query()
@@ -292,8 +291,8 @@ func (c *Cache) entry(key string) *entry {
 	return e
 }
 
-// changed has a list read again after gather, if its pace allows.
-func (c *Cache) changed(key string, p pace, gather time.Duration) {
+// changed schedules a list to be read again after batch, or later if its pace demands that.
+func (c *Cache) changed(key string, p pace, batch time.Duration) {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entry(key)
@@ -304,7 +303,7 @@ func (c *Cache) changed(key string, p pace, gather time.Duration) {
 		e.paid = e.paid.Add(p.every)
 		e.earliest = e.paid.Add(-time.Duration(p.burst) * p.every)
 	}
-	at := now.Add(gather)
+	at := now.Add(batch)
 	if at.Before(e.earliest) {
 		at = e.earliest
 	}
@@ -318,8 +317,8 @@ func (c *Cache) changed(key string, p pace, gather time.Duration) {
 	}
 }
 
-// Run keeps changed lists and removes what nobody asks for, until ctx ends. What
-// is due then is kept before it returns, so the way to the server has to outlive it.
+// Run reads changed lists again and removes unused ones, until ctx ends. It makes the pending reads
+// before it returns, so the connection to the server must outlive it.
 func (c *Cache) Run(ctx context.Context) error {
 	swept := time.Now()
 	for {
@@ -328,7 +327,7 @@ func (c *Cache) Run(ctx context.Context) error {
 			c.sweep(now)
 			swept = now
 		}
-		// Nothing can be read again while no server answers, and nothing is removed.
+		// While no server answers, nothing can be read again, and nothing is removed.
 		select {
 		case <-ctx.Done():
 			c.finish(ctx)
@@ -349,10 +348,10 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 }
 
-// finishTimeout bounds what is kept at the end.
+// finishTimeout bounds the reads at the end.
 const finishTimeout = 2 * time.Second
 
-// finish keeps the changes that still wait for others.
+// finish makes the reads that are still pending.
 func (c *Cache) finish(ctx context.Context) {
 	if !c.config.Link.Up() {
 		return
@@ -365,14 +364,13 @@ func (c *Cache) finish(ctx context.Context) {
 // rereadPause is the pause after a list could not be read again.
 const rereadPause = 10 * time.Second
 
-// readDue reads the lists again whose time has come by now, and returns when it
-// is to be called next.
+// readDue reads the lists that are due at now, and returns when to call it next.
 func (c *Cache) readDue(ctx context.Context, now time.Time) time.Time {
 	next := now.Add(idleLife)
 	due := map[string]*http.Request{}
 	c.mu.Lock()
 	for key, e := range c.entries {
-		if e.due.IsZero() || e.again == nil {
+		if e.due.IsZero() || e.reread == nil {
 			continue
 		}
 		if e.due.After(now) {
@@ -381,7 +379,7 @@ func (c *Cache) readDue(ctx context.Context, now time.Time) time.Time {
 			}
 			continue
 		}
-		due[key] = e.again
+		due[key] = e.reread
 		e.due = time.Time{}
 	}
 	c.mu.Unlock()
@@ -410,7 +408,7 @@ func (c *Cache) readDue(ctx context.Context, now time.Time) time.Time {
 // readTimeout bounds one list.
 const readTimeout = 30 * time.Second
 
-// errStatus says that a list was refused.
+// errStatus means that a server refused a list.
 var errStatus = errors.New("server refused the list")
 
 func (c *Cache) read(ctx context.Context, key string, request *http.Request) error {
@@ -424,6 +422,6 @@ func (c *Cache) read(ctx context.Context, key string, request *http.Request) err
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%w: %s", errStatus, response.Status)
 	}
-	c.keep(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
+	c.store(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
 	return nil
 }

@@ -24,10 +24,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// world is an API server that can go away, and the link that knows.
+// world is an API server that can go away, and its link.
 type world struct {
 	*httptest.Server
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	up      bool
 	online  chan struct{}
 	pods    []string
@@ -120,7 +120,7 @@ func open(t *testing.T, dir string, w *world) *Cache {
 	return c
 }
 
-func ask(t *testing.T, c *Cache, method, url, body string) (int, string, error) {
+func request(t *testing.T, c *Cache, method, url, body string) (int, string, error) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -148,19 +148,19 @@ func TestCache_RoundTrip_KeepsAnswers(t *testing.T) {
 	c := open(t, dir, w)
 	const tokenPath = "/api/v1/namespaces/default/serviceaccounts/default/token"
 	for _, r := range [][3]string{{"GET", podsOfNode + "&resourceVersion=0&limit=500", ""}, {"GET", "/api/v1/namespaces/default/secrets/s", ""}, {"POST", tokenPath, `{"x":1}`}, {"GET", "/api/v1/nodes/n1", ""}} {
-		if code, _, err := ask(t, c, r[0], w.URL+r[1], r[2]); err != nil || code >= 300 {
+		if code, _, err := request(t, c, r[0], w.URL+r[1], r[2]); err != nil || code >= 300 {
 			t.Fatalf("%s: %d, %v", r[1], code, err)
 		}
 	}
 	w.set(false)
-	// As after a restart.
+	// Like after a restart.
 	c = open(t, dir, w)
 	for _, row := range []struct {
 		name, method, path, body string
 		code                     int
 		want                     string
 	}{
-		{"list, asked for differently", "GET", podsOfNode + "&resourceVersion=7", "", 200, `"name":"a"`},
+		{"list with other parameters", "GET", podsOfNode + "&resourceVersion=7", "", 200, `"name":"a"`},
 		{"object", "GET", "/api/v1/namespaces/default/secrets/s", "", 200, "PodList"},
 		{"token of the same pod", "POST", tokenPath, `{"x":1}`, 201, "token-1"},
 		{"token of another pod", "POST", tokenPath, `{"x":2}`, 0, ""},
@@ -169,7 +169,7 @@ func TestCache_RoundTrip_KeepsAnswers(t *testing.T) {
 		{"write", "POST", "/api/v1/namespaces/default/pods", "{}", 0, ""},
 		{"CSINode", "GET", "/apis/storage.k8s.io/v1/csinodes/n1", "", 0, ""},
 	} {
-		code, text, err := ask(t, c, row.method, w.URL+row.path, row.body)
+		code, text, err := request(t, c, row.method, w.URL+row.path, row.body)
 		if code != row.code || !strings.Contains(text, row.want) || (err != nil) != (row.code == 0) {
 			t.Errorf("%s: %d %q %v, want %d with %q", row.name, code, text, err, row.code, row.want)
 		}
@@ -185,9 +185,9 @@ func TestCache_RoundTrip_KeepsAnswers(t *testing.T) {
 	}
 }
 
-// An informer over the cache, as the kubelet and the service proxy have them:
-// it starts without a server, and follows one that comes back.
-func TestCache_Informer_LivesWithoutServer(t *testing.T) {
+// An informer over the cache, like those of the kubelet and the service proxy, starts without a server
+// and follows one that comes back.
+func TestCache_Informer_StartsWithoutServer(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	start := func() cache.SharedIndexInformer {
 		c := open(t, dir, w)
@@ -223,13 +223,13 @@ func TestCache_Informer_LivesWithoutServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if name := <-added; name != "a" {
-		t.Fatalf("heard of %s first", name)
+		t.Fatalf("the first event is about %s", name)
 	}
 	w.set(true)
 	for sent := false; !sent; {
 		select {
 		case <-w.watched:
-			// One of the two watches: whichever hears it, the other gets the next.
+			// There are two watches, and either may get the event.
 		case w.events <- `{"type":"ADDED","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"b","namespace":"default","resourceVersion":"8"}}}`:
 		case name := <-added:
 			sent = name == "b"
@@ -239,10 +239,10 @@ func TestCache_Informer_LivesWithoutServer(t *testing.T) {
 	}
 }
 
-func TestCache_Watch_KeepsWhatChanged(t *testing.T) {
+func TestCache_Watch_StoresChanges(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	c := open(t, dir, w)
-	if _, _, err := ask(t, c, "GET", w.URL+podsOfNode, ""); err != nil {
+	if _, _, err := request(t, c, "GET", w.URL+podsOfNode, ""); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -275,7 +275,7 @@ func TestCache_Watch_KeepsWhatChanged(t *testing.T) {
 		select {
 		case <-ticker.C:
 		case <-deadline.C:
-			t.Fatal("the change was not kept")
+			t.Fatal("the change was not stored")
 		}
 	}
 }
@@ -294,9 +294,9 @@ func TestEvents_BookmarksAreNoChange(t *testing.T) {
 		{"protobuf, modified", "application/vnd.kubernetes.protobuf;stream=watch", frame("\n\x08MODIFIED"+object) + frame("\n\x05ADDED"+object) + frame("\n\x08MODIFIED"), 3, 2},
 	} {
 		for _, size := range []int{1, 3, 1000} {
-			heard, changed := 0, 0
+			events, changed := 0, 0
 			e := newEvents(io.NopCloser(strings.NewReader(row.text)), row.contentType, false, func(event []byte) {
-				heard++
+				events++
 				if modified(event) {
 					changed++
 				}
@@ -304,8 +304,8 @@ func TestEvents_BookmarksAreNoChange(t *testing.T) {
 			if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{e}, make([]byte, size)); err != nil {
 				t.Fatal(err)
 			}
-			if heard != row.want || changed != row.modified {
-				t.Errorf("%s read by %d bytes: heard of %d changes, %d of them of what was there, want %d and %d", row.name, size, heard, changed, row.want, row.modified)
+			if events != row.want || changed != row.modified {
+				t.Errorf("%s read by %d bytes: %d events, %d of them of modified objects, want %d and %d", row.name, size, events, changed, row.want, row.modified)
 			}
 		}
 	}
@@ -320,25 +320,25 @@ func TestEvents_Whole(t *testing.T) {
 		{"frames", "application/vnd.kubernetes.protobuf;stream=watch", frame(first) + frame("\n\x08BOOKMARK"+object) + frame(second)},
 	} {
 		for _, size := range []int{1, 7, 5000} {
-			var heard []string
+			var events []string
 			e := newEvents(io.NopCloser(strings.NewReader(row.text)), row.contentType, true, func(event []byte) {
-				heard = append(heard, strings.TrimSpace(string(event)))
+				events = append(events, strings.TrimSpace(string(event)))
 			}, nil)
 			if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{e}, make([]byte, size)); err != nil {
 				t.Fatal(err)
 			}
-			if want := []string{strings.TrimSpace(first), strings.TrimSpace(second)}; !slices.Equal(heard, want) {
-				t.Errorf("%s read by %d bytes: heard %q, want %q", row.name, size, heard, want)
+			if want := []string{strings.TrimSpace(first), strings.TrimSpace(second)}; !slices.Equal(events, want) {
+				t.Errorf("%s read by %d bytes: events %q, want %q", row.name, size, events, want)
 			}
 		}
 	}
 }
 
-func TestCache_Sweep_RemovesWhatNobodyAsksFor(t *testing.T) {
+func TestCache_Sweep_RemovesUnused(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	c := open(t, dir, w)
 	for _, path := range []string{"/api/v1/namespaces/default/secrets/s", podsOfNode} {
-		if _, _, err := ask(t, c, "GET", w.URL+path, ""); err != nil {
+		if _, _, err := request(t, c, "GET", w.URL+path, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -352,14 +352,14 @@ func TestCache_Sweep_RemovesWhatNobodyAsksFor(t *testing.T) {
 	}
 }
 
-// A node that asks for what no server has answered yet, for days, must not fill its memory.
+// Requests for new keys, with no server to answer them for days, must not use up the memory.
 func TestCache_Entries_AreBounded(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	c := open(t, dir, w)
 	w.set(false)
 	for i := range 100 {
-		if _, _, err := ask(t, c, "GET", fmt.Sprintf("%s/api/v1/namespaces/default/secrets/s%d", w.URL, i), ""); err == nil {
-			t.Fatal("answered without a server and without a file")
+		if _, _, err := request(t, c, "GET", fmt.Sprintf("%s/api/v1/namespaces/default/secrets/s%d", w.URL, i), ""); err == nil {
+			t.Fatal("a response without a server and without a file")
 		}
 	}
 	if n := len(c.entries); n != 0 {
@@ -382,7 +382,7 @@ func TestCache_Entries_AreBounded(t *testing.T) {
 	}
 }
 
-func TestCache_Sweep_KeepsWhatItCannotJudge(t *testing.T) {
+func TestCache_Sweep_LeavesUnknownFiles(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	old := filepath.Join(dir, ".new-1")
 	if err := os.WriteFile(old, []byte("cut"), 0o600); err != nil {
@@ -393,10 +393,10 @@ func TestCache_Sweep_KeepsWhatItCannotJudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := open(t, dir, w)
-	if _, _, err := ask(t, c, "GET", w.URL+podsOfNode, ""); err != nil {
+	if _, _, err := request(t, c, "GET", w.URL+podsOfNode, ""); err != nil {
 		t.Fatal(err)
 	}
-	// As of a write that is under way, and of a disk that cannot be read for now.
+	// Like a write in progress, and a disk that cannot be read for now.
 	ours, unreadable := filepath.Join(dir, ".new-2"), filepath.Join(dir, "unreadable")
 	if err := os.WriteFile(ours, []byte("cut"), 0o600); err != nil {
 		t.Fatal(err)
@@ -409,34 +409,34 @@ func TestCache_Sweep_KeepsWhatItCannotJudge(t *testing.T) {
 		name, path string
 		kept       bool
 	}{
-		{"what a power cut left", old, false}, {"a write under way", ours, true},
-		{"what cannot be read", unreadable, true}, {"an answer", c.path(podsKey), true},
+		{"left by a power cut", old, false}, {"write in progress", ours, true},
+		{"unreadable", unreadable, true}, {"response", c.path(podsKey), true},
 	} {
 		if _, err := os.Lstat(row.path); (err == nil) != row.kept {
-			t.Errorf("%s: %v, want it kept: %v", row.name, err, row.kept)
+			t.Errorf("%s: %v, want it to stay: %v", row.name, err, row.kept)
 		}
 	}
 }
 
-// The response that arrives last need not be the one that was requested last.
+// Responses may arrive in another order than their requests were sent.
 func TestCache_Forget_OutlivesAnEarlierRequest(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	c := open(t, dir, w)
 	const key = "/api/v1/namespaces/default/secrets/s"
 	first, second := c.number(), c.number()
 	c.forget(key, second)
-	c.keep(key, first, record{Key: key, Status: http.StatusOK}, []byte("deleted by now"))
-	if c.kept(key) {
+	c.store(key, first, record{Key: key, Status: http.StatusOK}, []byte("deleted by now"))
+	if c.has(key) {
 		t.Error("an object that was deleted is stored")
 	}
-	c.keep(key, c.number(), record{Key: key, Status: http.StatusOK}, []byte("created again"))
+	c.store(key, c.number(), record{Key: key, Status: http.StatusOK}, []byte("created again"))
 	c.forget(key, second)
-	if !c.kept(key) {
+	if !c.has(key) {
 		t.Error("an object that was created again is gone")
 	}
 }
 
-// Changes that never end must not keep the sweep from its turn.
+// Changes without pause must not prevent the sweep.
 func TestCache_Run_SweepsWhileListsChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
@@ -462,7 +462,7 @@ func TestCache_Run_SweepsWhileListsChange(t *testing.T) {
 		n := len(c.entries)
 		c.mu.Unlock()
 		if n != 0 {
-			t.Errorf("%d entries are left that nobody has used for their life", n)
+			t.Errorf("%d unused entries are left", n)
 		}
 		cancel()
 		if err := <-done; err != nil {
@@ -471,7 +471,7 @@ func TestCache_Run_SweepsWhileListsChange(t *testing.T) {
 	})
 }
 
-// nowhere is a server that is taken to be up and answers nothing.
+// nowhere is a server that counts as up and answers nothing.
 type nowhere struct{}
 
 func (nowhere) RoundTrip(*http.Request) (*http.Response, error) {

@@ -8,28 +8,28 @@ import (
 	"strings"
 )
 
-// headBytes is how much of an event is looked at: its type comes first.
+// headBytes is how much of an event is read: its type comes first.
 const headBytes = 32
 
-// events passes a watch's body through and tells of each event that is not a
-// bookmark. It finds where events begin and does not decode them.
+// events passes the body of a watch through, and calls onEvent for each event that is not a bookmark. It
+// only finds where events begin, and does not decode them.
 type events struct {
 	io.ReadCloser
-	binary bool
-	limit  int // how much of an event heard is given
-	heard  func(event []byte)
-	closed func()
+	binary  bool
+	limit   int // how much of an event onEvent gets
+	onEvent func(event []byte)
+	closed  func()
 
-	head []byte // the beginning of the present event, up to limit
-	left int    // what is left of it, in binary streams
-	size []byte // the length in front of it, in binary streams
-	told bool
+	head     []byte // the beginning of the present event, up to limit
+	left     int    // bytes left of it, in binary streams
+	size     []byte // its length prefix so far, in binary streams
+	reported bool   // onEvent was called for it
 }
 
-// newEvents follows a body. heard is given the beginning of each event, or all
-// of it if whole; it must not hold on to it.
-func newEvents(body io.ReadCloser, contentType string, whole bool, heard func(event []byte), closed func()) *events {
-	e := &events{ReadCloser: body, binary: isBinary(contentType), limit: headBytes, heard: heard, closed: closed}
+// newEvents follows a body. onEvent gets the beginning of each event, or all of it if whole, and must not
+// retain it.
+func newEvents(body io.ReadCloser, contentType string, whole bool, onEvent func(event []byte), closed func()) *events {
+	e := &events{ReadCloser: body, binary: isBinary(contentType), limit: headBytes, onEvent: onEvent, closed: closed}
 	if whole {
 		e.limit = math.MaxInt
 	}
@@ -40,7 +40,7 @@ func isBinary(contentType string) bool {
 	return strings.HasPrefix(contentType, "application/vnd.kubernetes.protobuf")
 }
 
-// modified reports whether an event is about an object that was there before.
+// modified reports whether an event is about an object that existed before.
 func modified(event []byte) bool {
 	return bytes.Contains(event[:min(headBytes, len(event))], []byte("MODIFIED"))
 }
@@ -63,11 +63,11 @@ func (e *events) Close() error {
 	return e.ReadCloser.Close()
 }
 
-// lines follows events that end with a line break each.
+// lines follows events that end with a line break.
 func (e *events) lines(p []byte) {
 	for len(p) > 0 {
 		line, rest, ended := bytes.Cut(p, []byte("\n"))
-		e.look(line)
+		e.collect(line)
 		if ended {
 			e.end()
 		}
@@ -75,7 +75,7 @@ func (e *events) lines(p []byte) {
 	}
 }
 
-// frames follows events with a length in front of each.
+// frames follows events with a length prefix.
 func (e *events) frames(p []byte) {
 	for len(p) > 0 {
 		if e.left == 0 {
@@ -87,7 +87,7 @@ func (e *events) frames(p []byte) {
 			continue
 		}
 		n := min(e.left, len(p))
-		e.look(p[:n])
+		e.collect(p[:n])
 		e.left, p = e.left-n, p[n:]
 		if e.left == 0 {
 			e.end()
@@ -95,25 +95,25 @@ func (e *events) frames(p []byte) {
 	}
 }
 
-func (e *events) look(p []byte) {
+func (e *events) collect(p []byte) {
 	if n := e.limit - len(e.head); n > 0 {
 		e.head = append(e.head, p[:min(n, len(p))]...)
 	}
 	if len(e.head) == e.limit {
-		e.tell()
+		e.report()
 	}
 }
 
 func (e *events) end() {
 	if len(e.head) > 0 {
-		e.tell()
+		e.report()
 	}
-	e.head, e.told = e.head[:0], false
+	e.head, e.reported = e.head[:0], false
 }
 
-func (e *events) tell() {
-	if !e.told && !bytes.Contains(e.head[:min(headBytes, len(e.head))], []byte("BOOKMARK")) {
-		e.heard(e.head)
+func (e *events) report() {
+	if !e.reported && !bytes.Contains(e.head[:min(headBytes, len(e.head))], []byte("BOOKMARK")) {
+		e.onEvent(e.head)
 	}
-	e.told = true
+	e.reported = true
 }

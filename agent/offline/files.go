@@ -19,7 +19,7 @@ import (
 	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
-// record is the first line of a file; the answer's body follows.
+// record is the first line of a file; the body of the response follows.
 type record struct {
 	Key         string `json:"key"`
 	Status      int    `json:"status"`
@@ -31,13 +31,12 @@ func (c *Cache) path(key string) string {
 	return filepath.Join(c.config.Dir, hex.EncodeToString(sum[:16]))
 }
 
-// keep writes the answer to the request of a number if it says something else
-// than the one before.
-func (c *Cache) keep(key string, number uint64, r record, data []byte) {
+// store writes the response to the request of a number, unless it equals the previous one.
+func (c *Cache) store(key string, number uint64, r record, data []byte) {
 	sum := sha256.Sum256(data)
 	var nodes map[string]digest
 	if ofNodes(key) {
-		// What cannot be decoded is compared as it is.
+		// A list that cannot be decoded is compared as bytes.
 		if meaning, each, err := digestNodes(data); err == nil {
 			sum, nodes = meaning, each
 		}
@@ -58,21 +57,21 @@ func (c *Cache) keep(key string, number uint64, r record, data []byte) {
 	}
 	err := write(c.path(key), r, data)
 	if err != nil {
-		// What the file holds is not known now.
+		// The content of the file is now unknown.
 		sum = digest{}
-		c.log.Warn("what the cluster said was not kept: this node may not come back without its server", zap.Error(err))
+		c.log.Warn("response not cached: this node may not restart while no server answers", zap.Error(err))
 	}
 	c.mu.Lock()
 	e.sum = sum
 	c.mu.Unlock()
 }
 
-// recall returns the kept answer, or nil if there is none.
-func (c *Cache) recall(r *http.Request, key string) *http.Response {
+// load returns the cached response, or nil if there is none.
+func (c *Cache) load(r *http.Request, key string) *http.Response {
 	data, err := os.ReadFile(c.path(key))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			c.log.Warn("cached answer cannot be read", zap.Error(err))
+			c.log.Warn("cached response cannot be read", zap.Error(err))
 		}
 		return nil
 	}
@@ -81,17 +80,17 @@ func (c *Cache) recall(r *http.Request, key string) *http.Response {
 		err = fmt.Errorf("it is for %s", kept.Key)
 	}
 	if err != nil {
-		c.log.Warn("cached answer is damaged", zap.String("file", c.path(key)), zap.String("key", key), zap.Error(err))
+		c.log.Warn("cached response is damaged", zap.String("file", c.path(key)), zap.String("key", key), zap.Error(err))
 		return nil
 	}
 	c.mu.Lock()
 	c.entry(key)
 	c.mu.Unlock()
-	return answer(r, kept.Status, kept.ContentType, io.NopCloser(bytes.NewReader(body)))
+	return newResponse(r, kept.Status, kept.ContentType, io.NopCloser(bytes.NewReader(body)))
 }
 
-// kept reports whether there is an answer for a key, of whatever age.
-func (c *Cache) kept(key string) bool {
+// has reports whether there is a response for a key, of whatever age.
+func (c *Cache) has(key string) bool {
 	_, err := os.Lstat(c.path(key))
 	return err == nil
 }
@@ -100,14 +99,14 @@ func decode(data []byte) (record, []byte, error) {
 	var r record
 	head, body, ok := bytes.Cut(data, []byte("\n"))
 	if !ok {
-		return r, nil, errors.New("it is cut short")
+		return r, nil, errors.New("it is truncated")
 	}
 	return r, body, json.Unmarshal(head, &r)
 }
 
-// forget removes the answer to a key, which the response to the request of a number says is gone.
-// The entry stays until the next sweep: an earlier request may still be under way, whose response
-// must not be stored after this one.
+// forget removes the response for a key, after the request of a number found the object gone. The entry
+// stays until the next sweep: the response to an earlier request, still in flight, must not be stored
+// after this.
 func (c *Cache) forget(key string, number uint64) {
 	c.mu.Lock()
 	e := c.entry(key)
@@ -127,7 +126,7 @@ func (c *Cache) forget(key string, number uint64) {
 
 func (c *Cache) remove(key string) {
 	if err := os.Remove(c.path(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn("remove cached answer", zap.Error(err))
+		c.log.Warn("remove cached response", zap.Error(err))
 	}
 }
 
@@ -136,7 +135,7 @@ func (c *Cache) remove(key string) {
 func (c *Cache) sweep(now time.Time) {
 	files, err := os.ReadDir(c.config.Dir)
 	if err != nil {
-		c.log.Warn("list cached answers", zap.Error(err))
+		c.log.Warn("list cached responses", zap.Error(err))
 	}
 	for _, f := range files {
 		path := filepath.Join(c.config.Dir, f.Name())
@@ -154,7 +153,7 @@ func (c *Cache) sweep(now time.Time) {
 			c.drop(kept.Key)
 		}
 	}
-	// What is left never had a file, or lost it.
+	// These never had a file, or lost it.
 	c.mu.Lock()
 	var rest []string
 	for key := range c.entries {
@@ -168,14 +167,14 @@ func (c *Cache) sweep(now time.Time) {
 	}
 }
 
-// removeStray removes a file that holds no answer: one of a write that a power cut interrupted. A
-// write of this process may be under way, and has its file.
+// removeStray removes a file without a response: one of a write that a power cut interrupted. Files
+// newer than this process stay, as they may be of a write in progress.
 func (c *Cache) removeStray(path string) {
 	info, err := os.Lstat(path)
 	if err != nil || !info.ModTime().Before(c.began) {
 		return
 	}
-	c.log.Debug("removed a file that holds no answer", zap.String("file", path))
+	c.log.Debug("removed a file without a response", zap.String("file", path))
 	_ = os.Remove(path)
 }
 

@@ -13,23 +13,22 @@ import (
 	"time"
 )
 
-// kind says how a request is treated.
+// kind is how the cache treats a request.
 type kind int
 
 const (
-	// other requests are passed on as they are.
+	// other requests are only forwarded.
 	other kind = iota
-	// list, watch and get read what is kept.
+	// list, watch and get read cached resources.
 	list
 	watch
 	get
-	// token asks for a service account's token.
+	// token requests a service account's token.
 	token
 )
 
-// lists are the resources whose lists are kept, by API group. CSINodes are not
-// among them: once a kubelet reads its own it has minutes to change it, or ends
-// the process.
+// lists are the resources whose lists are cached, by API group. CSINodes are left out: once a kubelet
+// has read its own, it must change it within minutes or it exits the process.
 var lists = map[string][]string{
 	"":                  {"pods", "nodes", "services", "namespaces", "configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims"},
 	"discovery.k8s.io":  {"endpointslices"},
@@ -38,39 +37,37 @@ var lists = map[string][]string{
 	"storage.k8s.io":    {"csidrivers"},
 }
 
-// singles are the core resources whose objects kubelets read one by one to run a
-// pod. Nodes and pods, which they read to change them, are not.
+// singles are the core resources whose objects kubelets read one by one to run a pod. Nodes and pods are
+// left out, as kubelets read them in order to change them.
 var singles = []string{"configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims"}
 
-// How long what nobody asks for is kept.
+// How long unused responses are cached.
 const (
 	idleLife  = time.Hour
 	tokenLife = 26 * time.Hour
 )
 
-// pace is how fast changes of a list are kept.
+// pace is how fast changes of a list reach the disk.
 type pace struct {
-	// came and modified are how long a change waits for others that often follow
-	// it: of objects that came or went, and of those that were there.
-	came, modified time.Duration
-	// every is the time between two reads of the list when changes do not end;
-	// burst of them may follow each other faster, so that what changes now and
-	// then does not wait.
+	// added and modified are how long to wait for further changes: after an object was added or deleted,
+	// and after one was modified.
+	added, modified time.Duration
+	// every is the time between two reads of the list while changes do not stop. A burst of reads may be
+	// faster, so that occasional changes need not wait.
 	every time.Duration
 	burst int
 }
 
-// What the node itself and its pods are made of is kept before a pod can have
-// started: a kubelet that starts again without a server stops what is not among
-// its pods, and looks for its pods only once it knows its own Node. What the
-// whole cluster changes may never end, and disks wear out.
+// The node and the objects of its pods must be on disk before a pod can have started: a kubelet that
+// restarts without a server stops containers that are not of its pods, and reads its pods only once it
+// knows its own Node. Changes of the whole cluster may never stop, and flash storage wears out.
 var (
-	ownPace = pace{came: 0, modified: time.Second, every: time.Second, burst: 4}
-	allPace = pace{came: time.Second, modified: time.Second, every: 30 * time.Second, burst: 4}
+	ownPace = pace{added: 0, modified: time.Second, every: time.Second, burst: 4}
+	allPace = pace{added: time.Second, modified: time.Second, every: 30 * time.Second, burst: 4}
 )
 
-// classify tells what a request is, and the key its answer is kept under: the
-// same for a list and its watch.
+// classify returns the kind of a request, and the key of its response: the same for a list and its
+// watch.
 func classify(r *http.Request) (k kind, key string, p pace, err error) {
 	resource, name, rest := parse(r.URL.Path)
 	switch {
@@ -109,7 +106,7 @@ func classify(r *http.Request) (k kind, key string, p pace, err error) {
 
 func isTrue(text string) bool { return text == "true" || text == "1" }
 
-// parse splits the path of a kept resource; resource is empty for others.
+// parse splits the path of a cached resource; resource is empty for others.
 func parse(path string) (resource, name, rest string) {
 	parts := strings.Split(strings.Trim(path, "/"), "/")
 	group := ""
@@ -133,7 +130,7 @@ func parse(path string) (resource, name, rest string) {
 	return parts[0], name, strings.Join(parts[min(2, len(parts)):], "/")
 }
 
-// life is how long an answer is kept that nobody asks for.
+// life returns how long an unused response is cached.
 func life(key string) time.Duration {
 	if strings.Contains(key, "#") {
 		return tokenLife
@@ -141,7 +138,7 @@ func life(key string) time.Duration {
 	return idleLife
 }
 
-// readBody reads a request's body and leaves it as it was.
+// readBody reads a request's body and puts it back.
 func readBody(r *http.Request) ([]byte, error) {
 	if r.Body == nil {
 		return nil, nil

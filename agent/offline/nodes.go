@@ -12,18 +12,18 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// digest stands for what is worth keeping of an object or a list.
+// digest identifies the part of an object or a list that is worth a write.
 type digest = [sha256.Size]byte
 
-// ofNodes reports whether a key is that of a list of nodes. Nodes alone change without anything to keep: each says every few
-// minutes that it lives, and in a cluster of many one always just has. So their lists are compared by what they mean.
+// ofNodes reports whether a key is that of a list of nodes. Only nodes change without anything to store:
+// each sends a heartbeat every few minutes, and in a large cluster one always just has. So their lists
+// are compared without heartbeats.
 func ofNodes(key string) bool {
 	path, _, _ := strings.Cut(key, "?")
 	return path == "/api/v1/nodes"
 }
 
-// digestNode is the same for nodes that differ in no more than when they were last heard of, and in the images they hold,
-// which no other machine asks for.
+// digestNode ignores heartbeats, and the images on the node, which no other machine needs.
 func digestNode(n *corev1.Node) (digest, error) {
 	n = n.DeepCopy()
 	n.ResourceVersion, n.ManagedFields, n.Status.Images = "", nil, nil
@@ -37,7 +37,7 @@ func digestNode(n *corev1.Node) (digest, error) {
 	return sha256.Sum256(data), nil
 }
 
-// digestNodes returns the digest of a list of nodes, and that of each by name.
+// digestNodes returns the digest of a list of nodes, and of each node by name.
 func digestNodes(body []byte) (digest, map[string]digest, error) {
 	obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil)
 	if err != nil {
@@ -64,7 +64,7 @@ func digestNodes(body []byte) (digest, map[string]digest, error) {
 	return digest(whole.Sum(nil)), each, nil
 }
 
-// nodeOf decodes the node that an event of a watch is about, and whether it is gone.
+// nodeOf decodes the node of a watch event, and whether it was deleted.
 func nodeOf(event []byte, binary bool) (n *corev1.Node, gone bool, err error) {
 	var e metav1.WatchEvent
 	if binary {
@@ -86,7 +86,7 @@ func nodeOf(event []byte, binary bool) (n *corev1.Node, gone bool, err error) {
 	return n, e.Type == "DELETED", nil
 }
 
-// nodeChanged notes what an event says of a node, and reports whether that is worth keeping.
+// nodeChanged records the event of a node, and reports whether it changed anything worth a write.
 func (c *Cache) nodeChanged(key string, event []byte, binary bool) bool {
 	n, gone, err := nodeOf(event, binary)
 	if err != nil {

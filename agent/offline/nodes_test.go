@@ -30,20 +30,20 @@ const (
 	ownNode  = "/api/v1/nodes?fieldSelector=metadata.name%3Dn1"
 )
 
-func node(name, version string, heard time.Time) *corev1.Node {
+func node(name, version string, heartbeat time.Time) *corev1.Node {
 	return &corev1.Node{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
 		ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: version, Labels: map[string]string{"a": "1", "b": "2", "c": "3"}},
 		Spec:       corev1.NodeSpec{PodCIDR: "10.42.1.0/24"},
 		Status: corev1.NodeStatus{
 			Capacity:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("1Gi")},
-			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(heard)}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(heartbeat)}},
 			Images:     []corev1.ContainerImage{{Names: []string{"image:" + version}}},
 		},
 	}
 }
 
-// encodings are those a server answers in.
+// encodings are those of API servers.
 var encodings = []struct {
 	name, contentType string
 	list              func(*testing.T, ...*corev1.Node) []byte
@@ -106,7 +106,7 @@ func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 			begin := time.Unix(1_700_000_000, 0)
 			key := allNodes + "?"
 			keep := func(nodes ...*corev1.Node) {
-				c.keep(key, c.number(), record{Key: key, Status: 200, ContentType: encoding.contentType}, encoding.list(t, nodes...))
+				c.store(key, c.number(), record{Key: key, Status: 200, ContentType: encoding.contentType}, encoding.list(t, nodes...))
 			}
 			keep(node("n1", "1", begin), node("n2", "2", begin))
 			first, err := os.Stat(c.path(key))
@@ -164,7 +164,7 @@ func TestCache_Nodes_WhatCannotBeDecodedIsAChange(t *testing.T) {
 	}
 }
 
-// A kubelet looks for its pods once it knows its own Node. That comes when the kubelet has registered it, after the list.
+// A kubelet reads its pods once it knows its own Node, which it registers itself after the first list.
 func TestCache_OwnNode_KnownAfterKillSoonAfterJoin(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	w.pods = nil
@@ -201,14 +201,14 @@ func TestCache_OwnNode_KnownAfterKillSoonAfterJoin(t *testing.T) {
 		data, err := os.ReadFile(c.path("/api/v1/nodes?fieldSelector=metadata.name%3Dn1"))
 		return err == nil && bytes.Contains(data, []byte(`"name":"n1"`))
 	})
-	// As after a kill: nothing is kept at the end.
+	// Like after a kill: nothing is written at the end.
 	w.set(false)
 	if _, informer = start(ctx); len(informer.GetStore().ListKeys()) != 1 {
 		t.Errorf("without a server the informer knows %v, want n1", informer.GetStore().ListKeys())
 	}
 }
 
-// await looks again each moment until ok, or ctx ends.
+// await polls until ok, or fails the test when ctx ends.
 func await(t *testing.T, ctx context.Context, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -222,7 +222,7 @@ func await(t *testing.T, ctx context.Context, what string, ok func() bool) {
 	}
 }
 
-// scripted is a server that is always there, without a network.
+// scripted is a server without a network that is always up.
 type scripted func(*http.Request) (*http.Response, error)
 
 func (s scripted) RoundTrip(r *http.Request) (*http.Response, error) { return s(r) }
@@ -234,7 +234,7 @@ func (scripted) Online() <-chan struct{} { return closedChannel }
 var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func say(r *http.Request, status int, text string) *http.Response {
-	return answer(r, status, "application/json", io.NopCloser(strings.NewReader(text)))
+	return newResponse(r, status, "application/json", io.NopCloser(strings.NewReader(text)))
 }
 
 func TestCache_Changed_KeepsItsPace(t *testing.T) {
@@ -245,11 +245,11 @@ func TestCache_Changed_KeepsItsPace(t *testing.T) {
 		within   time.Duration // of one change after a quiet time
 		most     int           // reads in five minutes of a change each 100 ms
 	}{
-		{"own node came", ownNode, false, 0, 310},
-		{"own pods came", podsOfNode, false, 0, 310},
+		{"own node added", ownNode, false, 0, 310},
+		{"own pods added", podsOfNode, false, 0, 310},
 		{"own pods change", podsOfNode, true, time.Second, 310},
 		{"services", "/api/v1/services", true, time.Second, 15},
-		{"endpoints came", "/apis/discovery.k8s.io/v1/endpointslices", false, time.Second, 15},
+		{"endpoints added", "/apis/discovery.k8s.io/v1/endpointslices", false, time.Second, 15},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -274,14 +274,14 @@ func TestCache_Changed_KeepsItsPace(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.mu.Lock()
-				c.entry(key).again = r
+				c.entry(key).reread = r
 				c.mu.Unlock()
 				change := func() {
-					gather := p.came
+					batch := p.added
 					if row.modified {
-						gather = p.modified
+						batch = p.modified
 					}
-					c.changed(key, p, gather)
+					c.changed(key, p, batch)
 				}
 				synctest.Wait()
 				begin := time.Now()
@@ -306,25 +306,25 @@ func TestCache_Changed_KeepsItsPace(t *testing.T) {
 				if err := <-done; err != nil {
 					t.Error(err)
 				}
-				// What waits is not lost when the node is stopped in order.
+				// An orderly stop loses no pending read.
 				if got := reads[len(reads)-1]; got.Before(last) {
 					t.Errorf("read last %v before the last change", last.Sub(got))
 				}
 				data, err := os.ReadFile(c.path(key))
 				if err != nil || !bytes.HasSuffix(data, fmt.Append(nil, "\n", len(reads))) {
-					t.Errorf("kept %q (%v), want what was read last, %d", data, err, len(reads))
+					t.Errorf("the file has %q (%v), want the last read, %d", data, err, len(reads))
 				}
 			})
 		})
 	}
 }
 
-// Two clients list the same, and the one that asked first is answered last.
-func TestCache_Keep_OlderAnswerReplacesNoNewer(t *testing.T) {
-	firstAsked, answerFirst := make(chan struct{}), make(chan struct{})
+// Two clients list the same, and the first to send its request is the last to get its response.
+func TestCache_Store_OlderResponse_DoesNotReplaceNewer(t *testing.T) {
+	firstSent, answerFirst := make(chan struct{}), make(chan struct{})
 	server := scripted(func(r *http.Request) (*http.Response, error) {
 		if r.Header.Get("Who") == "first" {
-			close(firstAsked)
+			close(firstSent)
 			<-answerFirst
 			return say(r, 200, "old"), nil
 		}
@@ -348,7 +348,7 @@ func TestCache_Keep_OlderAnswerReplacesNoNewer(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- list("first") }()
-	<-firstAsked
+	<-firstSent
 	if err := list("second"); err != nil {
 		t.Fatal(err)
 	}
@@ -357,32 +357,32 @@ func TestCache_Keep_OlderAnswerReplacesNoNewer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(c.path("/api/v1/services?")); err != nil || !bytes.HasSuffix(data, []byte("\nnew")) {
-		t.Errorf("kept %q (%v), want the answer to the later question", data, err)
+		t.Errorf("the file has %q (%v), want the response to the later request", data, err)
 	}
 }
 
-// A server that is there and ill must not keep a node that starts from its pods.
-func TestCache_RoundTrip_ServerIsIll(t *testing.T) {
+// A server that is up and broken must not block the start of a node.
+func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 	const path = "https://kubernetes" + podsOfNode
 	for _, row := range []struct {
 		name   string
 		answer scripted
-		kept   bool // an earlier process has heard the list
+		cached bool // by an earlier process
 		want   string
 		status int
 		after  time.Duration
 	}{
-		{"silent", func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }, true, "kept", 200, patience},
-		{"starting", func(r *http.Request) (*http.Response, error) { return say(r, 503, "wait"), nil }, true, "kept", 200, 0},
-		{"starting, nothing kept", func(r *http.Request) (*http.Response, error) { return say(r, 503, "wait"), nil }, false, "wait", 503, 0},
+		{"silent", func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }, true, "cached", 200, patience},
+		{"starting", func(r *http.Request) (*http.Response, error) { return say(r, 503, "wait"), nil }, true, "cached", 200, 0},
+		{"starting, nothing cached", func(r *http.Request) (*http.Response, error) { return say(r, 503, "wait"), nil }, false, "wait", 503, 0},
 		{"refusing", func(r *http.Request) (*http.Response, error) { return say(r, 403, "no"), nil }, true, "no", 403, 0},
-		{"slow, nothing kept", func(r *http.Request) (*http.Response, error) { time.Sleep(time.Minute); return say(r, 200, "new"), nil }, false, "new", 200, time.Minute},
-		{"well", func(r *http.Request) (*http.Response, error) { return say(r, 200, "new"), nil }, true, "new", 200, 0},
+		{"slow, nothing cached", func(r *http.Request) (*http.Response, error) { time.Sleep(time.Minute); return say(r, 200, "new"), nil }, false, "new", 200, time.Minute},
+		{"working", func(r *http.Request) (*http.Response, error) { return say(r, 200, "new"), nil }, true, "new", 200, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				dir := t.TempDir()
-				ask := func(c *Cache) (int, string) {
+				get := func(c *Cache) (int, string) {
 					r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
 					if err != nil {
 						t.Fatal(err)
@@ -404,21 +404,21 @@ func TestCache_RoundTrip_ServerIsIll(t *testing.T) {
 					}
 					return c
 				}
-				if row.kept {
-					ask(process(func(r *http.Request) (*http.Response, error) { return say(r, 200, "kept"), nil }))
+				if row.cached {
+					get(process(func(r *http.Request) (*http.Response, error) { return say(r, 200, "cached"), nil }))
 				}
 				answers := row.answer
 				c := process(func(r *http.Request) (*http.Response, error) { return answers(r) })
 				begin := time.Now()
-				status, text := ask(c)
+				status, text := get(c)
 				if status != row.status || text != row.want || time.Since(begin) != row.after {
-					t.Errorf("answered %d %q after %v, want %d %q after %v", status, text, time.Since(begin), row.status, row.want, row.after)
+					t.Errorf("returned %d %q after %v, want %d %q after %v", status, text, time.Since(begin), row.status, row.want, row.after)
 				}
-				// Whoever asks again wants to know what is new, however long it takes.
+				// The second request waits for the server, however long it takes.
 				answers = func(r *http.Request) (*http.Response, error) { time.Sleep(time.Hour); return say(r, 200, "newer"), nil }
-				if row.want == "kept" {
-					if status, text := ask(c); status != 200 || text != "newer" {
-						t.Errorf("asked again, answered %d %q", status, text)
+				if row.want == "cached" {
+					if status, text := get(c); status != 200 || text != "newer" {
+						t.Errorf("the second request returned %d %q", status, text)
 					}
 				}
 			})
