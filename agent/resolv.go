@@ -20,12 +20,11 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// maxPodResolvers is how many name servers libc reads of a resolv.conf.
+// maxPodResolvers is how many name servers libc reads from a resolv.conf.
 const maxPodResolvers = 3
 
-// podResolvers is the resolv.conf of pods that use the host's DNS: the host's
-// reachable name servers, without search domains, which would send names of the
-// cluster to strangers.
+// podResolvers maintains the resolv.conf of pods with the host's DNS: the host's reachable name
+// servers, without search domains, which would leak names of the cluster to other DNS servers.
 type podResolvers struct {
 	file    string
 	sources []string
@@ -55,7 +54,7 @@ func (p podResolvers) update() (changed bool, err error) {
 		sourcesErr = fmt.Errorf("%w: %w", errSources, sourcesErr)
 	}
 	var out bytes.Buffer
-	out.WriteString("# Kept by mote from the host's resolvers.\n")
+	out.WriteString("# Written by mote from the host's resolvers.\n")
 	for _, s := range servers[:min(len(servers), maxPodResolvers)] {
 		fmt.Fprintf(&out, "nameserver %s\n", s)
 	}
@@ -87,8 +86,8 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	defer w.Close()
 	var failures retry.Failures
 	for {
-		// Network managers swap links and files, so the folders are watched, and
-		// again each time: they may have been made meanwhile, also while this does it.
+		// Network managers swap links and files, so the folders are watched. The list is computed again
+		// after each event, as folders may have been created in the meantime, even during this loop.
 		var watched []string
 		for now := p.folders(); !slices.Equal(watched, now); now = p.folders() {
 			for _, dir := range now {
@@ -115,8 +114,8 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	}
 }
 
-// awaitEvent returns once one of the sources may have changed or again fires, or false at the
-// end of ctx.
+// awaitEvent returns true once one of the sources may have changed or again fires, and false when ctx
+// ends.
 func (p podResolvers) awaitEvent(ctx context.Context, w *fsnotify.Watcher, again <-chan time.Time, log *zap.Logger) bool {
 	for {
 		select {
@@ -135,7 +134,7 @@ func (p podResolvers) awaitEvent(ctx context.Context, w *fsnotify.Watcher, again
 	}
 }
 
-// folders are those of the sources, and of the files that links among them name.
+// folders returns the folders of the sources, and of the files that links among them point to.
 func (p podResolvers) folders() []string {
 	var out []string
 	for _, s := range p.sources {
@@ -147,7 +146,7 @@ func (p podResolvers) folders() []string {
 	return out
 }
 
-// existing is dir, or the nearest folder above it that is there.
+// existing returns dir, or the nearest parent that exists.
 func existing(dir string) string {
 	for {
 		if _, err := os.Stat(dir); err == nil || dir == "/" {
@@ -157,7 +156,7 @@ func existing(dir string) string {
 	}
 }
 
-// concerns tells whether a change of path can change what the sources say.
+// concerns reports whether a change of path may change the content of a source.
 func (p podResolvers) concerns(path string) bool {
 	for _, s := range p.sources {
 		if within(s, path) {
@@ -170,7 +169,7 @@ func (p podResolvers) concerns(path string) bool {
 	return false
 }
 
-// within tells whether file is path or lies below it.
+// within reports whether file is path or below it.
 func within(file, path string) bool {
 	rest, err := filepath.Rel(path, file)
 	return err == nil && filepath.IsLocal(rest)

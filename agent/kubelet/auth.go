@@ -7,12 +7,11 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/server"
 )
 
-// apiServerUser is whom the API server's certificate for kubelets names.
+// apiServerUser is the subject of the API server's client certificate for kubelets.
 const apiServerUser = "kube-apiserver-kubelet-client"
 
-// certificatesOfServers lets the API server in by certificate, and all others
-// with tokens only: a kubelet does not hear which certificates are revoked, so
-// one that is must not be of use here either.
+// certificatesOfServers accepts a client certificate only from the API server; all other clients need
+// a token. A kubelet has no list of revoked certificates, so it would accept one of a revoked node.
 type certificatesOfServers struct{ server.AuthInterface }
 
 // AuthenticateRequest implements authenticator.Request.

@@ -21,24 +21,23 @@ import (
 	"github.com/mote-dev/mote/internal/upstreamflag"
 )
 
-// Config is what a kubelet needs. No field may be zero unless it says so.
+// Config configures a kubelet. No field may be zero unless its comment says so.
 type Config struct {
-	// RootDir is the kubelet's own folder; pods' volumes live below it.
+	// RootDir is the kubelet's folder, which also has the pods' volumes.
 	RootDir string
-	// PodLogsDir is where containers' logs are written.
+	// PodLogsDir is the folder of the containers' logs.
 	PodLogsDir string
 	NodeName   string
-	// NodeIPs are the node's addresses; empty lets the kubelet look at each
-	// status report, so that it follows the network.
+	// NodeIPs are the node's addresses; with none, the kubelet detects them for each status report, and so
+	// follows the network.
 	NodeIPs []net.IP
 	// REST reaches the API server with the node's rights.
 	REST *rest.Config
-	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity; both
-	// empty makes it ask the cluster for a certificate, by its addresses, and
-	// renew it in time. ClientCAFile is the authority of those who may call it.
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity. If both are empty, it requests
+	// a certificate for its addresses from the cluster, and renews it. ClientCAFile is the CA of its
+	// clients.
 	ServingCertFile, ServingKeyFile, ClientCAFile string
-	// CloseAll ends the connections to the API server after heartbeats have
-	// failed; may be nil.
+	// CloseAll closes the connections to the API server after failed heartbeats; may be nil.
 	CloseAll func()
 
 	Runtime internalapi.RuntimeService
@@ -49,9 +48,9 @@ type Config struct {
 	// ClusterDNS and ClusterDomain go into pods' resolv.conf; may be empty.
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
-	// ResolvConf is the file that pods with the host's DNS get.
+	// ResolvConf is the resolv.conf of pods with the host's DNS.
 	ResolvConf string
-	// CgroupRoot is the cgroup all pods live in; "/" means the top.
+	// CgroupRoot is the parent cgroup of all pods; "/" means the root.
 	CgroupRoot string
 	// Labels and Taints are set when the node first registers; may be empty.
 	Labels map[string]string
@@ -61,11 +60,11 @@ type Config struct {
 	Logger    *zap.Logger
 }
 
-// server makes upstream's settings from c.
+// server returns upstream's settings for c.
 func (c Config) server() (*options.KubeletServer, error) {
 	s, err := options.NewKubeletServer()
 	if err != nil {
-		return nil, fmt.Errorf("make kubelet options: %w", err)
+		return nil, fmt.Errorf("create kubelet options: %w", err)
 	}
 	// Declaring the flags comes first: it sets some fields to the flags' defaults.
 	flags := pflag.NewFlagSet("kubelet", pflag.ContinueOnError)
@@ -80,8 +79,7 @@ func (c Config) server() (*options.KubeletServer, error) {
 	if len(c.NodeIPs) > 0 {
 		s.NodeIP = joinIPs(c.NodeIPs)
 	}
-	// Upstream takes the absence of this file name for standalone mode; the
-	// clients themselves are handed over ready made.
+	// Without a file name here upstream runs standalone. The clients are passed as dependencies.
 	s.KubeConfig = "in-process"
 
 	k := &s.KubeletConfiguration
@@ -101,14 +99,13 @@ func (c Config) server() (*options.KubeletServer, error) {
 	}
 	k.ResolverConfig = c.ResolvConf
 	k.CgroupRoot = c.CgroupRoot
-	// Older boards and this distribution's tests still have cgroup v1.
+	// Older boards still have cgroup v1.
 	k.FailCgroupV1 = false
 	k.FailSwapOn = false
 	k.ReadOnlyPort = 0
 	k.HealthzPort = 0
 	k.SerializeImagePulls = false
-	// Nothing here uses the kubelet's own iptables chains, and with nftables they
-	// would be the only ones.
+	// Nothing uses the kubelet's own iptables chains, and with nftables they would be the only ones.
 	k.MakeIPTablesUtilChains = false
 	k.EvictionHard = map[string]string{"memory.available": "50Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.available": "5%", "imagefs.inodesFree": "5%"}
 	k.EvictionMinimumReclaim = map[string]string{"nodefs.available": "5%", "imagefs.available": "5%"}
@@ -125,8 +122,7 @@ func (c Config) server() (*options.KubeletServer, error) {
 	return s, nil
 }
 
-// Address is where a kubelet with these ExtraArgs listens, as it is dialled on
-// its own machine.
+// Address returns where a process on the same machine reaches a kubelet with these ExtraArgs.
 func Address(extraArgs []string) string {
 	host := upstreamflag.Value(extraArgs, "address", "")
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {

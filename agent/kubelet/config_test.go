@@ -8,7 +8,7 @@ func TestAddress(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"as it is", nil, "127.0.0.1:10250"},
+		{"defaults", nil, "127.0.0.1:10250"},
 		{"another port", []string{"max-pods=10", "--port=10260"}, "127.0.0.1:10260"},
 		{"one address", []string{"address=192.0.2.1"}, "192.0.2.1:10250"},
 		{"one IPv6 address", []string{"address=2001:db8::1", "port=1"}, "[2001:db8::1]:1"},

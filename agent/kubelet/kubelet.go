@@ -32,7 +32,8 @@ import (
 
 // Run runs a kubelet until ctx ends. It follows the order of upstream's
 // cmd/kubelet/app.run (v1.37.2), which cannot be called itself: it always
-// connects to the runtime through a socket, whatever it is handed.
+// connects to the runtime through a socket, whatever dependencies it gets. Upstream's kubelet cannot be
+// waited for, so some of its goroutines may outlive Run.
 func Run(ctx context.Context, c Config) error {
 	s, err := c.server()
 	if err != nil {
@@ -63,11 +64,11 @@ func Run(ctx context.Context, c Config) error {
 func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*kubelet.Dependencies, error) {
 	deps, err := app.UnsecuredDependencies(ctx, s, utilfeature.DefaultFeatureGate)
 	if err != nil {
-		return nil, fmt.Errorf("make kubelet dependencies: %w", err)
+		return nil, fmt.Errorf("create kubelet dependencies: %w", err)
 	}
 	health, err := watchdog.NewHealthChecker(klog.FromContext(ctx))
 	if err != nil {
-		return nil, fmt.Errorf("make watchdog: %w", err)
+		return nil, fmt.Errorf("create watchdog: %w", err)
 	}
 	health.Start(ctx)
 	deps.HealthChecker = health
@@ -77,7 +78,7 @@ func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 	}
 	auth, runReload, err := app.BuildAuth(types.NodeName(c.NodeName), deps.KubeClient, s.KubeletConfiguration)
 	if err != nil {
-		return nil, fmt.Errorf("make kubelet authentication: %w", err)
+		return nil, fmt.Errorf("create kubelet authentication: %w", err)
 	}
 	runReload(ctx.Done())
 	deps.Auth = certificatesOfServers{auth}
@@ -98,19 +99,19 @@ func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 	deps.PodStartupLatencyTracker = kubeletutil.NewPodStartupLatencyTracker()
 	deps.NodeStartupLatencyTracker = kubeletutil.NewNodeStartupLatencyTracker(klog.FromContext(ctx))
 	if err := deps.OOMAdjuster.ApplyOOMScoreAdj(0, int(s.OOMScoreAdj)); err != nil {
-		// Without CAP_SYS_RESOURCE this cannot work, and the node is fine without.
-		c.Logger.Debug("kept the process's OOM score: " + err.Error())
+		// This fails without CAP_SYS_RESOURCE, and the node works without it.
+		c.Logger.Debug("OOM score of the process not changed: " + err.Error())
 	}
 	return deps, nil
 }
 
-// clients makes the kubelet's three API clients: heartbeats must neither wait
-// behind other requests nor hang for longer than their period.
+// clients creates the kubelet's three API clients: heartbeats must neither queue behind other requests
+// nor block for longer than their period.
 func (c Config) clients(deps *kubelet.Dependencies, s *options.KubeletServer) error {
 	main := rest.CopyConfig(c.REST)
 	client, err := kubernetes.NewForConfig(main)
 	if err != nil {
-		return fmt.Errorf("make kubelet client: %w", err)
+		return fmt.Errorf("create kubelet client: %w", err)
 	}
 	events := rest.CopyConfig(c.REST)
 	events.QPS, events.Burst = float32(s.EventRecordQPS), int(s.EventBurst)
@@ -119,14 +120,14 @@ func (c Config) clients(deps *kubelet.Dependencies, s *options.KubeletServer) er
 	}
 	eventClient, err := typedcorev1.NewForConfig(events)
 	if err != nil {
-		return fmt.Errorf("make event client: %w", err)
+		return fmt.Errorf("create event client: %w", err)
 	}
 	heartbeat := rest.CopyConfig(c.REST)
 	heartbeat.QPS = -1
 	heartbeat.Timeout = min(s.NodeStatusUpdateFrequency.Duration, time.Duration(s.NodeLeaseDurationSeconds)*time.Second)
 	heartbeatClient, err := kubernetes.NewForConfig(heartbeat)
 	if err != nil {
-		return fmt.Errorf("make heartbeat client: %w", err)
+		return fmt.Errorf("create heartbeat client: %w", err)
 	}
 	deps.KubeClient, deps.EventClient, deps.HeartbeatClient = client, eventClient, heartbeatClient
 	deps.OnHeartbeatFailure = func() {
@@ -137,11 +138,11 @@ func (c Config) clients(deps *kubelet.Dependencies, s *options.KubeletServer) er
 	return nil
 }
 
-// cgroupDriver takes the driver from the runtime: the two must agree.
+// cgroupDriver uses the driver of the runtime: the two must agree.
 func (c Config) cgroupDriver(ctx context.Context, s *options.KubeletServer) error {
 	response, err := c.Runtime.RuntimeConfig(ctx)
 	if err != nil {
-		return fmt.Errorf("ask container runtime for its cgroup driver: %w", err)
+		return fmt.Errorf("query cgroup driver of container runtime: %w", err)
 	}
 	if linux := response.GetLinux(); linux != nil {
 		s.CgroupDriver = "cgroupfs"
@@ -161,7 +162,7 @@ func (c Config) statistics(ctx context.Context, s *options.KubeletServer) (cadvi
 	stats, err := cadvisor.New(logger, cadvisor.NewImageFsInfoProvider(s.ContainerRuntimeEndpoint), s.RootDirectory, roots,
 		cadvisor.UsingLegacyCadvisorStats(s.ContainerRuntimeEndpoint), s.LocalStorageCapacityIsolation, false)
 	if err != nil {
-		return nil, fmt.Errorf("make statistics collector: %w", err)
+		return nil, fmt.Errorf("create statistics collector: %w", err)
 	}
 	return stats, nil
 }
@@ -178,12 +179,12 @@ func (c Config) containerManager(ctx context.Context, s *options.KubeletServer, 
 	var hard []evictionapi.Threshold
 	if !s.ExperimentalNodeAllocatableIgnoreEvictionThreshold {
 		if hard, err = eviction.ParseThresholdConfig(nil, s.EvictionHard, nil, nil, nil); err != nil {
-			return nil, fmt.Errorf("read eviction thresholds: %w", err)
+			return nil, fmt.Errorf("parse eviction thresholds: %w", err)
 		}
 	}
 	qos, err := cm.ParseQOSReserved(s.QOSReserved)
 	if err != nil {
-		return nil, fmt.Errorf("read qos-reserved: %w", err)
+		return nil, fmt.Errorf("parse qos-reserved: %w", err)
 	}
 	if s.ReservedSystemCPUs != "" {
 		return nil, errors.New("kubelet-arg reserved-cpus is not supported: reserve CPU with system-reserved=cpu=N")
@@ -223,7 +224,7 @@ func (c Config) containerManager(ctx context.Context, s *options.KubeletServer, 
 		TopologyManagerPolicyOptions: s.TopologyManagerPolicyOptions,
 	}, s.FailSwapOn, deps.Recorder, deps.KubeClient)
 	if err != nil {
-		return nil, fmt.Errorf("make container manager: %w", err)
+		return nil, fmt.Errorf("create container manager: %w", err)
 	}
 	return quietManager{manager}, nil
 }

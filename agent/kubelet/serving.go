@@ -12,14 +12,12 @@ import (
 	"github.com/mote-dev/mote/internal/wallclock"
 )
 
-// currentServing is the file by which upstream's certificate manager finds the
-// serving certificate it was given last.
+// currentServing is the link to the latest serving certificate of upstream's certificate manager.
 const currentServing = "kubelet-server-current.pem"
 
-// dropFutureServing has the kubelet ask for another serving certificate if the one
-// it has is not valid yet, as happens when the clocks were ahead when it was
-// signed. Upstream looks at the end of a certificate only. A clock that was never
-// set cannot tell.
+// dropFutureServing makes the kubelet request another serving certificate if the present one is not
+// valid yet, because the server's clock was ahead when it signed. Upstream only checks the expiry. A
+// clock that was never set proves nothing.
 func dropFutureServing(dir string, now time.Time) error {
 	if now.Before(wallclock.Floor) {
 		return nil
@@ -27,11 +25,11 @@ func dropFutureServing(dir string, now time.Time) error {
 	file := filepath.Join(dir, currentServing)
 	pair, err := tls.LoadX509KeyPair(file, file)
 	if err != nil || !now.Before(pair.Leaf.NotBefore) {
-		// What cannot be read upstream replaces.
+		// Upstream handles a file that is missing or cannot be read.
 		return nil
 	}
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("drop serving certificate of the future: %w", err)
+		return fmt.Errorf("remove serving certificate that is not valid yet: %w", err)
 	}
 	return nil
 }

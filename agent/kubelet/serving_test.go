@@ -21,12 +21,12 @@ func TestDropFutureServing(t *testing.T) {
 	}{
 		"valid":         {now.Add(-time.Hour), now.Add(time.Hour), true},
 		"not valid yet": {now.Add(time.Hour), now.Add(2 * time.Hour), false},
-		// Upstream replaces these itself.
-		"over": {now.Add(-2 * time.Hour), now.Add(-time.Hour), true},
+		// Upstream replaces this one itself.
+		"expired": {now.Add(-2 * time.Hour), now.Add(-time.Hour), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			// As upstream keeps it: a link to a file of a name with its date.
+			// Like upstream: a link to a file with the date in its name.
 			dated := filepath.Join(dir, "kubelet-server-2027-03-01-00-00-00.pem")
 			if err := os.WriteFile(dated, selfSigned(t, row.from, row.to), 0o600); err != nil {
 				t.Fatal(err)
