@@ -8,5 +8,5 @@
 // same CA cannot pose as a server.
 //
 // It must not import anything else of this repository but agent/balancer, internal/atomicfile,
-// internal/joinapi, internal/retry and internal/wallclock.
+// internal/clusterconfig, internal/joinapi, internal/retry and internal/wallclock.
 package join
