@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -12,7 +11,6 @@ import (
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/agent/join"
 	"github.com/mote-dev/mote/cmd/settings"
-	"github.com/mote-dev/mote/server"
 )
 
 // agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of
@@ -27,7 +25,7 @@ func agentSettings() []settings.Setting {
 		case "token":
 			s.Usage = "token the server printed; needed for the first start only"
 		case "disable":
-			s.Usage = "in-process services not to run on this node: " + strings.Join(server.Disableable, ", ")
+			s.Usage = "in-process services not to run on this node: " + strings.Join(agent.Disableable(), ", ")
 		case "data-dir", "node-name", "node-ip", "token-file", "node-label", "node-taint", "registries-file", "kubelet-arg", "kube-proxy-arg", formatSetting.Name, debugSetting.Name:
 		default:
 			continue
@@ -61,11 +59,7 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 			a.Servers[i] = "https://" + s
 		}
 	}
-	for _, d := range a.Disable {
-		if !slices.Contains(server.Disableable, d) {
-			p.add(fmt.Errorf("disable: there is no service %q: the names are %s", d, strings.Join(server.Disableable, ", ")))
-		}
-	}
+	p.disable(a.Disable, agent.Disableable())
 	p.add(a.Validate())
 	if len(p.errs) > 0 {
 		return a, errors.Join(p.errs...)

@@ -6,16 +6,13 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mote-dev/mote/agent"
-	"github.com/mote-dev/mote/internal/discovery"
 	"github.com/mote-dev/mote/internal/execpages"
-	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -82,13 +79,6 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		<-nodeDone
 		return nil
 	})
-	if !slices.Contains(control.Cluster.Disable, "discovery") && !control.BindAddress.IsLoopback() {
-		g.Go(func() error {
-			return discovery.Announce(ctx, discovery.Server{
-				Name: control.NodeName, Port: uint16(control.HTTPSListenPort), Pin: s.Pin(), Addresses: hostaddr.All,
-			}, control.Logger.Named("discovery"))
-		})
-	}
 	g.Go(func() error { return s.Run(serverContext) })
 	return g.Wait()
 }

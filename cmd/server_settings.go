@@ -43,7 +43,7 @@ func serverSettings() []settings.Setting {
 		{Name: "network-backend", Default: string(clusterconfig.DefaultNetworkBackend), Usage: "how all nodes reach pods of other nodes: " + clusterconfig.Choices()},
 		{Name: "token", Usage: "token or password agents join with (default: made at first start)"},
 		{Name: "token-file", Usage: "`FILE` that holds the token"},
-		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(server.Disableable, ", ")},
+		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(disableable(), ", ")},
 		{Name: "disable-agent", Kind: settings.Bool, Usage: "run no node beside the server"},
 		{Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` for the administrator's kubeconfig"},
 		{Name: "node-label", Kind: settings.List, Usage: "label (key=value) the node registers with"},
@@ -126,6 +126,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 	if err != nil {
 		return s, nil, err
 	}
+	p.disable(s.Cluster.Disable, disableable())
 	p.add(s.Validate())
 	if v.Bool("disable-agent") {
 		return s, nil, errors.Join(p.errs...)
@@ -180,6 +181,22 @@ func (p *parser) ips(v settings.Values, name string, words []string) []net.IP {
 		out = append(out, ip)
 	}
 	return out
+}
+
+// disableable are the parts of both roles that can be disabled.
+func disableable() []string {
+	names := append(server.Disableable(), agent.Disableable()...)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// disable refuses names that no part has.
+func (p *parser) disable(names, known []string) {
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			p.add(fmt.Errorf("disable: there is no service %q: the names are %s", name, strings.Join(known, ", ")))
+		}
+	}
 }
 
 func (p *parser) addrs(v settings.Values, name string) []netip.Addr {

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -39,9 +38,6 @@ const (
 	DurabilityRelaxed = "relaxed"
 )
 
-// Disableable are the in-process services that Config.Disable may name.
-var Disableable = []string{"discovery", "dns", "network-policy"}
-
 // Config is everything a server can be told. Only the command line fills it
 // in; nothing writes to it after New.
 type Config struct {
@@ -64,8 +60,8 @@ type Config struct {
 	// made out to, beside the ones mote finds itself.
 	TLSSANs []string
 
-	// Cluster is what all servers and nodes agree on. Its Disable names parts that run nowhere;
-	// see Disableable.
+	// Cluster is what all servers and nodes agree on. Its Disable names parts of both
+	// roles that run nowhere; those of nodes are not known here, so it is not validated.
 	Cluster clusterconfig.Config
 
 	// Token is the secret that agents join with, in one of the forms of
@@ -176,11 +172,6 @@ func (c Config) Validate() error {
 	if c.Token != "" {
 		if _, err := joinapi.ParseToken(c.Token); err != nil {
 			errs = append(errs, err)
-		}
-	}
-	for _, d := range c.Cluster.Disable {
-		if !slices.Contains(Disableable, d) {
-			fault("disable: there is no service %q: the names are %s", d, strings.Join(Disableable, ", "))
 		}
 	}
 	if !filepath.IsAbs(c.KubeconfigOutput) {

@@ -24,8 +24,8 @@ func (s *Server) client(u user.Info) (kubernetes.Interface, error) {
 	return kubernetes.NewForConfig(s.loopback.Config(u))
 }
 
-// joining makes what nodes join this server by.
-func (s *Server) joining(revoked *revocation.Guard, tunnels *tunnel.Server) (*join.Service, error) {
+// newJoining makes what nodes join this server by.
+func (s *Server) newJoining(revoked *revocation.Guard, tunnels *tunnel.Server) (*join.Service, error) {
 	c := s.config
 	names := s.names()
 	return join.New(join.Config{

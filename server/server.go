@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/rest"
@@ -20,25 +18,22 @@ import (
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/part"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/cluster/members"
-	"github.com/mote-dev/mote/server/controllers"
-	"github.com/mote-dev/mote/server/join"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/pki"
-	"github.com/mote-dev/mote/server/revocation"
-	"github.com/mote-dev/mote/server/scheduler"
-	"github.com/mote-dev/mote/server/tunnel"
 )
 
 // Server is the control plane in one process.
 type Server struct {
 	config   Config
 	loopback *loopback.Server
-	// shared is the one set of informers of this process. runAPI owns it; everyone else only uses it.
+	// shared is the one set of informers of this process. Its part owns it; everyone else only uses it.
 	shared *informer.Shared
 	ready  chan struct{}
+	parts  *part.Set[*control]
 	// built is closed when a node may start in this process; pki is set before.
 	built chan struct{}
 	pki   *pki.Set
@@ -82,7 +77,19 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{config: c, loopback: door, shared: informer.NewShared(factory), token: token, ready: make(chan struct{}), built: make(chan struct{}), renewedAdmin: make(chan struct{}, 1)}, nil
+	s := &Server{
+		config:       c,
+		loopback:     door,
+		shared:       informer.NewShared(factory),
+		token:        token,
+		ready:        make(chan struct{}),
+		built:        make(chan struct{}),
+		renewedAdmin: make(chan struct{}, 1),
+	}
+	if s.parts, err = s.newParts(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Ready is closed when the API answers and the objects every cluster has exist.
@@ -185,128 +192,11 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	defer func() { _ = s.listener.Close() }()
-	storeLayer := startLayer(ctx, s.data.run)
-	err := s.runAPI(ctx, storeLayer)
+	err := s.parts.Run(ctx)
 	s.leave(ctx)
-	// What a layer says while it is torn down is no cause; it counts only alone.
-	if stopErr := storeLayer.stop(); err == nil {
-		err = stopErr
-	}
+	// An error of closing counts only if nothing went wrong before.
 	if closeErr := s.data.close(); err == nil {
 		err = closeErr
-	}
-	return err
-}
-
-// runAPI runs the API server on an open store, and on it all that is its client.
-func (s *Server) runAPI(ctx context.Context, below *layer) error {
-	c := s.config
-	apiLayerContext, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	var metrics upstream.Metrics
-	defer metrics.Close()
-	tunnels, err := tunnel.New(tunnel.Config{
-		Nodes: s.shared.Core().V1().Nodes().Informer(), Local: c.NodeName, Metrics: &metrics, Logger: c.Logger.Named("tunnel"),
-	})
-	if err != nil {
-		return err
-	}
-	tunnelLayer := startLayer(ctx, tunnels.Run)
-	defer func() { _ = tunnelLayer.stop() }()
-	revoked, err := s.newGuard()
-	if err != nil {
-		return err
-	}
-	joining, err := s.joining(revoked, tunnels)
-	if err != nil {
-		return err
-	}
-	api, err := apiserver.New(apiLayerContext, apiserver.Config{
-		PKI:              s.pki,
-		Etcd:             s.data.client,
-		Transport:        s.data.transport,
-		Servers:          s.servers(),
-		Name:             c.NodeName,
-		Loopback:         s.loopback,
-		Informers:        s.shared,
-		Listener:         s.listener,
-		BindAddress:      net.ParseIP(s.bindHost()),
-		AdvertiseAddress: s.advertise(),
-		Addresses:        s.addresses,
-		ServiceCIDRs:     c.Cluster.ServiceCIDRs,
-		ClusterDomain:    c.Cluster.ClusterDomain,
-		Network:          tunnels,
-		// Joining is in front: it tells nodes in their own words what is revoked.
-		Wrap:      func(next http.Handler) http.Handler { return joining.Wrap(revoked.Wrap(next)) },
-		ExtraArgs: c.KubeAPIServerArgs,
-	})
-	if err != nil {
-		return err
-	}
-	apiLayer := startLayer(ctx, api.Run)
-	// Everyone in this process reads from the informers: controllers, scheduler, the node, and the API
-	// server itself. They end after all clients, and before the API server their watches go to.
-	informerLayer := startLayer(ctx, s.shared.Run)
-	err = s.runClients(ctx, api, joining, revoked, informerLayer, apiLayer, below)
-	if withdrawErr := api.Withdraw(); withdrawErr != nil {
-		c.Logger.Warn("the other servers have to find out themselves that this one stops", zap.Error(withdrawErr))
-	}
-	if stopErr := informerLayer.stop(); err == nil {
-		err = stopErr
-	}
-	// In-process watches end only when their clients do, so the door is shut first.
-	s.loopback.Close()
-	if stopErr := apiLayer.stop(); err == nil {
-		err = stopErr
-	}
-	return err
-}
-
-// runClients runs controllers and scheduler, and lets nodes join, until ctx ends
-// or a layer fails.
-func (s *Server) runClients(ctx context.Context, api *apiserver.Server, joining *join.Service, revoked *revocation.Guard, below ...*layer) error {
-	c := s.config
-	g, ctx := errgroup.WithContext(ctx)
-	for _, l := range below {
-		g.Go(func() error { return l.watch(ctx) })
-	}
-	g.Go(func() error { return stopped(ctx, revoked.Run(ctx)) })
-	g.Go(func() error {
-		if err := api.WaitReady(ctx); err != nil {
-			return stopped(ctx, err)
-		}
-		if err := s.inTurn(ctx, s.ensureSystemObjects); err != nil {
-			return stopped(ctx, err)
-		}
-		if err := s.pki.WriteKubeconfig(c.KubeconfigOutput, s.url()); err != nil {
-			return err
-		}
-		joining.Ready()
-		close(s.ready)
-		g.Go(func() error { return s.keepAdmin(ctx, revoked) })
-		g.Go(func() error { return stopped(ctx, joining.Run(ctx)) })
-		g.Go(func() error { return s.keepCertificates(ctx) })
-		g.Go(func() error {
-			return stopped(ctx, controllers.Run(ctx, controllers.Config{
-				PKI: s.pki, Loopback: s.loopback, Informers: s.shared,
-				Cluster: c.Cluster, ExtraArgs: c.KubeControllerManagerArgs,
-				Built: func() { close(s.built) }, Lead: s.lead("kube-controller-manager", user.KubeControllerManager),
-			}))
-		})
-		g.Go(func() error {
-			return stopped(ctx, scheduler.Run(ctx, scheduler.Config{
-				Loopback: s.loopback, Informers: s.shared, ExtraArgs: c.KubeSchedulerArgs, Lead: s.lead("kube-scheduler", user.KubeScheduler),
-			}))
-		})
-		return nil
-	})
-	return g.Wait()
-}
-
-// stopped drops an error that only says that ctx ended.
-func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
 	}
 	return err
 }

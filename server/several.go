@@ -18,6 +18,7 @@ import (
 
 	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/part"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/cluster/election"
 	"github.com/mote-dev/mote/server/cluster/members"
@@ -108,15 +109,11 @@ func (s *Server) leave(ctx context.Context) {
 	}
 }
 
-// lead returns how a part that may run only once among all servers waits for its
-// turn, by upstream's lease and as the user that upstream's rules let write it.
-// nil on the built-in store, which has one server.
-func (s *Server) lead(lease, as string) func(context.Context, func(context.Context) error) error {
-	if s.config.DatastoreEndpoint == "" {
-		return nil
-	}
+// lead returns how a part that only one server may run gets its turn: by upstream's lease, as the
+// user that upstream's rules let write it.
+func (s *Server) lead(lease string) part.Lead {
 	return func(ctx context.Context, work func(context.Context) error) error {
-		client, err := s.client(&user.DefaultInfo{Name: as, Groups: []string{user.AllAuthenticated}})
+		client, err := s.client(&user.DefaultInfo{Name: leaders[lease], Groups: []string{user.AllAuthenticated}})
 		if err != nil {
 			return fmt.Errorf("make client of lease %s: %w", lease, err)
 		}
