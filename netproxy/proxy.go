@@ -84,7 +84,7 @@ func (p *Proxy) Mode() string {
 
 // Run keeps services and pod network until ctx ends. All rules stay then.
 func (p *Proxy) Run(ctx context.Context) error {
-	mode, err := chooseMode(ctx, p.cfg.Mode)
+	mode, err := chooseMode(ctx, p.cfg.Mode, p.log)
 	if err != nil {
 		return fmt.Errorf("choose packet filter: %w", err)
 	}

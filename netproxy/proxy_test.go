@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -261,15 +262,15 @@ func TestChooseMode(t *testing.T) {
 	}
 	ctx := context.Background()
 	for forced, want := range map[string]string{ModeAuto: ModeNFTables, ModeNFTables: ModeNFTables, ModeIPTables: ModeIPTables} {
-		if got, err := chooseMode(ctx, forced); err != nil || got != want {
+		if got, err := chooseMode(ctx, forced, zap.NewNop()); err != nil || got != want {
 			t.Errorf("chooseMode(%q) = %q, %v", forced, got, err)
 		}
 	}
-	if got := run(t, "nft", "list", "ruleset"); strings.Contains(got, probeTable) {
+	if got := run(t, "nft", "list", "ruleset"); strings.Contains(got, "mote-probe") {
 		t.Errorf("the probe left its table:\n%s", got)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if got, err := chooseMode(ctx, ModeAuto); err == nil || !strings.Contains(err.Error(), ErrNoBackend.Error()) {
+	if got, err := chooseMode(ctx, ModeAuto, zap.NewNop()); err == nil || !strings.Contains(err.Error(), ErrNoBackend.Error()) {
 		t.Errorf("without tools: %q, %v", got, err)
 	}
 }

@@ -2,6 +2,7 @@ package netproxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -115,16 +116,19 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 			return nil, err
 		}
 	}
+	dual, err := ipv6Enabled()
+	if err != nil {
+		return nil, err
+	}
 	ips := nodeAddresses(c.NodeIPs)
 	var proxier proxy.Provider
-	var err error
 	switch {
-	case mode == ModeNFTables && ipv6Enabled():
+	case mode == ModeNFTables && dual:
 		proxier, err = nftables.NewDualStackProxier(ctx, config, detectors, c.NodeName, ips, nil, health, false)
 	case mode == ModeNFTables:
 		proxier, err = nftables.NewProxier(ctx, config, v1.IPv4Protocol, detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
 	default:
-		proxier, err = newIPTablesProxier(ctx, c, config, detectors, ips, health)
+		proxier, err = newIPTablesProxier(ctx, c, config, dual, detectors, ips, health)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make %s proxier: %w", mode, err)
@@ -136,7 +140,11 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 // that it cannot read them.
 func ensureServiceTables(ctx context.Context) error {
 	families := []knftables.Family{knftables.IPv4Family}
-	if ipv6Enabled() {
+	dual, err := ipv6Enabled()
+	if err != nil {
+		return err
+	}
+	if dual {
 		families = append(families, knftables.IPv6Family)
 	}
 	for _, family := range families {
@@ -153,18 +161,30 @@ func ensureServiceTables(ctx context.Context) error {
 	return nil
 }
 
-func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.KubeProxyConfiguration, detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector,
-	ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
+// newIPTablesProxier makes the proxier of iptables mode. dual says that the host has IPv6; ip6tables may still be missing.
+func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.KubeProxyConfiguration, dual bool,
+	detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector, ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
 ) (proxy.Provider, error) {
-	tools := utiliptables.NewBestEffort()
-	if tools[v1.IPv6Protocol] != nil && ipv6Enabled() {
-		return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, c.NodeName, ips, nil, health, false)
+	missing := ErrNoIPv6
+	if dual {
+		err := probeIPTables(ctx, "ip6tables")
+		if err == nil {
+			tools := map[v1.IPFamily]utiliptables.Interface{
+				v1.IPv4Protocol: utiliptables.New(utiliptables.ProtocolIPv4),
+				v1.IPv6Protocol: utiliptables.New(utiliptables.ProtocolIPv6),
+			}
+			return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, c.NodeName, ips, nil, health, false)
+		}
+		if !errors.Is(err, errNoIPTables) {
+			return nil, fmt.Errorf("probe ip6tables: %w", err)
+		}
+		missing = fmt.Errorf("%w (%w)", ErrNoIP6Tables, err)
 	}
 	if c.Cluster.HasIPv6() {
-		return nil, ErrNoIP6Tables
+		return nil, missing
 	}
-	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, tools[v1.IPv4Protocol], utilsysctl.New(), detectors[v1.IPv4Protocol],
-		c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
+	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, utiliptables.New(utiliptables.ProtocolIPv4), utilsysctl.New(),
+		detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
 }
 
 // removeOtherMode takes away what a run in another mode left, so that packets are not translated twice.

@@ -1,51 +1,13 @@
 package nfttool
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"strings"
-	"time"
 )
 
-const (
-	// timeout bounds one run of nft; a hung one must not stop repairs for ever.
-	timeout = 30 * time.Second
-	// stableTries bounds how often Apply repeats itself while another program changes the table under its hands.
-	stableTries = 5
-)
-
-// ErrNotFound says that nft knows no object of the asked name.
-var ErrNotFound = errors.New("no such table")
-
-// Available tells whether the tool is installed.
-func Available() bool {
-	_, err := exec.LookPath("nft")
-	return err == nil
-}
-
-// Run runs the tool with script on its standard input and returns what it printed.
-func Run(ctx context.Context, script string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "nft", args...)
-	// Messages are matched below, so they must not be translated.
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
-	cmd.Stdin = strings.NewReader(script)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		message := strings.TrimSpace(stderr.String())
-		// nft has no exit code of its own for this case.
-		if strings.Contains(message, "No such file or directory") {
-			return "", fmt.Errorf("run nft %s: %w", strings.Join(args, " "), ErrNotFound)
-		}
-		return "", fmt.Errorf("run nft %s: %w: %s", strings.Join(args, " "), err, message)
-	}
-	return stdout.String(), nil
-}
+// stableTries bounds how often Apply repeats itself while another program changes the table under its hands.
+const stableTries = 5
 
 // Table is one table of family inet that is only ever replaced as a whole. It is not safe for concurrent use.
 type Table struct {

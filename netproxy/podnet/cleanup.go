@@ -27,7 +27,7 @@ func Cleanup(ctx context.Context, c Config) error {
 	for _, fw := range []firewall{newNFTFirewall(), &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removeTunnel(c.Bridge), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
+	errs = append(errs, removeBridge(c.Bridge), removeTunnel(tunnelName(c.Bridge)), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))
@@ -43,30 +43,33 @@ func Cleanup(ctx context.Context, c Config) error {
 	return errors.Join(errs...)
 }
 
-// removeTunnel deletes the tunnel to other nodes.
-func removeTunnel(bridge string) error {
-	link, err := netlink.LinkByName(tunnelName(bridge))
-	if err == nil && link.Type() != "vxlan" {
-		return fmt.Errorf("remove tunnel %s: it is a %s, not made by mote", link.Attrs().Name, link.Type())
+// removeTunnel deletes the tunnel to other nodes, and no other interface of that name.
+func removeTunnel(name string) error {
+	link, err := netlink.LinkByName(name)
+	switch {
+	case isNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("find tunnel %s: %w", name, err)
+	case link.Type() != "vxlan":
+		return nil // not made by mote
 	}
-	return removeLink(tunnelName(bridge))
+	return removeLink(name)
 }
 
 // removeBridge deletes the bridge and the host's ends of the pods' interfaces attached to it.
 func removeBridge(name string) error {
 	bridge, err := netlink.LinkByName(name)
-	if err != nil {
-		var missing netlink.LinkNotFoundError
-		if errors.As(err, &missing) {
-			return nil
-		}
+	switch {
+	case isNotFound(err):
+		return nil
+	case err != nil:
 		return fmt.Errorf("find bridge %s: %w", name, err)
-	}
-	if bridge.Type() != "bridge" {
+	case bridge.Type() != "bridge":
 		return fmt.Errorf("remove bridge %s: it is a %s, not made by mote", name, bridge.Type())
 	}
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
 	var errs []error
@@ -83,9 +86,14 @@ func removePortmapTables(ctx context.Context) error {
 	var errs []error
 	for _, f := range families {
 		listed, err := nfttool.Run(ctx, "", "list", "table", f.nft, portmapTable)
-		if err != nil || strings.Contains(listed, "dnat") {
-			// No such table, no nft, or in use by somebody.
+		switch {
+		case errors.Is(err, nfttool.ErrNotFound), errors.Is(err, nfttool.ErrUnsupported):
 			continue
+		case err != nil:
+			errs = append(errs, err)
+			continue
+		case strings.Contains(listed, "dnat"):
+			continue // in use by another network
 		}
 		if _, err := nfttool.Run(ctx, "", "delete", "table", f.nft, portmapTable); err != nil && !errors.Is(err, nfttool.ErrNotFound) {
 			errs = append(errs, err)
@@ -114,17 +122,24 @@ func removePortmapChains(ctx context.Context) error {
 			continue
 		}
 		rules, err := ipt.List("nat", portmapDNAT)
-		// The first line of a listing declares the chain.
-		if err != nil || len(rules) > 1 {
+		switch {
+		case isNotExist(err):
 			continue
+		case err != nil:
+			errs = append(errs, fmt.Errorf("list chain %s: %w", portmapDNAT, err))
+			continue
+		case len(rules) > 1:
+			continue // in use by another network; the first line of a listing declares the chain
 		}
 		for _, parent := range []string{"PREROUTING", "OUTPUT", "POSTROUTING"} {
 			errs = append(errs, removeJumps(ipt, "nat", parent, portmapDNAT, portmapMasq))
 		}
 		for _, chain := range []string{portmapDNAT, portmapMasq, portmapMark} {
-			if ok, err := ipt.ChainExists("nat", chain); err == nil && ok {
-				errs = append(errs, ipt.ClearAndDeleteChain("nat", chain))
+			ok, err := chainExists(ipt, "nat", chain)
+			if ok {
+				err = ipt.ClearAndDeleteChain("nat", chain)
 			}
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -170,7 +185,8 @@ func removeKubeletChains(ctx context.Context) error {
 			{"filter", "KUBE-KUBELET-CANARY", nil}, {"nat", "KUBE-KUBELET-CANARY", nil}, {"mangle", "KUBE-KUBELET-CANARY", nil},
 			{"mangle", "KUBE-IPTABLES-HINT", nil},
 		} {
-			if ok, err := ipt.ChainExists(c.table, c.chain); err != nil || !ok {
+			if ok, err := chainExists(ipt, c.table, c.chain); err != nil || !ok {
+				errs = append(errs, err)
 				continue
 			}
 			for _, parent := range c.parents {

@@ -109,6 +109,10 @@ func writeFile(path string, text []byte) (changed bool, err error) {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("read %s: %w", path, err)
 	}
+	return replaceFile(path, text)
+}
+
+func replaceFile(path string, text []byte) (changed bool, err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("make folder %s: %w", dir, err)
@@ -116,13 +120,13 @@ func writeFile(path string, text []byte) (changed bool, err error) {
 	// Not in the same folder yet: the runtime watches it and would complain of a write after which there is still no list.
 	tmp, err := os.CreateTemp(filepath.Dir(dir), ".mote-*.tmp")
 	if err != nil {
-		return false, fmt.Errorf("write %s: %w", path, err)
+		return false, fmt.Errorf("write %s: %w", path, withoutPath(err))
 	}
 	defer func() {
 		if err == nil {
 			return
 		}
-		err = fmt.Errorf("write %s: %w", path, err)
+		err = fmt.Errorf("write %s: %w", path, withoutPath(err))
 		if gone := os.Remove(tmp.Name()); !errors.Is(gone, fs.ErrNotExist) {
 			err = errors.Join(err, gone)
 		}
@@ -146,4 +150,17 @@ func writeFile(path string, text []byte) (changed bool, err error) {
 		return false, errors.Join(err, os.Remove(near))
 	}
 	return true, nil
+}
+
+// withoutPath takes the name of the temporary file out of an error: each attempt has another one, and would be reported anew.
+func withoutPath(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
 }

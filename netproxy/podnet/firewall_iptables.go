@@ -33,8 +33,8 @@ func iptablesFor(f family) (*iptables.IPTables, error) {
 	name, proto := "iptables", iptables.ProtocolIPv4
 	if f.v6 {
 		name, proto = "ip6tables", iptables.ProtocolIPv6
-		if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
-			return nil, nil
+		if ok, err := HostHasIPv6(); err != nil || !ok {
+			return nil, err
 		}
 	}
 	if _, err := exec.LookPath(name); err != nil {
@@ -49,9 +49,15 @@ func iptablesFor(f family) (*iptables.IPTables, error) {
 
 // Apply implements [firewall].
 func (w *iptablesFirewall) Apply(ctx context.Context, r Rules) error {
-	if w.onlyIfDropping && !w.mayDrop(ctx) {
-		w.applied, w.listed = renderIPTables(nil), map[string][]string{}
-		return nil
+	if w.onlyIfDropping {
+		drops, err := w.mayDrop(ctx)
+		if err != nil {
+			return err
+		}
+		if !drops {
+			w.applied, w.listed = renderIPTables(nil), map[string][]string{}
+			return nil
+		}
 	}
 	var text strings.Builder
 	wanted := make(map[bool][]iptablesChain)
@@ -64,8 +70,8 @@ func (w *iptablesFirewall) Apply(ctx context.Context, r Rules) error {
 		text.WriteString(renderIPTables(chains))
 	}
 	if w.applied == text.String() {
-		if ok, err := w.Intact(ctx); err == nil && ok {
-			return nil
+		if ok, err := w.Intact(ctx); err != nil || ok {
+			return err
 		}
 	}
 	w.applied, w.listed = "", nil
@@ -124,7 +130,8 @@ func (w *iptablesFirewall) Intact(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	if w.onlyIfDropping && len(w.listed) == 0 {
-		return !w.mayDrop(ctx), nil
+		drops, err := w.mayDrop(ctx)
+		return !drops, err
 	}
 	for _, f := range families {
 		ipt, err := iptablesFor(f)
@@ -137,10 +144,21 @@ func (w *iptablesFirewall) Intact(ctx context.Context) (bool, error) {
 				continue
 			}
 			have, err := ipt.List(c.table, c.name)
-			if err != nil || !slices.Equal(have, want) {
+			switch {
+			case isNotExist(err):
+				return false, nil
+			case err != nil:
+				return false, fmt.Errorf("list chain %s: %w", c.name, err)
+			case !slices.Equal(have, want):
 				return false, nil
 			}
-			if ok, err := ipt.Exists(c.table, c.parent, c.jump()...); err != nil || !ok {
+			ok, err := ipt.Exists(c.table, c.parent, c.jump()...)
+			switch {
+			case isNotExist(err):
+				return false, nil
+			case err != nil:
+				return false, fmt.Errorf("look for the jump to chain %s: %w", c.name, err)
+			case !ok:
 				return false, nil
 			}
 		}
@@ -170,10 +188,9 @@ func (w *iptablesFirewall) Remove(ctx context.Context) error {
 
 // removeChain takes the jump and the chain away, each of which may be missing.
 func removeChain(ipt *iptables.IPTables, c iptablesChain) error {
-	ok, err := ipt.ChainExists(c.table, c.name)
+	ok, err := chainExists(ipt, c.table, c.name)
 	if err != nil || !ok {
-		// A table that cannot be listed holds nothing of ours: the kernel or the tool does not know it.
-		return nil
+		return err
 	}
 	if err := ipt.DeleteIfExists(c.table, c.parent, c.jump()...); err != nil {
 		return fmt.Errorf("unlink chain %s: %w", c.name, err)
@@ -184,28 +201,52 @@ func removeChain(ipt *iptables.IPTables, c iptablesChain) error {
 	return nil
 }
 
+// isNotExist reports whether iptables answered that the table, chain or rule does not exist. A table can be missing because
+// the kernel does not know it. Exit code 1 is for missing chains, which iptables 1.8.9 calls incompatible; locks, memory and
+// permissions have others.
+func isNotExist(err error) bool {
+	var e *iptables.Error
+	return errors.As(err, &e) && (e.ExitStatus() == 1 || e.IsNotExist())
+}
+
+// chainExists reports whether a chain exists; one in a table that does not exist does not.
+func chainExists(ipt *iptables.IPTables, table, chain string) (bool, error) {
+	ok, err := ipt.ChainExists(table, chain)
+	if isNotExist(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for chain %s: %w", chain, err)
+	}
+	return ok, nil
+}
+
 // mayDrop reports whether the host has iptables rules that could stop pod traffic. Hosts that never used iptables are
 // told apart without running it, because running it may load its kernel tables.
-func (w *iptablesFirewall) mayDrop(ctx context.Context) bool {
+func (w *iptablesFirewall) mayDrop(ctx context.Context) (bool, error) {
 	if !IPTablesInUse(ctx) {
-		return false
+		return false, nil
 	}
 	for _, f := range families {
 		ipt, err := iptablesFor(f)
-		if err != nil || ipt == nil {
+		if err != nil {
+			return false, err
+		}
+		if ipt == nil {
 			continue
 		}
 		for _, parent := range []string{"FORWARD", "INPUT"} {
 			rules, err := ipt.List("filter", parent)
-			if err != nil {
-				continue
-			}
-			if slices.ContainsFunc(rules, dropsPackets) {
-				return true
+			switch {
+			case isNotExist(err):
+			case err != nil:
+				return false, fmt.Errorf("list chain %s: %w", parent, err)
+			case slices.ContainsFunc(rules, dropsPackets):
+				return true, nil
 			}
 		}
 	}
-	return false
+	return false, nil
 }
 
 // dropsPackets tells whether a line of a built-in chain's listing is a dropping policy or leads to rules we cannot judge.

@@ -25,8 +25,13 @@ func dropStaleLeases(stateDir string) (dropped int, err error) {
 		return 0, fmt.Errorf("read boot id: %w", err)
 	}
 	marker := filepath.Join(stateDir, "boot-id")
-	if old, err := os.ReadFile(marker); err == nil && string(old) == string(current) {
+	old, err := os.ReadFile(marker)
+	switch {
+	case err == nil && string(old) == string(current):
 		return 0, nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		// Leases may be in use.
+		return 0, fmt.Errorf("read the boot id of the leases: %w", err)
 	}
 	dir := filepath.Join(leaseRoot(stateDir), NetworkName)
 	entries, err := os.ReadDir(dir)

@@ -38,8 +38,8 @@ func readHostLinks() (hostLinks, error) {
 	best := struct{ index, metric int }{-1, 0}
 	var out hostLinks
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, fam)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, fam) })
+		if err != nil {
 			return hostLinks{}, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
@@ -57,8 +57,8 @@ func readHostLinks() (hostLinks, error) {
 			}
 		}
 	}
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
 		return hostLinks{}, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, l := range links {
@@ -72,6 +72,30 @@ func readHostLinks() (hostLinks, error) {
 		}
 	}
 	return out, nil
+}
+
+// dumpTries bounds how often a list is read anew because it changed meanwhile.
+const dumpTries = 5
+
+// dump reads a list from the kernel, and again if it changed meanwhile: what such a list lacks would count as gone.
+func dump[T any](read func() ([]T, error)) ([]T, error) {
+	var list []T
+	var err error
+	for range dumpTries {
+		if list, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// isNotFound reports whether an interface does not exist.
+func isNotFound(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing)
 }
 
 func isDefaultRoute(r netlink.Route) bool {
@@ -123,11 +147,10 @@ func podMTU(explicit, link int, backend clusterconfig.Backend, nodeIP netip.Addr
 // removeLink deletes an interface; one that is not there is fine.
 func removeLink(name string) error {
 	l, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
 	if err != nil {
-		var missing netlink.LinkNotFoundError
-		if errors.As(err, &missing) {
-			return nil
-		}
 		return fmt.Errorf("find interface %s: %w", name, err)
 	}
 	// Its namespace's other end may take it away in between.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mote-dev/mote/internal/retry"
 	"github.com/mote-dev/mote/netproxy/reconcile"
 )
 
@@ -50,7 +52,7 @@ type Network struct {
 	known        bool // SetNodes was called, so an absent peer is really gone
 	rulesChanged bool // rules have to be compared at the next pass
 
-	lastSkipped string // what was last said of unreachable nodes; only the loop uses it
+	skipped retry.Failures // nodes left out, as last reported; only the loop uses it
 
 	// RulesRemoved, if set before Run, is called with the name of the nftables table whenever one or something in one is
 	// deleted, and with an empty name when deletions may have been missed. It must not block.
@@ -186,7 +188,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 
 	var errs []error
 	if checkRules {
-		err := errors.Join(n.ensureSettings(), n.ensureRules(ctx))
+		err := errors.Join(n.ensureSettings(ctx), n.ensureRules(ctx))
 		if err != nil {
 			n.mu.Lock()
 			n.rulesChanged = true
@@ -208,10 +210,22 @@ func (n *Network) reconcile(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if _, err := os.Stat(n.conflistPath()); err == nil {
+	listed, err := fileExists(n.conflistPath())
+	if err == nil && listed {
 		n.readyOnce.Do(func() { close(n.ready) })
 	}
-	return nil
+	return err
+}
+
+func fileExists(path string) (bool, error) {
+	switch _, err := os.Stat(path); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look for %s: %w", path, err)
+	}
 }
 
 func firstAddr(addrs []netip.Addr) netip.Addr {
@@ -223,9 +237,8 @@ func firstAddr(addrs []netip.Addr) netip.Addr {
 
 func (n *Network) conflistPath() string { return filepath.Join(n.cfg.ConfDir, ConflistName) }
 
-func (n *Network) ensureSettings() error {
-	v4, v6 := n.cfg.Cluster.HasIPv4(), n.cfg.Cluster.HasIPv6()
-	return ensureKernelSettings(v4, v6)
+func (n *Network) ensureSettings(ctx context.Context) error {
+	return ensureKernelSettings(ctx, n.cfg.Cluster.HasIPv4(), n.cfg.Cluster.HasIPv6())
 }
 
 // ensureRules compares the node's rules with the wanted ones and writes them where they differ.
@@ -251,10 +264,16 @@ func (n *Network) ensureRules(ctx context.Context) error {
 }
 
 func (n *Network) ensureConflist(self Node, mtu int) error {
-	_, noBandwidth := os.Stat(filepath.Join(n.cfg.BinDir, "bandwidth"))
+	bandwidth := false
+	if n.cfg.BinDir != "" {
+		var err error
+		if bandwidth, err = fileExists(filepath.Join(n.cfg.BinDir, "bandwidth")); err != nil {
+			return err
+		}
+	}
 	text, err := renderConflist(conflistSpec{
 		bridge: n.cfg.Bridge, podCIDRs: self.PodCIDRs, mtu: mtu, leaseDir: leaseRoot(n.cfg.StateDir), firewall: n.cfg.Firewall,
-		bandwidth: n.cfg.BinDir != "" && noBandwidth == nil,
+		bandwidth: bandwidth,
 	})
 	if err != nil {
 		return err
@@ -270,11 +289,10 @@ func (n *Network) ensureConflist(self Node, mtu int) error {
 // answers the older ones' larger packets with the size that fits.
 func (n *Network) ensureBridgeMTU(mtu int) error {
 	link, err := netlink.LinkByName(n.cfg.Bridge)
+	if isNotFound(err) {
+		return nil
+	}
 	if err != nil {
-		var missing netlink.LinkNotFoundError
-		if errors.As(err, &missing) {
-			return nil
-		}
 		return fmt.Errorf("find bridge %s: %w", n.cfg.Bridge, err)
 	}
 	if link.Attrs().MTU == mtu {

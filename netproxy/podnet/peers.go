@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"go.uber.org/zap"
+
 	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
@@ -140,22 +142,30 @@ func (p *plan) addTunnel(local netip.Addr, self, peer Node) {
 	}
 }
 
+// reportSkipped logs which nodes are left out.
+func (n *Network) reportSkipped(skipped []string) {
+	if len(skipped) == 0 {
+		if n.skipped.Recovered() {
+			n.log.Info("pods of all nodes are reachable again")
+		}
+		return
+	}
+	if err := errors.New(strings.Join(skipped, "; ")); n.skipped.News(err) {
+		n.log.Warn("pods of some nodes are not reachable", zap.Error(err))
+	}
+}
+
 // ensurePeers brings tunnel and routes to the wanted state.
 func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
 	p := planPeers(n.cfg.Cluster.NetworkBackend, self, peers)
-	if skipped := strings.Join(p.skipped, "; "); skipped != n.lastSkipped {
-		n.lastSkipped = skipped
-		if skipped != "" {
-			n.log.Warn("pods of some nodes are not reachable: " + skipped)
-		}
-	}
+	n.reportSkipped(p.skipped)
 	// What a run with another backend left goes, too: its routes would win, or lead nowhere.
 	if n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
-		return errors.Join(removeLink(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
+		return errors.Join(removeTunnel(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
 	}
 	if !p.local.IsValid() {
 		// Without another node there is no tunnel.
-		return errors.Join(removeLink(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(nil))
+		return errors.Join(removeTunnel(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(nil))
 	}
 	if err := errors.Join(ensureDirectRoutes(nil), ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu)); err != nil {
 		return err

@@ -39,9 +39,8 @@ func ensureTunnel(name string, p plan, mtu int) error {
 // ensureTunnelLink returns the interface, made anew if it is not as wanted: the kernel changes most of it only then.
 func ensureTunnelLink(name string, p plan, mtu int) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
 	switch {
-	case errors.As(err, &missing):
+	case isNotFound(err):
 		link = nil
 	case err != nil:
 		return nil, err
@@ -86,7 +85,7 @@ func ensureTunnelLink(name string, p plan, mtu int) (netlink.Link, error) {
 
 // ensureTunnelAddrs gives the interface exactly the addresses, besides its link-local one.
 func ensureTunnelAddrs(link netlink.Link, wanted []netip.Addr) error {
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -119,7 +118,7 @@ func ensureTunnelAddrs(link netlink.Link, wanted []netip.Addr) error {
 
 // ensureLinks tells the tunnel where the interfaces of other nodes are.
 func ensureLinks(index int, wanted []peerLink) error {
-	have, err := netlink.NeighList(index, unix.AF_BRIDGE)
+	have, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, unix.AF_BRIDGE) })
 	if err != nil {
 		return fmt.Errorf("list forwarding entries: %w", err)
 	}
@@ -147,7 +146,7 @@ func ensureLinks(index int, wanted []peerLink) error {
 
 // ensureHops tells the kernel the hardware addresses of the routes' next hops.
 func ensureHops(index int, wanted map[netip.Addr]net.HardwareAddr) error {
-	have, err := netlink.NeighList(index, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -182,16 +181,20 @@ func ensureDirectRoutes(routes []peerRoute) error {
 	wanted := make(map[netip.Prefix]netlink.Route, len(routes))
 	var errs []error
 	for _, r := range routes {
-		ways, err := netlink.RouteGet(r.via.AsSlice())
-		if err != nil || len(ways) == 0 {
-			errs = append(errs, fmt.Errorf("find the way to %s: %w", r.via, err))
+		paths, err := netlink.RouteGet(r.via.AsSlice())
+		if err != nil {
+			errs = append(errs, fmt.Errorf("find the route to node at %s: %w", r.via, err))
 			continue
 		}
-		if len(ways[0].Gw) > 0 {
+		if len(paths) == 0 {
+			errs = append(errs, fmt.Errorf("find the route to node at %s: there is none", r.via))
+			continue
+		}
+		if len(paths[0].Gw) > 0 {
 			errs = append(errs, fmt.Errorf("node at %s is behind a router: the host-gw network needs all nodes on one link; use vxlan", r.via))
 			continue
 		}
-		wanted[r.dst] = netlink.Route{LinkIndex: ways[0].LinkIndex, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Protocol: routeProtocol}
+		wanted[r.dst] = netlink.Route{LinkIndex: paths[0].LinkIndex, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Protocol: routeProtocol}
 	}
 	return errors.Join(append(errs, ensureRoutes(wanted, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL))...)
 }
@@ -202,8 +205,7 @@ func ensureDirectRoutes(routes []peerRoute) error {
 func ensureServiceRoutes(bridge string, services []netip.Prefix, links hostLinks) error {
 	wanted := make(map[netip.Prefix]netlink.Route)
 	link, err := netlink.LinkByName(bridge)
-	var missing netlink.LinkNotFoundError
-	if err != nil && !errors.As(err, &missing) {
+	if err != nil && !isNotFound(err) {
 		return fmt.Errorf("find bridge %s: %w", bridge, err)
 	}
 	for _, p := range services {
@@ -224,8 +226,8 @@ func ensureRoutes(wanted map[netip.Prefix]netlink.Route, filter *netlink.Route, 
 	done := make(map[netip.Prefix]bool)
 	var errs []error
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		have, err := netlink.RouteListFiltered(fam, filter, mask)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		have, err := dump(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(fam, filter, mask) })
+		if err != nil {
 			return fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range have {

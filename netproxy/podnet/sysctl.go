@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,10 +9,26 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // procSys is where kernel settings lie.
 const procSys = "/proc/sys"
+
+// modprobeTimeout bounds the loading of a kernel module.
+const modprobeTimeout = 30 * time.Second
+
+// HostHasIPv6 reports whether the kernel was started with IPv6. It may still be switched off on interfaces.
+func HostHasIPv6() (bool, error) {
+	switch _, err := os.Stat("/proc/net/if_inet6"); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look for IPv6: %w", err)
+	}
+}
 
 // setSysctl writes a kernel setting unless it already has the value. Writing only what differs keeps read-only /proc/sys
 // (containers) usable where the host has been prepared.
@@ -32,7 +49,7 @@ func setSysctl(name, value string) error {
 
 // ensureKernelSettings makes the kernel forward packets and show bridged packets to the packet filter. Without the
 // second, a reply between two pods of one bridge bypasses the translation a service address went through.
-func ensureKernelSettings(ipv4, ipv6 bool) error {
+func ensureKernelSettings(ctx context.Context, ipv4, ipv6 bool) error {
 	var errs []error
 	if ipv4 {
 		errs = append(errs, setSysctl("net/ipv4/ip_forward", "1"))
@@ -40,7 +57,7 @@ func ensureKernelSettings(ipv4, ipv6 bool) error {
 	if ipv6 {
 		errs = append(errs, keepRouterAdvertisements(), setSysctl("net/ipv6/conf/all/forwarding", "1"))
 	}
-	errs = append(errs, ensureBridgeFilter(ipv4, ipv6))
+	errs = append(errs, ensureBridgeFilter(ctx, ipv4, ipv6))
 	return errors.Join(errs...)
 }
 
@@ -54,7 +71,13 @@ func keepRouterAdvertisements() error {
 	var errs []error
 	for _, path := range paths {
 		old, err := os.ReadFile(path)
-		if err != nil || strings.TrimSpace(string(old)) != "1" {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // the interface is gone
+		case err != nil:
+			errs = append(errs, fmt.Errorf("read kernel setting: %w", err))
+			continue
+		case strings.TrimSpace(string(old)) != "1":
 			continue
 		}
 		name, err := filepath.Rel(procSys, path)
@@ -70,12 +93,17 @@ func keepRouterAdvertisements() error {
 }
 
 // ensureBridgeFilter loads br_netfilter where it is a module and switches it on.
-func ensureBridgeFilter(ipv4, ipv6 bool) error {
+func ensureBridgeFilter(ctx context.Context, ipv4, ipv6 bool) error {
 	if _, err := os.Stat(filepath.Join(procSys, "net/bridge")); err != nil {
-		// Its failure shows in the settings being missing below; where the code is built in there is nothing to load.
-		out, loadErr := exec.Command("modprobe", "br_netfilter").CombinedOutput()
+		// The settings show whether it worked: where the code is built in there is nothing to load.
+		loadCtx, cancel := context.WithTimeout(ctx, modprobeTimeout)
+		defer cancel()
+		out, loadErr := exec.CommandContext(loadCtx, "modprobe", "br_netfilter").CombinedOutput()
 		if _, err := os.Stat(filepath.Join(procSys, "net/bridge")); err != nil {
-			return fmt.Errorf("kernel module br_netfilter is not available (load it with: modprobe br_netfilter): %w: %s", errors.Join(loadErr), strings.TrimSpace(string(out)))
+			if loadErr != nil {
+				err = fmt.Errorf("%w: %s", loadErr, strings.TrimSpace(string(out)))
+			}
+			return fmt.Errorf("kernel module br_netfilter is not available (load it with: modprobe br_netfilter): %w", err)
 		}
 	}
 	var errs []error

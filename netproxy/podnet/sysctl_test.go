@@ -32,7 +32,7 @@ func TestEnsureKernelSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := ensureKernelSettings(true, true); err != nil {
+		if err := ensureKernelSettings(t.Context(), true, true); err != nil {
 			t.Fatal(err)
 		}
 	}

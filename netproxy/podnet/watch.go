@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 const (
@@ -74,7 +76,8 @@ func parseNFTEvent(msgType uint16, data []byte) (ev nftEvent, ok bool) {
 // socket, as nobody told of what changed in between.
 func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []uint, handle func(msgType uint16, data []byte), lost func()) error {
 	const firstWait, lastWait = time.Second, time.Minute
-	wait, opened := firstWait, func() {}
+	backoff := retry.Backoff{First: firstWait, Last: lastWait}
+	opened := func() {}
 	for {
 		started := time.Now()
 		err := readSocket(ctx, protocol, groups, opened, handle)
@@ -90,15 +93,13 @@ func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []ui
 		lost()
 		opened = lost
 		if time.Since(started) > lastWait {
-			wait = firstWait
+			backoff.Reset()
 		}
+		wait := backoff.Next()
 		log.Debug("watch of kernel changes interrupted", zap.Error(err), zap.Duration("retry_in", wait))
-		select {
-		case <-ctx.Done():
+		if retry.Sleep(ctx, wait) != nil {
 			return nil
-		case <-time.After(wait):
 		}
-		wait = min(2*wait, lastWait)
 	}
 }
 
@@ -109,11 +110,17 @@ func readSocket(ctx context.Context, protocol int, groups []uint, opened func(),
 		return fmt.Errorf("open netlink socket: %w", err)
 	}
 	// Closing is what ends a blocked read, so it happens when ctx ends and exactly once.
-	closed := context.AfterFunc(ctx, sock.Close)
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		sock.Close()
+		close(closed)
+	})
 	defer func() {
-		if closed() {
+		if stop() {
 			sock.Close()
+			return
 		}
+		<-closed
 	}()
 	opened()
 	for {
