@@ -30,6 +30,9 @@ const (
 // ErrOffline means that none of the known servers answers.
 var ErrOffline = errors.New("no server answers")
 
+// errStopped means that Run has ended.
+var errStopped = errors.New("connections to servers are shut down")
+
 // Config configures a [Balancer].
 type Config struct {
 	// Servers are the known servers as HOST:PORT, the preferred one first.
@@ -59,6 +62,7 @@ type Balancer struct {
 	isUp    bool
 	lastErr error
 	open    map[net.Conn]struct{}
+	stopped bool          // Run has ended: nothing would close a new connection
 	wake    chan struct{} // capacity 1: went offline
 	changed chan struct{} // closed when the set of servers changes
 }
@@ -216,8 +220,13 @@ func (b *Balancer) dial(ctx context.Context, server string) (net.Conn, error) {
 	}
 	t := &tracked{Conn: raw, balancer: b}
 	b.mu.Lock()
+	stopped := b.stopped
 	b.open[t] = struct{}{}
 	b.mu.Unlock()
+	if stopped {
+		_ = t.Close()
+		return nil, errStopped
+	}
 	conn := tls.Client(t, b.config.TLS())
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = t.Close()
@@ -280,9 +289,15 @@ func (b *Balancer) found(server string) {
 	b.log.Info("a server answers again", zap.String("server", server))
 }
 
-// Run searches for servers while none answers, until ctx ends.
+// Run searches for servers while none answers, until ctx ends. Then it closes all connections, and no
+// more can be opened.
 func (b *Balancer) Run(ctx context.Context) error {
-	defer b.CloseAll()
+	defer func() {
+		b.mu.Lock()
+		b.stopped = true
+		b.mu.Unlock()
+		b.CloseAll()
+	}()
 	for {
 		select {
 		case <-ctx.Done():

@@ -166,3 +166,20 @@ func TestBalancer_Servers_AreBounded(t *testing.T) {
 		t.Errorf("%d servers are known, %s first", len(got), got[0])
 	}
 }
+
+// A client that outlives Run must not leave a connection behind.
+func TestBalancer_DialTLS_AfterRun_LeavesNoConnection(t *testing.T) {
+	s, address := server(t)
+	b := New(Config{Servers: []string{address}, TLS: trusting(s)})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := b.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, errStopped) {
+		t.Errorf("error is %v, want %v", err, errStopped)
+	}
+	if len(b.open) != 0 {
+		t.Errorf("%d connections are open", len(b.open))
+	}
+}
