@@ -26,6 +26,8 @@ const (
 	maxBackoff = 30 * time.Second
 	// maxInFlight bounds the queries to resolvers at a time.
 	maxInFlight = 256
+	// maxWaiting bounds the clients that wait for them, of which any number may want the same name.
+	maxWaiting = 4096
 )
 
 var (
@@ -53,7 +55,8 @@ type forwarder struct {
 	exchange exchanger
 	now      func() time.Time
 	requests singleflight.Group
-	slots    chan struct{}
+	slots    chan struct{} // one for each query in flight
+	waiting  chan struct{} // one for each client that waits
 	count    func(what string)
 
 	mu     sync.Mutex // guards health
@@ -68,7 +71,7 @@ type resolverHealth struct {
 
 func newForwarder(cacheBytes int, exchange exchanger, now func() time.Time, count func(string)) *forwarder {
 	return &forwarder{
-		cache: newAnswerCache(cacheBytes, now), exchange: exchange, now: now, slots: make(chan struct{}, maxInFlight), count: count,
+		cache: newAnswerCache(cacheBytes, now), exchange: exchange, now: now, slots: make(chan struct{}, maxInFlight), waiting: make(chan struct{}, maxWaiting), count: count,
 		health: make(map[netip.AddrPort]resolverHealth),
 	}
 }
@@ -81,21 +84,8 @@ func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.Add
 		return m
 	}
 	f.count("cache_miss")
-	// Clients that ask the same question at the same time share one query to the resolvers.
-	result, err, _ := f.requests.Do(requestKey(k), func() (any, error) {
-		// The same query may have been answered since the lookup above.
-		if m := f.cache.get(k, false); m != nil {
-			return m, nil
-		}
-		limited, cancel := context.WithTimeout(ctx, queryTimeout)
-		defer cancel()
-		m, err := f.query(limited, k, servers)
-		if err == nil {
-			f.cache.put(k, m)
-		}
-		return m, err
-	})
-	if m, ok := result.(*wire.Msg); err == nil && ok && m.Rcode != wire.RcodeServerFailure {
+	m, err := f.share(ctx, k, servers)
+	if err == nil && m.Rcode != wire.RcodeServerFailure {
 		return m.Copy()
 	}
 	if m := f.cache.get(k, true); m != nil && m.Rcode != wire.RcodeServerFailure {
@@ -109,6 +99,35 @@ func (f *forwarder) resolve(ctx context.Context, q question, servers []netip.Add
 		f.cache.put(k, withQuestion(failed, k))
 	}
 	return failed
+}
+
+// share sends one query to the resolvers for all clients that want the same at the same time. The
+// answer is shared, too.
+func (f *forwarder) share(ctx context.Context, k cacheKey, servers []netip.AddrPort) (*wire.Msg, error) {
+	select {
+	case f.waiting <- struct{}{}:
+		defer func() { <-f.waiting }()
+	default:
+		return nil, errBusy
+	}
+	result, err, _ := f.requests.Do(requestKey(k), func() (any, error) {
+		// The same query may have been answered since the caller's lookup.
+		if m := f.cache.get(k, false); m != nil {
+			return m, nil
+		}
+		limited, cancel := context.WithTimeout(ctx, queryTimeout)
+		defer cancel()
+		m, err := f.query(limited, k, servers)
+		if err == nil {
+			f.cache.put(k, m)
+		}
+		return m, err
+	})
+	m, ok := result.(*wire.Msg)
+	if err == nil && (!ok || m == nil) {
+		err = errForeignReply
+	}
+	return m, err
 }
 
 func requestKey(k cacheKey) string {

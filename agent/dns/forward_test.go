@@ -181,20 +181,14 @@ func TestForwarder_Resolve_OneQuestionForMany(t *testing.T) {
 		return aReply(t, m, 60, "192.0.2.9"), nil
 	})
 	var all sync.WaitGroup
-	impatient, leave := context.WithCancel(context.Background())
 	for i := range 20 {
-		ctx := context.Background()
-		if i == 0 {
-			ctx = impatient
-		}
 		all.Go(func() {
-			if m := f.resolve(ctx, question{"x.example.", "x.example.", wire.TypeA}, []netip.AddrPort{resolverA}, false, false); m.Rcode != wire.RcodeSuccess {
+			if m := f.resolve(context.Background(), question{"x.example.", "x.example.", wire.TypeA}, []netip.AddrPort{resolverA}, false, false); m.Rcode != wire.RcodeSuccess {
 				t.Errorf("answer %d: %s", i, wire.RcodeToString[m.Rcode])
 			}
 		})
 	}
 	<-entered
-	leave()
 	close(release)
 	all.Wait()
 	if queries != 1 {
@@ -202,7 +196,42 @@ func TestForwarder_Resolve_OneQuestionForMany(t *testing.T) {
 	}
 }
 
-func TestForwarder_AskOne_RefusesForeignReplies(t *testing.T) {
+// A flood of queries for one name that no resolver answers must not use up the memory.
+func TestForwarder_Resolve_BoundsWaitingClients(t *testing.T) {
+	release := make(chan struct{})
+	f, _ := fakeForwarder(func(_ string, _ netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
+		<-release
+		return aReply(t, m, 60, "192.0.2.9"), nil
+	})
+	resolve := func() int {
+		q := question{"x.example.", "x.example.", wire.TypeA}
+		return f.resolve(context.Background(), q, []netip.AddrPort{resolverA}, false, false).Rcode
+	}
+	var waiting sync.WaitGroup
+	for range maxWaiting {
+		waiting.Go(func() {
+			if code := resolve(); code != wire.RcodeSuccess {
+				t.Errorf("a client that waits gets %s", wire.RcodeToString[code])
+			}
+		})
+	}
+	eventually(t, func() string {
+		if n := len(f.waiting); n != maxWaiting {
+			return fmt.Sprintf("%d clients wait, want %d", n, maxWaiting)
+		}
+		return ""
+	})
+	if code := resolve(); code != wire.RcodeServerFailure {
+		t.Errorf("one client more gets %s", wire.RcodeToString[code])
+	}
+	close(release)
+	waiting.Wait()
+	if code := resolve(); code != wire.RcodeSuccess {
+		t.Errorf("after the flood a client gets %s", wire.RcodeToString[code])
+	}
+}
+
+func TestForwarder_QueryOne_RefusesForeignReplies(t *testing.T) {
 	for name, spoil := range map[string]func(*wire.Msg){
 		"another name": func(m *wire.Msg) { m.Question[0].Name = "evil.example." },
 		"another type": func(m *wire.Msg) { m.Question[0].Qtype = wire.TypeTXT },
