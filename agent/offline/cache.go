@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
 )
 
 // Link tracks whether a server answers.
@@ -130,7 +132,7 @@ func (c *Cache) RoundTrip(r *http.Request) (*http.Response, error) {
 	case data == nil:
 		// It is the cached response.
 	case response.StatusCode/100 != 2:
-		if response.StatusCode == http.StatusNotFound && k == get {
+		if k == get && notFound(data) {
 			c.forget(key, number)
 		}
 	case k == list && (q.Has("continue") || q.Has("limit") && q.Get("resourceVersion") != "0"):
@@ -139,6 +141,14 @@ func (c *Cache) RoundTrip(r *http.Request) (*http.Response, error) {
 		c.store(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
 	}
 	return response, nil
+}
+
+// notFound reports whether the body of a response says that the requested object does not exist. The
+// status code 404 alone does not: a server has it for every path it does not serve yet.
+func notFound(data []byte) bool {
+	obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(data, nil, nil)
+	status, ok := obj.(*metav1.Status)
+	return err == nil && ok && status.Reason == metav1.StatusReasonNotFound
 }
 
 // number returns the number of the next request.

@@ -425,3 +425,36 @@ func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 		})
 	}
 }
+
+// Only a response that names the object as missing makes the cache forget it.
+func TestCache_RoundTrip_NotFound(t *testing.T) {
+	const path = "https://kubernetes/api/v1/namespaces/default/secrets/s"
+	status := &metav1.Status{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
+		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound,
+	}
+	for _, row := range []struct {
+		name, body string
+		stays      bool
+	}{
+		{"the object, as JSON", string(toJSON(t, status)), false},
+		{"the object, as protobuf", string(toProtobuf(t, status)), false},
+		{"the path", "404 page not found", true},
+		{"nothing", "", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			code, body := http.StatusOK, "secret"
+			server := scripted(func(r *http.Request) (*http.Response, error) { return say(r, code, body), nil })
+			c, err := New(Config{Dir: t.TempDir(), Next: server, Link: server})
+			if err != nil {
+				t.Fatal(err)
+			}
+			request(t, c, http.MethodGet, path, "")
+			code, body = http.StatusNotFound, row.body
+			request(t, c, http.MethodGet, path, "")
+			if got := c.has("/api/v1/namespaces/default/secrets/s"); got != row.stays {
+				t.Errorf("the object is cached: %v, want %v", got, row.stays)
+			}
+		})
+	}
+}
