@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// podResolversOf returns what is written for pods of a host with these files.
+// podResolversOf returns the resolvers of pods on a host with these files.
 func podResolversOf(t *testing.T, sources ...string) podResolvers {
 	t.Helper()
 	p := newPodResolvers(filepath.Join(t.TempDir(), "resolv.conf"), []netip.Addr{netip.MustParseAddr("10.43.0.10")})
@@ -53,7 +53,7 @@ func TestPodResolvers_Write(t *testing.T) {
 	for _, row := range []struct{ name, text, want string }{
 		{"no search domains", "search home.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n", "nameserver 192.0.2.1, nameserver 2001:db8::1"},
 		{"a stub on loopback leads to the next file", "nameserver 127.0.0.53\noptions edns0\n", "nameserver 192.0.2.53"},
-		{"the cluster's own DNS is not asked", "nameserver 10.43.0.10\nnameserver 192.0.2.1\n", "nameserver 192.0.2.1"},
+		{"the cluster's own DNS is left out", "nameserver 10.43.0.10\nnameserver 192.0.2.1\n", "nameserver 192.0.2.1"},
 		{"at most three, as libc takes", "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", "nameserver 192.0.2.1, nameserver 192.0.2.2, nameserver 192.0.2.3"},
 		{"nonsense", "nameserver\nnameserver home\n# nameserver 192.0.2.1\n", "nameserver 192.0.2.53"},
 	} {
@@ -115,7 +115,7 @@ func TestPodResolvers_Follow_HearsOfChanges(t *testing.T) {
 	until("nameserver 192.0.2.4")
 }
 
-// A host that is out of file descriptors for a moment has the same resolvers as before.
+// A process that is out of file descriptors must not take the resolvers from pods.
 func TestPodResolvers_Write_UnreadableSource_KeepsTheFile(t *testing.T) {
 	dir := t.TempDir()
 	source := put(t, filepath.Join(dir, "resolv.conf"), "nameserver 192.0.2.1\n")
@@ -130,7 +130,7 @@ func TestPodResolvers_Write_UnreadableSource_KeepsTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if changed, err := p.write(); changed || err != nil {
-		t.Errorf("changed %v, %v; want the file kept", changed, err)
+		t.Errorf("changed %v, %v; want the file to stay", changed, err)
 	}
 	if _, err := p.update(); !errors.Is(err, errSources) {
 		t.Errorf("error is %v, want the cause", err)

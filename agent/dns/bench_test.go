@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// benchServer is a server that knows many names and asks nobody.
+// benchServer returns a server that knows many names and needs no network.
 func benchServer(b *testing.B) *Server {
 	b.Helper()
 	x := newIndex(func() {})

@@ -265,7 +265,7 @@ func TestAnswerCache_StaysWithinItsBytes(t *testing.T) {
 	}
 	entries, _ := c.size()
 	if entries < 20 {
-		t.Errorf("only %d answers kept", entries)
+		t.Errorf("only %d answers are cached", entries)
 	}
 	if c.get(cacheKey{name: "name-999.example.", qtype: wire.TypeA}, false) == nil {
 		t.Error("the newest answer is gone")

@@ -34,7 +34,7 @@ func noLeaks(t *testing.T) {
 	})
 }
 
-// freeAddr returns a loopback address whose port nobody uses.
+// freeAddr returns a loopback address with a free port.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	packets, streams := listenBoth(t)

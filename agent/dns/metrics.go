@@ -28,7 +28,7 @@ func newCounters() *counters {
 }
 
 // register registers c and returns the counters to use: those of an earlier server if it registered
-// its own before. Nothing unregisters them, so that counts go on when a server is replaced.
+// its own before. They are never unregistered, so that they keep counting when a server is replaced.
 func (c *counters) register(r prometheus.Registerer) (*counters, error) {
 	requests, err := registerOne(r, c.requests)
 	if err != nil {

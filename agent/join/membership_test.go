@@ -124,7 +124,7 @@ func TestMembership_Run_FailsOverAndLearnsServers(t *testing.T) {
 	// The first request may still go out on the connection that was just closed.
 	eventually(t, "an answer with one of two servers left", func() bool { return m.Refresh(quick(t)) == nil })
 	if s, _, err := folder(m.config.Dir).load(); err != nil || !slices.Contains(s.Cluster.Servers, address) {
-		t.Errorf("kept servers are %v, %v", s.Cluster.Servers, err)
+		t.Errorf("stored servers are %v, %v", s.Cluster.Servers, err)
 	}
 }
 
@@ -133,7 +133,7 @@ func TestMembership_RefreshSoon_LearnsAServerOfLater(t *testing.T) {
 	f.cluster.Servers = []string{strings.TrimPrefix(f.URL, "https://")}
 	m := member(t, f, nil)
 	run(t, m)
-	eventually(t, "the settings were asked for", func() bool { return len(m.Cluster().ClusterDNS) > 0 })
+	eventually(t, "the settings were requested", func() bool { return len(m.Cluster().ClusterDNS) > 0 })
 	later := f.listen(t)
 	address := strings.TrimPrefix(later.URL, "https://")
 	f.mu.Lock()
@@ -186,7 +186,7 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 		fired  bool
 		lines  int
 	}{
-		{"the first word of it", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendVXLAN }, "vxlan", true, 0},
+		{"the first value", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendVXLAN }, "vxlan", true, 0},
 		{"the same", func(*joinapi.Cluster) {}, "vxlan", false, 0},
 		{"another", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendHostGW }, "host-gw", true, 0},
 		{"an older server", func(c *joinapi.Cluster) { c.NetworkBackend = "" }, "host-gw", false, 0},
@@ -212,7 +212,7 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 			t.Errorf("%s: %d warnings, want %d", row.name, n, row.lines)
 		}
 		if s, _, err := folder(m.config.Dir).load(); err != nil || s.Cluster.NetworkBackend != row.want {
-			t.Errorf("%s: %q is kept, %v; want %s", row.name, s.Cluster.NetworkBackend, err, row.want)
+			t.Errorf("%s: %q is stored, %v; want %s", row.name, s.Cluster.NetworkBackend, err, row.want)
 		}
 	}
 }

@@ -96,7 +96,7 @@ func connectError(server string, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("%w: certificate of %s: %w", ErrClock, server, err)
 	case errors.As(err, &unknown), errors.As(err, &name):
-		return fmt.Errorf("%w: %s has no certificate of this node's cluster: give the address of a server of that cluster, or run `mote uninstall --yes` and join anew", ErrWrongServer, server)
+		return fmt.Errorf("%w: %s has no certificate of this node's cluster: give the address of a server of that cluster, or run `mote uninstall --yes` and join again", ErrWrongServer, server)
 	}
 	if balancer.OutOfResources(err) {
 		return fmt.Errorf("%w: %s: this machine cannot open a connection: %w", ErrUnreachable, server, err)

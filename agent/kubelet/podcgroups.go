@@ -12,8 +12,8 @@ import (
 //
 // When upstream writes the status of a pod that the API still calls running, it reads the limits off
 // the pod's cgroup (convertToAPIPodLevelResourcesStatus in pkg/kubelet/kubelet_pods.go, v1.37.2). A
-// pod that has just ended has none any more, and upstream logs two errors, although it goes on with
-// the limits of the pod's spec either way.
+// pod that has just ended no longer has one, and upstream logs two errors, although it then uses the
+// limits of the pod's spec.
 type quietManager struct{ cm.ContainerManager }
 
 // NewPodContainerManager implements cm.ContainerManager.

@@ -407,13 +407,13 @@ func TestCache_Sweep_LeavesUnknownFiles(t *testing.T) {
 	c.sweep(time.Now())
 	for _, row := range []struct {
 		name, path string
-		kept       bool
+		stays      bool
 	}{
 		{"left by a power cut", old, false}, {"write in progress", ours, true},
 		{"unreadable", unreadable, true}, {"response", c.path(podsKey), true},
 	} {
-		if _, err := os.Lstat(row.path); (err == nil) != row.kept {
-			t.Errorf("%s: %v, want it to stay: %v", row.name, err, row.kept)
+		if _, err := os.Lstat(row.path); (err == nil) != row.stays {
+			t.Errorf("%s: %v, want it to stay: %v", row.name, err, row.stays)
 		}
 	}
 }

@@ -75,9 +75,9 @@ func (c *Cache) load(r *http.Request, key string) *http.Response {
 		}
 		return nil
 	}
-	kept, body, err := decode(data)
-	if err == nil && kept.Key != key {
-		err = fmt.Errorf("it is for %s", kept.Key)
+	cached, body, err := decode(data)
+	if err == nil && cached.Key != key {
+		err = fmt.Errorf("it is for %s", cached.Key)
 	}
 	if err != nil {
 		c.log.Warn("cached response is damaged", zap.String("file", c.path(key)), zap.String("key", key), zap.Error(err))
@@ -86,7 +86,7 @@ func (c *Cache) load(r *http.Request, key string) *http.Response {
 	c.mu.Lock()
 	c.entry(key)
 	c.mu.Unlock()
-	return newResponse(r, kept.Status, kept.ContentType, io.NopCloser(bytes.NewReader(body)))
+	return newResponse(r, cached.Status, cached.ContentType, io.NopCloser(bytes.NewReader(body)))
 }
 
 // has reports whether there is a response for a key, of whatever age.
@@ -130,7 +130,7 @@ func (c *Cache) remove(key string) {
 	}
 }
 
-// sweep removes entries and files that nobody has used during their life. A file that an earlier
+// sweep removes entries and files that were not used during their life. A file that an earlier
 // process left counts as used when this process began.
 func (c *Cache) sweep(now time.Time) {
 	files, err := os.ReadDir(c.config.Dir)
@@ -144,13 +144,13 @@ func (c *Cache) sweep(now time.Time) {
 			// It may be readable next time.
 			continue
 		}
-		kept, _, err := decode(data)
-		if err != nil || c.path(kept.Key) != path {
+		cached, _, err := decode(data)
+		if err != nil || c.path(cached.Key) != path {
 			c.removeStray(path)
 			continue
 		}
-		if !c.inUse(kept.Key, now) {
-			c.drop(kept.Key)
+		if !c.inUse(cached.Key, now) {
+			c.drop(cached.Key)
 		}
 	}
 	// These never had a file, or lost it.

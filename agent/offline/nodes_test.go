@@ -126,7 +126,7 @@ func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 				want       bool
 			}{
 				{"heartbeat", "MODIFIED", node("n1", "5", begin.Add(2*time.Minute)), false},
-				{"the same as added, as after a watch that began anew", "ADDED", node("n1", "5", begin.Add(2*time.Minute)), false},
+				{"the same as added, like after a new watch", "ADDED", node("n1", "5", begin.Add(2*time.Minute)), false},
 				{"taint", "MODIFIED", tainted, true},
 				{"the same taint", "MODIFIED", tainted, false},
 				{"taint removed", "MODIFIED", node("n2", "10", begin), true},
@@ -233,7 +233,7 @@ func (scripted) Online() <-chan struct{} { return closedChannel }
 
 var closedChannel = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-func say(r *http.Request, status int, text string) *http.Response {
+func respond(r *http.Request, status int, text string) *http.Response {
 	return newResponse(r, status, "application/json", io.NopCloser(strings.NewReader(text)))
 }
 
@@ -256,7 +256,7 @@ func TestCache_Changed_KeepsItsPace(t *testing.T) {
 				var reads []time.Time
 				server := scripted(func(r *http.Request) (*http.Response, error) {
 					reads = append(reads, time.Now())
-					return say(r, 200, fmt.Sprint(len(reads))), nil
+					return respond(r, 200, fmt.Sprint(len(reads))), nil
 				})
 				c, err := New(Config{Dir: t.TempDir(), Next: server, Link: server})
 				if err != nil {
@@ -326,9 +326,9 @@ func TestCache_Store_OlderResponse_DoesNotReplaceNewer(t *testing.T) {
 		if r.Header.Get("Who") == "first" {
 			close(firstSent)
 			<-answerFirst
-			return say(r, 200, "old"), nil
+			return respond(r, 200, "old"), nil
 		}
-		return say(r, 200, "new"), nil
+		return respond(r, 200, "new"), nil
 	})
 	c, err := New(Config{Dir: t.TempDir(), Next: server, Link: server})
 	if err != nil {
@@ -373,11 +373,14 @@ func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 		after  time.Duration
 	}{
 		{"silent", func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }, true, "cached", 200, patience},
-		{"starting", func(r *http.Request) (*http.Response, error) { return say(r, 503, "wait"), nil }, true, "cached", 200, 0},
-		{"starting, nothing cached", func(r *http.Request) (*http.Response, error) { return say(r, 503, "wait"), nil }, false, "wait", 503, 0},
-		{"refusing", func(r *http.Request) (*http.Response, error) { return say(r, 403, "no"), nil }, true, "no", 403, 0},
-		{"slow, nothing cached", func(r *http.Request) (*http.Response, error) { time.Sleep(time.Minute); return say(r, 200, "new"), nil }, false, "new", 200, time.Minute},
-		{"working", func(r *http.Request) (*http.Response, error) { return say(r, 200, "new"), nil }, true, "new", 200, 0},
+		{"starting", func(r *http.Request) (*http.Response, error) { return respond(r, 503, "wait"), nil }, true, "cached", 200, 0},
+		{"starting, nothing cached", func(r *http.Request) (*http.Response, error) { return respond(r, 503, "wait"), nil }, false, "wait", 503, 0},
+		{"refusing", func(r *http.Request) (*http.Response, error) { return respond(r, 403, "no"), nil }, true, "no", 403, 0},
+		{"slow, nothing cached", func(r *http.Request) (*http.Response, error) {
+			time.Sleep(time.Minute)
+			return respond(r, 200, "new"), nil
+		}, false, "new", 200, time.Minute},
+		{"working", func(r *http.Request) (*http.Response, error) { return respond(r, 200, "new"), nil }, true, "new", 200, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -405,7 +408,7 @@ func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 					return c
 				}
 				if row.cached {
-					get(process(func(r *http.Request) (*http.Response, error) { return say(r, 200, "cached"), nil }))
+					get(process(func(r *http.Request) (*http.Response, error) { return respond(r, 200, "cached"), nil }))
 				}
 				answers := row.answer
 				c := process(func(r *http.Request) (*http.Response, error) { return answers(r) })
@@ -415,7 +418,10 @@ func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 					t.Errorf("returned %d %q after %v, want %d %q after %v", status, text, time.Since(begin), row.status, row.want, row.after)
 				}
 				// The second request waits for the server, however long it takes.
-				answers = func(r *http.Request) (*http.Response, error) { time.Sleep(time.Hour); return say(r, 200, "newer"), nil }
+				answers = func(r *http.Request) (*http.Response, error) {
+					time.Sleep(time.Hour)
+					return respond(r, 200, "newer"), nil
+				}
 				if row.want == "cached" {
 					if status, text := get(c); status != 200 || text != "newer" {
 						t.Errorf("the second request returned %d %q", status, text)
@@ -444,7 +450,7 @@ func TestCache_RoundTrip_NotFound(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			code, body := http.StatusOK, "secret"
-			server := scripted(func(r *http.Request) (*http.Response, error) { return say(r, code, body), nil })
+			server := scripted(func(r *http.Request) (*http.Response, error) { return respond(r, code, body), nil })
 			c, err := New(Config{Dir: t.TempDir(), Next: server, Link: server})
 			if err != nil {
 				t.Fatal(err)

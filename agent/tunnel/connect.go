@@ -97,7 +97,7 @@ func (t *Tunnel) connect(ctx context.Context, address string, open []string) (*l
 	return l, nil
 }
 
-// upgrade asks the server to switch to the tunnel's protocol.
+// upgrade switches the connection to the tunnel's protocol.
 func upgrade(ctx context.Context, conn *tls.Conn, host string, open []string) (*link, error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("verify server: %w", err)
