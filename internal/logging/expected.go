@@ -41,6 +41,8 @@ var expectedCauses = map[string]string{
 	// received the new node yet. Upstream reads the node from the API server then. Only the informer's
 	// lister calls the resource "node"; the API server says "nodes".
 	"Error updating node status, will retry": `: node "`,
+	// Mirror pods of static pods are created as soon as the informer has the node.
+	"No need to create a mirror pod, since failed to get node info from the cluster": `node "`,
 }
 
 // expectedFilter drops the expected messages unless debug lines are wanted.

@@ -15,6 +15,7 @@ import (
 
 func TestExpectedFilter_Write(t *testing.T) {
 	const status = "Error updating node status, will retry"
+	const mirror = "No need to create a mirror pod, since failed to get node info from the cluster"
 	// As pkg/kubelet/kubelet_node_status.go (v1.37.2) wraps it.
 	wrapped := func(err error) error { return fmt.Errorf("error getting node %q: %v", "n1", err) }
 	for _, row := range []struct {
@@ -28,6 +29,8 @@ func TestExpectedFilter_Write(t *testing.T) {
 		{"the API server has no such node", wrapped(apierrors.NewNotFound(corev1.Resource("nodes"), "n1")), status, 1},
 		{"the API server does not answer", wrapped(errors.New("connection refused")), status, 1},
 		{"no error", nil, status, 1},
+		{"a static pod before the node", apierrors.NewNotFound(corev1.Resource("node"), "n1"), mirror, 0},
+		{"a static pod, another cause", errors.New("connection refused"), mirror, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			core, logs := observer.New(zap.WarnLevel)
