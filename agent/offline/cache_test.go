@@ -388,7 +388,7 @@ func TestCache_Sweep_LeavesUnknownFiles(t *testing.T) {
 	if err := os.WriteFile(old, []byte("cut"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	past := time.Now().Add(-time.Minute)
+	past := time.Now().Add(-2 * idleLife)
 	if err := os.Chtimes(old, past, past); err != nil {
 		t.Fatal(err)
 	}

@@ -146,7 +146,7 @@ func (c *Cache) sweep(now time.Time) {
 		}
 		cached, _, err := decode(data)
 		if err != nil || c.path(cached.Key) != path {
-			c.removeStray(path)
+			c.removeStray(path, now)
 			continue
 		}
 		if !c.inUse(cached.Key, now) {
@@ -167,11 +167,11 @@ func (c *Cache) sweep(now time.Time) {
 	}
 }
 
-// removeStray removes a file without a response: one of a write that a power cut interrupted. Files
-// newer than this process stay, as they may be of a write in progress.
-func (c *Cache) removeStray(path string) {
+// removeStray removes a file without a response: one of a write that a power cut interrupted. A recent
+// file stays, as it may be of a write in progress.
+func (c *Cache) removeStray(path string, now time.Time) {
 	info, err := os.Lstat(path)
-	if err != nil || !info.ModTime().Before(c.began) {
+	if err != nil || now.Sub(info.ModTime()) < idleLife {
 		return
 	}
 	c.log.Debug("removed a file without a response", zap.String("file", path))
