@@ -27,8 +27,9 @@ type Config struct {
 	// Client reads services, endpoint slices, nodes and service CIDRs. It is used for informers only, and only if
 	// Informers is nil.
 	Client kubernetes.Interface
-	// Informers is the process' shared factory. With it, no second copy of an object is kept; its owner may start it at any
-	// time, and Run starts what it added. Nil makes Run use one of its own.
+	// Informers is the factory that the parts of this process share, so that no object is cached twice. New requests the
+	// informers it needs from it. Its owner runs them, before or after New: to Start it is only a request to start what
+	// was requested, and nothing here ends it, as with internal/informer.Shared. Nil makes Run own one.
 	Informers informers.SharedInformerFactory
 	// NodeName is the name of this node.
 	NodeName string

@@ -64,15 +64,21 @@ func (p *Proxy) serveHTTP(ctx context.Context, what, address string, handler htt
 		return nil
 	}
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: shutdownTimeout}
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
-		_ = server.Shutdown(end)
+		if err := server.Shutdown(end); err != nil {
+			_ = server.Close() // whoever still reads has had the time
+		}
 	})
-	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		stop()
 		return fmt.Errorf("serve proxy's %s: %w", what, err)
 	}
+	// Serve returns when Shutdown begins.
+	<-ended
 	return nil
 }
 

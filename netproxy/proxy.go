@@ -15,12 +15,14 @@ import (
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/proxy"
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
+	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/netproxy/podnet"
 	"github.com/mote-dev/mote/netproxy/policy"
@@ -37,20 +39,24 @@ const OutsideAnnotation = "mote.dev/outside-ip"
 
 // Proxy is the service proxy and the pod network of one node. Make it with [New].
 type Proxy struct {
-	cfg     Config
-	log     *zap.Logger
-	factory informers.SharedInformerFactory
-	ready   chan struct{}
-	node    nodeState
-	health  *healthcheck.ProxyHealthServer
+	cfg Config
+	log *zap.Logger
+	// own runs the informers if the config has none; else nil.
+	own *informer.Shared
+	// gate is how this package uses the informers: it takes our handlers away when Run ends, as shared informers go on.
+	gate   *informer.Gate
+	ready  chan struct{}
+	node   nodeState
+	health *healthcheck.ProxyHealthServer
 
 	nodesMu sync.Mutex // serialises nodesChanged
 	modeMu  sync.Mutex // guards mode
 	mode    string     // the backend in use, empty before Run decided
 }
 
-// New checks the config, and that the host can have pods of its families: what else a node runs would fail at what follows from that,
-// perhaps before Run does.
+// New checks the config, and that the host can have pods of the cluster's address families: without them other parts of the
+// node would fail first, with errors that do not say why. It requests the informers it needs from the config's factory and
+// sets the feature gates of the process, which decide on which addresses upstream's proxier serves NodePorts.
 func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)
@@ -64,9 +70,19 @@ func New(c Config) (*Proxy, error) {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}
-	p := &Proxy{cfg: c, log: c.Logger, factory: c.Informers, ready: make(chan struct{})}
-	if p.factory == nil {
-		p.factory = informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(Trim))
+	p := &Proxy{cfg: c, log: c.Logger, ready: make(chan struct{})}
+	shared := c.Informers
+	if shared == nil {
+		p.own = informer.NewShared(informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(Trim)))
+		shared = p.own
+	}
+	p.gate = informer.NewGate(shared, nil)
+	p.gate.Core().V1().Services().Informer()
+	p.gate.Core().V1().Nodes().Informer()
+	p.gate.Discovery().V1().EndpointSlices().Informer()
+	p.gate.Networking().V1().ServiceCIDRs().Informer()
+	if !c.DisablePolicy {
+		p.gate.Networking().V1().NetworkPolicies().Informer()
 	}
 	p.health = healthcheck.NewProxyHealthServer(c.HealthzAddress, healthTimeout, &p.node)
 	return p, nil
@@ -82,43 +98,63 @@ func (p *Proxy) Mode() string {
 	return p.mode
 }
 
-// Run keeps services and pod network until ctx ends. All rules stay then.
-func (p *Proxy) Run(ctx context.Context) error {
+// Run keeps services and pod network until ctx ends. All rules stay then. It can be called once.
+func (p *Proxy) Run(ctx context.Context) (err error) {
+	if err := p.gate.Open(); err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := p.gate.Close(); closeErr != nil {
+			err = errors.Join(err, fmt.Errorf("stop watching: %w", closeErr))
+		}
+	}()
 	mode, err := chooseMode(ctx, p.cfg.Mode, p.log)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil:
 		return fmt.Errorf("choose packet filter: %w", err)
 	}
 	p.modeMu.Lock()
 	p.mode = mode
 	p.modeMu.Unlock()
 	p.log.Info("packet filter chosen", zap.String("mode", mode))
-	ctx = klog.NewContext(ctx, zapr.NewLogger(upstreamLogger(p.log)))
+	klogCtx := klog.NewContext(ctx, zapr.NewLogger(upstreamLogger(p.log)))
 
 	network, err := podnet.New(p.cfg.podnet(mode))
 	if err != nil {
 		return err
 	}
-	if err := removeOtherMode(ctx, mode); err != nil {
+	if err := removeOtherMode(klogCtx, mode); err != nil {
 		p.log.Warn("leftover rules could not be removed", zap.Error(err))
 	}
-	for _, err := range setConntrack(ctx, upstreamConfig(mode, p.cfg).Linux.Conntrack) {
+	for _, err := range setConntrack(klogCtx, upstreamConfig(mode, p.cfg).Linux.Conntrack) {
 		// Containers and some VMs may not write these; the kernel's own limits serve a small node well.
 		p.log.Info("connection tracking setting kept as it is", zap.Error(err))
 	}
-	proxier, err := newProxier(ctx, mode, p.cfg, p.health)
+	proxier, err := newProxier(klogCtx, mode, p.cfg, p.health)
 	if err != nil {
 		return err
 	}
+	policies, err := p.policies(klogCtx)
+	if err != nil {
+		return err
+	}
+	watch, err := p.watch(proxier, network)
+	if err != nil {
+		return err
+	}
+	err = p.runParts(klogCtx, mode, proxier, network, policies, watch)
+	if err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return fmt.Errorf("run network: %w", err)
+}
 
-	g, ctx := errgroup.WithContext(ctx)
-	policies, err := p.policies(ctx)
-	if err != nil {
-		return err
-	}
-	synced, err := p.watch(ctx, g, proxier, network)
-	if err != nil {
-		return err
-	}
+// runParts runs everything until ctx ends or a part fails, and waits for all of it. policies may be nil.
+func (p *Proxy) runParts(ctx context.Context, mode string, proxier proxy.Provider, network *podnet.Network,
+	policies *policy.Controller, watch *watch,
+) error {
 	lost := make(chan struct{}, 1)
 	network.RulesRemoved = func(table string, whole bool) {
 		if policies != nil && (table == policy.Table || table == "") {
@@ -132,6 +168,15 @@ func (p *Proxy) Run(ctx context.Context) error {
 		default:
 		}
 	}
+	// Upstream's loop cannot be stopped: it ends with the process. Without our handlers nothing feeds it, so it only sleeps.
+	go proxier.SyncLoop()
+	g, ctx := errgroup.WithContext(ctx)
+	if p.own != nil {
+		g.Go(func() error { return p.own.Run(ctx) })
+	}
+	// A request to the owner of the informers, who decides when they end.
+	p.gate.Start(wait.NeverStop)
+	g.Go(func() error { return watch.run(ctx) })
 	if policies != nil {
 		g.Go(func() error { return policies.Run(ctx) })
 	}
@@ -149,7 +194,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return p.serveHTTP(ctx, "health", p.cfg.HealthzAddress, p.healthHandler()) })
 	g.Go(func() error { return p.serveHTTP(ctx, "metrics", p.cfg.MetricsAddress, p.metricsHandler(mode)) })
 	g.Go(func() error {
-		for _, c := range []<-chan struct{}{synced, network.Ready()} {
+		for _, c := range []<-chan struct{}{watch.synced, network.Ready()} {
 			select {
 			case <-ctx.Done():
 				return nil
@@ -160,12 +205,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.log.Info("network ready")
 		return nil
 	})
-	// Upstream's loop has no way to be stopped: it ends with the process. After ctx nothing feeds it, so it only sleeps.
-	go proxier.SyncLoop()
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("run network: %w", err)
-	}
-	return nil
+	return g.Wait()
 }
 
 // policies returns what enforces network policies, or nil where they are not
@@ -174,7 +214,7 @@ func (p *Proxy) policies(ctx context.Context) (*policy.Controller, error) {
 	if p.cfg.DisablePolicy {
 		return nil, policy.Cleanup(ctx)
 	}
-	return policy.New(p.cfg.NodeName, p.factory, p.log.Named("policy"))
+	return policy.New(p.cfg.NodeName, p.gate, p.log.Named("policy"))
 }
 
 // restoreServices makes the proxier write everything anew. It has no such method, but does so when the node's topology

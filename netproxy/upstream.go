@@ -56,7 +56,7 @@ func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfigurati
 	}
 	if len(out.NodePortAddresses) == 0 {
 		// Not the keyword for the node's own addresses: those change on home networks, and the proxier reads them once.
-		// Loopback is named although the others include it: where the feature gate KubeProxyNFTablesLocalhostNodePorts is on,
+		// Loopback is named although the others include it: with KubeProxyNFTablesLocalhostNodePorts (see internal/upstream),
 		// nftables mode serves TCP ports there only if it is.
 		out.NodePortAddresses = []string{"127.0.0.0/8", proxyutil.IPv4ZeroCIDR, "::1/128", proxyutil.IPv6ZeroCIDR}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	"k8s.io/client-go/tools/cache"
@@ -40,66 +39,89 @@ func handlers[T any](add func(T), update func(old, obj T), remove func(T)) cache
 	}
 }
 
-// watch registers the proxier and the pod network with the informers and starts those. The channel is closed when the
-// proxier has written what was there at the start.
+// watch feeds the proxier and the pod network from the informers.
+type watch struct {
+	handled  []cache.ResourceEventHandlerRegistration
+	complete func()
+	// synced is closed once the proxier has everything that was there at the start.
+	synced chan struct{}
+}
+
+// watch registers the proxier and the pod network with the informers.
 //
 // Upstream's pkg/proxy/config is not used: it registers with the informer first and takes its own handlers afterwards, which
 // loses what a shared, running informer reports in between.
-func (p *Proxy) watch(ctx context.Context, g *errgroup.Group, proxier proxy.Provider, network *podnet.Network) (<-chan struct{}, error) {
+func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, error) {
 	services := newServiceFilter(proxier, p.cfg.LocalServiceIPs)
 	endpoints := endpointFilter{proxier}
-	ranges := &serviceRanges{told: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
-	nodes := p.factory.Core().V1().Nodes().Informer()
+	ranges := &serviceRanges{changed: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
+	nodes := p.gate.Core().V1().Nodes().Informer()
 	changed := func() {
 		// Until the first list is complete, nodes that are not in it yet would count as gone.
 		if nodes.HasSynced() {
 			p.nodesChanged(nodes.GetStore(), proxier, network)
 		}
 	}
-	var synced [4]cache.ResourceEventHandlerRegistration
-	for i, r := range []struct {
-		informer cache.SharedIndexInformer
-		handler  cache.ResourceEventHandler
-	}{
-		{p.factory.Core().V1().Services().Informer(), handlers(services.OnServiceAdd, services.OnServiceUpdate, services.OnServiceDelete)},
-		{p.factory.Discovery().V1().EndpointSlices().Informer(), handlers(endpoints.OnEndpointSliceAdd, endpoints.OnEndpointSliceUpdate, endpoints.OnEndpointSliceDelete)},
-		{p.factory.Networking().V1().ServiceCIDRs().Informer(), handlers(ranges.set, func(_, c *networking.ServiceCIDR) { ranges.set(c) }, ranges.remove)},
-		{nodes, handlers(func(*v1.Node) { changed() }, func(_, _ *v1.Node) { changed() }, func(*v1.Node) { changed() })},
-	} {
-		var err error
-		if synced[i], err = r.informer.AddEventHandler(r.handler); err != nil {
-			return nil, fmt.Errorf("watch what the proxy depends on: %w", err)
-		}
-	}
-	p.factory.Start(ctx.Done())
-	done := make(chan struct{})
-	g.Go(func() error {
-		if !cache.WaitForCacheSync(ctx.Done(), synced[0].HasSynced, synced[1].HasSynced, synced[2].HasSynced, synced[3].HasSynced) {
-			return nil
-		}
+	w := &watch{synced: make(chan struct{}), complete: func() {
 		changed()
 		// The first call only notes that one half is there, the second writes the rules.
 		services.OnServiceSynced()
 		endpoints.OnEndpointSlicesSynced()
-		close(done)
-		return nil
-	})
-	return done, nil
+	}}
+	for _, r := range []struct {
+		informer cache.SharedIndexInformer
+		handler  cache.ResourceEventHandler
+	}{
+		{
+			p.gate.Core().V1().Services().Informer(),
+			handlers(services.OnServiceAdd, services.OnServiceUpdate, services.OnServiceDelete),
+		},
+		{
+			p.gate.Discovery().V1().EndpointSlices().Informer(),
+			handlers(endpoints.OnEndpointSliceAdd, endpoints.OnEndpointSliceUpdate, endpoints.OnEndpointSliceDelete),
+		},
+		{
+			p.gate.Networking().V1().ServiceCIDRs().Informer(),
+			handlers(ranges.set, func(_, c *networking.ServiceCIDR) { ranges.set(c) }, ranges.remove),
+		},
+		{nodes, handlers(func(*v1.Node) { changed() }, func(_, _ *v1.Node) { changed() }, func(*v1.Node) { changed() })},
+	} {
+		handled, err := r.informer.AddEventHandler(r.handler)
+		if err != nil {
+			return nil, fmt.Errorf("watch what the proxy depends on: %w", err)
+		}
+		w.handled = append(w.handled, handled)
+	}
+	return w, nil
+}
+
+// run waits until all objects of the start have been handled, and lets the proxier write its rules.
+func (w *watch) run(ctx context.Context) error {
+	for _, h := range w.handled {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.HasSyncedChecker().Done():
+		}
+	}
+	w.complete()
+	close(w.synced)
+	return nil
 }
 
 // serviceRanges joins the ranges of all ServiceCIDR objects.
 type serviceRanges struct {
-	told func(cidrs []string)
+	changed func(cidrs []string)
 
 	mu    sync.Mutex          // guards known
 	known map[string][]string // by object
 }
 
-func (r *serviceRanges) set(c *networking.ServiceCIDR) { r.change(c.Name, c.Spec.CIDRs) }
+func (r *serviceRanges) set(c *networking.ServiceCIDR) { r.replace(c.Name, c.Spec.CIDRs) }
 
-func (r *serviceRanges) remove(c *networking.ServiceCIDR) { r.change(c.Name, nil) }
+func (r *serviceRanges) remove(c *networking.ServiceCIDR) { r.replace(c.Name, nil) }
 
-func (r *serviceRanges) change(name string, cidrs []string) {
+func (r *serviceRanges) replace(name string, cidrs []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(cidrs) == 0 {
@@ -111,5 +133,5 @@ func (r *serviceRanges) change(name string, cidrs []string) {
 	for _, each := range r.known {
 		all = append(all, each...)
 	}
-	r.told(all)
+	r.changed(all)
 }

@@ -3,11 +3,12 @@ package netproxy
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 
-	"golang.org/x/sync/errgroup"
+	"go.uber.org/zap/zaptest"
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	networking "k8s.io/api/networking/v1"
@@ -15,7 +16,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/informer"
+	"github.com/mote-dev/mote/internal/netnstest"
 	"github.com/mote-dev/mote/netproxy/podnet"
 )
 
@@ -72,15 +77,17 @@ func TestProxy_Watch_RunningInformers(t *testing.T) {
 	client := fake.NewClientset(objects...)
 	for range 20 {
 		ctx, cancel := context.WithCancel(context.Background())
-		factory := informers.NewSharedInformerFactory(client, 0)
-		factory.Core().V1().Services().Informer()
-		factory.Core().V1().Nodes().Informer()
-		factory.Discovery().V1().EndpointSlices().Informer()
-		factory.Networking().V1().ServiceCIDRs().Informer()
-		factory.Start(ctx.Done())
-		factory.WaitForCacheSync(ctx.Done())
+		shared := informer.NewShared(informers.NewSharedInformerFactory(client, 0))
+		ran := make(chan error, 1)
+		go func() { ran <- shared.Run(ctx) }()
+		shared.Core().V1().Services().Informer()
+		shared.Core().V1().Nodes().Informer()
+		shared.Discovery().V1().EndpointSlices().Informer()
+		shared.Networking().V1().ServiceCIDRs().Informer()
+		shared.Ensure()
+		shared.WaitForCacheSync(ctx.Done())
 
-		p, err := New(Config{Client: client, Informers: factory, NodeName: "n1", CNIConfDir: "/c", StateDir: "/s", Cluster: cluster("10.42.0.0/16", "10.43.0.0/16")})
+		p, err := New(watchConfig(shared))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,12 +96,17 @@ func TestProxy_Watch_RunningInformers(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := &lockedRecorder{}
-		g, gctx := errgroup.WithContext(ctx)
-		synced, err := p.watch(gctx, g, r, network)
+		w, err := p.watch(r, network)
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-synced
+		if err := p.gate.Open(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		<-w.synced
 		r.locked(func() {
 			if len(r.calls) != 2*count {
 				t.Errorf("%d of %d objects reached the proxier", len(r.calls), 2*count)
@@ -110,10 +122,81 @@ func TestProxy_Watch_RunningInformers(t *testing.T) {
 				t.Errorf("topology: %v", r.topology)
 			}
 		})
-		cancel()
-		if err := g.Wait(); err != nil {
+		if err := p.gate.Close(); err != nil {
 			t.Error(err)
 		}
-		factory.Shutdown()
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// watchConfig is a config whose informers run elsewhere.
+func watchConfig(shared informers.SharedInformerFactory) Config {
+	return Config{
+		Informers:  shared,
+		NodeName:   "n1",
+		CNIConfDir: "/c",
+		StateDir:   "/s",
+		Cluster:    clusterconfig.Config{}.WithDefaults(),
+	}
+}
+
+func TestNew_RequestsInformers(t *testing.T) {
+	factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
+	if _, err := New(watchConfig(factory)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	factory.Start(ctx.Done())
+	synced := factory.WaitForCacheSync(ctx.Done())
+	if len(synced) != 5 {
+		t.Errorf("the owner of the factory would start %d informers, want services, endpoint slices, nodes, ranges, policies: %v", len(synced), synced)
+	}
+	cancel()
+	factory.Shutdown()
+}
+
+// A proxy that ends must neither stop informers that others use nor leave its handlers on them.
+func TestProxy_Run_Ends_SharedInformersGoOnWithoutIt(t *testing.T) {
+	if !netnstest.Enter(t) {
+		return
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	shared := informer.NewShared(informers.NewSharedInformerFactory(fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), 0))
+	ran := make(chan error, 1)
+	go func() { ran <- shared.Run(ctx) }()
+	dir := t.TempDir()
+	c := watchConfig(shared)
+	c.CNIConfDir, c.StateDir, c.Logger = filepath.Join(dir, "net.d"), filepath.Join(dir, "cni"), zaptest.NewLogger(t)
+	p, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runCtx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- p.Run(runCtx) }()
+	select {
+	case <-p.Ready():
+	case err := <-done:
+		t.Fatal(err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+	services := shared.Core().V1().Services().Informer()
+	if services.IsStopped() {
+		t.Error("the informers ended with the proxy")
+	}
+	if _, err := p.gate.Core().V1().Services().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{}); err == nil {
+		t.Error("the proxy's handlers were not removed")
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
 	}
 }

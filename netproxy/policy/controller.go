@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
@@ -48,8 +49,8 @@ type Controller struct {
 	namespaces cache.SharedIndexInformer // nil until the first policy
 }
 
-// New makes a controller for the pods of a node. It adds the informer of policies to the factory, which has to be started
-// afterwards.
+// New makes a controller for the pods of a node. It requests the informer of policies from the factory, and those of pods and
+// namespaces when there is a policy. The factory's owner runs them: Start is taken for a request, as internal/informer does.
 func New(node string, factory informers.SharedInformerFactory, log *zap.Logger) (*Controller, error) {
 	c := &Controller{node: node, log: log, factory: factory, table: nfttool.Table{Name: Table}}
 	c.loop = reconcile.New(c.passes(c.pass))
@@ -200,7 +201,7 @@ func (c *Controller) watchPods(ctx context.Context) error {
 			return err
 		}
 		c.pods, c.namespaces = pods, namespaces
-		c.factory.Start(ctx.Done())
+		c.factory.Start(wait.NeverStop) // a request to the owner, who decides when they end
 		c.log.Info("network policies found; watching pods")
 	}
 	// Rules made without all pods would cut off those missing.
