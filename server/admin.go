@@ -78,7 +78,11 @@ func (s *Server) replaceRevokedAdmin(ctx context.Context, revoked *revocation.Gu
 	if err != nil {
 		return err
 	}
-	if _, is := revoked.Revoked(cert); is {
+	_, is, err := revoked.Revoked(ctx, cert)
+	if err != nil {
+		return err
+	}
+	if is {
 		// All of them are dated back to one day, so the new one has to be named.
 		accept := func(cert *x509.Certificate) error { return revoked.Admit(ctx, cert) }
 		if err := s.pki.ReplaceAdmin(time.Now(), accept); err != nil {

@@ -81,11 +81,11 @@ func TestServer_KeepAdmin_WritesTheFileHoweverLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if why, is := guard.Revoked(written[0]); is {
-		t.Errorf("the certificate in the new file is refused: %s", why)
+	if why, is, err := guard.Revoked(ctx, written[0]); is || err != nil {
+		t.Errorf("the certificate in the new file is refused: %s, %v", why, err)
 	}
-	if _, is := guard.Revoked(old); !is {
-		t.Error("the old certificate is let in")
+	if _, is, err := guard.Revoked(ctx, old); !is || err != nil {
+		t.Errorf("the old certificate is let in (%v)", err)
 	}
 	if n := logs.FilterMessageSnippet("no new kubeconfig yet").Len(); n != 1 {
 		t.Errorf("the same fault was logged %d times", n)

@@ -39,9 +39,9 @@ func (s *Server) newJoining(revoked *revocation.Guard, tunnels *tunnel.Server) (
 		},
 		Client: s.client, Informers: s.shared, Logger: c.Logger.Named("join"),
 		Tunnel: guardedTunnel{revoked, tunnels}, NodeRevoked: revoked.NodeRevoked, Admit: revoked.Admit,
-		Revoked: func(cert *x509.Certificate) bool {
-			_, is := revoked.Revoked(cert)
-			return is
+		Revoked: func(ctx context.Context, cert *x509.Certificate) (bool, error) {
+			_, is, err := revoked.Revoked(ctx, cert)
+			return is, err
 		},
 	})
 }

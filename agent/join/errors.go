@@ -50,7 +50,7 @@ func retryable(err error) bool {
 	var e *joinapi.Error
 	if errors.As(err, &e) {
 		switch e.Code {
-		case joinapi.CodeTooManyRequests, joinapi.CodeNotReady, joinapi.CodeClockSkew:
+		case joinapi.CodeTooManyRequests, joinapi.CodeNotReady, joinapi.CodeClockSkew, joinapi.CodeIncomplete:
 			return true
 		}
 		return false

@@ -66,13 +66,17 @@ type Cluster struct {
 	Time              time.Time `json:"time"`
 }
 
-// Code says why a request was refused, so that the node knows whether to wait.
+// Code is why a request was refused, so that the node knows whether to try again. A node treats a
+// code it does not know, from a newer server, like CodeBadRequest at its first join; a node that has
+// joined goes on with what it has and tries again later.
 type Code string
 
-// What a refused request can be told.
+// The codes of a refused request.
 const (
 	// CodeBadRequest: the request itself is wrong; trying again is pointless.
 	CodeBadRequest Code = "BadRequest"
+	// CodeIncomplete: the request did not arrive whole, or not in time; try again.
+	CodeIncomplete Code = "Incomplete"
 	// CodeTokenInvalid: the token is unknown, expired, revoked or wrong. Which of
 	// them is not said.
 	CodeTokenInvalid Code = "TokenInvalid"
@@ -92,8 +96,12 @@ const (
 	CodeClockSkew Code = "ClockSkew"
 	// CodeTooManyRequests: wait, then try again.
 	CodeTooManyRequests Code = "TooManyRequests"
-	// CodeNotReady: the server is starting; try again.
+	// CodeNotReady: the server is starting, or cannot do it just now; try again.
 	CodeNotReady Code = "NotReady"
+	// CodeTunnelOpen: the server has a tunnel of this node already; keep that one.
+	CodeTunnelOpen Code = "TunnelOpen"
+	// CodeInternal: the server has a fault that trying again does not cure; its log has the cause.
+	CodeInternal Code = "Internal"
 )
 
 // Error is the body of every answer that is not a success.

@@ -1,20 +1,24 @@
 package join
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"time"
 
 	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// refusal is an answer that is not a success. It is told to the node as it is.
+// refusal is an answer that is not a success. The node gets it as it is.
 type refusal struct {
 	status int
 	code   joinapi.Code
@@ -39,6 +43,8 @@ func refuse(code joinapi.Code, format string, args ...any) error {
 		status = http.StatusTooManyRequests
 	case joinapi.CodeNotReady:
 		status = http.StatusServiceUnavailable
+	case joinapi.CodeInternal:
+		status = http.StatusInternalServerError
 	}
 	return &refusal{status: status, code: code, text: fmt.Sprintf(format, args...)}
 }
@@ -49,52 +55,80 @@ func refuseAs(status int, code joinapi.Code, format string, args ...any) error {
 }
 
 const (
-	// tellEvery limits how often the log hears the same refusal of one address.
-	tellEvery = time.Minute
-	// maxTold bounds what is remembered for that. Who comes when it is full is
-	// not told of: a crowd of strangers must not fill the log.
-	maxTold = 1024
+	// logInterval limits how often the same refusal of one address is logged.
+	logInterval = time.Minute
+	// maxLogged bounds what is remembered for that. While the table is full, further addresses are
+	// not logged: a crowd of strangers must not fill the log.
+	maxLogged = 1024
 )
 
-// refused is what counts as the same refusal.
+// refused is what makes two refusals the same to the log.
 type refused struct {
 	from netip.Prefix
 	path string
 	code joinapi.Code
 }
 
-// due reports whether the log shall hear of r again.
+// due reports whether r is worth a log line.
 func (s *Service) due(r refused) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.config.Now()
-	if last, ok := s.told[r]; ok && now.Sub(last).Abs() < tellEvery {
+	if last, ok := s.logged[r]; ok && now.Sub(last).Abs() < logInterval {
 		return false
 	}
-	if len(s.told) >= maxTold {
-		maps.DeleteFunc(s.told, func(_ refused, last time.Time) bool { return now.Sub(last).Abs() >= tellEvery })
+	if len(s.logged) >= maxLogged {
+		maps.DeleteFunc(s.logged, func(_ refused, last time.Time) bool { return now.Sub(last).Abs() >= logInterval })
 	}
-	if len(s.told) >= maxTold {
+	if len(s.logged) >= maxLogged {
 		return false
 	}
-	s.told[r] = now
+	s.logged[r] = now
 	return true
 }
 
-// fail answers with err. What is no refusal is a fault of this server: the log
-// has it, and the node tries again.
+// fail answers with err. An error that is no refusal is a fault of this server: its log has the
+// cause, and the code tells the node whether trying again can help.
 func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
-	var told *refusal
+	var answer *refusal
 	log := s.config.Logger.With(zap.String("path", r.URL.Path), zap.String("from", r.RemoteAddr))
-	if errors.As(err, &told) {
-		if s.due(refused{origin(r.RemoteAddr), r.URL.Path, told.code}) {
-			log.Info("refused a node", zap.String("code", string(told.code)), zap.String("reason", told.text))
+	switch {
+	case errors.As(err, &answer):
+		if s.due(refused{origin(r.RemoteAddr), r.URL.Path, answer.code}) {
+			log.Info("refused a node", zap.String("code", string(answer.code)), zap.String("reason", answer.text))
 		}
-	} else {
+	case transient(err):
 		log.Warn("could not answer a node", zap.Error(err))
-		told = &refusal{http.StatusServiceUnavailable, joinapi.CodeNotReady, "the server could not do it just now; its log says why: try again"}
+		answer = &refusal{http.StatusServiceUnavailable, joinapi.CodeNotReady, "the server could not do it just now; its log says why: try again"}
+	default:
+		log.Error("cannot answer a node", zap.Error(err))
+		answer = &refusal{http.StatusInternalServerError, joinapi.CodeInternal, "the server cannot do it; its log says why: mend that first, then try again"}
 	}
-	write(w, told.status, joinapi.Error{Code: told.code, Message: told.text, ServerTime: s.config.Now()})
+	write(w, answer.status, joinapi.Error{Code: answer.code, Message: answer.text, ServerTime: s.config.Now()})
+}
+
+// transient reports whether err may be gone when the node tries again: time ran out, or the API
+// server did not answer, was busy or has a fault of its own. An error it does not know is not: it is
+// this program's, and would come again.
+func transient(err error) bool {
+	// client-go wraps what a transport returns in a url.Error.
+	var transport *url.Error
+	if errors.As(err, &transport) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || wait.Interrupted(err) {
+		return true
+	}
+	var api apierrors.APIStatus
+	if !errors.As(err, &api) {
+		return false
+	}
+	switch code := api.Status().Code; code {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
+		return true
+	case http.StatusForbidden:
+		// The authorizer reads its rules from caches, which lag behind after the start.
+		return true
+	default:
+		return code >= http.StatusInternalServerError
+	}
 }
 
 func write(w http.ResponseWriter, status int, body any) {

@@ -3,6 +3,7 @@ package join
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -43,14 +44,17 @@ type approver struct {
 }
 
 // Run decides on kubelets' serving certificates until ctx ends.
-func (s *Service) Run(ctx context.Context) error {
+func (s *Service) Run(ctx context.Context) (err error) {
 	gate := informer.NewGate(s.config.Informers, nil)
+	defer func() { err = errors.Join(err, gate.Close()) }()
 	nodes, slices := gate.Core().V1().Nodes(), gate.Discovery().V1().EndpointSlices()
 	a := &approver{service: s, nodes: nodes.Lister(), slices: slices.Lister()}
 	synced := []cache.InformerSynced{nodes.Informer().HasSynced, slices.Informer().HasSynced}
 	controller := certificates.NewCertificateController(ctx, "kubelet-serving-approver", s.client, gate.Certificates().V1().CertificateSigningRequests(), a.handle)
-	gate.Open()
-	gate.Start(ctx.Done())
+	if err := gate.Open(); err != nil {
+		return fmt.Errorf("watch certificate requests: %w", err)
+	}
+	s.config.Informers.Ensure()
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}
@@ -58,7 +62,7 @@ func (s *Service) Run(ctx context.Context) error {
 	return nil
 }
 
-// handle decides on one request, or returns an error to be asked again.
+// handle decides on one request, or returns an error to be called again.
 func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) error {
 	if csr.Spec.SignerName != certificatesv1.KubeletServingSignerName {
 		return nil
@@ -68,19 +72,22 @@ func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSi
 			return nil
 		}
 	}
-	fault, mayPass := a.fault(csr)
-	if fault != "" && mayPass && a.service.config.Now().Sub(csr.CreationTimestamp.Time) < addressGrace {
-		return certificates.IgnorableError("request %s waits: %s", csr.Name, fault)
+	objection, mayPass, err := a.check(ctx, csr)
+	if err != nil {
+		return fmt.Errorf("check certificate request %s: %w", csr.Name, err)
+	}
+	if objection != "" && mayPass && a.service.config.Now().Sub(csr.CreationTimestamp.Time) < addressGrace {
+		return certificates.IgnorableError("request %s waits: %s", csr.Name, objection)
 	}
 	condition := certificatesv1.CertificateSigningRequestCondition{
 		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
 		Reason: "MoteApproved", Message: "Names and addresses are those of the node that asks.",
 	}
-	if fault != "" {
-		condition.Type, condition.Reason, condition.Message = certificatesv1.CertificateDenied, "MoteDenied", fault
+	if objection != "" {
+		condition.Type, condition.Reason, condition.Message = certificatesv1.CertificateDenied, "MoteDenied", objection
 	}
 	csr.Status.Conditions = append(csr.Status.Conditions, condition)
-	_, err := a.service.client.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
+	_, err = a.service.client.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) {
 		// Another server was faster, and decides the same.
 		return certificates.IgnorableError("request %s was changed meanwhile", csr.Name)
@@ -88,91 +95,96 @@ func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSi
 	if err != nil {
 		return fmt.Errorf("decide on certificate request %s: %w", csr.Name, err)
 	}
-	if fault != "" {
-		a.service.config.Logger.Warn("denied a kubelet's serving certificate", zap.String("request", csr.Name), zap.String("by", csr.Spec.Username), zap.String("reason", fault))
+	if objection != "" {
+		a.service.config.Logger.Warn("denied a kubelet's serving certificate", zap.String("request", csr.Name), zap.String("by", csr.Spec.Username), zap.String("reason", objection))
 	}
 	return nil
 }
 
-// fault says what is wrong with a request; mayPass, that it may be right soon.
-func (a *approver) fault(csr *certificatesv1.CertificateSigningRequest) (text string, mayPass bool) {
+// check returns what speaks against a request, and whether that may pass by itself. With an error
+// it is not known, and nothing is decided.
+func (a *approver) check(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (objection string, mayPass bool, err error) {
 	name, isNode := strings.CutPrefix(csr.Spec.Username, nodePrefix)
 	if !isNode || name == "" || !slices.Contains(csr.Spec.Groups, user.NodesGroup) {
-		return fmt.Sprintf("requested by %s, who is no node", csr.Spec.Username), false
+		return fmt.Sprintf("requested by %s, who is no node", csr.Spec.Username), false, nil
 	}
 	request, err := certificatesapi.ParseCSR(csr.Spec.Request)
 	if err != nil {
-		return "the request cannot be read", false
+		return "the request cannot be read", false, nil
 	}
 	usages := sets.NewString()
 	for _, u := range csr.Spec.Usages {
 		usages.Insert(string(u))
 	}
 	if err := certificatesapi.ValidateKubeletServingCSR(request, usages); err != nil {
-		return err.Error(), false
+		return err.Error(), false, nil
 	}
 	if err := checkKey(request.PublicKey); err != nil {
-		return err.Error(), false
+		return err.Error(), false, nil
 	}
 	if err := request.CheckSignature(); err != nil {
-		return "the request is not signed with its own key", false
+		return "the request is not signed with its own key", false, nil
 	}
 	if request.Subject.CommonName != csr.Spec.Username || len(request.Subject.Names) != 2 {
-		return fmt.Sprintf("the subject is not %s of %s alone", csr.Spec.Username, user.NodesGroup), false
+		return fmt.Sprintf("the subject is not %s of %s alone", csr.Spec.Username, user.NodesGroup), false, nil
 	}
-	if a.service.config.NodeRevoked(name) {
-		return fmt.Sprintf("node %s was revoked", name), false
+	revoked, err := a.service.config.NodeRevoked(ctx, name)
+	if err != nil {
+		return "", false, err
+	}
+	if revoked {
+		return fmt.Sprintf("node %s was revoked", name), false, nil
 	}
 	for _, n := range request.DNSNames {
 		if n != name {
-			return fmt.Sprintf("name %q is not the node's", shorten(n)), false
+			return fmt.Sprintf("name %q is not the node's", shorten(n)), false, nil
 		}
 		// The node's own name could be one of those if the server got it later.
 		if a.service.isReserved(n) {
-			return fmt.Sprintf("name %q is the API server's", n), false
+			return fmt.Sprintf("name %q is the API server's", n), false, nil
 		}
 	}
-	return a.addressFault(name, request)
+	return a.checkAddresses(name, request)
 }
 
-func (a *approver) addressFault(name string, request *x509.CertificateRequest) (text string, mayPass bool) {
+func (a *approver) checkAddresses(name string, request *x509.CertificateRequest) (objection string, mayPass bool, err error) {
 	if len(request.IPAddresses) == 0 {
-		return "", false
+		return "", false, nil
 	}
 	servers, err := a.servers()
 	if err != nil {
-		return err.Error(), true
+		return "", false, err
 	}
 	own, err := a.nodes.Get(name)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return err.Error(), true
+		return "", false, err
 	}
 	all, err := a.nodes.List(labels.Everything())
 	if err != nil {
-		return err.Error(), true
+		return "", false, err
 	}
 	for _, ip := range request.IPAddresses {
 		// Addresses that say nothing about who is reached there.
 		if !ip.IsGlobalUnicast() {
-			return fmt.Sprintf("address %s is not of one machine", ip), false
+			return fmt.Sprintf("address %s is not of one machine", ip), false, nil
 		}
 		if a.service.config.Cluster.Contains(ip) {
-			return fmt.Sprintf("address %s is of the cluster's pods or services", ip), false
+			return fmt.Sprintf("address %s is of the cluster's pods or services", ip), false, nil
 		}
 		if slices.ContainsFunc(servers, ip.Equal) {
-			return fmt.Sprintf("address %s is an API server's", ip), false
+			return fmt.Sprintf("address %s is an API server's", ip), false, nil
 		}
 		for _, other := range all {
 			// The address may have moved here, and the other node not know yet.
 			if other.Name != name && hasAddress(other, ip) {
-				return fmt.Sprintf("address %s is also node %s's", ip, other.Name), true
+				return fmt.Sprintf("address %s is also node %s's", ip, other.Name), true, nil
 			}
 		}
 		if own == nil || !hasAddress(own, ip) {
-			return fmt.Sprintf("address %s is not in the status of node %s", ip, name), true
+			return fmt.Sprintf("address %s is not in the status of node %s", ip, name), true, nil
 		}
 	}
-	return "", false
+	return "", false, nil
 }
 
 func hasAddress(node *corev1.Node, ip net.IP) bool {

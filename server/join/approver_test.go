@@ -5,8 +5,11 @@ import (
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
+	"fmt"
 	"net"
 	"net/url"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +18,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/mote-dev/mote/internal/informer"
+	"github.com/mote-dev/mote/internal/retry"
+	"github.com/mote-dev/mote/server/revocation"
 )
 
 func kubernetesSlice(addresses ...string) *discoveryv1.EndpointSlice {
@@ -63,17 +71,33 @@ func decided(t *testing.T, f *fixture, name string) (approved bool, why string) 
 // startApprover runs the approver until the test ends.
 func startApprover(t *testing.T, f *fixture) {
 	t.Helper()
-	f.config.Informers = informers.NewSharedInformerFactory(f.api, 0)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- f.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
+	startInformers(t, f)
+	background(t, f.Run)
+}
+
+// startInformers runs the shared informers until the test ends.
+func startInformers(t *testing.T, f *fixture) {
+	t.Helper()
+	f.config.Informers = informer.NewShared(informers.NewSharedInformerFactory(f.api, 0))
+	background(t, f.config.Informers.Run)
+}
+
+// background runs something until the test ends, or the function it returns is called.
+func background(t *testing.T, run func(context.Context) error) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := run(ctx); err != nil {
 			t.Error(err)
 		}
-		f.config.Informers.Shutdown()
 	})
+	stop = func() {
+		cancel()
+		running.Wait()
+	}
+	t.Cleanup(stop)
+	return stop
 }
 
 type (
@@ -82,7 +106,9 @@ type (
 )
 
 func TestApprover(t *testing.T) {
-	f := newFixture(t, func(c *Config) { c.NodeRevoked = func(n string) bool { return n == "revoked" } },
+	f := newFixture(t, func(c *Config) {
+		c.NodeRevoked = func(_ context.Context, n string) (bool, error) { return n == "revoked", nil }
+	},
 		kubernetesSlice("192.0.2.1", "192.0.2.2"),
 		// n1 says that it has addresses of others; its host name is the API server's.
 		nodeAt("n1", "192.0.2.11", "192.0.2.2", "10.42.3.4", "192.0.2.12", "127.0.0.1"),
@@ -171,6 +197,54 @@ func TestApprover_WaitsForAddresses(t *testing.T) {
 	}
 	if approved, why := decided(t, f, name); !approved {
 		t.Errorf("denied: %s", why)
+	}
+}
+
+// The informers outlive the approver: others use them, too.
+func TestApprover_Stops_InformersGoOn(t *testing.T) {
+	f := newFixture(t, nil, nodeAt("n1"))
+	startInformers(t, f)
+	stop := background(t, f.Run)
+	f.ask(t, servingRequest("n1"), newKey(t), request{Subject: nodeSubject("n1").Subject, DNSNames: []string{"n1"}}, time.Now())
+	nodes := f.config.Informers.Core().V1().Nodes().Informer()
+	if !cache.WaitForCacheSync(ends(t).Done(), nodes.HasSynced) {
+		t.Fatal("the nodes are not read")
+	}
+	stop()
+	if nodes.IsStopped() {
+		t.Error("the informer has stopped")
+	}
+	// The fake API loses what happens between list and watch, so one change is not enough.
+	ctx := ends(t)
+	for i := 2; len(nodes.GetStore().ListKeys()) < 2; i++ {
+		if _, err := f.api.CoreV1().Nodes().Create(ctx, nodeAt(fmt.Sprintf("n%d", i)), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := retry.Sleep(ctx, 10*time.Millisecond); err != nil {
+			t.Fatal("the informer no longer follows")
+		}
+	}
+}
+
+// While it is not known whether a node is revoked nothing is decided: a denial is for good.
+func TestApprover_RevocationUnknown_DecidesNothing(t *testing.T) {
+	f := newFixture(t, func(c *Config) {
+		c.NodeRevoked = func(context.Context, string) (bool, error) { return false, revocation.ErrNotRead }
+	})
+	csr := &certificatesv1.CertificateSigningRequest{Spec: servingRequest("n1")}
+	csr.CreationTimestamp = metav1.NewTime(time.Now().Add(-2 * addressGrace))
+	csr.Spec.Request = csrFor(t, newKey(t), request{Subject: nodeSubject("n1").Subject, DNSNames: []string{"n1"}})
+	a := &approver{service: f.Service}
+	if err := a.handle(t.Context(), csr); !errors.Is(err, revocation.ErrNotRead) || len(csr.Status.Conditions) > 0 {
+		t.Errorf("conditions %v, %v", csr.Status.Conditions, err)
+	}
+}
+
+// servingRequest is what a node asks with for a serving certificate.
+func servingRequest(node string) spec {
+	return spec{
+		SignerName: certificatesv1.KubeletServingSignerName, Username: nodePrefix + node, Groups: []string{"system:nodes"},
+		Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
 	}
 }
 

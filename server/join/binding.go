@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -65,7 +66,7 @@ func (s *Service) bind(ctx context.Context, from netip.Prefix, node, secret stri
 		if err != nil {
 			return false, err
 		}
-		return bound(binding, secret), nil
+		return bound(binding, secret)
 	})
 	switch {
 	case err != nil:
@@ -85,7 +86,10 @@ func (s *Service) prove(ctx context.Context, from netip.Prefix, node, secret str
 		if apierrors.IsNotFound(err) {
 			return false, nil
 		}
-		return err == nil && bound(binding, secret), err
+		if err != nil {
+			return false, err
+		}
+		return bound(binding, secret)
 	})
 	switch {
 	case err != nil:
@@ -119,12 +123,18 @@ func hashOf(salt, secret string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func bound(binding *corev1.Secret, secret string) bool {
+// bound reports whether secret is the one the name is bound to. A binding that somebody has changed
+// leaves that open: it is an error, which makes the node neither unknown nor another machine.
+func bound(binding *corev1.Secret, secret string) (bool, error) {
+	if binding.Labels[bindingLabel] == KindServer {
+		return false, nil
+	}
 	salt, want := binding.Data[saltKey], binding.Data[hashKey]
 	if len(salt) == 0 || len(want) != 2*sha256.Size {
-		return false
+		return false, fmt.Errorf("read secret %s/%s: it holds no salt and hash of a node's secret: remove it with `mote node forget %s` and join again",
+			metav1.NamespaceSystem, binding.Name, strings.TrimSuffix(binding.Name, bindingSuffix))
 	}
-	return subtle.ConstantTimeCompare([]byte(hashOf(string(salt), secret)), want) == 1
+	return subtle.ConstantTimeCompare([]byte(hashOf(string(salt), secret)), want) == 1, nil
 }
 
 // ReserveNode keeps the name of a server's own node from everybody else. alone

@@ -3,6 +3,8 @@ package join
 import (
 	"context"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -11,11 +13,15 @@ import (
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/server/revocation"
 )
 
-// answerTimeout bounds one answer, the wait for a certificate included. Nodes
-// wait 20 seconds.
-const answerTimeout = 18 * time.Second
+const (
+	// answerTimeout bounds one answer, the wait for a certificate included. Nodes wait 20 seconds.
+	answerTimeout = 18 * time.Second
+	// revocationTimeout bounds the part of it that waits for the list of revoked certificates.
+	revocationTimeout = 5 * time.Second
+)
 
 // Wrap puts the paths of joinapi in front of next, for requests that came over
 // TLS; those from this process have no business there.
@@ -80,8 +86,8 @@ func (s *Service) serveJoin(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkClock(request); err != nil {
 		return err
 	}
-	if s.config.NodeRevoked(request.NodeName) {
-		return s.refuseRevoked(request.NodeName)
+	if err := s.checkNodeRevoked(ctx, request.NodeName); err != nil {
+		return err
 	}
 	if err := s.bind(ctx, from, request.NodeName, request.NodeSecret); err != nil {
 		return err
@@ -114,15 +120,33 @@ func (s *Service) serveRejoin(w http.ResponseWriter, r *http.Request) error {
 	if err := s.prove(ctx, from, request.NodeName, request.NodeSecret); err != nil {
 		return err
 	}
-	if s.config.NodeRevoked(request.NodeName) {
-		return s.refuseRevoked(request.NodeName)
+	if err := s.checkNodeRevoked(ctx, request.NodeName); err != nil {
+		return err
 	}
 	node := &user.DefaultInfo{Name: nodePrefix + request.NodeName, Groups: []string{user.NodesGroup, user.AllAuthenticated}}
 	return s.answer(ctx, w, r, request, node)
 }
 
-func (s *Service) refuseRevoked(node string) error {
+// checkNodeRevoked refuses a node that is revoked, and one of which that is not known yet.
+func (s *Service) checkNodeRevoked(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, revocationTimeout)
+	defer cancel()
+	revoked, err := s.config.NodeRevoked(ctx, node)
+	if err != nil {
+		return revocationUnknown(err)
+	}
+	if !revoked {
+		return nil
+	}
 	return refuse(joinapi.CodeNodeRevoked, "the certificates of node %s were revoked: choose another --node-name, or let the machine in with `mote node forget %s` on the server", node, node)
+}
+
+// revocationUnknown is what a node gets when the server does not know what is revoked.
+func revocationUnknown(err error) error {
+	if errors.Is(err, revocation.ErrNotRead) {
+		return refuse(joinapi.CodeNotReady, "the server is starting: %v: try again", revocation.ErrNotRead)
+	}
+	return fmt.Errorf("check what is revoked: %w", err)
 }
 
 // answer gets the certificate that u asks for and sends it.
@@ -148,11 +172,11 @@ func (s *Service) serveConfig(w http.ResponseWriter, r *http.Request) error {
 	if err := s.wantReady(); err != nil {
 		return err
 	}
-	if _, err := s.authenticate(r); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
+	if _, err := s.authenticate(ctx, r); err != nil {
+		return err
+	}
 	cluster, err := s.cluster(ctx)
 	if err != nil {
 		return err
@@ -165,7 +189,7 @@ func (s *Service) serveTunnel(w http.ResponseWriter, r *http.Request) error {
 	if err := s.wantReady(); err != nil {
 		return err
 	}
-	node, err := s.authenticate(r)
+	node, err := s.authenticate(r.Context(), r)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package join
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -440,7 +441,9 @@ func TestService_Join_Replay(t *testing.T) {
 
 func TestService_Rejoin(t *testing.T) {
 	revoked := ""
-	f := newFixture(t, func(c *Config) { c.NodeRevoked = func(n string) bool { return n == revoked } }, withToken(nil))
+	f := newFixture(t, func(c *Config) {
+		c.NodeRevoked = func(_ context.Context, n string) (bool, error) { return n == revoked, nil }
+	}, withToken(nil))
 	if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n1", secretA)); got.status != http.StatusOK {
 		t.Fatalf("status %d: %+v", got.status, got.refusal)
 	}
@@ -477,8 +480,10 @@ func TestService_Config_WhoMayAsk(t *testing.T) {
 	var revoked *x509.Certificate
 	node := ""
 	f := newFixture(t, func(c *Config) {
-		c.Revoked = func(cert *x509.Certificate) bool { return revoked != nil && cert.Equal(revoked) }
-		c.NodeRevoked = func(n string) bool { return n == node }
+		c.Revoked = func(_ context.Context, cert *x509.Certificate) (bool, error) {
+			return revoked != nil && cert.Equal(revoked), nil
+		}
+		c.NodeRevoked = func(_ context.Context, n string) (bool, error) { return n == node, nil }
 	})
 	changed := func(change func(*x509.Certificate)) []tls.Certificate {
 		template := nodeCertificate("n1")

@@ -108,16 +108,16 @@ func TestService_Refusals_AreToldSeldom(t *testing.T) {
 			t.Errorf("the log has a token: %v", e.ContextMap())
 		}
 	}
-	f.later(tellEvery)
+	f.later(logInterval)
 	f.post(t, joinapi.PathJoin, "fedcba.0123456789abcdef", f.joining(t, "n1", secretA))
 	if got := logs.FilterMessage("refused a node").Len(); got != 3 {
 		t.Errorf("a minute later the log has %d lines, want 3", got)
 	}
-	for i := range 2 * maxTold {
+	for i := range 2 * maxLogged {
 		f.due(refused{from: origin(fmt.Sprintf("10.0.%d.%d:1", i>>8, i&255))})
 	}
-	if len(f.told) > maxTold {
-		t.Errorf("%d refusals are remembered, want at most %d", len(f.told), maxTold)
+	if len(f.logged) > maxLogged {
+		t.Errorf("%d refusals are remembered, want at most %d", len(f.logged), maxLogged)
 	}
 }
 

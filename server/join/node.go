@@ -19,7 +19,7 @@ import (
 )
 
 // authenticate returns the name of the node whose client certificate r came with.
-func (s *Service) authenticate(r *http.Request) (string, error) {
+func (s *Service) authenticate(ctx context.Context, r *http.Request) (string, error) {
 	if len(r.TLS.PeerCertificates) == 0 {
 		return "", refuse(joinapi.CodeCertificateInvalid, "%s is for nodes: a node's client certificate is needed", r.URL.Path)
 	}
@@ -37,10 +37,16 @@ func (s *Service) authenticate(r *http.Request) (string, error) {
 	if !ok || node == "" || !slices.Equal(own.Subject.Organization, []string{user.NodesGroup}) {
 		return "", refuse(joinapi.CodeCertificateInvalid, "the client certificate is no node's: a node's is needed")
 	}
-	if s.config.NodeRevoked(node) {
-		return "", s.refuseRevoked(node)
+	if err := s.checkNodeRevoked(ctx, node); err != nil {
+		return "", err
 	}
-	if s.config.Revoked(own) {
+	ctx, cancel := context.WithTimeout(ctx, revocationTimeout)
+	defer cancel()
+	revoked, err := s.config.Revoked(ctx, own)
+	if err != nil {
+		return "", revocationUnknown(err)
+	}
+	if revoked {
 		return "", refuse(joinapi.CodeCertificateInvalid, "the client certificate was revoked: a node that has joined before joins again by itself")
 	}
 	return node, nil

@@ -65,9 +65,9 @@ func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.R
 	case errors.As(err, &tooLarge):
 		return request, errTooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return request, refuseAs(http.StatusRequestTimeout, joinapi.CodeBadRequest, "the request did not arrive within %s", s.bodyTimeout)
+		return request, refuseAs(http.StatusRequestTimeout, joinapi.CodeIncomplete, "the request did not arrive within %s", s.bodyTimeout)
 	case err != nil:
-		return request, refuse(joinapi.CodeBadRequest, "the request did not arrive whole")
+		return request, refuse(joinapi.CodeIncomplete, "the request did not arrive whole")
 	}
 	// Or the connection would end while the answer is on its way.
 	if err := control.SetReadDeadline(time.Time{}); err != nil {

@@ -14,9 +14,9 @@ import (
 
 	"go.uber.org/zap"
 	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
@@ -45,14 +45,14 @@ type Config struct {
 	Cluster joinapi.Cluster
 	// Client returns a client of the API server in this process that speaks as u.
 	Client func(u user.Info) (kubernetes.Interface, error)
-	// Informers are the ones this process shares.
-	Informers informers.SharedInformerFactory
+	// Informers are the ones this process shares; their owner runs them.
+	Informers *informer.Shared
 	// Tunnel may be nil: there is none then.
 	Tunnel Tunnel
-	// Revoked tells whether a certificate, and NodeRevoked whether all
-	// certificates of a node, count no more. Nil means never.
-	Revoked     func(*x509.Certificate) bool
-	NodeRevoked func(node string) bool
+	// Revoked reports whether a certificate is revoked, and NodeRevoked whether a node is. Both may
+	// wait until that is known, and return an error if it is not. Nil means never.
+	Revoked     func(context.Context, *x509.Certificate) (bool, error)
+	NodeRevoked func(ctx context.Context, node string) (bool, error)
 	// Admit is told of each certificate before it is handed out, so that nothing
 	// that was revoked of the node before is held against it. Nil means nobody is.
 	Admit func(context.Context, *x509.Certificate) error
@@ -78,8 +78,8 @@ type Service struct {
 	ready       atomic.Bool
 
 	mu sync.Mutex // guards what follows
-	// told holds when the log last heard of a refusal.
-	told map[refused]time.Time
+	// logged holds when a refusal was last logged; at most maxLogged.
+	logged map[refused]time.Time
 }
 
 // self is who mote's own part of a server is to its API.
@@ -97,10 +97,10 @@ func New(c Config) (*Service, error) {
 		c.Logger = zap.NewNop()
 	}
 	if c.Revoked == nil {
-		c.Revoked = func(*x509.Certificate) bool { return false }
+		c.Revoked = func(context.Context, *x509.Certificate) (bool, error) { return false, nil }
 	}
 	if c.NodeRevoked == nil {
-		c.NodeRevoked = func(string) bool { return false }
+		c.NodeRevoked = func(context.Context, string) (bool, error) { return false, nil }
 	}
 	if c.Admit == nil {
 		c.Admit = func(context.Context, *x509.Certificate) error { return nil }
@@ -112,7 +112,7 @@ func New(c Config) (*Service, error) {
 	s := &Service{
 		config: c, client: client, roots: x509.NewCertPool(), reserved: &x509.Certificate{DNSNames: c.Names},
 		password: sha256.Sum256([]byte(c.Password)), joins: newLimiter(c.Now), rejoins: newLimiter(c.Now), bodyTimeout: bodyTimeout,
-		told: map[refused]time.Time{},
+		logged: map[refused]time.Time{},
 	}
 	s.roots.AddCert(c.CA)
 	return s, nil

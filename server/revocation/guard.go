@@ -3,6 +3,7 @@ package revocation
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -21,8 +22,8 @@ import (
 // DefaultWait is how long a request waits for the list after the start.
 const DefaultWait = 30 * time.Second
 
-// notRead is what is said of every certificate until the list has been read.
-const notRead = "the list of revoked certificates has not been read yet"
+// ErrNotRead is returned until the list has been read: nobody knows yet what is revoked.
+var ErrNotRead = errors.New("the list of revoked certificates has not been read yet")
 
 // Config is what a Guard needs.
 type Config struct {
@@ -43,8 +44,8 @@ type Guard struct {
 	mu        sync.Mutex
 	callbacks []func()
 	flights   map[*flight]struct{}
-	// told holds when a refusal was last logged, by serial number.
-	told map[string]time.Time
+	// logged holds when a refusal was last logged, by serial number; at most maxLogged.
+	logged map[string]time.Time
 }
 
 // New returns a guard that refuses every certificate until Run has read the list.
@@ -55,7 +56,7 @@ func New(c Config) (*Guard, error) {
 	if c.Wait == 0 {
 		c.Wait = DefaultWait
 	}
-	g := &Guard{config: c, loaded: make(chan struct{}), flights: map[*flight]struct{}{}, told: map[string]time.Time{}}
+	g := &Guard{config: c, loaded: make(chan struct{}), flights: map[*flight]struct{}{}, logged: map[string]time.Time{}}
 	g.list.Store(&list{})
 	return g, nil
 }
@@ -103,32 +104,29 @@ func (g *Guard) OnChange(f func()) {
 	g.callbacks = append(g.callbacks, f)
 }
 
-// Revoked says whether cert is refused, and why. Until the list has been read
-// every certificate is.
-func (g *Guard) Revoked(cert *x509.Certificate) (reason string, revoked bool) {
-	select {
-	case <-g.loaded:
-	default:
-		return notRead, true
+// Revoked reports whether cert is revoked, and why. After the start it waits for the list, and
+// returns ErrNotRead if ctx ends first or the wait takes too long.
+func (g *Guard) Revoked(ctx context.Context, cert *x509.Certificate) (reason string, revoked bool, err error) {
+	if err := g.wait(ctx); err != nil {
+		return "", false, err
 	}
 	if e := g.list.Load().find(cert); e != nil {
-		return e.why(), true
+		return e.why(), true, nil
 	}
-	return "", false
+	return "", false, nil
 }
 
-// NodeRevoked says whether a node of this name must not join. It waits for the
-// list after the start, and says yes if that takes too long.
-func (g *Guard) NodeRevoked(name string) bool {
-	if !g.wait(context.Background()) {
-		return true
+// NodeRevoked reports whether a node of this name must not join. It waits as Revoked does.
+func (g *Guard) NodeRevoked(ctx context.Context, name string) (bool, error) {
+	if err := g.wait(ctx); err != nil {
+		return false, err
 	}
 	for _, e := range g.list.Load().users[NodeUser(name)] {
 		if !e.MayReturn {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // Admit excepts a certificate that is about to be handed out from what was
@@ -141,22 +139,23 @@ func (g *Guard) Admit(ctx context.Context, cert *x509.Certificate) error {
 	return err
 }
 
-// wait waits until the list has been read, as long as requests may.
-func (g *Guard) wait(ctx context.Context) bool {
+// wait waits until the list has been read, as long as ctx and Config.Wait allow.
+func (g *Guard) wait(ctx context.Context) error {
 	select {
 	case <-g.loaded:
-		return true
+		return nil
 	default:
 	}
 	timer := time.NewTimer(g.config.Wait)
 	defer timer.Stop()
 	select {
 	case <-g.loaded:
-		return true
+		return nil
 	case <-timer.C:
+		return ErrNotRead
 	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrNotRead, ctx.Err())
 	}
-	return false
 }
 
 func (g *Guard) apply(object *corev1.ConfigMap) { g.replace(object.ResourceVersion, object.Data) }
@@ -180,7 +179,7 @@ func (g *Guard) replace(version string, data map[string]string) {
 	l, faults := old.next(version, data)
 	// Who registers a request looks at the list afterwards, so one of both sees the other.
 	g.list.Store(l)
-	clear(g.told)
+	clear(g.logged)
 	var cut []*flight
 	for f := range g.flights {
 		if l.find(f.cert) != nil {

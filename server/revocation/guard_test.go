@@ -8,10 +8,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -168,7 +172,20 @@ func (g *guarded) revoke(e Entry, cert *x509.Certificate) {
 }
 
 func (g *guarded) revoked(cert *x509.Certificate) bool {
-	_, revoked := g.Revoked(cert)
+	g.t.Helper()
+	_, revoked, err := g.Revoked(g.t.Context(), cert)
+	if err != nil {
+		g.t.Error(err)
+	}
+	return revoked
+}
+
+func (g *guarded) nodeRevoked(name string) bool {
+	g.t.Helper()
+	revoked, err := g.NodeRevoked(g.t.Context(), name)
+	if err != nil {
+		g.t.Error(err)
+	}
 	return revoked
 }
 
@@ -183,7 +200,7 @@ func (g *guarded) put(key, value string) {
 	}
 }
 
-func (g *guarded) logged(text string) int {
+func (g *guarded) lines(text string) int {
 	n := 0
 	for _, l := range g.logs.All() {
 		if strings.Contains(l.Message, text) {
@@ -275,13 +292,13 @@ func TestGuard_NodeRevoked_UntilForgotten(t *testing.T) {
 		t.Errorf("readmit a node that is not revoked: %v, %v", again, err)
 	}
 	g.revoke(ForUser(NodeUser("pi"), time.Now()), old.Leaf)
-	if !g.NodeRevoked("pi") || g.NodeRevoked("pie") {
+	if !g.nodeRevoked("pi") || g.nodeRevoked("pie") {
 		t.Error("the revoked node may join, or another may not")
 	}
 	if again, err := Readmit(t.Context(), g.client, "pi"); err != nil || !again {
 		t.Fatalf("readmit: %v, %v", again, err)
 	}
-	g.until("node may join", func() bool { return !g.NodeRevoked("pi") })
+	g.until("node may join", func() bool { return !g.nodeRevoked("pi") })
 	if !g.revoked(old.Leaf) {
 		t.Error("a forgotten node's old certificate is let in")
 	}
@@ -293,7 +310,7 @@ func TestGuard_NodeRevoked_UntilForgotten(t *testing.T) {
 		t.Error("the certificate of the node that came back is refused")
 	}
 	g.revoke(ForUser(NodeUser("pi"), time.Now()), fresh.Leaf)
-	if !g.NodeRevoked("pi") {
+	if !g.nodeRevoked("pi") {
 		t.Error("a node that was revoked again may join")
 	}
 }
@@ -309,14 +326,14 @@ func TestGuard_Run_KeepsWhatItCouldReadOfABrokenList(t *testing.T) {
 	if !g.revoked(good.Leaf) || g.revoked(bad.Leaf) {
 		t.Error("at the start: what can be read is not refused, or more than that")
 	}
-	if n := g.logged(`"serial-bad"`); n != 1 {
+	if n := g.lines(`"serial-bad"`); n != 1 {
 		t.Errorf("the broken entry is named in %d lines, want 1", n)
 	}
 	// Mended, broken again: what it said last still counts.
 	g.revoke(ForCertificate(bad.Leaf), bad.Leaf)
 	for _, broken := range []string{"", "{", `{"serial":"1"} {}`, `{"user":"max"}`, `{"sreial":"12"}`} {
 		g.put(ForCertificate(bad.Leaf).key(), broken)
-		g.until("broken entry logged", func() bool { return g.logged(ForCertificate(bad.Leaf).key()) > 0 })
+		g.until("broken entry logged", func() bool { return g.lines(ForCertificate(bad.Leaf).key()) > 0 })
 		if !g.revoked(bad.Leaf) {
 			t.Errorf("%q let a revoked certificate in", broken)
 		}
@@ -325,7 +342,7 @@ func TestGuard_Run_KeepsWhatItCouldReadOfABrokenList(t *testing.T) {
 	// Others are heard of meanwhile.
 	third := ca.issue(t, "moritz", time.Now())
 	g.revoke(ForCertificate(third.Leaf), third.Leaf)
-	if n := g.logged("cannot be read"); n != 0 {
+	if n := g.lines("cannot be read"); n != 0 {
 		t.Errorf("an entry nobody has touched is told of %d times again", n)
 	}
 	entries, faults, err := Read(t.Context(), g.client)
@@ -342,16 +359,54 @@ func TestGuard_Run_SaysWhenTheListIsDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.until("nothing revoked", func() bool { return !g.revoked(cert.Leaf) })
-	if g.logged("was deleted") != 1 {
+	if g.lines("was deleted") != 1 {
 		t.Errorf("logged %v", g.logs.All())
 	}
 }
 
-func TestGuard_Revoked_EverythingUntilTheListIsRead(t *testing.T) {
-	ca, g := newAuthority(t), idle(t, nil)
-	g.config.Wait = time.Millisecond
-	if !g.revoked(ca.issue(t, "erika", time.Now()).Leaf) || !g.NodeRevoked("pi") {
-		t.Error("let in before the list was read")
+// Before the list is read nobody knows what is revoked: "revoked" would have a node throw its
+// certificate away. The wait ends with the request that waits.
+func TestGuard_ListNotRead_IsNoRevocation(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, "erika", time.Now()).Leaf
+	for name, wait := range map[string]time.Duration{"the wait ends": time.Second, "the request ends": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, start := idle(t, nil), time.Now()
+				g.config.Wait = wait
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				if _, revoked, err := g.Revoked(ctx, cert); revoked || !errors.Is(err, ErrNotRead) {
+					t.Errorf("certificate: %v, %v", revoked, err)
+				}
+				if revoked, err := g.NodeRevoked(ctx, "pi"); revoked || !errors.Is(err, ErrNotRead) {
+					t.Errorf("node: %v, %v", revoked, err)
+				}
+				if took := time.Since(start); took > 5*time.Second {
+					t.Errorf("it took %v, longer than the request", took)
+				}
+			})
+		})
+	}
+}
+
+// Strangers choose the serial numbers of certificates that nobody has signed.
+func TestGuard_Refuse_RemembersAndLogsAFewOfManySerials(t *testing.T) {
+	g := idle(t, nil)
+	ca, now := newAuthority(t), time.Now()
+	cert := *ca.issue(t, "erika", now).Leaf
+	entry := ForUser("erika", now)
+	for i := range 2 * maxLogged {
+		cert.SerialNumber = big.NewInt(int64(i))
+		r := httptest.NewRequest(http.MethodGet, "/api", nil)
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{&cert}}
+		g.refuse(httptest.NewRecorder(), r, &entry)
+	}
+	if len(g.logged) > maxLogged || g.lines("refused a revoked certificate") > maxLogged {
+		t.Errorf("%d serial numbers are remembered and %d logged, want at most %d", len(g.logged), g.lines("refused a revoked certificate"), maxLogged)
+	}
+	if !g.due("another", now.Add(2*logInterval)) {
+		t.Error("a full table is never emptied")
 	}
 }
 

@@ -3,6 +3,7 @@ package revocation
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -20,8 +21,14 @@ import (
 // joinPaths begins the paths of joinapi.
 const joinPaths = "/mote/"
 
-// tellEvery limits how often the use of one revoked certificate is logged.
-const tellEvery = time.Minute
+const (
+	// logInterval limits how often the use of one revoked certificate is logged.
+	logInterval = time.Minute
+	// maxLogged bounds what is remembered for that. A certificate with a revoked user's name need
+	// not be signed by anybody, so its serial number may be a stranger's choice. While the table is
+	// full, further certificates are refused without a log line.
+	maxLogged = 1024
+)
 
 // Wrap puts the guard in front of a handler. Requests without a client
 // certificate pass: those of this process, and those with tokens.
@@ -31,9 +38,9 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if !g.wait(r.Context()) {
+		if err := g.wait(r.Context()); err != nil {
 			w.Header().Set("Retry-After", "5")
-			answer(w, r, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, joinapi.CodeNotReady, "this server is starting: "+notRead+"; try again")
+			answer(w, r, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, joinapi.CodeNotReady, "this server is starting: "+ErrNotRead.Error()+"; try again")
 			return
 		}
 		g.serve(w, r, next)
@@ -65,13 +72,7 @@ func (g *Guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler)
 func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, e *Entry) {
 	cert := r.TLS.PeerCertificates[0]
 	serial, now := Serial(cert), time.Now()
-	g.mu.Lock()
-	due := now.Sub(g.told[serial]) >= tellEvery
-	if due {
-		g.told[serial] = now
-	}
-	g.mu.Unlock()
-	if due {
+	if g.due(serial, now) {
 		g.config.Logger.Warn("refused a revoked certificate", zap.String("user", cert.Subject.CommonName), zap.String("serial", serial),
 			zap.String("from", r.RemoteAddr), zap.String("why", e.why()))
 	}
@@ -95,6 +96,23 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, e *Entry) {
 	// kubectl shows a warning also where it has words of its own for the status.
 	w.Header().Set("Warning", `299 - `+strconv.Quote(text))
 	answer(w, r, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, code, text)
+}
+
+// due reports whether the refusal of a serial number is worth a log line.
+func (g *Guard) due(serial string, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if last, ok := g.logged[serial]; ok && now.Sub(last) < logInterval {
+		return false
+	}
+	if len(g.logged) >= maxLogged {
+		maps.DeleteFunc(g.logged, func(_ string, last time.Time) bool { return now.Sub(last) >= logInterval })
+	}
+	if len(g.logged) >= maxLogged {
+		return false
+	}
+	g.logged[serial] = now
+	return true
 }
 
 // answer writes a status as the API does, or an error as nodes know it.

@@ -105,7 +105,7 @@ func TestGuard_Wrap_RefusesAtOnceAndNobodyElse(t *testing.T) {
 					t.Errorf("somebody else is refused: %d %q", code, body)
 				}
 			}
-			if n := g.logged("refused a revoked certificate"); n != 1 {
+			if n := g.lines("refused a revoked certificate"); n != 1 {
 				t.Errorf("%d lines about the refusals, want 1", n)
 			}
 			g.idle()
@@ -286,7 +286,7 @@ func TestGuard_Wrap_TellsNodesInTheirOwnWords(t *testing.T) {
 	if _, err := Readmit(t.Context(), g.client, "pi"); err != nil {
 		t.Fatal(err)
 	}
-	g.until("node may join", func() bool { return !g.NodeRevoked("pi") })
+	g.until("node may join", func() bool { return !g.nodeRevoked("pi") })
 	if got := told(); got.Code != joinapi.CodeCertificateInvalid {
 		t.Errorf("a node that may join again is told %+v", got)
 	}
