@@ -34,15 +34,23 @@ type nodes struct {
 	mu      sync.RWMutex // guards what follows
 	byName  map[string]node
 	byIP    map[netip.Addr][]string
-	byRange map[netip.Prefix]string
+	byRange map[netip.Prefix][]string
 	// lengths are those of byRange's prefixes, and how many have each.
 	lengths map[int]int
+	// deleted is called with the name of a node that was deleted, without mu.
+	deleted func(name string)
 }
 
 var _ cache.ResourceEventHandler = (*nodes)(nil)
 
-func newNodes() *nodes {
-	return &nodes{byName: map[string]node{}, byIP: map[netip.Addr][]string{}, byRange: map[netip.Prefix]string{}, lengths: map[int]int{}}
+func newNodes(deleted func(name string)) *nodes {
+	return &nodes{
+		byName:  map[string]node{},
+		byIP:    map[netip.Addr][]string{},
+		byRange: map[netip.Prefix][]string{},
+		lengths: map[int]int{},
+		deleted: deleted,
+	}
 }
 
 // OnAdd implements cache.ResourceEventHandler.
@@ -58,9 +66,18 @@ func (n *nodes) OnDelete(obj any) {
 	}
 	if o, ok := obj.(*corev1.Node); ok {
 		n.mu.Lock()
-		defer n.mu.Unlock()
 		n.remove(o.Name)
+		n.mu.Unlock()
+		n.deleted(o.Name)
 	}
+}
+
+// has reports whether there is a node of this name.
+func (n *nodes) has(name string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	_, ok := n.byName[name]
+	return ok
 }
 
 func (n *nodes) set(obj any) {
@@ -84,10 +101,11 @@ func (n *nodes) set(obj any) {
 		n.byIP[ip] = append(n.byIP[ip], o.Name)
 	}
 	for _, r := range is.cidrs {
-		if _, taken := n.byRange[r]; !taken {
-			n.byRange[r] = o.Name
+		// A deletion that the watch missed arrives after the node that has the range next.
+		if len(n.byRange[r]) == 0 {
 			n.lengths[r.Bits()]++
 		}
+		n.byRange[r] = append(n.byRange[r], o.Name)
 	}
 }
 
@@ -102,7 +120,8 @@ func (n *nodes) remove(name string) {
 		}
 	}
 	for _, r := range was.cidrs {
-		if n.byRange[r] != name {
+		n.byRange[r] = slices.DeleteFunc(n.byRange[r], func(other string) bool { return other == name })
+		if len(n.byRange[r]) > 0 {
 			continue
 		}
 		delete(n.byRange, r)
@@ -190,8 +209,9 @@ func (n *nodes) find(address string) (way, error) {
 			// The length is one of the other family's.
 			continue
 		}
-		if name, ok := n.byRange[r]; ok {
-			direct.node, direct.target = name, net.JoinHostPort(ip.String(), port)
+		if names := n.byRange[r]; len(names) > 0 {
+			// Of several, the one that came last: the others are about to be deleted.
+			direct.node, direct.target = names[len(names)-1], net.JoinHostPort(ip.String(), port)
 			return direct, nil
 		}
 	}

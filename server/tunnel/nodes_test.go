@@ -21,7 +21,7 @@ func object(name string, port int32, cidrs []string, ips ...string) *corev1.Node
 }
 
 func TestNodes_Find(t *testing.T) {
-	n := newNodes()
+	n := newNodes(func(string) {})
 	n.OnAdd(object("home1", 0, []string{"10.42.1.0/24", "fd00:42:0:1::/64"}, "192.168.1.10", "fd00::10"), true)
 	n.OnAdd(object("home2", 10250, []string{"10.42.2.0/24"}, "192.168.1.10"), true)
 	n.OnAdd(object("other.port", 10260, []string{"10.42.3.0/24"}, "192.168.1.30"), true)
@@ -65,7 +65,7 @@ func TestNodes_Find(t *testing.T) {
 
 // What a node was is forgotten when it changes or goes.
 func TestNodes_Changes(t *testing.T) {
-	n := newNodes()
+	n := newNodes(func(string) {})
 	before := object("a", 10250, []string{"10.42.1.0/24"}, "192.168.1.1")
 	n.OnAdd(before, true)
 	n.OnAdd(object("b", 10250, []string{"10.42.2.0/24"}, "192.168.1.1"), true)
@@ -83,8 +83,24 @@ func TestNodes_Changes(t *testing.T) {
 	}
 }
 
+// A node that was deleted while nobody watched goes after the one that has its range now.
+func TestNodes_RangeChangesHands(t *testing.T) {
+	n := newNodes(func(string) {})
+	before := object("before", 10250, []string{"10.42.1.0/24"}, "192.168.1.1")
+	n.OnAdd(before, true)
+	n.OnAdd(object("after", 10250, []string{"10.42.1.0/24"}, "192.168.1.2"), true)
+	n.OnDelete(cache.DeletedFinalStateUnknown{Obj: before})
+	if got, err := n.find("10.42.1.7:80"); err != nil || got.node != "after" {
+		t.Errorf("leads to %q, %v", got.node, err)
+	}
+	n.OnDelete(object("after", 10250, nil))
+	if len(n.byName)+len(n.byIP)+len(n.byRange)+len(n.lengths) != 0 {
+		t.Errorf("left over: %+v", n)
+	}
+}
+
 func BenchmarkNodes_Find(b *testing.B) {
-	n := newNodes()
+	n := newNodes(func(string) {})
 	for i := range 1000 {
 		n.OnAdd(object(fmt.Sprintf("node%d", i), 10250, []string{fmt.Sprintf("10.%d.%d.0/24", 42+i/256, i%256)}, fmt.Sprintf("192.168.%d.%d", i/250, i%250)), true)
 	}

@@ -60,7 +60,7 @@ type Server struct {
 	direct    net.Dialer
 	counters  counters
 
-	mu       sync.Mutex            // guards what follows
+	mu       sync.Mutex            // guards what follows; taken before that of nodes
 	sessions map[string][]*session // by node; the last is the one new streams go through
 	running  bool
 	changed  chan struct{}   // closed when a session is added
@@ -89,10 +89,11 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		config: c, log: c.Logger, name: rand.Text(), nodes: newNodes(), transport: transport, counters: newCounters(),
+		config: c, log: c.Logger, name: rand.Text(), transport: transport, counters: newCounters(),
 		direct:   net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second},
 		sessions: map[string][]*session{}, changed: make(chan struct{}), plain: map[string]bool{},
 	}
+	s.nodes = newNodes(s.forget)
 	if c.Metrics != nil {
 		if err := s.counters.register(c.Metrics); err != nil {
 			return nil, err
@@ -151,12 +152,14 @@ func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) 
 	have := strings.Split(r.Header.Get(joinapi.HeaderTunnelHave), ",")
 	if slices.Contains(have, s.name) && s.session(node) != nil {
 		w.Header().Set(joinapi.HeaderTunnelServer, s.name)
-		refuse(w, http.StatusConflict, joinapi.CodeBadRequest, "the node has a tunnel to this server already")
+		refuse(w, http.StatusConflict, joinapi.CodeTunnelOpen, "the node has a tunnel to this server already")
 		return
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		refuse(w, http.StatusInternalServerError, joinapi.CodeBadRequest, "this connection cannot become a tunnel")
+		// A handler in front keeps the connection, which trying again does not change.
+		s.log.Warn("could not turn a connection into a tunnel", zap.String("node", node), zap.Error(err))
+		refuse(w, http.StatusInternalServerError, joinapi.CodeInternal, "this connection cannot become a tunnel; the server's log says why")
 		return
 	}
 	if buffered.Reader.Buffered() > 0 {
@@ -277,13 +280,29 @@ func (s *Server) DialContext(ctx context.Context, network, address string) (net.
 	if to.node == s.config.Local {
 		return conn, err
 	}
-	s.mu.Lock()
-	s.plain[to.node] = err == nil
-	s.mu.Unlock()
+	s.setPlain(to.node, err == nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: node %s, waited %s; and directly: %w: see that mote runs there and reaches this server", ErrNoTunnel, to.node, waited.Round(time.Second), err)
 	}
 	return conn, nil
+}
+
+// setPlain remembers whether a node was reached without a tunnel, as long as there is such a node.
+func (s *Server) setPlain(node string, plain bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if plain && s.nodes.has(node) {
+		s.plain[node] = true
+	} else {
+		delete(s.plain, node)
+	}
+}
+
+// forget drops what is remembered of a node that was deleted. Its tunnel ends by itself.
+func (s *Server) forget(node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.plain, node)
 }
 
 // await returns a node's session, waiting a short while for one where one is
