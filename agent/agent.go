@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/kubelet"
 	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/part"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
@@ -105,7 +105,7 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 		return nil, err
 	}
 	rt, err := runtime.New(runtime.Config{
-		DataDir:        filepath.Join(c.DataDir, "agent"),
+		DataDir:        datadir.At(c.DataDir).Agent().Dir(),
 		RegistriesFile: c.RegistriesFile,
 		CgroupDriver:   upstreamflag.Value(c.KubeletArgs, "cgroup-driver", ""),
 		Debug:          c.Debug,
@@ -185,7 +185,7 @@ func (n *node) publishOutside(ctx context.Context) error {
 // kubeletConfig is what the kubelet runs with.
 func (n *node) kubeletConfig() (kubelet.Config, error) {
 	c := n.config
-	agentDir := filepath.Join(c.DataDir, "agent")
+	dir := datadir.At(c.DataDir).Agent()
 	root, err := n.cgroupRoot()
 	if err != nil {
 		return kubelet.Config{}, err
@@ -202,7 +202,8 @@ func (n *node) kubeletConfig() (kubelet.Config, error) {
 		taints = append(taints, corev1.Taint{Key: key, Value: value, Effect: corev1.TaintEffect(effect)})
 	}
 	return kubelet.Config{
-		RootDir:         filepath.Join(agentDir, "kubelet"),
+		RootDir:         dir.Kubelet(),
+		StaticPodsDir:   dir.StaticPods(),
 		PodLogsDir:      n.podLogsDir(),
 		NodeName:        c.NodeName,
 		NodeIPs:         n.addresses,

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/join"
 	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/netproxy"
 )
@@ -135,7 +136,7 @@ func (c Config) Validate() error {
 // MayStart refuses a node that could not join: one that has not yet, and was not
 // told where or with what.
 func (c Config) MayStart() error {
-	name, err := join.Name(IdentityDir(c.DataDir))
+	name, err := join.Name(datadir.At(c.DataDir).Agent().Identity())
 	if err != nil || name != "" {
 		return err
 	}

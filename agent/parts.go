@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/agent/kubelet"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/part"
@@ -135,7 +135,7 @@ var parts = []part.Part[*node]{
 		Purpose: "keep the resolv.conf that pods with the host's DNS get",
 		Needs:   []string{"server-connection"},
 		New: func(_ context.Context, n *node, _ part.Lead) (part.Running, error) {
-			n.resolvers = newPodResolvers(filepath.Join(n.config.DataDir, "agent", "resolv.conf"), n.connection.Cluster.ClusterDNS)
+			n.resolvers = newPodResolvers(datadir.At(n.config.DataDir).Agent().ResolvConf(), n.connection.Cluster.ClusterDNS)
 			if _, err := n.resolvers.write(); err != nil {
 				return part.Running{}, err
 			}
@@ -250,7 +250,7 @@ func (n *node) dnsAddresses() []netip.Addr {
 }
 
 func (n *node) newProxy() (*netproxy.Proxy, error) {
-	c, agentDir := n.config, filepath.Join(n.config.DataDir, "agent")
+	c, dir := n.config, datadir.At(n.config.DataDir).Agent()
 	args, err := netproxy.ParseArgs(c.ProxyArgs)
 	if err != nil {
 		return nil, err
@@ -262,9 +262,9 @@ func (n *node) newProxy() (*netproxy.Proxy, error) {
 		NodeIPs:           n.addresses,
 		Cluster:           n.connection.Cluster,
 		LocalServiceIPs:   n.dnsAddresses(),
-		CNIConfDir:        filepath.Join(agentDir, "cni", "conf"),
-		CNIBinDir:         filepath.Join(c.DataDir, "bin", "current"),
-		StateDir:          filepath.Join(agentDir, "cni"),
+		CNIConfDir:        dir.CNIConf(),
+		CNIBinDir:         dir.Paths().CurrentBin(),
+		StateDir:          dir.CNI(),
 		Bridge:            n.bridge(),
 		DisablePolicy:     !n.runs("network-policy"),
 		Mode:              args.Mode,
@@ -281,7 +281,7 @@ func (n *node) newDNS() (*dns.Server, error) {
 	for i, ip := range cluster.ClusterDNS {
 		addresses[i] = ip.String()
 	}
-	checkpoint := filepath.Join(n.config.DataDir, "agent", "dns.checkpoint")
+	checkpoint := datadir.At(n.config.DataDir).Agent().DNSCheckpoint()
 	if n.connection.Remembers {
 		checkpoint = ""
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/mote-dev/mote/internal/datadir"
 )
 
 // defaultDataDir is the data folder whose node uses the places on the host
@@ -34,7 +36,7 @@ func PodLogsDir(dataDir string) string {
 	if ID(dataDir) == "" {
 		return "/var/log/pods"
 	}
-	return filepath.Join(dataDir, "agent", "pod-logs")
+	return datadir.At(dataDir).Agent().PodLogs()
 }
 
 // CgroupRoot is the cgroup the pods of a data folder's node live in, "/" being the top.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
 
 	"go.uber.org/zap"
@@ -23,6 +22,7 @@ import (
 	"github.com/mote-dev/mote/agent/offline"
 	"github.com/mote-dev/mote/agent/tunnel"
 	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/discovery"
 	"github.com/mote-dev/mote/internal/joinapi"
 )
@@ -33,9 +33,6 @@ const (
 	requestBurst      = 100
 )
 
-// IdentityDir is where a node keeps who it is.
-func IdentityDir(dataDir string) string { return filepath.Join(dataDir, "agent", "pki") }
-
 // ConnectToServer connects a node to a server on another machine, joining its
 // cluster if it has not. joined is called once the node is in; it may be nil.
 func ConnectToServer(c Config, moteVersion string, joined func(server string)) Connect {
@@ -45,7 +42,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 	}
 	return func(ctx context.Context) (Connection, error) {
 		m, err := join.Join(ctx, join.Config{
-			Dir: IdentityDir(c.DataDir), Servers: c.Servers, Token: c.Token, NodeName: c.NodeName,
+			Dir: datadir.At(c.DataDir).Agent().Identity(), Servers: c.Servers, Token: c.Token, NodeName: c.NodeName,
 			MoteVersion: moteVersion, Discover: discover, Logger: c.Logger.Named("join"),
 		})
 		if err != nil {
@@ -59,7 +56,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 			joined("https://" + m.Balancer().Servers()[0])
 		}
 		memory, err := offline.New(offline.Config{
-			Dir: filepath.Join(c.DataDir, "agent", "offline"), Next: m.Transport(), Link: m.Balancer(), Logger: c.Logger.Named("offline"),
+			Dir: datadir.At(c.DataDir).Agent().Offline(), Next: m.Transport(), Link: m.Balancer(), Logger: c.Logger.Named("offline"),
 		})
 		if err != nil {
 			return Connection{}, err

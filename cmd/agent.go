@@ -15,7 +15,6 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/internal/upstreamflag"
-	"github.com/mote-dev/mote/server"
 )
 
 func (p program) agentCommand() *cli.Command {
@@ -57,7 +56,7 @@ func (p program) agent(ctx context.Context, v settings.Values) error {
 // folder for this process. When it refuses, the host is as it was.
 func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 	return preflightOf(h, a.DataDir, a.Logger, agentOptions(a), func() error {
-		if exists(server.StoreFile(a.DataDir)) {
+		if exists(datadir.At(a.DataDir).StoreFile()) {
 			return fmt.Errorf("data-dir %s holds a server's cluster: run `mote server` on it, or remove it with `mote uninstall --yes` first", a.DataDir)
 		}
 		return nil

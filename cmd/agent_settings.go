@@ -11,6 +11,7 @@ import (
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/agent/join"
 	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/internal/datadir"
 )
 
 // agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of
@@ -73,7 +74,7 @@ func agentName(v settings.Values) (string, error) {
 	if name := v.String("node-name"); name != "" {
 		return name, nil
 	}
-	name, err := join.Name(agent.IdentityDir(v.String("data-dir")))
+	name, err := join.Name(datadir.At(v.String("data-dir")).Agent().Identity())
 	if err != nil || name != "" {
 		return name, err
 	}

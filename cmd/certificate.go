@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/server"
 	"github.com/mote-dev/mote/server/join"
 	"github.com/mote-dev/mote/server/revocation"
@@ -234,7 +235,7 @@ func (p program) refuseOwn(e revocation.Entry) error {
 		return err
 	}
 	for user, name := range serverNames {
-		file := filepath.Join(dataDir, "server", "tls", name+".crt")
+		file := filepath.Join(datadir.At(dataDir).TLS(), name+".crt")
 		certs, _, err := fileCertificates(file)
 		// Without the files, on another machine, the name is all there is to go by.
 		own := err == nil && revocation.Serial(certs[0]) == e.Serial || err != nil && e.User == user

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/mote-dev/mote/cmd/settings"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/runtime/image"
 )
 
@@ -68,7 +69,7 @@ func (p program) withAgentDir(words int, what string, action func(*cli.Context, 
 		if err != nil {
 			return err
 		}
-		return action(c, filepath.Join(v.String("data-dir"), "agent"))
+		return action(c, datadir.At(v.String("data-dir")).Agent().Dir())
 	}
 }
 

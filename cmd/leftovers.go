@@ -15,14 +15,16 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/runtime/recovery"
 )
 
-// unmountPods takes away the mounts the kubelet made for pods below its folder.
+// unmountPods unmounts what a node's kubelet mounted for pods below its folder.
 // A file system in memory that is not one of the kubelet's kinds of volume would
 // lose its content, so it stays.
-func unmountPods(kubelet string) error {
+func unmountPods(node datadir.Agent) error {
+	kubelet := node.Kubelet()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(kubelet))
 	if err != nil {
 		return fmt.Errorf("list mounts below %s: %w", kubelet, err)
@@ -31,7 +33,7 @@ func unmountPods(kubelet string) error {
 	slices.Reverse(mounts)
 	var errs []error
 	for _, m := range mounts {
-		if !kubeletMade(kubelet, m) && !boundToItself(kubelet, m) {
+		if !kubeletMade(node, m) && !boundToItself(node, m) {
 			continue
 		}
 		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -46,8 +48,8 @@ var memoryVolumes = []string{"kubernetes.io~secret", "kubernetes.io~projected", 
 
 // kubeletMade reports whether a mount is one the kubelet makes: pods/UID/volumes/PLUGIN/NAME
 // or pods/UID/volume-subpaths/….
-func kubeletMade(kubelet string, m *mountinfo.Info) bool {
-	rel, err := filepath.Rel(filepath.Join(kubelet, "pods"), m.Mountpoint)
+func kubeletMade(node datadir.Agent, m *mountinfo.Info) bool {
+	rel, err := filepath.Rel(node.Pods(), m.Mountpoint)
 	if err != nil || strings.HasPrefix(rel, "..") {
 		return false
 	}
@@ -67,8 +69,9 @@ func kubeletMade(kubelet string, m *mountinfo.Info) bool {
 // boundToItself reports whether a mount is the kubelet's folder mounted on
 // itself, as the kubelet does to share the mounts in it. A disk mounted there is
 // another device, or another folder of the same one.
-func boundToItself(kubelet string, m *mountinfo.Info) bool {
-	if m.Mountpoint != kubelet || !strings.HasSuffix(m.Root, "/agent/kubelet") {
+func boundToItself(node datadir.Agent, m *mountinfo.Info) bool {
+	kubelet := node.Kubelet()
+	if m.Mountpoint != kubelet || !strings.HasSuffix(m.Root, strings.TrimPrefix(kubelet, node.Paths().Root)) {
 		return false
 	}
 	var above unix.Stat_t
@@ -78,11 +81,10 @@ func boundToItself(kubelet string, m *mountinfo.Info) bool {
 	return unix.Major(above.Dev) == uint32(m.Major) && unix.Minor(above.Dev) == uint32(m.Minor)
 }
 
-// removePodLogs removes the logs of the pods of the node with the data folder
-// agentDir: those marked as its own, and those of pods its kubelet has folders of.
+// removePodLogs removes the logs of the pods of node: those marked as its own, and those of pods its kubelet has folders of.
 // The logs' folder is the same for every kubelet of a machine, so the rest may be
 // another's.
-func removePodLogs(logs, agentDir string) error {
+func removePodLogs(logs string, node datadir.Agent) error {
 	entries, err := os.ReadDir(logs)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -92,13 +94,13 @@ func removePodLogs(logs, agentDir string) error {
 	}
 	for _, e := range entries {
 		dir := filepath.Join(logs, e.Name())
-		ours, err := runtime.OwnsLogs(dir, agentDir)
+		ours, err := runtime.OwnsLogs(dir, node.Dir())
 		if err != nil {
 			return err
 		}
 		// A pod's logs lie in NAMESPACE_NAME_UID.
 		if parts := strings.Split(e.Name(), "_"); !ours && len(parts) == 3 {
-			ours = exists(filepath.Join(agentDir, "kubelet", "pods", parts[2]))
+			ours = exists(filepath.Join(node.Pods(), parts[2]))
 		}
 		if !ours {
 			continue

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/server"
 	"github.com/mote-dev/mote/server/pki"
 	"github.com/mote-dev/mote/store"
@@ -27,7 +28,7 @@ func checkStored(s server.Config) error {
 		// The etcd has the keys, and what is missing here comes from there.
 		return nil
 	}
-	tlsDir := filepath.Join(s.DataDir, "server", "tls")
+	tlsDir := datadir.At(s.DataDir).TLS()
 	for _, name := range []string{"ca", "front-proxy-ca"} {
 		if err := checkPair(filepath.Join(tlsDir, name+".crt"), filepath.Join(tlsDir, name+".key")); err != nil {
 			return err
@@ -42,7 +43,7 @@ func checkStored(s server.Config) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read key: %w", err)
 	}
-	return checkStoreHeader(server.StoreFile(s.DataDir))
+	return checkStoreHeader(datadir.At(s.DataDir).StoreFile())
 }
 
 func checkPair(certFile, keyFile string) error {

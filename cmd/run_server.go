@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/execpages"
 	"github.com/mote-dev/mote/server"
 )
@@ -39,7 +39,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	ready := func(node string) Ready {
-		return Ready{NodeName: node, Kubeconfig: control.KubeconfigOutput, URL: s.URL(), JoinCommand: s.JoinCommand(), TokenFile: server.TokenFile(control.DataDir)}
+		return Ready{NodeName: node, Kubeconfig: control.KubeconfigOutput, URL: s.URL(), JoinCommand: s.JoinCommand(), TokenFile: datadir.At(control.DataDir).TokenFile()}
 	}
 	nodeDone := make(chan struct{})
 	if node == nil {
@@ -104,7 +104,7 @@ func announce(ctx context.Context, ui UI, r Ready, start time.Time, log *zap.Log
 // connectTo returns how a node in this process connects to s.
 func connectTo(s *server.Server, node agent.Config) agent.Connect {
 	return func(ctx context.Context) (agent.Connection, error) {
-		n, err := s.Node(ctx, node.NodeName, node.NodeIPs, filepath.Join(node.DataDir, "agent", "pki"))
+		n, err := s.Node(ctx, node.NodeName, node.NodeIPs, datadir.At(node.DataDir).Agent().Identity())
 		if err != nil {
 			return agent.Connection{}, fmt.Errorf("make identity of node %s: %w", node.NodeName, err)
 		}

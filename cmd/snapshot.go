@@ -13,7 +13,6 @@ import (
 
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
-	"github.com/mote-dev/mote/server"
 	"github.com/mote-dev/mote/store"
 )
 
@@ -76,15 +75,15 @@ func usageOf(c *cli.Context) error {
 func (p program) saveSnapshot(c *cli.Context, dataDir string) error {
 	dest := c.Args().First()
 	if dest == "" {
-		dest = server.SnapshotDir(dataDir)
-		if _, err := os.Stat(server.StoreFile(dataDir)); err != nil {
+		dest = datadir.At(dataDir).Snapshots()
+		if _, err := os.Stat(datadir.At(dataDir).StoreFile()); err != nil {
 			return fmt.Errorf("there is no store in %s: give the --data-dir of a server", dataDir)
 		}
 		if err := os.MkdirAll(dest, 0o700); err != nil {
 			return fmt.Errorf("create folder of snapshots: %w", err)
 		}
 	}
-	info, err := store.Snapshot(c.Context, server.StoreFile(dataDir), dest)
+	info, err := store.Snapshot(c.Context, datadir.At(dataDir).StoreFile(), dest)
 	if err != nil {
 		return err
 	}
@@ -93,13 +92,13 @@ func (p program) saveSnapshot(c *cli.Context, dataDir string) error {
 }
 
 func (p program) listSnapshots(c *cli.Context, dataDir string) error {
-	list, err := store.ListSnapshots(server.SnapshotDir(dataDir))
+	list, err := store.ListSnapshots(datadir.At(dataDir).Snapshots())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return p.print(c, list, func() {
 		if len(list) == 0 {
-			fmt.Fprintf(p.stdout, "no snapshots in %s\n", server.SnapshotDir(dataDir))
+			fmt.Fprintf(p.stdout, "no snapshots in %s\n", datadir.At(dataDir).Snapshots())
 			return
 		}
 		w := tabwriter.NewWriter(p.stdout, 0, 0, 3, ' ', 0)
@@ -125,10 +124,10 @@ func (p program) restoreSnapshot(c *cli.Context, dataDir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	if err := os.MkdirAll(filepath.Dir(server.StoreFile(dataDir)), 0o700); err != nil {
+	if err := os.MkdirAll(datadir.At(dataDir).Database(), 0o700); err != nil {
 		return fmt.Errorf("create folder of the store: %w", err)
 	}
-	restored, err := store.Restore(c.Context, snapshot, server.StoreFile(dataDir))
+	restored, err := store.Restore(c.Context, snapshot, datadir.At(dataDir).StoreFile())
 	if err != nil {
 		return fmt.Errorf("restore %s: %w", snapshot, err)
 	}

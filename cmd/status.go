@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -67,7 +66,7 @@ func (p program) statusCommand() *cli.Command {
 
 func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	st := Status{DataDir: dataDir, API: "not running", Containerd: "not running"}
-	if info, err := os.Stat(server.StoreFile(dataDir)); err == nil {
+	if info, err := os.Stat(datadir.At(dataDir).StoreFile()); err == nil {
 		st.StoreMB = int(info.Size() / 1e6)
 	}
 	pid, err := datadir.Holder(dataDir)
@@ -84,7 +83,7 @@ func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	}
 	st.Kubeconfig = kubeconfig
 	st.API = apiState(ctx, kubeconfig)
-	if list, err := image.List(ctx, filepath.Join(dataDir, "agent")); err == nil {
+	if list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir()); err == nil {
 		st.Containerd = fmt.Sprintf("ready, %d images", len(list))
 	}
 	return st, nil

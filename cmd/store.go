@@ -75,7 +75,7 @@ func serveStore(ctx context.Context, v settings.Values, address string, security
 	if err := dir.Commit(dataVersions()); err != nil {
 		return err
 	}
-	file := server.StoreFile(dataDir)
+	file := datadir.At(dataDir).StoreFile()
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("create folder of the store: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server"
 	"github.com/mote-dev/mote/server/join"
@@ -128,7 +129,7 @@ func (p program) rotateToken(c *cli.Context, k *cluster) error {
 	if err != nil {
 		return err
 	}
-	file := server.TokenFile(dataDir)
+	file := datadir.At(dataDir).TokenFile()
 	if !exists(filepath.Dir(file)) {
 		return fmt.Errorf("there is no server in %s: run this on the server's machine, with its --data-dir", dataDir)
 	}

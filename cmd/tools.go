@@ -54,7 +54,7 @@ func (p program) ctrCommand() *cli.Command {
 			}
 			env := os.Environ()
 			for name, value := range map[string]string{
-				"CONTAINERD_ADDRESS":   layout.For(filepath.Join(dir, "agent")).Socket,
+				"CONTAINERD_ADDRESS":   layout.For(datadir.At(dir).Agent().Dir()).Socket,
 				"CONTAINERD_NAMESPACE": "k8s.io",
 			} {
 				if _, set := p.lookupEnv(name); !set {
@@ -110,9 +110,9 @@ func (p program) helper() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	own, cache := filepath.Join(dataDir, "bin"), ""
-	if dir, err := os.UserCacheDir(); err == nil {
-		cache = filepath.Join(dir, "mote", "bin")
+	own, cache := datadir.At(dataDir).Bin(), ""
+	if dir, err := datadir.UserBin(); err == nil {
+		cache = dir
 	}
 	for _, dir := range []string{own, cache} {
 		unpacked := filepath.Join(dir, manifest.Hash[:16])

@@ -79,8 +79,9 @@ func checkMotes(dataDir string) error {
 	if err != nil {
 		return fmt.Errorf("look at data-dir: %w", err)
 	}
-	for _, mark := range append([]string{"server/db", "server/tls", "agent", "bin/current"}, datadir.Names...) {
-		if exists(filepath.Join(dataDir, mark)) {
+	paths := datadir.At(dataDir)
+	for _, mark := range append(paths.Records(), paths.Database(), paths.TLS(), paths.Agent().Dir(), paths.CurrentBin()) {
+		if exists(mark) {
 			return nil
 		}
 	}
@@ -102,11 +103,11 @@ func (u *uninstaller) run(ctx context.Context) error {
 	if err := u.stopMote(ctx); err != nil {
 		return err
 	}
-	agentDir := filepath.Join(u.dataDir, "agent")
+	node := datadir.At(u.dataDir).Agent()
 	// Rules and DNS are the machine's, not the folder's: a server that had no node
 	// must leave those of another mote alone.
-	hadNode := exists(agentDir) || u.dataDir == server.DefaultDataDir
-	left, err := recovery.Cleanup(ctx, agentDir)
+	hadNode := exists(node.Dir()) || u.dataDir == server.DefaultDataDir
+	left, err := recovery.Cleanup(ctx, node.Dir())
 	if err != nil {
 		return fmt.Errorf("remove pods: %w", err)
 	}
@@ -114,7 +115,7 @@ func (u *uninstaller) run(ctx context.Context) error {
 	if hadNode {
 		u.say("stopped pods and removed the container runtime's state")
 		err := errors.Join(netproxy.Cleanup(ctx, netproxy.CleanupConfig{
-			Bridge: agent.Bridge(u.dataDir), CNIConfDir: filepath.Join(agentDir, "cni", "conf"), StateDir: filepath.Join(agentDir, "cni"),
+			Bridge: agent.Bridge(u.dataDir), CNIConfDir: node.CNIConf(), StateDir: node.CNI(),
 		}), dns.Cleanup(""))
 		if err != nil {
 			return fmt.Errorf("remove pod network: %w", err)
@@ -124,10 +125,10 @@ func (u *uninstaller) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := u.removeVolumes(agentDir); err != nil {
+	if err := u.removeVolumes(node); err != nil {
 		return err
 	}
-	if err := u.removeFiles(agentDir); err != nil {
+	if err := u.removeFiles(node); err != nil {
 		return err
 	}
 	for _, path := range u.left {
@@ -197,26 +198,26 @@ func waitPidfd(ctx context.Context, fd int, patience time.Duration) (bool, error
 // removeVolumes unmounts what the kubelet mounted for pods and removes its
 // folder. Unmounting deletes nothing but the memory of secrets and the like; a
 // folder that something else is still mounted in stays.
-func (u *uninstaller) removeVolumes(agentDir string) error {
-	kubelet := filepath.Join(agentDir, "kubelet")
+func (u *uninstaller) removeVolumes(node datadir.Agent) error {
 	// First, as the kubelet's folder tells whose logs these are.
-	if err := removePodLogs(agent.PodLogsDir(u.dataDir), agentDir); err != nil {
+	if err := removePodLogs(agent.PodLogsDir(u.dataDir), node); err != nil {
 		return err
 	}
-	if err := unmountPods(kubelet); err != nil {
+	if err := unmountPods(node); err != nil {
 		return err
 	}
-	return u.remove(kubelet)
+	return u.remove(node.Kubelet())
 }
 
 // removeFiles removes the rest: the server's part, what this package made, logs
 // of pods and cgroups, and the folder itself when nothing else is in it.
-func (u *uninstaller) removeFiles(agentDir string) error {
+func (u *uninstaller) removeFiles(node datadir.Agent) error {
+	paths := node.Paths()
 	// Before the authority, which tells whose they are.
 	if err := u.removeOutside(); err != nil {
 		return err
 	}
-	for _, path := range []string{agentDir, filepath.Join(u.dataDir, "server"), filepath.Join(u.dataDir, "bin")} {
+	for _, path := range []string{node.Dir(), paths.Server(), paths.Bin()} {
 		if err := u.remove(path); err != nil {
 			return err
 		}
@@ -227,13 +228,13 @@ func (u *uninstaller) removeFiles(agentDir string) error {
 	if err := removeCgroups(agent.CgroupRoot(u.dataDir)); err != nil {
 		return err
 	}
-	if cache, err := os.UserCacheDir(); err == nil {
-		if err := os.RemoveAll(filepath.Join(cache, "mote")); err != nil {
+	if cache, err := datadir.UserCache(); err == nil {
+		if err := os.RemoveAll(cache); err != nil {
 			return fmt.Errorf("remove unpacked tools: %w", err)
 		}
 	}
-	for _, name := range datadir.Names {
-		if err := os.Remove(filepath.Join(u.dataDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, record := range paths.Records() {
+		if err := os.Remove(record); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove record of data-dir: %w", err)
 		}
 	}
@@ -254,7 +255,7 @@ func (u *uninstaller) removeOutside() error {
 	if err != nil {
 		return err
 	}
-	authority, _ := os.ReadFile(filepath.Join(u.dataDir, "server", "tls", "ca.crt"))
+	authority, _ := os.ReadFile(filepath.Join(datadir.At(u.dataDir).TLS(), "ca.crt"))
 	for _, path := range files {
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {

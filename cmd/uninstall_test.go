@@ -39,7 +39,8 @@ func TestEmptySlices(t *testing.T) {
 }
 
 func TestKubeletMade(t *testing.T) {
-	const kubelet = "/var/lib/mote/agent/kubelet"
+	node := datadir.At("/var/lib/mote").Agent()
+	kubelet := node.Kubelet()
 	for _, test := range []struct {
 		path, fsType string
 		want         bool
@@ -55,7 +56,7 @@ func TestKubeletMade(t *testing.T) {
 		{"/var/lib/mote/mine", "tmpfs", false},
 		{"/var/lib/mote/agent/kubelet2/pods/u/volumes/a/b", "ext4", false},
 	} {
-		if got := kubeletMade(kubelet, &mountinfo.Info{Mountpoint: test.path, FSType: test.fsType}); got != test.want {
+		if got := kubeletMade(node, &mountinfo.Info{Mountpoint: test.path, FSType: test.fsType}); got != test.want {
 			t.Errorf("%s (%s): %v, want %v", test.path, test.fsType, got, test.want)
 		}
 	}
@@ -105,11 +106,11 @@ func machine(t *testing.T) (u *uninstaller, out *bytes.Buffer, kubeconfig string
 // finish runs the steps that need no packet filter or container runtime.
 func finish(t *testing.T, u *uninstaller) {
 	t.Helper()
-	agentDir := filepath.Join(u.dataDir, "agent")
-	if err := u.removeVolumes(agentDir); err != nil {
+	node := datadir.At(u.dataDir).Agent()
+	if err := u.removeVolumes(node); err != nil {
 		t.Fatal(err)
 	}
-	if err := u.removeFiles(agentDir); err != nil {
+	if err := u.removeFiles(node); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -211,7 +212,7 @@ func TestRemovePodLogs_OnlyOurPods(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := removePodLogs(logs, agentDir); err != nil {
+	if err := removePodLogs(logs, datadir.Agent(agentDir)); err != nil {
 		t.Fatal(err)
 	}
 	want := "default_foreign_uid4 default_foreign_uid4/main default_neighbour_uid5 default_neighbour_uid5/main uid2 uid2/main"

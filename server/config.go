@@ -254,12 +254,3 @@ func addrs(ips []net.IP) []netip.Addr {
 	}
 	return out
 }
-
-// StoreFile is where the built-in store of a data folder lies.
-func StoreFile(dataDir string) string { return filepath.Join(dataDir, "server", "db", "state.db") }
-
-// TokenFile is where a server keeps the token of its join command.
-func TokenFile(dataDir string) string { return filepath.Join(dataDir, "server", "token") }
-
-// SnapshotDir is where snapshots of the built-in store of a data folder go.
-func SnapshotDir(dataDir string) string { return filepath.Join(dataDir, "server", "db", "snapshots") }

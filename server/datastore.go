@@ -19,6 +19,7 @@ import (
 	etcdfeature "k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/store"
 )
@@ -56,13 +57,13 @@ func openDatastore(ctx context.Context, c Config) (*datastore, error) {
 var heartbeats = []string{"/registry/leases/kube-node-lease/", "/registry/leases/kube-system/apiserver-"}
 
 func openStore(ctx context.Context, c Config) (*datastore, error) {
-	file := filepath.Join(c.DataDir, "server", "db", "state.db")
+	file := datadir.At(c.DataDir).StoreFile()
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of the store: %w", err)
 	}
 	s, err := store.Open(ctx, store.Options{
 		Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability), LateKeys: heartbeats,
-		SnapshotDir: SnapshotDir(c.DataDir), SnapshotEvery: snapshotEvery,
+		SnapshotDir: datadir.At(c.DataDir).Snapshots(), SnapshotEvery: snapshotEvery,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", file, err)

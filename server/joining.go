@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"path/filepath"
 	"slices"
 
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/version"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server/join"
 	"github.com/mote-dev/mote/server/revocation"
@@ -74,7 +74,7 @@ func (s *Server) checkTokenPin() error {
 		return nil
 	}
 	return fmt.Errorf("token is of another cluster: it names the CA %s…, and %s has %s…: give only what follows \"::\", or the --data-dir of that cluster",
-		s.token.Pin[:12], filepath.Join(s.config.DataDir, "server", "tls"), s.Pin()[:12])
+		s.token.Pin[:12], datadir.At(s.config.DataDir).TLS(), s.Pin()[:12])
 }
 
 // ensureJoining keeps what joining needs in the API: this server's own name, and
@@ -87,7 +87,7 @@ func (s *Server) ensureJoining(ctx context.Context, client kubernetes.Interface)
 	if s.password() != "" {
 		given = joinapi.Token{}
 	}
-	token, err := join.EnsureServerToken(ctx, client, TokenFile(s.config.DataDir), s.Pin(), given)
+	token, err := join.EnsureServerToken(ctx, client, datadir.At(s.config.DataDir).TokenFile(), s.Pin(), given)
 	if err != nil {
 		return fmt.Errorf("keep token to join with: %w", err)
 	}

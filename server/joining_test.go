@@ -31,6 +31,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/version"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server/join"
 )
@@ -214,7 +215,7 @@ func (m *machine) request(t *testing.T, signer string, usage certificatesv1.KeyU
 // and no more.
 func TestServer_Joining(t *testing.T) {
 	s := startServer(t)
-	text, err := os.ReadFile(TokenFile(s.config.DataDir))
+	text, err := os.ReadFile(datadir.At(s.config.DataDir).TokenFile())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/joinapi"
@@ -153,7 +153,7 @@ func (s *Server) Open(ctx context.Context) error {
 // open does what Open does once there is a datastore, and returns the port.
 func (s *Server) open(ctx context.Context, data *datastore) (net.Listener, error) {
 	c := s.config
-	keys := filepath.Join(c.DataDir, "server", "tls")
+	keys := datadir.At(c.DataDir).TLS()
 	if c.DatastoreEndpoint != "" {
 		if err := s.share(ctx, data, keys); err != nil {
 			return nil, err

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/part"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/cluster/election"
@@ -50,7 +50,7 @@ func (s *Server) share(ctx context.Context, data *datastore, dir string) error {
 	if err := pki.WriteShared(dir, keys); err != nil {
 		return err
 	}
-	id, err := ensureID(filepath.Join(c.DataDir, "server", "id"))
+	id, err := ensureID(datadir.At(c.DataDir).ServerID())
 	if err != nil {
 		return err
 	}

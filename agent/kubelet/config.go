@@ -25,6 +25,8 @@ import (
 type Config struct {
 	// RootDir is the kubelet's folder, which also has the pods' volumes.
 	RootDir string
+	// StaticPodsDir is the folder of the manifests of pods to run without the API server.
+	StaticPodsDir string
 	// PodLogsDir is the folder of the containers' logs.
 	PodLogsDir string
 	NodeName   string
@@ -86,7 +88,7 @@ func (c Config) server() (*options.KubeletServer, error) {
 	k.ContainerRuntimeEndpoint = "unix://" + c.RuntimeSocket
 	k.PodLogsDir = c.PodLogsDir
 	k.VolumePluginDir = filepath.Join(c.RootDir, "volume-plugins")
-	k.StaticPodPath = filepath.Join(filepath.Dir(c.RootDir), "pod-manifests")
+	k.StaticPodPath = c.StaticPodsDir
 	k.TLSCertFile, k.TLSPrivateKeyFile = c.ServingCertFile, c.ServingKeyFile
 	k.ServerTLSBootstrap = c.ServingCertFile == ""
 	k.Authentication.X509.ClientCAFile = c.ClientCAFile

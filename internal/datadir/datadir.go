@@ -21,16 +21,6 @@ import (
 // mote would not understand.
 const layout = 1
 
-// Files of this package in a data folder.
-const (
-	lockName    = "mote.lock"
-	versionName = "version"
-	outsideName = "outside"
-)
-
-// Names are the files of this package in a data folder, for removal.
-var Names = []string{outsideName, versionName, lockName}
-
 var (
 	// ErrInUse means that another mote runs on the folder.
 	ErrInUse = errors.New("data-dir is in use")
@@ -70,7 +60,7 @@ func Open(path string, v Versions) (_ *Dir, err error) {
 	if d.madeDirs, err = makeDirs(path); err != nil {
 		return nil, err
 	}
-	if err := checkVersion(filepath.Join(path, versionName), v); err != nil {
+	if err := checkVersion(At(path).versionFile(), v); err != nil {
 		return nil, err
 	}
 	if err := d.take(); err != nil {
@@ -82,7 +72,7 @@ func Open(path string, v Versions) (_ *Dir, err error) {
 // take locks the folder. The kernel frees the lock with the process, so a crash
 // leaves nothing that has to be removed by hand.
 func (d *Dir) take() error {
-	name := filepath.Join(d.path, lockName)
+	name := At(d.path).lockFile()
 	_, statErr := os.Lstat(name)
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -114,7 +104,7 @@ func (d *Dir) take() error {
 func (d *Dir) Commit(v Versions) error {
 	d.madeLock, d.madeDirs = false, nil
 	text := fmt.Sprintf("layout %d\nmote %s\nkubernetes %s\n", layout, v.Mote, v.Kubernetes)
-	return atomicfile.Write(filepath.Join(d.path, versionName), []byte(text), 0o644)
+	return atomicfile.Write(At(d.path).versionFile(), []byte(text), 0o644)
 }
 
 // RecordOutside notes a file that mote makes outside of the folder, so that
@@ -127,7 +117,7 @@ func (d *Dir) RecordOutside(path string) error {
 	if slices.Contains(known, path) {
 		return nil
 	}
-	return atomicfile.Write(filepath.Join(d.path, outsideName), []byte(strings.Join(append(known, path), "\n")+"\n"), 0o644)
+	return atomicfile.Write(At(d.path).outsideFile(), []byte(strings.Join(append(known, path), "\n")+"\n"), 0o644)
 }
 
 // Close gives the folder free.
@@ -144,7 +134,7 @@ func (d *Dir) Close() error {
 func (d *Dir) Abandon() error {
 	var errs []error
 	if d.madeLock {
-		errs = append(errs, os.Remove(filepath.Join(d.path, lockName)))
+		errs = append(errs, os.Remove(At(d.path).lockFile()))
 	}
 	errs = append(errs, d.Close())
 	for _, dir := range slices.Backward(d.madeDirs) {
@@ -158,7 +148,7 @@ func (d *Dir) Abandon() error {
 
 // Outside lists the files mote made outside of a data folder.
 func Outside(path string) ([]string, error) {
-	data, err := os.ReadFile(filepath.Join(path, outsideName))
+	data, err := os.ReadFile(At(path).outsideFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -171,7 +161,7 @@ func Outside(path string) ([]string, error) {
 // Holder returns the process that runs on a data folder, or 0. Unlike the
 // number in the lock file, it is never that of a process long gone.
 func Holder(path string) (int, error) {
-	f, err := os.Open(filepath.Join(path, lockName))
+	f, err := os.Open(At(path).lockFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

@@ -67,7 +67,7 @@ func TestAbandon_KeepsWhatWasThere(t *testing.T) {
 	if err := open(t, path).Abandon(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(path, lockName)); err != nil {
+	if _, err := os.Stat(At(path).lockFile()); err != nil {
 		t.Errorf("lock file of an earlier run: %v", err)
 	}
 }
@@ -88,7 +88,7 @@ func TestOpen_Version(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			path := t.TempDir()
 			if test.file != "" {
-				if err := os.WriteFile(filepath.Join(path, versionName), []byte(test.file), 0o644); err != nil {
+				if err := os.WriteFile(At(path).versionFile(), []byte(test.file), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -102,7 +102,7 @@ func TestOpen_Version(t *testing.T) {
 			if !test.refused {
 				return
 			}
-			if _, err := os.Stat(filepath.Join(path, lockName)); !errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Stat(At(path).lockFile()); !errors.Is(err, os.ErrNotExist) {
 				t.Error("a refused folder was changed")
 			}
 		})

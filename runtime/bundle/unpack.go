@@ -17,10 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/datadir"
 )
 
 const (
-	currentLink = "current"
+	currentLink = datadir.CurrentLink
 	// completeMark is written last, after everything else is on disk: a folder
 	// without it is a leftover of an interrupted start.
 	completeMark = ".complete"

@@ -2,5 +2,5 @@
 // names that the daemon, its images and its recovery must agree on. Running containers are found
 // again by these paths after an upgrade, so they must not change.
 //
-// It must not import anything else of this repository.
+// It must not import anything else of this repository but internal/datadir.
 package layout

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/mote-dev/mote/internal/datadir"
 )
 
 // maxSocketPath is the longest path the kernel takes for a Unix socket, including the terminating
@@ -42,28 +44,28 @@ type Paths struct {
 func For(agentDir string) Paths {
 	agent := filepath.Clean(agentDir)
 	run := runDir(agent)
-	cni, images := filepath.Join(agent, "cni"), filepath.Join(agent, "images")
+	node := datadir.Agent(agent)
 	return Paths{
 		Agent:      agent,
-		Bin:        filepath.Join(filepath.Dir(agent), "bin"),
+		Bin:        node.Paths().Bin(),
 		Run:        run,
-		Root:       filepath.Join(agent, "containerd"),
+		Root:       node.Containerd(),
 		State:      filepath.Join(run, "state"),
 		Socket:     socketPath(agent, run),
 		TTRPC:      filepath.Join(run, "ttrpc.sock"),
 		Shims:      filepath.Join(run, "s"),
 		Runc:       filepath.Join(run, "runc"),
-		Registries: filepath.Join(agent, "registries"),
-		Marks:      filepath.Join(agent, "runtime"),
-		CNI:        cni,
-		CNIConf:    filepath.Join(cni, "conf"),
-		Images:     images,
-		Imported:   filepath.Join(images, "imported"),
+		Registries: node.Registries(),
+		Marks:      node.Runtime(),
+		CNI:        node.CNI(),
+		CNIConf:    node.CNIConf(),
+		Images:     node.Images(),
+		Imported:   filepath.Join(node.Images(), "imported"),
 	}
 }
 
 func socketPath(agent, run string) string {
-	if socket := filepath.Join(agent, "containerd", "containerd.sock"); len(socket) < maxSocketPath {
+	if socket := datadir.Agent(agent).ContainerdSocket(); len(socket) < maxSocketPath {
 		return socket
 	}
 	return filepath.Join(run, "containerd.sock")

@@ -11,6 +11,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/runtime"
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/runtime/layout"
@@ -35,7 +36,7 @@ func NewNode(t *testing.T) Node {
 	}
 	n := Node{
 		Config: runtime.Config{
-			DataDir:        filepath.Join(base, "agent"),
+			DataDir:        datadir.At(base).Agent().Dir(),
 			RegistriesFile: filepath.Join(base, "registries.yaml"),
 		},
 		Logs:   filepath.Join(base, "logs"),
@@ -60,7 +61,7 @@ func NewNode(t *testing.T) Node {
 			t.Error(err)
 		}
 	})
-	WriteBusybox(t, filepath.Join(n.Config.DataDir, "images", "busybox.tar"))
+	WriteBusybox(t, filepath.Join(datadir.Agent(n.Config.DataDir).Images(), "busybox.tar"))
 	return n
 }
 
@@ -100,7 +101,7 @@ func checkNothingLeft(t *testing.T, base string) {
 			t.Errorf("process is left: %s: %q", f, data)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(base, "agent")); !os.IsNotExist(err) {
+	if _, err := os.Stat(datadir.At(base).Agent().Dir()); !os.IsNotExist(err) {
 		t.Errorf("data folder is left: %v", err)
 	}
 }
