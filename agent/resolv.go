@@ -116,7 +116,9 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 
 // awaitEvent returns true once one of the sources may have changed or again fires, and false when ctx
 // ends.
-func (p podResolvers) awaitEvent(ctx context.Context, w *fsnotify.Watcher, again <-chan time.Time, log *zap.Logger) bool {
+func (p podResolvers) awaitEvent(
+	ctx context.Context, w *fsnotify.Watcher, again <-chan time.Time, log *zap.Logger,
+) bool {
 	for {
 		select {
 		case <-ctx.Done():

@@ -71,8 +71,13 @@ type resolverHealth struct {
 
 func newForwarder(cacheBytes int, exchange exchanger, now func() time.Time, count func(string)) *forwarder {
 	return &forwarder{
-		cache: newAnswerCache(cacheBytes, now), exchange: exchange, now: now, slots: make(chan struct{}, maxInFlight), waiting: make(chan struct{}, maxWaiting), count: count,
-		health: make(map[netip.AddrPort]resolverHealth),
+		cache:    newAnswerCache(cacheBytes, now),
+		exchange: exchange,
+		now:      now,
+		slots:    make(chan struct{}, maxInFlight),
+		waiting:  make(chan struct{}, maxWaiting),
+		count:    count,
+		health:   make(map[netip.AddrPort]resolverHealth),
 	}
 }
 

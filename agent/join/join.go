@@ -243,5 +243,6 @@ func clockError(ctx context.Context, err error, server string, now time.Time) er
 	if clock := checkClock(now, serverTime, server); clock != nil {
 		return clock
 	}
-	return fmt.Errorf("%w: %s: its certificate is not valid, although its clock agrees with this machine's: %w: its log says why it was not renewed", ErrUnreachable, server, expired)
+	return fmt.Errorf("%w: %s: its certificate is not valid, although its clock agrees with this machine's: %w: "+
+		"look in its log for why it was not renewed", ErrUnreachable, server, expired)
 }
