@@ -29,6 +29,9 @@ const WindowLog = 27
 // without its bundle, that is without `make bundle` before `go build`.
 var ErrNoBundle = errors.New("this mote was built without its bundle: run `make bundle`, then build again")
 
+// ErrDamaged is wrapped by Verify when unpacked files are missing or differ from the bundle's.
+var ErrDamaged = errors.New("unpacked tools are damaged")
+
 // File is one file of the bundle.
 type File struct {
 	Name   string `json:"name"`

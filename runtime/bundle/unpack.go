@@ -28,16 +28,15 @@ const (
 	tempPrefix   = ".unpack-"
 )
 
-// Options say where to unpack to and who wants to know how far it is.
+// Options configure Unpack.
 type Options struct {
 	// Dir is the folder that holds one folder for each bundle hash and the link
 	// "current". Required.
 	Dir string
-	// Progress, if set, is called now and then with the bytes written so far and
-	// in total.
+	// Progress, if set, is called after each file with the bytes written so far and in total.
 	Progress func(done, total int64)
-	// VerifyContent reads every file and compares its hash; otherwise sizes and
-	// modes are compared. Meant for the start after an unclean stop.
+	// VerifyContent compares the hash of every file; otherwise sizes and modes are compared. Meant for
+	// the start after an unclean stop.
 	VerifyContent bool
 }
 
@@ -54,10 +53,9 @@ type Bundle struct {
 // Path returns the path of a file of the bundle.
 func (b Bundle) Path(name string) string { return filepath.Join(b.Dir, name) }
 
-// Unpack makes sure that the embedded bundle lies unpacked and undamaged below
-// o.Dir and that the link "current" leads to it. A damaged or incomplete folder
-// is replaced. Folders of other versions are removed, except the previous one,
-// whose shims may still run from it.
+// Unpack makes sure that the embedded bundle is unpacked and undamaged below o.Dir and that the link
+// "current" points to it. A damaged or incomplete folder is replaced. Folders of other versions are
+// removed, except the previous one: its shims may still run.
 func Unpack(o Options) (Bundle, error) {
 	m, err := ReadManifest()
 	if err != nil {
@@ -70,9 +68,8 @@ func unpack(o Options, m Manifest, open func() (io.ReadCloser, error)) (Bundle, 
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return Bundle{}, fmt.Errorf("create folder for tools: %w", err)
 	}
-	// One process at a time: what another is still writing looks like the
-	// leftovers of an interrupted start. Locked is the folder itself, so that no
-	// file has to stay.
+	// One process at a time: files another is still writing look like the leftovers of an interrupted
+	// start. The folder itself is locked, so that no lock file is left behind.
 	lock, err := os.Open(o.Dir)
 	if err != nil {
 		return Bundle{}, fmt.Errorf("lock folder for tools: %w", err)
@@ -84,37 +81,45 @@ func unpack(o Options, m Manifest, open func() (io.ReadCloser, error)) (Bundle, 
 	name := m.Hash[:16]
 	target := filepath.Join(o.Dir, name)
 	b := Bundle{Dir: filepath.Join(o.Dir, currentLink), Manifest: m}
-	if err := Verify(target, m, o.VerifyContent); err != nil {
+	if err := Verify(target, m, o.VerifyContent); errors.Is(err, ErrDamaged) {
 		if err := replace(o, m, target, open); err != nil {
 			return Bundle{}, err
 		}
 		b.Unpacked = true
+	} else if err != nil {
+		return Bundle{}, err
 	}
 	previous, err := point(o.Dir, name)
 	if err != nil {
 		return Bundle{}, err
 	}
 	if b.Unpacked {
-		// The window is the largest thing this process ever holds, and it holds
-		// it once in the life of an installed version.
+		// The decompression window is this process' largest allocation, and is needed once per
+		// installed version.
 		debug.FreeOSMemory()
 	}
 	return b, removeOthers(o.Dir, name, previous)
 }
 
-// Verify reports what is wrong with the files in dir, or nil.
+// Verify checks the unpacked files in dir. It returns [ErrDamaged] if they are missing or differ from
+// the bundle's, and any other error if they could not be checked.
 func Verify(dir string, m Manifest, content bool) error {
-	if _, err := os.Stat(filepath.Join(dir, completeMark)); err != nil {
-		return fmt.Errorf("check unpacked bundle: %w", err)
+	if _, err := os.Stat(filepath.Join(dir, completeMark)); missing(err) {
+		return fmt.Errorf("%w: unpacking did not finish", ErrDamaged)
+	} else if err != nil {
+		return fmt.Errorf("check unpacked tools: %w", err)
 	}
 	for _, f := range m.Files {
 		path := filepath.Join(dir, f.Name)
 		info, err := os.Lstat(path)
+		if missing(err) {
+			return fmt.Errorf("%w: %s is missing", ErrDamaged, f.Name)
+		}
 		if err != nil {
 			return fmt.Errorf("check unpacked tool: %w", err)
 		}
 		if !info.Mode().IsRegular() || info.Size() != f.Size || uint32(info.Mode().Perm()) != f.Mode {
-			return fmt.Errorf("check unpacked tool %s: size or mode differs from the bundle's", f.Name)
+			return fmt.Errorf("%w: size or mode of %s differs from the bundle's", ErrDamaged, f.Name)
 		}
 		if !content {
 			continue
@@ -124,11 +129,15 @@ func Verify(dir string, m Manifest, content bool) error {
 			return err
 		}
 		if sum != f.SHA256 {
-			return fmt.Errorf("check unpacked tool %s: content differs from the bundle's", f.Name)
+			return fmt.Errorf("%w: content of %s differs from the bundle's", ErrDamaged, f.Name)
 		}
 	}
 	return nil
 }
+
+// missing reports whether err says that a file does not exist, or that a file is where its folder
+// should be.
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) }
 
 // replace unpacks beside the target and renames, so that a power cut leaves
 // either nothing or everything under the final name.
@@ -144,12 +153,14 @@ func replace(o Options, m Manifest, target string, open func() (io.ReadCloser, e
 	if err := extract(o, m, temp, open); err != nil {
 		return err
 	}
-	// A damaged folder may hold executables that run; renaming it away and
-	// removing it leaves them their open files.
-	if _, err := os.Lstat(target); err == nil {
+	// Executables of a damaged folder may be running. Renaming and removing it leaves them their open
+	// files.
+	if _, err := os.Lstat(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("find damaged tools: %w", err)
+	} else if err == nil {
 		damaged := temp + ".old"
 		if err := os.Rename(target, damaged); err != nil {
-			return fmt.Errorf("set damaged tools aside: %w", err)
+			return fmt.Errorf("move damaged tools away: %w", err)
 		}
 		defer os.RemoveAll(damaged)
 	}
@@ -232,15 +243,19 @@ func writeFile(path string, f File, r io.Reader) (err error) {
 	return nil
 }
 
-// point makes the link "current" lead to name and returns where it led before.
+// point makes the link "current" point to name and returns its previous target.
 func point(dir, name string) (previous string, err error) {
 	link := filepath.Join(dir, currentLink)
 	previous, err = os.Readlink(link)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// Not a link, but in its place: ours to repair, as the folder is ours.
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, unix.EINVAL):
+		// A file or folder is in the link's place. Everything in this folder is ours.
 		if err := os.RemoveAll(link); err != nil {
-			return "", fmt.Errorf("remove what stands in place of the tools' link: %w", err)
+			return "", fmt.Errorf("remove what is in place of the tools' link: %w", err)
 		}
+	default:
+		return "", fmt.Errorf("find current tools: %w", err)
 	}
 	if previous == name {
 		return previous, nil
@@ -258,8 +273,8 @@ func point(dir, name string) (previous string, err error) {
 	return previous, atomicfile.SyncDir(dir)
 }
 
-// removeOthers removes leftovers of interrupted starts and all bundles but the
-// current and, if this start changed it, the previous one.
+// removeOthers removes leftovers of interrupted starts and, if this start changed the current bundle,
+// all others except the previous one.
 func removeOthers(dir, current, previous string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -292,7 +307,12 @@ func hashFile(path string) (string, error) {
 	}
 	defer f.Close()
 	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
+	_, err = io.Copy(sum, f)
+	if errors.Is(err, unix.EIO) {
+		// The disk has lost this copy, but may well take a new one.
+		return "", fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err != nil {
 		return "", fmt.Errorf("read tool: %w", err)
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil

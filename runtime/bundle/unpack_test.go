@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 // fake is a small bundle with the given files.
@@ -148,6 +150,21 @@ func TestUnpack_RefusesDamagedArchive(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) > 0 {
 		t.Errorf("folder holds %v, %v", entries, err)
+	}
+}
+
+// A folder that cannot be looked into is not a damaged one.
+func TestUnpack_CannotCheck_ReplacesNothing(t *testing.T) {
+	m, open := fake(t, map[string]string{"one": "first tool"})
+	dir := t.TempDir()
+	target := filepath.Join(dir, m.Hash[:16])
+	must(t, os.Symlink(target, target)) // a loop: every access fails with ELOOP
+	_, err := unpack(Options{Dir: dir}, m, open)
+	if !errors.Is(err, unix.ELOOP) || errors.Is(err, ErrDamaged) {
+		t.Errorf("error is %v, want that of the file system", err)
+	}
+	if _, err := os.Readlink(target); err != nil {
+		t.Errorf("the folder was replaced: %v", err)
 	}
 }
 
