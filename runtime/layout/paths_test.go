@@ -40,3 +40,24 @@ func TestFor_SameRunFolderThroughLinks(t *testing.T) {
 		t.Errorf("two folders have the run-time folder %s", a)
 	}
 }
+
+// A first start computes its paths before the data folder exists. With another run-time folder, the
+// second start would not find the pods of the first.
+func TestFor_SameRunFolderBeforeTheDataFolderExists(t *testing.T) {
+	base := t.TempDir()
+	real, link := filepath.Join(base, "real"), filepath.Join(base, "link")
+	if err := os.Mkdir(real, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	agent := filepath.Join(link, "mote", "agent")
+	before := For(agent).Run
+	if err := os.MkdirAll(agent, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if after := For(agent).Run; after != before {
+		t.Errorf("run-time folder is %s before the data folder exists, %s after", before, after)
+	}
+}
