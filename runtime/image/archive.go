@@ -20,27 +20,27 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ErrNotAnImage is wrapped when a file is no image archive, or one that is
-// damaged, incomplete or for another machine. Nothing of it was imported.
+// ErrNotAnImage is wrapped when a file is not an image archive, or is damaged, incomplete or for
+// another architecture. Nothing of it was imported.
 var ErrNotAnImage = errors.New("not a usable image archive")
 
 const (
-	// maxJSON is the largest index, manifest or configuration read to memory;
-	// containerd's own limit is the same order.
+	// maxJSON is the largest index, manifest or configuration read to memory. containerd's own limit is
+	// of the same order.
 	maxJSON = 8 << 20
-	// maxKeptJSON bounds what an archive full of manifests can make us hold.
+	// maxKeptJSON bounds the memory that an archive full of manifests can take.
 	maxKeptJSON = 64 << 20
 
 	dockerManifest = "manifest.json"
 )
 
-// notAnImage builds an error that says what is wrong with an archive.
+// notAnImage returns an [ErrNotAnImage] that says what is wrong with the archive.
 func notAnImage(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrNotAnImage, fmt.Errorf(format, args...))
 }
 
-// decompress returns the tar stream of an archive that is plain, gzip or zstd,
-// as its first bytes say.
+// decompress returns the tar stream of an archive. Its first bytes say whether it is plain, gzip or
+// zstd.
 func decompress(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(6)
@@ -68,23 +68,23 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(br), nil
 }
 
-// archiveBlob is what is known of one file of an archive.
+// archiveBlob describes one file of an archive.
 type archiveBlob struct {
 	digest digest.Digest
 	size   int64
 }
 
-// archiveContents is everything the check of an archive needs: sums of all
-// files, and the text of those that may be JSON.
+// archiveContents is what checking an archive needs: digests of all files, and the text of those that
+// may be JSON.
 type archiveContents struct {
 	blobs map[string]archiveBlob
 	json  map[string][]byte
 	links map[string]string
 }
 
-// checkArchive reads an archive to its end, compares every blob with its
-// digest, and returns the names of the images it would give this machine. It
-// changes nothing, so that a bad archive is refused before anything is imported.
+// checkArchive reads an archive to its end, compares every blob with its digest, and returns the names
+// of its images for this machine. It changes nothing, so that a bad archive is refused before anything
+// is imported.
 func checkArchive(r io.Reader) ([]string, error) {
 	tr, err := decompress(r)
 	if err != nil {
@@ -155,7 +155,7 @@ func readContents(r io.Reader) (archiveContents, error) {
 	if len(c.blobs) == 0 {
 		return c, notAnImage("it holds no files")
 	}
-	// What follows the tar's end is the compressor's checksum.
+	// The compressor's checksum follows the end of the tar.
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return c, notAnImage("read to the end: %w", err)
 	}
@@ -207,8 +207,8 @@ func (c archiveContents) checkOCI() ([]string, error) {
 	return names, nil
 }
 
-// checkDescriptor checks that what a descriptor leads to is in the archive, and
-// reports whether this machine can use any of it.
+// checkDescriptor checks that the content below a descriptor is in the archive, and reports whether
+// this machine can use any of it.
 func (c archiveContents) checkDescriptor(d v1.Descriptor) (usable bool, err error) {
 	if d.Platform != nil && !platforms.Default().Match(*d.Platform) {
 		return false, nil

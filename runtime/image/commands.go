@@ -17,22 +17,22 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// ImportOptions say what to import and how.
+// ImportOptions configure an import.
 type ImportOptions struct {
 	// AgentDir is the agent's data folder, <data-dir>/agent. Required.
 	AgentDir string
-	// Progress, if set, hears how many bytes of how many were read. The archive
-	// is read twice, first to check it.
+	// Progress, if set, is called with the bytes read so far and in total. The archive is read twice,
+	// first to check it.
 	Progress func(done, total int64)
-	// Forget does not keep the archive: its images cannot be rebuilt if a power
-	// cut damages them, but it takes its space on disk only until it is imported.
+	// Forget does not keep a copy of the archive. That saves its space on disk, but the images cannot
+	// be loaded again if a power cut damages them.
 	Forget bool
 }
 
-// Import imports an image archive into a running mote and returns the names of
-// its images. They are pinned: the kubelet never removes them for want of space.
-// A file that is no image, or a damaged one, is refused with ErrNotAnImage before
-// anything changed. A copy of the archive is kept in the images folder.
+// Import imports an image archive into a running mote and returns the names of its images. They are
+// pinned: the kubelet never removes them to free space. A file that is not an image archive, or a
+// damaged one, is refused with ErrNotAnImage before anything changes. A copy of the archive is kept in
+// the images folder.
 func Import(ctx context.Context, file string, o ImportOptions) ([]string, error) {
 	c, err := connect(ctx, o.AgentDir)
 	if err != nil {
@@ -43,8 +43,8 @@ func Import(ctx context.Context, file string, o ImportOptions) ([]string, error)
 	return names, c.explain(err)
 }
 
-// ImportFrom is Import from a stream, which is written to the images folder
-// first, as it is read twice.
+// ImportFrom is Import from a stream. The stream is written to the images folder first, as it is read
+// twice.
 func ImportFrom(ctx context.Context, r io.Reader, o ImportOptions) ([]string, error) {
 	c, err := connect(ctx, o.AgentDir)
 	if err != nil {
@@ -94,28 +94,27 @@ func importKept(ctx context.Context, client *containerd.Client, file string, o I
 	return names, nil
 }
 
-// snapshotterOf asks a running containerd which of its snapshotters it runs.
+// snapshotterOf returns the snapshotter of a running containerd.
 func snapshotterOf(ctx context.Context, client *containerd.Client) (string, error) {
 	resp, err := client.IntrospectionService().Plugins(ctx, "type==io.containerd.snapshotter.v1")
 	if err != nil {
-		return "", fmt.Errorf("ask for the snapshotter: %w", err)
+		return "", fmt.Errorf("find the snapshotter: %w", err)
 	}
 	for _, p := range resp.Plugins {
 		if p.InitErr == nil {
 			return p.ID, nil
 		}
 	}
-	return "", errors.New("ask for the snapshotter: containerd runs none")
+	return "", errors.New("find the snapshotter: containerd runs none")
 }
 
-// keep puts a copy of an archive where the next start looks for archives, with
-// the record that it is loaded already. File systems that can share the blocks
-// of two files do. The copy's name is its hash, so importing a file again does
-// not keep it twice.
+// keep copies an archive to where the next start looks for archives, with the record that it is loaded
+// already. The copy shares the blocks of the file if the file system supports that. Its name is its
+// hash, so a file that is imported again is not kept twice.
 func keep(agentDir, file string, rec archiveRecord) error {
 	dir := layout.For(agentDir).Imported
 	if strings.HasPrefix(filepath.Clean(file), filepath.Dir(dir)+"/") && !strings.HasPrefix(filepath.Base(file), ".") {
-		return nil // it lies in the images folder already
+		return nil // it is in the images folder already
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("create folder for image archives: %w", err)

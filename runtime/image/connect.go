@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 
@@ -24,8 +26,8 @@ var ErrNotRunning = errors.New("no mote runs over this data folder: start it, or
 
 const dialTimeout = 3 * time.Second
 
-// connection is a client of a running mote's containerd, and a context that ends
-// when that mote does: containerd's client would wait for it to come back.
+// connection is a client of a running mote's containerd, and a context that ends when that mote does:
+// containerd's client would wait for it to come back.
 type connection struct {
 	*containerd.Client
 	ctx    context.Context
@@ -33,23 +35,24 @@ type connection struct {
 	watch  sync.WaitGroup
 }
 
-// connect reaches the containerd of a running mote by its agent's data folder.
+// connect connects to the containerd of the mote that runs over an agent's data folder.
 func connect(ctx context.Context, agentDir string) (*connection, error) {
 	socket := layout.For(agentDir).Socket
-	// gRPC would only report a dead socket with the first call.
+	// gRPC would report a dead socket only with the first call.
 	probe, err := net.DialTimeout("unix", socket, dialTimeout)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
+		return nil, fmt.Errorf("connect to the container runtime: %w", err)
 	}
-	if err := probe.Close(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
-	}
+	_ = probe.Close() // it was only a probe
 	client, err := containerd.New(socket, containerd.WithDefaultNamespace(layout.Namespace), containerd.WithTimeout(dialTimeout))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrNotRunning, socket, err)
+		return nil, fmt.Errorf("connect to the container runtime: %s: %w", socket, err)
 	}
 	c := &connection{Client: client}
-	// The client logs what it also returns.
+	// The client logs errors that it also returns.
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	ctx = log.WithLogger(ctx, logrus.NewEntry(quiet))
@@ -72,7 +75,7 @@ func (c *connection) close() {
 	_ = c.Client.Close() // nothing is sent any more
 }
 
-// explain puts the reason a connection ended in place of what a call says of it.
+// explain replaces the error of a call by the reason the connection ended, if it did.
 func (c *connection) explain(err error) error {
 	if cause := context.Cause(c.ctx); err != nil && errors.Is(cause, ErrNotRunning) {
 		return cause

@@ -23,24 +23,22 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// Labels on the records of imported images. The first two are CRI's: an image
-// with the first is visible to the kubelet, one with the second is never
-// garbage-collected by it.
+// Labels on the records of imported images. The first two are CRI's: the kubelet sees only images with
+// the first, and never garbage-collects one with the second.
 const (
 	labelManaged      = "io.cri-containerd.image"
 	labelManagedValue = "managed"
 	labelPinned       = "io.cri-containerd.pinned"
 	labelPinnedValue  = "pinned"
-	// labelOrigin says how the image came here: "bundled" or "imported".
+	// labelOrigin is "bundled" or "imported".
 	labelOrigin = "mote.dev/origin"
 )
 
 const (
-	// labelImportLease marks the leases of imports. One that is found at start
-	// belongs to an import that was cut short.
+	// labelImportLease marks the leases of imports. One found at start belongs to an interrupted import.
 	labelImportLease = "mote.dev/import"
 	importLeaseTime  = 24 * time.Hour
-	// undoTimeout bounds the undoing of an import that failed.
+	// undoTimeout bounds the clean-up of a failed import.
 	undoTimeout = 10 * time.Second
 )
 
@@ -49,9 +47,8 @@ const (
 	originImported = "imported"
 )
 
-// importChecked imports an archive that checkArchive found good: content,
-// unpacked snapshots, and at last the image records, under a lease that makes
-// containerd drop all of it if anything fails before.
+// importChecked imports an archive that checkArchive has accepted: content, unpacked snapshots, and
+// last the image records. It holds a lease, so that containerd drops all of it if a step fails.
 func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader, origin string) (names []string, err error) {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	tr, err := decompress(r)
@@ -67,10 +64,10 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 	defer func() {
 		var how []leases.DeleteOpt
 		if err != nil {
-			// Whoever reads the error may count on the content being gone.
+			// When the caller gets the error, the content is gone.
 			how = append(how, leases.SynchronousDelete)
 		}
-		// The lease must go even when the caller gave up, if containerd did not.
+		// The lease must go even if the caller has given up.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		if e := manager.Delete(ctx, lease, how...); e != nil {
@@ -110,8 +107,7 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 		return nil, fmt.Errorf("walk imported image: %w", err)
 	}
 	for _, img := range found {
-		// SyncFs: the metadata must not name as complete what a power cut can
-		// still take.
+		// SyncFs: the metadata must not list a snapshot as complete before it is on disk.
 		if err := containerd.NewImage(client, img).Unpack(ctx, snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
 		}
@@ -125,9 +121,8 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 	return names, nil
 }
 
-// recordImage writes the records CRI expects of an image: one under its name,
-// one under its digest, so that pods may ask for it by either, and one under the
-// id of its configuration.
+// recordImage writes the records CRI expects of an image: by name and by digest, as pods may use
+// either, and by the id of its configuration.
 func recordImage(ctx context.Context, client *containerd.Client, img images.Image, origin string) error {
 	config, err := containerd.NewImage(client, img).Config(ctx)
 	if err != nil {
@@ -155,7 +150,7 @@ func recordImage(ctx context.Context, client *containerd.Client, img images.Imag
 	return nil
 }
 
-// dropImportLeases removes what imports that were cut short left behind.
+// dropImportLeases removes what interrupted imports left behind.
 func dropImportLeases(ctx context.Context, client *containerd.Client) error {
 	manager := client.LeasesService()
 	found, err := manager.List(ctx, fmt.Sprintf("labels.%q", labelImportLease))
@@ -164,7 +159,7 @@ func dropImportLeases(ctx context.Context, client *containerd.Client) error {
 	}
 	for _, l := range found {
 		if err := manager.Delete(ctx, l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("delete lease of an import that was cut short: %w", err)
+			return fmt.Errorf("delete lease of an interrupted import: %w", err)
 		}
 	}
 	return nil

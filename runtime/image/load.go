@@ -37,20 +37,18 @@ type Loader struct {
 	// Progress is called while an archive is read.
 	Progress func(phase, name string, done, total int64)
 
-	// verify reads all content of the images and compares hashes; otherwise sizes
-	// are compared.
+	// verify compares the hashes of all content instead of sizes.
 	verify bool
 }
 
-// Load clears what unfinished work left, and then loads what is missing. It
-// returns the names of all images that were checked or loaded.
+// Load clears what unfinished work left, rebuilds the images of records that were set aside, and
+// loads what is missing. It returns the names of all images that were checked or loaded.
 func (l Loader) Load(ctx context.Context) ([]string, error) {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	if err := dropImportLeases(ctx, l.Client); err != nil {
 		return nil, err
 	}
-	// First, while nothing gives containerd a reason to collect what it does not
-	// know.
+	// Before anything triggers containerd's garbage collector, which removes content without a record.
 	rebuilt, err := l.rebuild(ctx)
 	if err != nil {
 		return nil, err
@@ -59,19 +57,18 @@ func (l Loader) Load(ctx context.Context) ([]string, error) {
 	return append(rebuilt, names...), err
 }
 
-// Verify is loadMissing by hashes instead of sizes. Reading everything takes
-// long on a slow disk, and damaged content harms only what is unpacked from it
-// next, so this is done while the node works.
+// Verify checks all images by hash, where Load compares sizes, and loads damaged ones again. Reading
+// everything takes long on a slow disk, and damaged content only matters when it is unpacked next, so
+// run it while the node works.
 func (l Loader) Verify(ctx context.Context) error {
 	l.verify = true
 	_, err := l.loadMissing(namespaces.WithNamespace(ctx, layout.Namespace))
 	return err
 }
 
-// loadMissing loads the bundled images and then every archive of the images
-// folder and its folder of imported ones, unless their images are there and
-// whole. A bad archive is reported and passed over: it must not keep the node
-// from starting.
+// loadMissing loads the bundled images and then every archive of the images folder and its folder of
+// imported ones, unless their images exist and are intact. A bad archive is logged and skipped: it
+// must not keep the node from starting.
 func (l Loader) loadMissing(ctx context.Context) ([]string, error) {
 	if err := l.loadBundled(ctx); err != nil {
 		return nil, err
@@ -96,17 +93,22 @@ func (l Loader) loadMissing(ctx context.Context) ([]string, error) {
 	return names, l.forgetRecords(known)
 }
 
-// loadBundled makes sure the pause image is there and whole.
+// loadBundled makes sure the pause image exists and is intact.
 func (l Loader) loadBundled(ctx context.Context) error {
 	name := l.Bundle.Manifest.PauseImage
 	img, err := l.Client.ImageService().Get(ctx, name)
-	if err == nil {
-		if err = l.whole(ctx, img.Target); err == nil {
+	switch {
+	case err == nil:
+		err = l.intact(ctx, img.Target)
+		if err == nil {
 			return nil
 		}
+		if !errors.Is(err, errNotIntact) {
+			return fmt.Errorf("check image %s: %w", name, err)
+		}
 		l.Log.Warn("bundled image is damaged: loading it again", zap.String("image", name), zap.Error(err))
-	} else if !errdefs.IsNotFound(err) {
-		return fmt.Errorf("look for image %s: %w", name, err)
+	case !errdefs.IsNotFound(err):
+		return fmt.Errorf("look up image %s: %w", name, err)
 	}
 	f, err := os.Open(l.Bundle.Path(bundle.PauseArchive))
 	if err != nil {
@@ -119,22 +121,31 @@ func (l Loader) loadBundled(ctx context.Context) error {
 	return nil
 }
 
-// loadArchive loads one archive unless it was loaded before and nothing changed.
+// loadArchive loads one archive unless it was loaded before and nothing has changed.
 func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) {
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, fmt.Errorf("find image archive: %w", err)
 	}
 	recordFile := filepath.Join(l.Paths.Marks, loadedDir, recordName(file))
-	if rec, err := readRecord(recordFile); err == nil && rec.Size == info.Size() && rec.ModTime.Equal(info.ModTime()) {
+	rec, err := readRecord(recordFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errBadRecord):
+		// It is loaded as if for the first time.
+	case err != nil:
+		return nil, err
+	case rec.Size == info.Size() && rec.ModTime.Equal(info.ModTime()):
 		err := l.unchanged(ctx, rec)
 		if err == nil {
 			return slices.Collect(maps.Keys(rec.Images)), nil
 		}
-		l.Log.Warn("image is not whole: loading its archive again", zap.String("file", file), zap.Error(err))
+		if !errors.Is(err, errNotIntact) {
+			return nil, err
+		}
+		l.Log.Warn("image is damaged or gone: loading its archive again", zap.String("file", file), zap.Error(err))
 	}
 	start := time.Now()
-	rec, err := loadFile(ctx, l.Client, l.Snapshotter, file, func(done, total int64) {
+	rec, err = loadFile(ctx, l.Client, l.Snapshotter, file, func(done, total int64) {
 		l.Progress("import", filepath.Base(file), done, total)
 	})
 	if err != nil {
@@ -144,81 +155,112 @@ func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) 
 	return slices.Collect(maps.Keys(rec.Images)), writeRecord(recordFile, rec)
 }
 
-// unchanged reports why an archive's images must be loaded again, or nil.
+// unchanged returns [errNotIntact] if an archive's images must be loaded again.
 func (l Loader) unchanged(ctx context.Context, rec archiveRecord) error {
 	for name, target := range rec.Images {
 		img, err := l.Client.ImageService().Get(ctx, name)
+		if errdefs.IsNotFound(err) {
+			return fmt.Errorf("%w: %s is gone", errNotIntact, name)
+		}
 		if err != nil {
-			return fmt.Errorf("look for image %s: %w", name, err)
+			return fmt.Errorf("look up image %s: %w", name, err)
 		}
 		if img.Target.Digest != target.Digest {
 			continue // replaced by a later pull or import: that is the user's choice
 		}
-		if err := l.whole(ctx, img.Target); err != nil {
+		if err := l.intact(ctx, img.Target); err != nil {
 			return fmt.Errorf("check image %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// whole checks that all content of an image is on disk as its descriptors say,
-// and that it is unpacked. Damaged content is removed on the way, as containerd
-// takes a file with the right name for the right content.
-func (l Loader) whole(ctx context.Context, target v1.Descriptor) error {
+// errNotIntact is wrapped when an image lacks content or a snapshot, or its content is damaged. An
+// image that could not be read is not that: it is neither removed nor loaded again.
+var errNotIntact = errors.New("image is not intact")
+
+// intact checks that all content of an image is on disk as its descriptors say, and that it is
+// unpacked. It removes damaged content, as containerd takes a file with the right name for the right
+// content.
+func (l Loader) intact(ctx context.Context, target v1.Descriptor) error {
 	cs := l.Client.ContentStore()
-	var errs []error
+	var damage []error
 	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
-		if err := l.checkBlob(ctx, cs, d); err != nil {
-			errs = append(errs, err)
+		err := l.checkBlob(ctx, cs, d)
+		if errors.Is(err, errNotIntact) {
+			damage = append(damage, err)
 			return nil, images.ErrSkipDesc
 		}
-		return images.Children(ctx, cs, d)
+		if err != nil {
+			return nil, err
+		}
+		children, err := images.Children(ctx, cs, d)
+		if errdefs.IsNotFound(err) { // the file exists, containerd's record of it does not
+			damage = append(damage, fmt.Errorf("%w: %w", errNotIntact, err))
+			return nil, images.ErrSkipDesc
+		}
+		return children, err
 	})
 	if err := images.Walk(ctx, images.FilterPlatforms(handler, platforms.Default()), target); err != nil {
 		return err
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	if len(damage) > 0 {
+		return errors.Join(damage...)
 	}
 	unpacked, err := containerd.NewImage(l.Client, images.Image{Name: "check", Target: target}).IsUnpacked(ctx, l.Snapshotter)
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("check whether it is unpacked: %w", err)
 	}
 	if !unpacked {
-		return errors.New("it is not unpacked")
+		return fmt.Errorf("%w: it is not unpacked", errNotIntact)
 	}
 	return nil
 }
 
+// checkBlob compares the size of a blob with its descriptor, and its hash if it is read as JSON or
+// the whole image is to be verified. A missing or damaged one is removed.
 func (l Loader) checkBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
 	file := filepath.Join(l.Paths.Root, layout.Content, blobName(d.Digest))
-	info, err := os.Stat(file)
-	if err != nil {
-		return fmt.Errorf("find content: %w", errors.Join(err, l.dropBlob(ctx, cs, file, d)))
+	damage, err := findBlobDamage(file, d, l.verify || d.Size <= maxJSON && !images.IsLayerType(d.MediaType))
+	if err != nil || damage == nil {
+		return err
 	}
-	if info.Size() != d.Size {
-		return errors.Join(fmt.Errorf("content %s has %d bytes, not %d", d.Digest, info.Size(), d.Size), l.dropBlob(ctx, cs, file, d))
-	}
-	if !l.verify {
-		return nil
-	}
+	return errors.Join(damage, dropBlob(ctx, cs, file, d))
+}
+
+// findBlobDamage returns what is wrong with the content in a file, as [errNotIntact], or why that
+// could not be found out.
+func findBlobDamage(file string, d v1.Descriptor, hash bool) (damage, err error) {
 	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: content %s is missing", errNotIntact, d.Digest), nil
+	}
 	if err != nil {
-		return fmt.Errorf("open content: %w", err)
+		return nil, fmt.Errorf("open content: %w", err)
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open content: %w", err)
+	}
+	if info.Size() != d.Size {
+		return fmt.Errorf("%w: content %s has %d bytes, not %d", errNotIntact, d.Digest, info.Size(), d.Size), nil
+	}
+	if !hash {
+		return nil, nil
+	}
 	verifier := d.Digest.Verifier()
 	if _, err := io.Copy(verifier, f); err != nil {
-		return errors.Join(fmt.Errorf("read content %s: %w", d.Digest, err), l.dropBlob(ctx, cs, file, d))
+		return nil, fmt.Errorf("read content %s: %w", d.Digest, err)
 	}
 	if !verifier.Verified() {
-		return errors.Join(fmt.Errorf("content %s is damaged", d.Digest), l.dropBlob(ctx, cs, file, d))
+		return fmt.Errorf("%w: content %s does not match its digest", errNotIntact, d.Digest), nil
 	}
-	return nil
+	return nil, nil
 }
 
 // dropBlob makes containerd forget a blob and removes what there is of it.
-func (l Loader) dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descriptor) error {
+func dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descriptor) error {
 	if err := cs.Delete(ctx, d.Digest); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("forget damaged content: %w", err)
 	}
@@ -228,8 +270,8 @@ func (l Loader) dropBlob(ctx context.Context, cs content.Store, file string, d v
 	return nil
 }
 
-// loadFile checks an archive and imports it. The archive is read twice: what is
-// refused must not have changed anything.
+// loadFile checks an archive and imports it. It reads the archive twice, so that a refused one has
+// changed nothing.
 func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file string, progress func(done, total int64)) (archiveRecord, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -278,7 +320,7 @@ func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file 
 	return rec, nil
 }
 
-// countingReader reports how far a reader is, at most every so many bytes.
+// countingReader reports progress every few megabytes.
 type countingReader struct {
 	r           io.Reader
 	done, total int64

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,12 +28,11 @@ import (
 )
 
 const (
-	// imageList, among the marks, repeats which images there are. containerd
-	// keeps that in the same file as everything else; with this list and the
-	// content, which is named by its hash, a node whose registry is out of reach
-	// gets its images back when that file is lost.
+	// imageList, in Paths.Marks, is a copy of the list of images. containerd stores the list in one
+	// file with everything else. If that file is lost, a node without a registry rebuilds its images
+	// from this copy and the content, which is named by its hash.
 	imageList = "images.json"
-	// listDelay lets a pull, which changes several records, finish first.
+	// listDelay is how long a change waits to be written: a pull changes several records.
 	listDelay = time.Second
 )
 
@@ -45,9 +43,8 @@ type imageRecord struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
-// KeepList writes the list now and after each change of an image, until
-// the context ends. A list that cannot be written is reported and tried again
-// with the next change.
+// KeepList writes the list of images for a later rebuild, now and after each change, until the
+// context ends. A failed write is logged, and made up for with the next change.
 func KeepList(ctx context.Context, client *containerd.Client, p layout.Paths, log *zap.Logger) error {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	events, failed := client.Subscribe(ctx, `topic~="/images/"`)
@@ -96,18 +93,20 @@ func listImages(ctx context.Context, client *containerd.Client) ([]byte, error) 
 	return data, nil
 }
 
-// rebuild brings back the images of a state that was set aside, from the list and
-// the content that is still whole. What cannot be had that way is left to the
-// archives and to the registries. It returns the names of the images.
+// rebuild restores the images of records that were set aside, from the list and the content that is
+// intact. Other images are left to the archives and to the registries. It returns the names of the
+// rebuilt images.
 func (l Loader) rebuild(ctx context.Context) ([]string, error) {
 	mark := filepath.Join(l.Paths.Marks, layout.RebuildMark)
 	if _, err := os.Stat(mark); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("look for mark of unfinished rebuild: %w", err)
 	}
 	records, err := readImageList(l.Paths)
 	if err != nil {
-		// The list is a convenience; without it there are still the archives.
-		l.Log.Warn("list of images cannot be used: images that were pulled are pulled again", zap.Error(err))
+		// The archives and the registries remain.
+		l.Log.Warn("list of images cannot be read: pulled images are pulled again", zap.Error(err))
 	}
 	var back []string
 	for _, rec := range records {
@@ -172,37 +171,31 @@ func (l Loader) rebuildImage(ctx context.Context, rec imageRecord) (err error) {
 	return nil
 }
 
-// recordBlob makes containerd know a blob that lies in its folder. A damaged one
-// is removed, so that it will be written anew.
+// recordBlob makes containerd record a blob whose file exists. A damaged one is removed, so that it
+// will be fetched again.
 func (l Loader) recordBlob(ctx context.Context, cs content.Store, d v1.Descriptor) error {
 	file := filepath.Join(l.Paths.Root, layout.Content, blobName(d.Digest))
-	f, err := os.Open(file)
+	damage, err := findBlobDamage(file, d, true)
 	if err != nil {
-		return fmt.Errorf("find content: %w", err)
+		return err
 	}
-	defer f.Close()
-	verifier := d.Digest.Verifier()
-	size, err := io.Copy(verifier, f)
-	if err != nil {
-		return fmt.Errorf("read content %s: %w", d.Digest, err)
-	}
-	if size != d.Size || !verifier.Verified() {
-		return errors.Join(fmt.Errorf("content %s is damaged", d.Digest), l.dropBlob(ctx, cs, file, d))
+	if damage != nil {
+		return errors.Join(damage, dropBlob(ctx, cs, file, d))
 	}
 	// The writer finds the file and has nothing to write.
-	w, err := cs.Writer(ctx, content.WithRef("adopt-"+d.Digest.String()), content.WithDescriptor(d))
+	w, err := cs.Writer(ctx, content.WithRef("rebuild-"+d.Digest.String()), content.WithDescriptor(d))
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("adopt content %s: %w", d.Digest, err)
+		return fmt.Errorf("record content %s: %w", d.Digest, err)
 	}
 	err = w.Commit(ctx, d.Size, d.Digest)
 	if errdefs.IsAlreadyExists(err) {
 		err = nil
 	}
 	if err := errors.Join(err, w.Close()); err != nil {
-		return fmt.Errorf("adopt content %s: %w", d.Digest, err)
+		return fmt.Errorf("record content %s: %w", d.Digest, err)
 	}
 	return nil
 }

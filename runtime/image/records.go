@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,13 +17,14 @@ import (
 	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
-const (
-	// loadedDir, among the marks, holds one record for each archive loaded.
-	loadedDir = "loaded"
-)
+// loadedDir, in Paths.Marks, holds one record for each archive loaded.
+const loadedDir = "loaded"
 
-// archiveRecord says what an archive was when it was loaded and what it gave, so
-// that it is read again only when it changed or its images are not whole.
+// errBadRecord is wrapped when a record of an archive is not one.
+var errBadRecord = errors.New("damaged record of an image archive")
+
+// archiveRecord describes an archive as it was loaded and the images in it, so that it is read again
+// only if it changed or an image is not intact.
 type archiveRecord struct {
 	Path    string                   `json:"path"`
 	Size    int64                    `json:"size"`
@@ -65,7 +65,7 @@ func readRecord(name string) (archiveRecord, error) {
 		return rec, fmt.Errorf("read record of image archive: %w", err)
 	}
 	if err := json.Unmarshal(data, &rec); err != nil {
-		return rec, fmt.Errorf("parse record of image archive: %w", err)
+		return rec, fmt.Errorf("%w: %s: %w", errBadRecord, name, err)
 	}
 	return rec, nil
 }
@@ -90,7 +90,7 @@ func (l Loader) forgetRecords(known map[string]bool) error {
 	if err != nil {
 		return fmt.Errorf("list records of image archives: %w", err)
 	}
-	for _, e := range slices.Clone(entries) {
+	for _, e := range entries {
 		if known[e.Name()] {
 			continue
 		}

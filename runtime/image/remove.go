@@ -17,11 +17,11 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// ErrNoImage is wrapped when an image to remove is not there.
+// ErrNoImage is wrapped when an image to remove does not exist.
 var ErrNoImage = errors.New("no such image")
 
-// Remove removes images by name from a running mote, with their kept archives
-// once none of an archive's images is left. A running container keeps its files.
+// Remove removes images by name from a running mote. A kept archive is removed with the last of its
+// images. Running containers keep their files.
 func Remove(ctx context.Context, agentDir string, names ...string) error {
 	c, err := connect(ctx, agentDir)
 	if err != nil {
