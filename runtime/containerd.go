@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/defaults"
@@ -28,8 +29,8 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// criServer is what the CRI plugin offers: the two services whose methods are
-// called directly, and whether recovery of the running pods is over.
+// criServer is the CRI plugin: the two services whose methods are called directly, and whether it
+// has recovered the running pods.
 type criServer interface {
 	runtimeapi.RuntimeServiceServer
 	runtimeapi.ImageServiceServer
@@ -43,21 +44,44 @@ type daemon struct {
 	client  *containerd.Client
 	grpc    *grpc.Server
 	ttrpc   *ttrpc.Server
-	// ready is waited for until every plugin that asked for it is ready.
-	ready sync.WaitGroup
-	// stop ends the plugins' own loops, such as the garbage collector's, before
-	// what they work on is closed.
+	ready   *readiness
+	// stop ends the plugins' own loops, such as the garbage collector's, before what they work on is
+	// closed.
 	stop context.CancelFunc
 }
 
-// startDaemon loads the plugins in the order of their dependencies. It does what
-// containerd's own server.New does, except that plugins are given their settings
-// from code, that any failure closes what was opened before, and that nothing
-// listens yet.
+// readiness closes done when every plugin that announced it would report readiness has done so.
+type readiness struct {
+	// pending counts the plugins still to report, plus one until all are loaded.
+	pending atomic.Int64
+	done    chan struct{}
+}
+
+func newReadiness() *readiness {
+	r := &readiness{done: make(chan struct{})}
+	r.pending.Store(1)
+	return r
+}
+
+// register adds a plugin and returns what it calls when it is ready.
+func (r *readiness) register() (report func()) {
+	r.pending.Add(1)
+	return sync.OnceFunc(r.release)
+}
+
+func (r *readiness) release() {
+	if r.pending.Add(-1) == 0 {
+		close(r.done)
+	}
+}
+
+// startDaemon loads the plugins in the order of their dependencies. It does what containerd's own
+// server.New does, except that plugins get their settings from code, that a failure closes what was
+// opened before, and that nothing listens yet.
 func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, snapshotter string) (_ *daemon, err error) {
-	d := &daemon{}
-	// The plugins keep this context for as long as they live, beyond the moment
-	// the caller asks to stop: what is under way then may finish.
+	d := &daemon{ready: newReadiness()}
+	// The plugins keep this context until they are closed, not until the caller asks to stop: calls
+	// in progress may finish.
 	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -73,6 +97,7 @@ func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, s
 			return nil, err
 		}
 	}
+	d.ready.release()
 	if d.cri == nil {
 		return nil, errors.New("load containerd: its CRI plugin is not linked in")
 	}
@@ -96,10 +121,7 @@ func (d *daemon) load(ctx context.Context, set *plugin.Set, r plugin.Registratio
 		plugins.PropertyGRPCAddress:  p.Socket,
 		plugins.PropertyTTRPCAddress: p.TTRPC,
 	})
-	ic.RegisterReadiness = func() func() {
-		d.ready.Add(1)
-		return d.ready.Done
-	}
+	ic.RegisterReadiness = d.ready.register
 	if r.Config != nil {
 		if err := configure(settings, r); err != nil {
 			return err
@@ -161,7 +183,7 @@ func (d *daemon) register(set *plugin.Set) error {
 	return nil
 }
 
-// listen opens both sockets, so that whoever sees the runtime ready can connect.
+// listen opens both sockets, so that clients can connect as soon as the runtime is ready.
 func (d *daemon) listen(p layout.Paths) (main, shims net.Listener, err error) {
 	main, err = listen(p.Socket)
 	if err != nil {
@@ -174,7 +196,7 @@ func (d *daemon) listen(p layout.Paths) (main, shims net.Listener, err error) {
 	return main, shims, nil
 }
 
-// serve answers on the sockets until the context ends, and closes them.
+// serve serves the sockets until the context ends, and closes them.
 func (d *daemon) serve(ctx context.Context, main, shims net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -215,7 +237,7 @@ func (d *daemon) close() error {
 	return errors.Join(errs...)
 }
 
-// listen makes a socket only this user can reach, in place of a dead one.
+// listen creates a socket that only this user can reach, replacing a dead one.
 func listen(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
@@ -230,8 +252,7 @@ func listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// The two interceptors carry the namespace of a request on to calls containerd
-// makes on its behalf.
+// The two interceptors pass the namespace of a request on to calls containerd makes on its behalf.
 func unaryNamespace(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if ns, ok := namespaces.Namespace(ctx); ok {
 		ctx = namespaces.WithNamespace(ctx, ns)
@@ -246,8 +267,7 @@ func streamNamespace(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, ha
 	return handler(srv, ss)
 }
 
-// namespacedStream replaces the context of a stream, which gRPC hands out only
-// through the stream.
+// namespacedStream replaces the context of a stream, which gRPC exposes only through the stream.
 type namespacedStream struct {
 	grpc.ServerStream
 	ctx context.Context

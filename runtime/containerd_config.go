@@ -2,11 +2,13 @@ package runtime
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	continuity "github.com/containerd/continuity/fs"
 	"github.com/containerd/platforms"
 	"github.com/containerd/plugin"
 	"github.com/pelletier/go-toml/v2"
@@ -44,8 +46,8 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 			"no_prometheus": true,
 		},
 		id(plugins.GCPlugin, "scheduler"): map[string]any{
-			// What is on disk but not in the metadata may be about to be
-			// adopted by the images loaded at start.
+			// Content that is on disk but not in the metadata may be about to be
+			// recorded again by the images rebuilt at start.
 			"startup_delay": "1m",
 		},
 		id(plugins.TransferPlugin, "local"): map[string]any{
@@ -106,8 +108,8 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 	}
 }
 
-// configure fills a plugin's configuration. A key the plugin does not know is
-// an error: it means containerd has moved on and the setting is lost.
+// configure fills a plugin's configuration. A key the plugin does not know is an error: a new
+// containerd would otherwise drop the setting silently.
 func configure(settings map[string]any, r plugin.Registration) error {
 	data, ok := settings[r.URI()]
 	if !ok || r.Config == nil {
@@ -123,20 +125,39 @@ func configure(settings map[string]any, r plugin.Registration) error {
 	return nil
 }
 
-// chooseSnapshotter prefers overlayfs, and falls back to copying where the file
-// system cannot carry it.
-func chooseSnapshotter(c Config, p layout.Paths) (name string, reason error) {
-	if c.Snapshotter != "" {
-		return c.Snapshotter, nil
+var errNoDType = errors.New("file system does not report the types of folder entries (d_type)")
+
+// overlayUnsupported returns why overlayfs does not work in root, or nil if it does. Any failure
+// that is not known to mean that is returned as err: a snapshotter chosen by mistake hides the
+// images and containers of the other one.
+func overlayUnsupported(root string) (reason, err error) {
+	typed, err := continuity.SupportsDType(root)
+	if err != nil {
+		return nil, fmt.Errorf("check file system of %s: %w", root, err)
 	}
-	if err := overlayutils.Supported(p.Root); err != nil {
-		return snapshotterNative, err
+	if !typed {
+		return errNoDType, nil
 	}
-	return snapshotterOverlay, nil
+	err = overlayutils.SupportsMultipleLowerDir(root)
+	if meansNoOverlay(err) {
+		return err, nil
+	}
+	return nil, err
 }
 
-// lacksSysResource reports whether this process may not lower oom_score_adj. If
-// so, runc would fail to start the pause container, which asks for -998.
+// meansNoOverlay reports whether a mount of overlayfs failed for good: the kernel has no overlayfs,
+// the file system cannot carry one, or this process may not mount it.
+func meansNoOverlay(err error) bool {
+	for _, known := range []unix.Errno{unix.ENODEV, unix.EINVAL, unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
+}
+
+// lacksSysResource reports whether this process may not lower oom_score_adj. runc then fails to
+// start the pause container, which asks for -998, unless scores are restricted.
 func lacksSysResource() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -146,8 +167,8 @@ func lacksSysResource() bool {
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0
 }
 
-// wanted says whether a registered plugin is started. Another package linked
-// into the process may have registered more than plugins.go asks for.
+// wanted reports whether a registered plugin is started. Another package linked into the process may
+// have registered more than plugins.go imports.
 func wanted(r *plugin.Registration, snapshotter string) bool {
 	switch r.Type {
 	case plugins.SnapshotPlugin:

@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -194,6 +195,75 @@ func TestRuntime_Reboot(t *testing.T) {
 		t.Error(err)
 	}
 	child.Stop()
+}
+
+// TestRuntime_FailedStart_KeepsPods has containerd fail to start for reasons that say nothing about its
+// records. Pods must run on, and the next start must find them.
+func TestRuntime_FailedStart_KeepsPods(t *testing.T) {
+	n := runtimetest.NewNode(t)
+	ctx := runtimetest.Timeout(t, 180*time.Second)
+	child := runtimetest.Start(t, n.Config)
+	c := n.Dial(t)
+	p, err := n.RunPod(ctx, c, "pod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := runtimetest.RunContainer(ctx, c, p, "main", "sleep", "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_RUNNING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child.Stop()
+	root, tmp := n.Paths().Root, filepath.Join(n.Paths().State, "tmp")
+	for _, row := range []struct {
+		name    string
+		do      func() error
+		undo    func() error
+		message string
+	}{
+		{
+			"read-only",
+			func() error {
+				return errors.Join(unix.Mount(root, root, "", unix.MS_BIND, ""),
+					unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+			},
+			func() error { return unix.Unmount(root, unix.MNT_DETACH) },
+			"read-only file system",
+		},
+		{
+			"a file in place of a folder",
+			func() error { return errors.Join(os.RemoveAll(tmp), os.WriteFile(tmp, nil, 0o600)) },
+			func() error { return os.Remove(tmp) },
+			"not a directory",
+		},
+	} {
+		if err := row.do(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := runtimetest.TryStart(t, n.Config)
+		if err == nil || !strings.Contains(err.Error(), row.message) {
+			t.Errorf("%s: error is %v, want one about %q", row.name, err, row.message)
+		}
+		if err := row.undo(); err != nil {
+			t.Fatal(err)
+		}
+		if aside, err := filepath.Glob(filepath.Join(root, "damaged-*")); err != nil || len(aside) > 0 {
+			t.Errorf("%s: records were set aside: %v, %v", row.name, aside, err)
+		}
+		child = runtimetest.Start(t, n.Config)
+		c = n.Dial(t)
+		after, err := runtimetest.WaitState(ctx, c, id, runtimeapi.ContainerState_CONTAINER_RUNNING)
+		if err != nil {
+			t.Fatalf("%s: %v", row.name, err)
+		}
+		if after.StartedAt != before.StartedAt {
+			t.Errorf("%s: the container started at %d, before at %d", row.name, after.StartedAt, before.StartedAt)
+		}
+		child.Stop()
+	}
 }
 
 // cniConf is a pod network of the shape the node's own is, for the child's

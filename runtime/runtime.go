@@ -19,8 +19,7 @@ import (
 	"github.com/mote-dev/mote/runtime/recovery"
 )
 
-// imageEventsTimeout bounds the wait for CRI to hear of images that were loaded,
-// which takes milliseconds.
+// imageEventsTimeout bounds the wait for CRI to learn of loaded images, which takes milliseconds.
 const imageEventsTimeout = 5 * time.Second
 
 // errStopped ends the parts of a Run whose caller asked it to stop.
@@ -34,7 +33,7 @@ type Runtime struct {
 	log   *zap.Logger
 	ready chan struct{}
 
-	// mu guards what Run learns and others ask for.
+	// mu guards what follows, which Run sets when it is ready.
 	mu     sync.Mutex
 	daemon *daemon
 	bundle bundle.Bundle
@@ -49,18 +48,17 @@ func New(c Config) (*Runtime, error) {
 	return &Runtime{cfg: c, p: layout.For(c.DataDir), log: c.Logger, ready: make(chan struct{})}, nil
 }
 
-// Ready is closed when CRI answers, running pods were found again, and the
-// bundled and local images are there.
+// Ready is closed when CRI answers, has recovered the running pods, and the bundled and local images
+// are loaded.
 func (r *Runtime) Ready() <-chan struct{} { return r.ready }
 
 // Socket returns the path of containerd's socket, which also serves CRI.
 func (r *Runtime) Socket() string { return r.p.Socket }
 
-// RunDir returns the folder of what lasts until the next boot.
+// RunDir returns the folder for what need not survive a reboot.
 func (r *Runtime) RunDir() string { return r.p.Run }
 
-// BinDir returns the folder of the unpacked tools; paths in it stay valid over
-// upgrades.
+// BinDir returns the folder of the unpacked tools. Paths in it stay valid across upgrades.
 func (r *Runtime) BinDir() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -74,8 +72,7 @@ func (r *Runtime) PauseImage() string {
 	return r.bundle.Manifest.PauseImage
 }
 
-// RuntimeService returns CRI's runtime service without a socket between. Nil
-// before Ready.
+// RuntimeService returns CRI's runtime service as Go calls, without a socket. Nil before Ready.
 func (r *Runtime) RuntimeService() internalapi.RuntimeService {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,8 +82,7 @@ func (r *Runtime) RuntimeService() internalapi.RuntimeService {
 	return &runtimeService{s: r.daemon.cri, dataDir: r.cfg.DataDir, log: r.log}
 }
 
-// ImageService returns CRI's image service without a socket between. Nil before
-// Ready.
+// ImageService returns CRI's image service as Go calls, without a socket. Nil before Ready.
 func (r *Runtime) ImageService() internalapi.ImageManagerService {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,9 +92,8 @@ func (r *Runtime) ImageService() internalapi.ImageManagerService {
 	return &imageService{s: r.daemon.cri}
 }
 
-// Run starts containerd, repairs what the last stop left damaged, loads images,
-// and blocks until the context ends or containerd fails. Pods are left running.
-// It may be called once.
+// Run repairs what the last stop left damaged, starts containerd, loads images, and blocks until ctx
+// ends or containerd fails. Pods keep running when it returns. It may be called once.
 func (r *Runtime) Run(ctx context.Context) (err error) {
 	fatal := make(chan error, 1)
 	upstream.BridgeContainerd(r.log.Named("containerd"), r.cfg.Debug, fatal)
@@ -134,11 +129,36 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		return err
 	}
 
+	l := image.Loader{
+		Client:      d.client,
+		Snapshotter: snapshotter,
+		Bundle:      b,
+		Paths:       r.p,
+		Log:         r.log,
+		Progress:    r.cfg.Progress,
+	}
+	if err := r.serve(ctx, d, l, last, fatal); err != nil {
+		return err
+	}
+	return recovery.MarkCleanStop(r.p)
+}
+
+// serve runs a started daemon until ctx ends or a part fails, and closes it. It returns what failed
+// first, and then what the close adds to it.
+func (r *Runtime) serve(ctx context.Context, d *daemon, l image.Loader, last recovery.LastStop, fatal <-chan error) (err error) {
+	defer func() {
+		switch closeErr := d.close(); {
+		case closeErr == nil:
+		case err == nil:
+			err = closeErr
+		default:
+			err = fmt.Errorf("%w; then %w", err, closeErr)
+		}
+	}()
 	main, shims, err := d.listen(r.p)
 	if err != nil {
-		return errors.Join(err, d.close())
+		return err
 	}
-
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.serve(gctx, main, shims) })
 	g.Go(func() error {
@@ -150,21 +170,13 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		}
 	})
 	g.Go(func() error {
-		l := image.Loader{
-			Client:      d.client,
-			Snapshotter: snapshotter,
-			Bundle:      b,
-			Paths:       r.p,
-			Log:         r.log,
-			Progress:    r.cfg.Progress,
-		}
 		if err := r.becomeReady(gctx, d, l); err != nil {
 			return err
 		}
 		if !last.Clean {
 			g.Go(func() error {
 				if err := l.Verify(gctx); err != nil && gctx.Err() == nil {
-					r.log.Error("images were not checked", zap.Error(err))
+					r.log.Error("images were not verified", zap.Error(err))
 				}
 				return nil
 			})
@@ -177,20 +189,14 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	})
 	err = g.Wait()
 	if ctx.Err() != nil {
-		// Whatever a part says while it is being stopped is no failure.
-		err = nil
+		// Errors of parts that are being stopped are not failures.
+		return nil
 	}
-	if err := d.close(); err != nil {
-		r.log.Warn("containerd did not close all it had open", zap.Error(err))
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	return recovery.MarkCleanStop(r.p)
+	return err
 }
 
-// start brings containerd up, repairing its state first.
+// start repairs the state on disk and brings containerd up. Only damaged records are set aside; any
+// other error ends the start, and pods keep running.
 func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.LastStop) (*daemon, string, error) {
 	registries, err := readRegistries(r.cfg.RegistriesFile)
 	if err != nil {
@@ -199,42 +205,41 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.Last
 	if err := registries.writeHosts(r.p.Registries); err != nil {
 		return nil, "", err
 	}
-	snapshotter, reason := chooseSnapshotter(r.cfg, r.p)
-	if reason != nil {
-		r.log.Warn("overlayfs does not work here: images are copied for each container, which takes more disk and time", zap.Error(reason))
+	snapshotter := r.cfg.Snapshotter
+	if snapshotter == "" {
+		reason, err := overlayUnsupported(r.p.Root)
+		if err != nil {
+			return nil, "", fmt.Errorf("choose a snapshotter: %w", recovery.WithRemedy(err))
+		}
+		snapshotter = snapshotterOverlay
+		if reason != nil {
+			snapshotter = snapshotterNative
+			r.log.Warn("overlayfs does not work here: images are copied for each container, which takes more disk and time",
+				zap.Error(reason))
+		}
 	}
 	settings := pluginSettings(r.cfg, r.p, b, snapshotter, registries, lacksSysResource())
 	if err := recovery.Repair(ctx, r.p, last, r.log); err != nil {
 		return nil, "", err
 	}
 	d, err := startDaemon(ctx, r.p, settings, snapshotter)
-	if remedy := recovery.Remedy(err); remedy != "" {
-		return nil, "", fmt.Errorf("start containerd: %w: %s", err, remedy)
-	}
-	if err != nil {
-		// The checks before did not see the damage that containerd does. One
-		// more try from nothing is better than never starting again.
-		r.log.Error("containerd does not start from the state on disk: setting it aside", zap.Error(err))
+	if recovery.Damaged(err) {
+		// containerd found damage that our checks missed.
 		if err := recovery.SetAside(ctx, r.p, err, r.log); err != nil {
 			return nil, "", err
 		}
-		if d, err = startDaemon(ctx, r.p, settings, snapshotter); err != nil {
-			return nil, "", fmt.Errorf("start containerd: %w", err)
-		}
+		d, err = startDaemon(ctx, r.p, settings, snapshotter)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("start containerd: %w", recovery.WithRemedy(err))
 	}
 	return d, snapshotter, nil
 }
 
 // becomeReady waits for CRI, loads images and announces readiness.
 func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l image.Loader) error {
-	recovered := make(chan struct{})
-	go func() {
-		// Ends when the plugin is ready, or with the process if it never is.
-		d.ready.Wait()
-		close(recovered)
-	}()
 	select {
-	case <-recovered:
+	case <-d.ready.done:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -243,7 +248,7 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l image.Loader) er
 		return err
 	}
 	if err := waitForImages(ctx, d.cri, names); err != nil {
-		// The kubelet will say so, too, if a pod wants one of them.
+		// The kubelet reports it too if a pod needs one of them.
 		r.log.Warn("not every image on disk is usable", zap.Error(err))
 	}
 	r.mu.Lock()
@@ -253,8 +258,8 @@ func (r *Runtime) becomeReady(ctx context.Context, d *daemon, l image.Loader) er
 	return nil
 }
 
-// waitForImages waits until CRI knows the images: it hears of new ones by events
-// and would answer that they are missing until then.
+// waitForImages waits until CRI knows the images. It learns of new ones by events, and answers that
+// they are missing until then.
 func waitForImages(ctx context.Context, cri criServer, names []string) error {
 	ctx, cancel := context.WithTimeout(ctx, imageEventsTimeout)
 	defer cancel()

@@ -10,11 +10,7 @@ import (
 	"os"
 )
 
-// errDamagedDB is wrapped when a bbolt file cannot be trusted.
-var errDamagedDB = errors.New("database file is damaged")
-
-// The on-disk format of bbolt v2 (go.etcd.io/bbolt v1.3 to v1.5), as far as
-// checking it needs.
+// The parts of bbolt's on-disk format v2 (go.etcd.io/bbolt v1.3 to v1.5) that the check needs.
 const (
 	boltMagic   = 0xED0CDAED
 	boltVersion = 2
@@ -30,14 +26,13 @@ const (
 	boltBucketFlag   = 0x01
 
 	boltNoFreelist = ^uint64(0)
-	// boltMaxDepth is far more than any tree of ours has; a loop has more.
+	// boltMaxDepth is far deeper than any tree of containerd; only a loop exceeds it.
 	boltMaxDepth = 64
 )
 
-// checkBolt walks every page of a bbolt file and reports the first thing wrong
-// with it. bbolt's own check maps the file and reads through the map: on a file
-// that was cut short that is a fatal signal, in a goroutine nobody can guard.
-// This one reads, so the worst a bad file can do is to be reported.
+// checkBolt walks every page of a bbolt file and returns the first damage as [ErrDamaged]; a failure
+// to read is returned as it is. bbolt's own check reads through a memory map: on a truncated file
+// that is a fatal signal, in a goroutine nobody can guard. Reading the file turns it into an error.
 func checkBolt(file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -71,7 +66,7 @@ type boltChecker struct {
 }
 
 func damagedDB(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", errDamagedDB, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
 }
 
 func (c *boltChecker) check() error {
@@ -79,7 +74,7 @@ func (c *boltChecker) check() error {
 		return err
 	}
 	if need := c.meta.pages * c.meta.pageSize; c.size < need {
-		return damagedDB("it has %d bytes, its pages need %d", c.size, need)
+		return damagedDB("file has %d bytes, its pages need %d", c.size, need)
 	}
 	if c.meta.freelist != boltNoFreelist {
 		page, err := c.page(c.meta.freelist)
@@ -87,17 +82,33 @@ func (c *boltChecker) check() error {
 			return err
 		}
 		if flags := binary.LittleEndian.Uint16(page[8:]); flags != boltFreelistPage {
-			return damagedDB("page %d is no freelist", c.meta.freelist)
+			return damagedDB("page %d is not a freelist", c.meta.freelist)
 		}
 	}
 	return c.tree(c.meta.root, 0)
 }
 
-// readMeta finds the newer of the two meta pages that is whole. The second
-// stands one page in, and the page size is only known from a meta page, so for
-// a damaged first one the usual sizes are tried.
+// readAt fills buf. A file that ends too early is damaged; any other failure says nothing about the
+// file's content.
+func (c *boltChecker) readAt(buf []byte, offset uint64, what string) error {
+	_, err := c.r.ReadAt(buf, int64(offset))
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return damagedDB("%s is cut off", what)
+	}
+	return fmt.Errorf("read %s: %w", what, err)
+}
+
+// readMeta picks the newer valid one of the two meta pages. The second is one page into the file,
+// and only a meta page says how large a page is, so if the first is damaged the usual sizes are
+// tried.
 func (c *boltChecker) readMeta() error {
 	first, err := c.metaAt(0)
+	if err != nil && !Damaged(err) {
+		return err
+	}
 	sizes := []uint64{4096, 8192, 16384, 32768, 65536}
 	if err == nil {
 		sizes = []uint64{first.pageSize}
@@ -105,6 +116,9 @@ func (c *boltChecker) readMeta() error {
 	}
 	for _, s := range sizes {
 		second, err2 := c.metaAt(s)
+		if err2 != nil && !Damaged(err2) {
+			return err2
+		}
 		if err2 == nil && second.pageSize == s && (err != nil || second.txid > first.txid) {
 			c.meta, err = second, nil
 			break
@@ -115,18 +129,18 @@ func (c *boltChecker) readMeta() error {
 
 func (c *boltChecker) metaAt(offset uint64) (boltMeta, error) {
 	var buf [boltPageHeader + boltMetaSize]byte
-	if _, err := c.r.ReadAt(buf[:], int64(offset)); err != nil {
-		return boltMeta{}, damagedDB("its meta page cannot be read: %v", err)
+	if err := c.readAt(buf[:], offset, "meta page"); err != nil {
+		return boltMeta{}, err
 	}
 	m := buf[boltPageHeader:]
 	le := binary.LittleEndian
 	if le.Uint32(m) != boltMagic || le.Uint32(m[4:]) != boltVersion {
-		return boltMeta{}, damagedDB("it has no valid meta page")
+		return boltMeta{}, damagedDB("meta page is invalid")
 	}
 	sum := fnv.New64a()
 	sum.Write(m[:boltMetaSize-8])
 	if sum.Sum64() != le.Uint64(m[boltMetaSize-8:]) {
-		return boltMeta{}, damagedDB("its meta page has a wrong checksum")
+		return boltMeta{}, damagedDB("checksum of the meta page is wrong")
 	}
 	meta := boltMeta{
 		pageSize: uint64(le.Uint32(m[8:])),
@@ -136,7 +150,7 @@ func (c *boltChecker) metaAt(offset uint64) (boltMeta, error) {
 		txid:     le.Uint64(m[48:]),
 	}
 	if meta.pageSize < 512 || meta.pageSize > 1<<20 || meta.pages > 1<<40 {
-		return boltMeta{}, damagedDB("its meta page is implausible")
+		return boltMeta{}, damagedDB("meta page is implausible")
 	}
 	return meta, nil
 }
@@ -151,20 +165,20 @@ func (c *boltChecker) page(id uint64) ([]byte, error) {
 	}
 	c.seen[id] = true
 	var header [boltPageHeader]byte
-	offset := int64(id * c.meta.pageSize)
-	if _, err := c.r.ReadAt(header[:], offset); err != nil {
-		return nil, damagedDB("page %d cannot be read: %v", id, err)
+	offset, what := id*c.meta.pageSize, fmt.Sprintf("page %d", id)
+	if err := c.readAt(header[:], offset, what); err != nil {
+		return nil, err
 	}
 	if got := binary.LittleEndian.Uint64(header[:]); got != id {
-		return nil, damagedDB("page %d says it is page %d", id, got)
+		return nil, damagedDB("page %d carries the number %d", id, got)
 	}
 	overflow := uint64(binary.LittleEndian.Uint32(header[12:]))
 	if id+overflow >= c.meta.pages {
-		return nil, damagedDB("page %d runs out of the file", id)
+		return nil, damagedDB("page %d extends past the end of the file", id)
 	}
 	page := make([]byte, (overflow+1)*c.meta.pageSize)
-	if _, err := c.r.ReadAt(page, offset); err != nil {
-		return nil, damagedDB("page %d cannot be read: %v", id, err)
+	if err := c.readAt(page, offset, what); err != nil {
+		return nil, err
 	}
 	return page, nil
 }
@@ -172,7 +186,7 @@ func (c *boltChecker) page(id uint64) ([]byte, error) {
 // tree checks a page and all below it.
 func (c *boltChecker) tree(id uint64, depth int) error {
 	if depth > boltMaxDepth {
-		return damagedDB("its tree is too deep")
+		return damagedDB("tree is too deep")
 	}
 	page, err := c.page(id)
 	if err != nil {
@@ -181,7 +195,7 @@ func (c *boltChecker) tree(id uint64, depth int) error {
 	return c.node(page, fmt.Sprintf("page %d", id), depth)
 }
 
-// node checks the elements of a page, or of a small bucket kept inside a value.
+// node checks the elements of a page, or of a small bucket stored inside a value.
 func (c *boltChecker) node(page []byte, where string, depth int) error {
 	le := binary.LittleEndian
 	flags, count := le.Uint16(page[8:]), int(le.Uint16(page[10:]))
@@ -207,7 +221,7 @@ func (c *boltChecker) node(page []byte, where string, depth int) error {
 		}
 		key := page[at : at+ksize]
 		if i > 0 && bytes.Compare(last, key) >= 0 {
-			return damagedDB("%s: its keys are out of order", where)
+			return damagedDB("%s: keys are out of order", where)
 		}
 		last = key
 		switch {
@@ -226,14 +240,14 @@ func (c *boltChecker) node(page []byte, where string, depth int) error {
 
 func (c *boltChecker) bucket(value []byte, where string, depth int) error {
 	if len(value) < boltBucketSize {
-		return damagedDB("%s holds a cut bucket", where)
+		return damagedDB("%s holds a truncated bucket", where)
 	}
 	if root := binary.LittleEndian.Uint64(value); root != 0 {
 		return c.tree(root, depth+1)
 	}
 	inline := value[boltBucketSize:]
 	if len(inline) < boltPageHeader {
-		return damagedDB("%s holds a cut bucket", where)
+		return damagedDB("%s holds a truncated bucket", where)
 	}
 	return c.node(inline, where, depth+1)
 }

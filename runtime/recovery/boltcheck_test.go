@@ -3,12 +3,14 @@ package recovery
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // writeBolt makes a database with nested and inline buckets, long values that
@@ -63,7 +65,7 @@ func TestCheckBolt_AcceptsWhole(t *testing.T) {
 }
 
 func TestCheckBolt_MissingFile(t *testing.T) {
-	if err := checkBolt(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) || errors.Is(err, errDamagedDB) {
+	if err := checkBolt(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrDamaged) {
 		t.Errorf("error is %v", err)
 	}
 }
@@ -91,7 +93,7 @@ func TestCheckBolt_FindsCut(t *testing.T) {
 		if err := os.WriteFile(file, data[:size], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := checkBolt(file); !errors.Is(err, errDamagedDB) {
+		if err := checkBolt(file); !errors.Is(err, ErrDamaged) {
 			t.Fatalf("file cut at %d of %d bytes: %v", size, used, err)
 		}
 	}
@@ -113,7 +115,7 @@ func TestCheckBolt_FindsZeroedPages(t *testing.T) {
 		harmed := append([]byte(nil), data...)
 		clear(harmed[id*4096 : (id+1)*4096])
 		h := boltChecker{r: bytesAt(harmed), size: uint64(len(harmed)), seen: map[uint64]bool{}}
-		if err := h.check(); !errors.Is(err, errDamagedDB) {
+		if err := h.check(); !errors.Is(err, ErrDamaged) {
 			t.Errorf("page %d zeroed: %v", id, err)
 		}
 	}
@@ -134,8 +136,43 @@ func TestCheckBolt_SurvivesGarbage(t *testing.T) {
 			harmed[page*4096+rnd.IntN(96)] = byte(rnd.Uint32())
 		}
 		h := boltChecker{r: bytesAt(harmed), size: uint64(len(harmed)), seen: map[uint64]bool{}}
-		if err := h.check(); err != nil && !errors.Is(err, errDamagedDB) {
+		if err := h.check(); err != nil && !errors.Is(err, ErrDamaged) {
 			t.Fatal(err)
+		}
+	}
+}
+
+// failingAt fails every read from the nth on as a bad disk does.
+type failingAt struct {
+	io.ReaderAt
+	n *int
+}
+
+func (f failingAt) ReadAt(p []byte, off int64) (int, error) {
+	if *f.n--; *f.n < 0 {
+		return 0, unix.EIO
+	}
+	return f.ReaderAt.ReadAt(p, off)
+}
+
+// A disk that fails to read says nothing about what the file holds.
+func TestCheckBolt_FailedRead_IsNotDamage(t *testing.T) {
+	data, err := os.ReadFile(writeBolt(t, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for reads := 0; ; reads++ {
+		n := reads
+		c := boltChecker{r: failingAt{bytesAt(data), &n}, size: uint64(len(data)), seen: map[uint64]bool{}}
+		err := c.check()
+		if err == nil {
+			if reads < 10 {
+				t.Errorf("the check made only %d reads", reads)
+			}
+			return
+		}
+		if !errors.Is(err, unix.EIO) || Damaged(err) {
+			t.Fatalf("read %d failed: error is %v", reads, err)
 		}
 	}
 }
@@ -149,7 +186,7 @@ func (b bytesAt) ReadAt(p []byte, off int64) (int, error) {
 	}
 	n := copy(p, b[off:])
 	if n < len(p) {
-		return n, errors.New("short")
+		return n, io.EOF
 	}
 	return n, nil
 }

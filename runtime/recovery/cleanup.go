@@ -18,18 +18,17 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// killTimeout bounds the wait for killed processes; SIGKILL takes effect at
-// once unless a process hangs in the kernel.
+// killTimeout bounds the wait for killed processes. SIGKILL takes effect at once unless a process
+// hangs in the kernel.
 const killTimeout = 20 * time.Second
 
-// cniCache is where CNI's library and its host-local plugin keep one file for
-// each pod unless told otherwise; the files name the pod's sandbox.
+// cniCache is the default folder in which CNI's library and its host-local plugin keep a file for
+// each pod. The files name the pod's sandbox.
 const cniCache = "/var/lib/cni"
 
-// KillAll ends every pod of an agent's data folder as a power cut would, and
-// takes away what the kernel would have forgotten: processes, mounts, network
-// namespaces, cgroups and sockets. The data folder stays. It may be repeated.
-// No Runtime may run over the folder meanwhile.
+// KillAll ends every pod of an agent's data folder as a power cut would: it kills the processes and
+// removes the mounts, network namespaces, cgroups and sockets. The data folder stays. It may be
+// repeated. No Runtime may run over the folder meanwhile.
 func KillAll(ctx context.Context, dataDir string) error {
 	return killAll(ctx, layout.For(dataDir))
 }
@@ -44,9 +43,8 @@ func killAll(ctx context.Context, p layout.Paths) error {
 	if err := killOurs(ctx, p); err != nil {
 		return err
 	}
-	// Unmounting a network namespace's file ends the namespace, and with it
-	// the pod's ends of its interfaces. Only here does containerd mount: what is
-	// mounted in the data folder is the user's.
+	// Unmounting the file of a network namespace ends the namespace and with it the pod's interfaces.
+	// containerd mounts only here: mounts in the data folder are the user's.
 	if err := unmountBelow(p.Run); err != nil {
 		return err
 	}
@@ -63,24 +61,31 @@ func killAll(ctx context.Context, p layout.Paths) error {
 	return nil
 }
 
-// Cleanup ends every pod of an agent's data folder and removes what the
-// container runtime made: its part of the data folder, the run-time folder, the
-// pods' files in CNI's caches. What is mounted inside is neither unmounted, if
-// it is not containerd's, nor deleted: it is returned. It may be repeated, also
-// after it was interrupted.
+// Cleanup ends every pod of an agent's data folder and removes what the container runtime made: its
+// part of the data folder, the run-time folder, the pods' files in CNI's caches. Mounts inside that
+// are not containerd's are neither unmounted nor deleted, but returned. It may be repeated, also after
+// an interruption.
 func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error) {
 	p := layout.For(dataDir)
-	if _, err := os.Stat(p.Agent); err == nil {
+	switch _, statErr := os.Stat(p.Agent); {
+	case errors.Is(statErr, fs.ErrNotExist):
+		// There is nothing to lock. What an interrupted clean-up left elsewhere is removed.
+	case statErr != nil:
+		return nil, fmt.Errorf("find data folder: %w", statErr)
+	default:
 		if err := p.Mkdirs(); err != nil {
 			return nil, err
 		}
-		unlock, err := Lock(p)
-		if err != nil {
-			return nil, err
+		unlock, lockErr := Lock(p)
+		if lockErr != nil {
+			return nil, lockErr
 		}
 		defer func() { err = errors.Join(err, unlock()) }()
 	}
-	sandboxes := sandboxIDs(p)
+	sandboxes, err := sandboxIDs(p)
+	if err != nil {
+		return nil, err
+	}
 	if err := killAll(ctx, p); err != nil {
 		return nil, err
 	}
@@ -119,9 +124,8 @@ func containerCgroups(p layout.Paths) ([]string, error) {
 	return dirs, nil
 }
 
-// removeCgroups removes containers' cgroups with all below, and the pods'
-// cgroups above when they are empty then. The kernel takes a moment to let go of
-// a cgroup whose last process was killed.
+// removeCgroups removes containers' cgroups with all below, and the pods' cgroups above if they are
+// then empty. The kernel needs a moment to release a cgroup whose last process was killed.
 func removeCgroups(ctx context.Context, dirs []string) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -170,30 +174,32 @@ func removeCgroup(dir string) error {
 	return nil
 }
 
-// isPodCgroup tells the cgroups the kubelet makes for pods by their names, in
-// both of its drivers' spellings.
+// isPodCgroup reports whether a cgroup has a name the kubelet gives to those of pods, in the spelling
+// of either cgroup driver.
 func isPodCgroup(name string) bool {
 	return strings.HasPrefix(name, "pod") || strings.HasPrefix(name, "kubepods") ||
 		name == "burstable" || name == "besteffort"
 }
 
-// sandboxIDs lists the pods CRI has files of.
-func sandboxIDs(p layout.Paths) []string {
+// sandboxIDs lists the pods CRI has records of.
+func sandboxIDs(p layout.Paths) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(p.Root, layout.CRI, "sandboxes"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // none ever ran
+	}
 	if err != nil {
-		return nil // none were ever run
+		return nil, fmt.Errorf("list pods: %w", err)
 	}
 	var ids []string
 	for _, e := range entries {
 		ids = append(ids, e.Name())
 	}
-	return ids
+	return ids, nil
 }
 
-// forgetCNI removes from CNI's cache the files that name one of the pods, and
-// those of pods that went without being detached (a power cut): these carry the
-// network's configuration, which keeps its leases below dataDir. The cache's
-// folders go too unless another runtime's pods are in them.
+// forgetCNI removes from CNI's cache the files that name one of the pods, and those of pods that a
+// power cut ended without detaching them. The latter hold the network's configuration, which keeps its
+// leases below dataDir. The cache's folders go too unless another runtime's pods are in them.
 func forgetCNI(cache string, sandboxes []string, dataDir string) error {
 	folders := []string{cache, filepath.Join(cache, "results"), filepath.Join(cache, "networks")}
 	for _, dir := range folders[1:] {

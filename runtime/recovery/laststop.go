@@ -14,8 +14,7 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// ErrInUse is wrapped by Run when another process runs a Runtime over the same
-// data folder.
+// ErrInUse is wrapped by Lock when another process runs a Runtime over the same data folder.
 var ErrInUse = errors.New("the container runtime's data folder is in use by another mote")
 
 const (
@@ -26,8 +25,7 @@ const (
 	bootIDSource = "/proc/sys/kernel/random/boot_id"
 )
 
-// Lock takes the data folder for this process and returns how to give it back.
-// The kernel gives it back by itself when the process ends.
+// Lock locks the data folder for this process. The kernel unlocks it when the process ends.
 func Lock(p layout.Paths) (unlock func() error, err error) {
 	f, err := os.OpenFile(filepath.Join(p.Marks, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -44,16 +42,16 @@ func Lock(p layout.Paths) (unlock func() error, err error) {
 	return f.Close, nil
 }
 
-// LastStop is what is known of the end of the Run before this one.
+// LastStop describes how the previous Run ended.
 type LastStop struct {
-	// Clean: it closed its files. If not, what it wrote last may be damaged.
+	// Clean: it closed its files. If not, its last writes may be damaged.
 	Clean bool
-	// SameBoot: the kernel has not started since, so its containers may run.
+	// SameBoot: the machine has not booted since, so its containers may still run.
 	SameBoot bool
 }
 
-// ReadLastStop reads the marks of the last Run and takes the clean one away, so
-// that it stands only if this Run ends cleanly too.
+// ReadLastStop reads the marks of the last Run. It removes the clean-stop mark, which this Run writes
+// again only if it ends cleanly too.
 func ReadLastStop(p layout.Paths) (LastStop, error) {
 	var last LastStop
 	mark := filepath.Join(p.Marks, cleanMark)
@@ -79,7 +77,7 @@ func ReadLastStop(p layout.Paths) (LastStop, error) {
 	return last, atomicfile.Write(file, now, 0o600)
 }
 
-// MarkCleanStop leaves the mark ReadLastStop looks for.
+// MarkCleanStop writes the mark that ReadLastStop reads.
 func MarkCleanStop(p layout.Paths) error {
 	return atomicfile.Write(filepath.Join(p.Marks, cleanMark), nil, 0o600)
 }

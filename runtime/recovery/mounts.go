@@ -13,11 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountsBelow lists mount points in dir or equal to it, the deepest first.
-func mountsBelow(dir string) ([]string, error) {
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
+// realPath resolves dir, as mount points are listed by their real paths. A path that does not exist
+// is returned as it is: nothing is mounted below it.
+func realPath(dir string) (string, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return dir, nil
 	}
+	if err != nil {
+		return "", fmt.Errorf("resolve %s: %w", dir, err)
+	}
+	return real, nil
+}
+
+// mountsBelow lists mount points in dir or equal to it, the deepest first. dir is a real path.
+func mountsBelow(dir string) ([]string, error) {
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return nil, fmt.Errorf("list mounts below %s: %w", dir, err)
@@ -33,9 +43,13 @@ func mountsBelow(dir string) ([]string, error) {
 	return points, nil
 }
 
-// unmountBelow takes away every mount below dir. Only for folders in which
-// nobody but containerd mounts.
+// unmountBelow detaches every mount below dir. Only for folders in which nobody but containerd
+// mounts.
 func unmountBelow(dir string) error {
+	dir, err := realPath(dir)
+	if err != nil {
+		return err
+	}
 	points, err := mountsBelow(dir)
 	if err != nil {
 		return err
@@ -49,16 +63,16 @@ func unmountBelow(dir string) error {
 	return errors.Join(errs...)
 }
 
-// RemoveTree removes a folder and what is in it, except what is mounted inside:
-// a mount point, its content and the folders above it stay. It returns those
-// mount points. Removing what does not exist is no error.
+// RemoveTree removes a folder and its content except what is mounted inside: a mount point, its
+// content and the folders above it stay. It returns those mount points. Removing what does not
+// exist is no error.
 func RemoveTree(dir string) (kept []string, err error) {
+	if dir, err = realPath(dir); err != nil {
+		return nil, fmt.Errorf("remove folder: %w", err)
+	}
 	points, err := mountsBelow(dir)
 	if err != nil {
 		return nil, err
-	}
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
 	}
 	mounted := map[string]bool{}
 	above := map[string]bool{}
@@ -77,8 +91,8 @@ func RemoveTree(dir string) (kept []string, err error) {
 	return points, removeAround(dir, mounted, above)
 }
 
-// removeAround removes what is neither a mount point nor leads to one. Folders
-// without mounts are removed whole; no mount can be hidden in them.
+// removeAround removes what is neither a mount point nor leads to one. Folders without mounts are
+// removed whole; no mount can be hidden in them.
 func removeAround(dir string, mounted, above map[string]bool) error {
 	if mounted[dir] {
 		return nil
@@ -100,8 +114,7 @@ func removeAround(dir string, mounted, above map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// RemoveEmpty removes a folder that may be shared with others, if nothing is in
-// it. It need not be there.
+// RemoveEmpty removes a folder that others may use too, if it exists and is empty.
 func RemoveEmpty(dir string) error {
 	err := os.Remove(dir)
 	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {

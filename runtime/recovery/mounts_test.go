@@ -74,3 +74,17 @@ func TestRemoveTree_Missing(t *testing.T) {
 		t.Errorf("%v, %v", kept, err)
 	}
 }
+
+// A path that cannot be resolved may hide a mount, so it is not removed.
+func TestRemoveTree_Unresolvable_StaysAsItIs(t *testing.T) {
+	loop := filepath.Join(t.TempDir(), "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := RemoveTree(loop); err == nil {
+		t.Error("there was no error")
+	}
+	if _, err := os.Lstat(loop); err != nil {
+		t.Errorf("it was removed: %v", err)
+	}
+}

@@ -19,14 +19,14 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// process is one entry of /proc, as far as finding ours needs.
+// process is what finding our processes needs of an entry of /proc.
 type process struct {
 	pid, parent int
-	start       string // ticks since boot: with the pid, names a process for good
+	start       string // ticks since boot: unique together with the pid
 	args        []string
 }
 
-// processes lists what runs now. A process that ends meanwhile is left out.
+// processes lists the running processes. One that ends meanwhile is left out.
 func processes() (map[int]process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -71,8 +71,8 @@ func readProcess(pid int) (process, bool) {
 	}, true
 }
 
-// isShim reports whether a process is a shim that serves the containerd of this
-// data folder: the socket it reports to is its own.
+// isShim reports whether a process is a shim of this data folder's containerd, which is so if it
+// reports to that containerd's socket.
 func (p process) isShim(socket string) bool {
 	if len(p.args) == 0 || filepath.Base(p.args[0]) != bundle.Shim {
 		return false
@@ -81,15 +81,15 @@ func (p process) isShim(socket string) bool {
 	return i >= 0 && i+1 < len(p.args) && p.args[i+1] == socket
 }
 
-// container is what runc wrote about one of its containers.
+// container is runc's record of one of its containers.
 type container struct {
 	InitPid     int               `json:"init_process_pid"`
 	InitStart   uint64            `json:"init_process_start"`
 	CgroupPaths map[string]string `json:"cgroup_paths"`
 }
 
-// containers lists what runc knows of, by folder. A file that cannot be read or
-// parsed is skipped: its processes are found through the shims.
+// containers lists runc's containers. A record that cannot be read or parsed is skipped: the
+// container's processes are found through its shim.
 func containers(runcRoot string) ([]container, error) {
 	files, err := filepath.Glob(filepath.Join(runcRoot, "*", "*", "state.json"))
 	if err != nil {
@@ -109,8 +109,8 @@ func containers(runcRoot string) ([]container, error) {
 	return found, nil
 }
 
-// findOurs returns the processes of this data folder's pods: its shims, all
-// they started, and what runs in the cgroups of its containers.
+// findOurs returns the processes of this data folder's pods: its shims, all their descendants, and the
+// processes in the cgroups of its containers.
 func findOurs(p layout.Paths) (map[int]process, error) {
 	all, err := processes()
 	if err != nil {
@@ -122,8 +122,7 @@ func findOurs(p layout.Paths) (map[int]process, error) {
 			ours[pr.pid] = pr
 		}
 	}
-	// A shim takes in the orphans of its containers, so everything a container
-	// started is below it.
+	// A shim adopts the orphans of its containers, so all their processes are its descendants.
 	for grown := true; grown; {
 		grown = false
 		for _, pr := range all {
@@ -136,7 +135,7 @@ func findOurs(p layout.Paths) (map[int]process, error) {
 			}
 		}
 	}
-	// Containers whose shim was killed have no parent of ours left.
+	// Containers whose shim was killed are no longer descendants of one.
 	list, err := containers(p.Runc)
 	if err != nil {
 		return nil, err
@@ -182,8 +181,8 @@ func cgroupProcesses(dir string) []int {
 	return pids
 }
 
-// killOurs kills every process of this data folder's pods and waits until all
-// are gone. New ones that were started meanwhile are killed too.
+// killOurs kills every process of this data folder's pods, including those started meanwhile, and
+// waits until all are gone.
 func killOurs(ctx context.Context, p layout.Paths) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

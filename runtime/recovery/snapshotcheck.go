@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,14 +13,13 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// kindCommitted is how a snapshotter's database marks the layers of images. The
-// others are the writable layers of containers: one that is lost costs its own
-// container, which CRI and the kubelet deal with.
+// kindCommitted marks the layers of images in a snapshotter's database. The others are writable
+// layers of containers: losing one costs its own container, which CRI and the kubelet handle.
 const kindCommitted = 3
 
-// checkSnapshotFolders compares a snapshotter's database, found whole before,
-// with the folders beside it. A layer whose folder is gone would only show when
-// a container starts from it.
+// checkSnapshotFolders compares a snapshotter's database, which [checkBolt] has accepted, with the
+// folders beside it. Otherwise a layer without its folder would only be noticed when a container
+// starts from it.
 func checkSnapshotFolders(db string) (err error) {
 	b, err := bbolt.Open(db, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
@@ -41,8 +41,12 @@ func checkSnapshotFolders(db string) (err error) {
 				return nil
 			}
 			id, _ := binary.Uvarint(list.Bucket(key).Get([]byte("id")))
-			if _, err := os.Stat(filepath.Join(folders, strconv.FormatUint(id, 10))); err != nil {
-				return fmt.Errorf("%w: snapshot %s: %w", errDamagedDB, key, err)
+			_, err := os.Stat(filepath.Join(folders, strconv.FormatUint(id, 10)))
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, key, err)
+			}
+			if err != nil {
+				return fmt.Errorf("find snapshot %s: %w", key, err)
 			}
 			return nil
 		})
