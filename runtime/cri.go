@@ -13,24 +13,23 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// The two types below turn the server side of the CRI protocol, which containerd
-// implements, into the client side interfaces the kubelet takes, by plain
-// method calls. They keep what the kubelet's own gRPC client promises: time
-// limits, gRPC status errors, and its few checks of answers.
+// The two types below implement the client interfaces the kubelet takes by calling containerd's CRI
+// server directly. They keep what the kubelet's own gRPC client promises: time limits, gRPC status
+// errors, and its few checks of responses.
 var (
 	_ internalapi.RuntimeService      = (*runtimeService)(nil)
 	_ internalapi.ImageManagerService = (*imageService)(nil)
 )
 
-// criTimeout limits a call that names no limit of its own; it is the kubelet's
-// default runtimeRequestTimeout.
+// criTimeout limits a call without a limit of its own. It is the kubelet's default
+// runtimeRequestTimeout.
 const criTimeout = 2 * time.Minute
 
-// errIncomplete is wrapped where an answer lacks what the protocol promises.
-var errIncomplete = errors.New("container runtime gave an incomplete answer")
+// errIncomplete is wrapped when a response lacks a field the protocol requires.
+var errIncomplete = errors.New("container runtime sent an incomplete response")
 
-// call runs one server method with the namespace and the time limit it needs,
-// and turns its error into a gRPC status, as the wire would have.
+// call runs one server method with the namespace and the time limit it needs, and turns its error into
+// a gRPC status, as a connection would.
 func call[Req, Resp any](ctx context.Context, limit time.Duration, method func(context.Context, Req) (Resp, error), req Req) (Resp, error) {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	if limit > 0 {
@@ -46,7 +45,7 @@ func call[Req, Resp any](ctx context.Context, limit time.Duration, method func(c
 	return resp, nil
 }
 
-// incomplete builds the error for an answer without the named field.
+// incomplete returns the error for a response without the named field.
 func incomplete(call, field string) error {
 	return fmt.Errorf("%s: %w: no %s", call, errIncomplete, field)
 }

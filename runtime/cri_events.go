@@ -12,8 +12,8 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// GetContainerEvents delivers events until the context or the server ends; the
-// kubelet calls it only when evented PLEG is on.
+// GetContainerEvents delivers events until the context or the server ends. The kubelet calls it only
+// if evented PLEG is enabled.
 func (r *runtimeService) GetContainerEvents(ctx context.Context, events chan *runtimeapi.ContainerEventResponse, established func(runtimeapi.RuntimeService_GetContainerEventsClient)) error {
 	stream := &eventStream{ctx: namespaces.WithNamespace(ctx, layout.Namespace), events: events}
 	if established != nil {
@@ -25,7 +25,7 @@ func (r *runtimeService) GetContainerEvents(ctx context.Context, events chan *ru
 	return io.EOF
 }
 
-// eventStream is the server's end of a stream that never leaves the process.
+// eventStream is the server's end of an in-process stream.
 type eventStream struct {
 	ctx    context.Context
 	events chan<- *runtimeapi.ContainerEventResponse
@@ -53,8 +53,8 @@ func (s *eventStream) SendMsg(m any) error {
 	return s.Send(e)
 }
 
-// eventStreamClient is the end the kubelet is shown when the stream stands. It
-// only ever asks it for its context.
+// eventStreamClient is the end the kubelet gets when the stream is established. It uses only its
+// context.
 type eventStreamClient struct{ *eventStream }
 
 func (c eventStreamClient) Recv() (*runtimeapi.ContainerEventResponse, error) { return nil, io.EOF }

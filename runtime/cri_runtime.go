@@ -36,12 +36,12 @@ func (r *runtimeService) Version(ctx context.Context, apiVersion string) (*runti
 
 func (r *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	if dir := config.GetLogDirectory(); dir != "" {
-		// Where it cannot be, uninstall knows the logs as long as the kubelet knows the pod.
+		// Without the mark, uninstall finds the logs only while the kubelet still has the pod.
 		if err := markLogs(dir, r.dataDir); err != nil {
 			r.log.Debug("cannot mark folder of logs as this node's", zap.String("path", dir), zap.Error(err))
 		}
 	}
-	// The server keeps the configuration; over the wire it would have been a copy.
+	// The server keeps the configuration, so it gets a copy, as over a connection.
 	resp, err := call(ctx, 2*criTimeout, r.s.RunPodSandbox, &runtimeapi.RunPodSandboxRequest{
 		Config:         proto.CloneOf(config),
 		RuntimeHandler: handler,
@@ -154,7 +154,7 @@ func (r *runtimeService) ExecSync(ctx context.Context, id string, cmd []string, 
 	}
 	resp, err := call(ctx, limit, r.s.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: int64(timeout.Seconds())})
 	if err != nil {
-		// Probes tell a command that took too long by this error.
+		// Probes recognise a command that timed out by this error.
 		if status.Code(err) == codes.DeadlineExceeded {
 			err = fmt.Errorf("%w: %q timed out after %s", criclient.ErrCommandTimedOut, strings.Join(cmd, " "), timeout)
 		}

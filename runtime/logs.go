@@ -7,17 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logsOwner is the extended attribute of a folder with a pod's logs that holds
-// the data folder of the pod's node. All kubelets of a machine share the folder
-// above, and the logs outlast the pod. Every file system that Linux is run from
-// takes attributes of the trusted kind, also where it takes none of users.
+// logsOwner is an extended attribute of the folder with a pod's logs: the data folder of the pod's
+// node. All kubelets of a machine share the folder above it, and the logs outlast the pod. Every file
+// system that Linux runs from supports attributes in the trusted namespace, even if none in the user
+// namespace.
 const logsOwner = "trusted.mote.data-dir"
 
-// markLogs notes whose pod's logs are in dir.
+// markLogs records that the logs in dir are those of a pod of dataDir's node.
 func markLogs(dir, dataDir string) error { return unix.Setxattr(dir, logsOwner, []byte(dataDir), 0) }
 
-// OwnsLogs reports whether dir holds the logs of a pod that was run by the node
-// with the data folder dataDir, <data-dir>/agent. It takes root to know.
+// OwnsLogs reports whether dir holds the logs of a pod of the node with the data folder dataDir,
+// <data-dir>/agent. It needs root.
 func OwnsLogs(dir, dataDir string) (bool, error) {
 	owner := make([]byte, unix.PathMax)
 	n, err := unix.Lgetxattr(dir, logsOwner, owner)
@@ -25,7 +25,7 @@ func OwnsLogs(dir, dataDir string) (bool, error) {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOENT):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("ask whose logs are in %s: %w", dir, err)
+		return false, fmt.Errorf("read the owner of the logs in %s: %w", dir, err)
 	}
 	return string(owner[:n]) == dataDir, nil
 }

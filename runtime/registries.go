@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// registries is registries.yaml: mirrors tried in place of a registry, and how
-// to reach and log in to one. The file has the shape k3s uses.
+// registries is registries.yaml: mirrors tried in place of a registry, and how to connect and log in
+// to one. The format is that of k3s.
 type registries struct {
 	Mirrors map[string]registryMirror `json:"mirrors,omitempty"`
 	Configs map[string]registryConfig `json:"configs,omitempty"`
@@ -45,9 +45,8 @@ type registryTLS struct {
 	InsecureSkipVerify bool   `json:"insecure_skip_verify,omitempty"`
 }
 
-// anyRegistry is the name under which the file sets mirrors for all registries
-// that have none of their own; containerd looks for them in a folder of another
-// name.
+// anyRegistry is the name for mirrors of all registries without their own. containerd's folder for
+// them has another name.
 const (
 	anyRegistry     = "*"
 	anyRegistryHost = "_default"
@@ -109,7 +108,7 @@ func (r registries) validate() error {
 	return errors.Join(errs...)
 }
 
-// validRegistryHost keeps names from leaving the folder they become part of.
+// validRegistryHost keeps names, which become file names, inside their folder.
 func validRegistryHost(name string) bool {
 	u, err := url.Parse("//" + name)
 	return err == nil && u.Host == name && name != "" && !strings.HasPrefix(name, ".")
@@ -128,8 +127,8 @@ type hostEntry struct {
 	OverridePath bool       `toml:"override_path,omitempty"`
 }
 
-// writeHosts replaces the folder of hosts.toml files. Credentials are not in
-// them: they are handed over in memory.
+// writeHosts replaces the folder of hosts.toml files. Credentials are not in them, but passed in
+// memory.
 func (r registries) writeHosts(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove old registry settings: %w", err)
@@ -148,9 +147,8 @@ func (r registries) writeHosts(dir string) error {
 	return nil
 }
 
-// hosts renders one hosts.toml for each registry with mirrors or TLS settings.
-// Order matters to containerd, which tries a file's hosts as they are written,
-// so each file is put together host by host.
+// hosts renders one hosts.toml for each registry with mirrors or TLS settings. containerd tries the
+// hosts in the order of the file, so each file is put together host by host.
 func (r registries) hosts() map[string][]byte {
 	files := map[string][]byte{}
 	for name, m := range r.Mirrors {
@@ -158,7 +156,7 @@ func (r registries) hosts() map[string][]byte {
 		for _, e := range m.Endpoints {
 			u, err := url.Parse(e)
 			if err != nil {
-				continue // refused by validate
+				continue // rejected by validate
 			}
 			text.Write(r.hostText(u))
 		}
@@ -202,7 +200,7 @@ func (r registries) hostText(u *url.URL) []byte {
 	return text
 }
 
-// credentials returns the log-ins in the shape of containerd's CRI settings.
+// credentials returns the logins as containerd's CRI settings have them.
 func (r registries) credentials() map[string]any {
 	out := map[string]any{}
 	for name, c := range r.Configs {

@@ -87,7 +87,7 @@ type Child struct {
 	StartTook time.Duration
 }
 
-// encodable drops the fields a child cannot be given.
+// encodable drops the fields that cannot be passed to a child.
 func encodable(c runtime.Config) map[string]any {
 	return map[string]any{"DataDir": c.DataDir, "Snapshotter": c.Snapshotter, "RegistriesFile": c.RegistriesFile}
 }
