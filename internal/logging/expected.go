@@ -43,6 +43,9 @@ var expectedCauses = map[string]string{
 	"Error updating node status, will retry": `: node "`,
 	// Mirror pods of static pods are created as soon as the informer has the node.
 	"No need to create a mirror pod, since failed to get node info from the cluster": `node "`,
+	// The kubelet reads the limits in a pod's status from the pod's cgroup, which goes away as the pod
+	// ends, on cgroup v1 one controller after another. The status of an ended pod has no limits to report.
+	"failed to read memory cgroup": "no such file or directory",
 }
 
 // expectedFilter drops the expected messages unless debug lines are wanted.

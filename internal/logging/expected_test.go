@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -16,6 +17,7 @@ import (
 func TestExpectedFilter_Write(t *testing.T) {
 	const status = "Error updating node status, will retry"
 	const mirror = "No need to create a mirror pod, since failed to get node info from the cluster"
+	const limits = "failed to read memory cgroup limits for the pod" // of pkg/kubelet/kubelet_pods.go, also for CPU
 	// As pkg/kubelet/kubelet_node_status.go (v1.37.2) wraps it.
 	wrapped := func(err error) error { return fmt.Errorf("error getting node %q: %v", "n1", err) }
 	for _, row := range []struct {
@@ -31,6 +33,8 @@ func TestExpectedFilter_Write(t *testing.T) {
 		{"no error", nil, status, 1},
 		{"a static pod before the node", apierrors.NewNotFound(corev1.Resource("node"), "n1"), mirror, 0},
 		{"a static pod, another cause", errors.New("connection refused"), mirror, 1},
+		{"the pod's cgroup is gone", fmt.Errorf("failed to read CPU quota for cgroup /kubepods/pod1: %w", unix.ENOENT), limits, 0},
+		{"the pod's cgroup cannot be read", fmt.Errorf("failed to read CPU quota for cgroup /kubepods/pod1: %w", unix.EIO), limits, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			core, logs := observer.New(zap.WarnLevel)
