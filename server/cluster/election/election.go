@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // ErrLost means that this server led and could not say so in time: another one
@@ -135,19 +137,24 @@ func (c Config) giveBack(ctx context.Context, lock resourcelock.Interface) {
 	}
 }
 
-// lost waits until the API answers before it says that the lead is lost. If it
-// is the datastore that is away, nobody leads, and a process that ended could not
-// come back; meanwhile the node beside it goes on.
+// lost waits until the API answers before it returns ErrLost. While the datastore is away nobody
+// leads, and a process that ended could not start again; meanwhile the node beside it goes on. A
+// lease that somebody has deleted is an answer: whoever creates it leads.
 func (c Config) lost(ctx context.Context, lock resourcelock.Interface) error {
 	c.Logger.Error("the lead is lost and what it was for has stopped: the lease could not be renewed in time", zap.String("lease", c.Lease))
-	err := wait.PollUntilContextCancel(ctx, c.Timing.Retry, true, func(ctx context.Context) (bool, error) {
-		ctx, cancel := context.WithTimeout(ctx, c.Timing.Renew)
-		defer cancel()
-		_, _, err := lock.Get(ctx)
-		return err == nil, nil
-	})
-	if err != nil {
-		return nil
+	backoff := retry.Backoff{First: c.Timing.Retry, Last: c.Timing.Renew, Jitter: 0.2}
+	for !c.answers(ctx, lock) {
+		if backoff.Wait(ctx) != nil {
+			return nil
+		}
 	}
 	return fmt.Errorf("%w (lease %s): start it again, as its service does; pods run on", ErrLost, c.Lease)
+}
+
+// answers reports whether the API answers.
+func (c Config) answers(ctx context.Context, lock resourcelock.Interface) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.Timing.Renew)
+	defer cancel()
+	_, _, err := lock.Get(ctx)
+	return err == nil || apierrors.IsNotFound(err)
 }

@@ -220,6 +220,33 @@ func TestLead_Lost_WorkStopsInTimeAndTheEndWaitsForTheAPI(t *testing.T) {
 	})
 }
 
+// A lease that was deleted meanwhile must not keep a server that lost it waiting for ever.
+func TestLead_Lost_LeaseDeleted_Ends(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster()
+		s := stand(t, c.config("a"))
+		<-s.working
+		c.away.Store(true)
+		time.Sleep(time.Minute)
+		c.away.Store(false)
+		if err := c.client.CoordinationV1().Leases(metav1.NamespaceSystem).Delete(t.Context(), "kube-scheduler", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		select {
+		case err := <-s.done:
+			if !errors.Is(err, ErrLost) {
+				t.Errorf("ended with %v, want ErrLost", err)
+			}
+		default:
+			t.Error("it still waits")
+			s.stop()
+			<-s.done
+		}
+	})
+}
+
 func TestLead_WorkFails_LeaseIsGivenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster()

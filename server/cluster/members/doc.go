@@ -1,5 +1,5 @@
 // Package members owns which servers share an etcd: each has an entry with its
 // addresses that ends soon after the server does, and a name of its own.
 //
-// It must not import the API server, the agent or Kubernetes.
+// It must not import anything else of this repository but internal/retry.
 package members

@@ -11,6 +11,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 const (
@@ -21,8 +23,10 @@ const (
 	lifetime = 15 * time.Second
 	// turn is held by the server that does what only one may do at a time.
 	turn = "/mote/turn"
-	// turnRetry is the pause between attempts to get it.
-	turnRetry = 100 * time.Millisecond
+	// firstRetry and lastRetry bound the pauses between attempts to get it, and to write an entry.
+	firstRetry, lastRetry = 50 * time.Millisecond, time.Second
+	// jitter spreads them, so that servers that start together do not try together.
+	jitter = 0.2
 )
 
 // ErrNameTaken says that another living server goes by the name.
@@ -109,8 +113,7 @@ func (m *Member) Exclusively(ctx context.Context, work func(context.Context) err
 
 // await takes the turn and returns its revision.
 func (m *Member) await(ctx context.Context) (int64, error) {
-	ticker := time.NewTicker(turnRetry)
-	defer ticker.Stop()
+	backoff := retry.Backoff{First: firstRetry, Last: lastRetry, Jitter: jitter}
 	for {
 		m.mu.Lock()
 		err := m.write(ctx, m.addresses)
@@ -127,10 +130,8 @@ func (m *Member) await(ctx context.Context) (int64, error) {
 		if done.Succeeded {
 			return done.Header.Revision, nil
 		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return 0, ctx.Err()
+		if err := backoff.Wait(ctx); err != nil {
+			return 0, fmt.Errorf("take the turn of server %s: %w", m.config.Name, err)
 		}
 	}
 }
@@ -185,6 +186,7 @@ func (m *Member) write(ctx context.Context, addresses []string) error {
 
 // put writes the entry over one of this server's own, or none.
 func (m *Member) put(ctx context.Context, data string) error {
+	backoff := retry.Backoff{First: firstRetry, Last: lastRetry, Jitter: jitter}
 	for {
 		had, err := m.config.Client.Get(ctx, m.key())
 		if err != nil {
@@ -193,7 +195,11 @@ func (m *Member) put(ctx context.Context, data string) error {
 		revision := int64(0)
 		if len(had.Kvs) > 0 {
 			var other entry
-			if err := json.Unmarshal(had.Kvs[0].Value, &other); err == nil && other.ID != m.config.ID {
+			if err := json.Unmarshal(had.Kvs[0].Value, &other); err != nil {
+				// Whose it is cannot be told, so it may be another server's.
+				return fmt.Errorf("read entry of server %s: %w: if no server of this name runs, delete the key %s from the datastore", m.config.Name, err, m.key())
+			}
+			if other.ID != m.config.ID {
 				return fmt.Errorf("node-name %s: %w, and it runs: choose another with --node-name; a server that was replaced is forgotten within %v", m.config.Name, ErrNameTaken, lifetime)
 			}
 			revision = had.Kvs[0].ModRevision
@@ -206,6 +212,9 @@ func (m *Member) put(ctx context.Context, data string) error {
 		}
 		if done.Succeeded {
 			return nil
+		}
+		if err := backoff.Wait(ctx); err != nil {
+			return fmt.Errorf("write entry of server %s: %w", m.config.Name, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -101,6 +102,21 @@ func TestMember_Claim_NameOfALivingServer(t *testing.T) {
 	}
 	if err := New(Config{client, "a", "2"}).Claim(t.Context()); err != nil {
 		t.Errorf("after it left: %v", err)
+	}
+}
+
+// An entry that cannot be read may be another server's: the name is not free.
+func TestMember_Claim_EntryUnreadable_IsKept(t *testing.T) {
+	client := storetest.Client(t)
+	m := New(Config{client, "a", "1"})
+	if _, err := client.Put(t.Context(), m.key(), "{"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Claim(t.Context()); err == nil || errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), m.key()) {
+		t.Errorf("claimed with %v", err)
+	}
+	if had, err := client.Get(t.Context(), m.key()); err != nil || string(had.Kvs[0].Value) != "{" {
+		t.Errorf("the entry was replaced (%v)", err)
 	}
 }
 

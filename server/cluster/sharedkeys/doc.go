@@ -2,5 +2,5 @@
 // settings: the first leaves its own there, encrypted with a key made from the
 // token all servers are given, and the others take them over or are refused.
 //
-// It must not import the packages that make or use the keys.
+// It must not import anything else of this repository.
 package sharedkeys

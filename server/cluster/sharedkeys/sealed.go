@@ -79,7 +79,7 @@ func unseal(secret string, data []byte) (map[string][]byte, error) {
 		return nil, err
 	}
 	if len(s.Nonce) != aead.NonceSize() {
-		return nil, errDoesNotOpen
+		return nil, fmt.Errorf("decode sealed keys: the nonce has %d bytes instead of %d: the datastore's value was changed", len(s.Nonce), aead.NonceSize())
 	}
 	plain, err := aead.Open(nil, s.Nonce, s.Data, []byte(purpose))
 	if err != nil {
