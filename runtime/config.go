@@ -13,8 +13,8 @@ const DefaultRegistriesFile = "/etc/mote/registries.yaml"
 
 // Config configures a Runtime. Only DataDir is required.
 type Config struct {
-	// DataDir is the agent's data folder, <data-dir>/agent. Package layout says what is where in
-	// and beside it. Required, absolute.
+	// DataDir is the agent's data folder, <data-dir>/agent; package layout has the paths in it.
+	// Required, absolute.
 	DataDir string
 	// RegistriesFile configures mirrors and credentials; it may be missing. Default:
 	// DefaultRegistriesFile.

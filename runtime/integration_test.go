@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestRuntime_InProcess drives the CRI services as the kubelet does, by calls.
+// TestRuntime_InProcess calls the CRI services as the kubelet does.
 func TestRuntime_InProcess(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)
@@ -107,8 +107,8 @@ func useContainers(ctx context.Context, n runtimetest.Node, c runtimetest.CRI) e
 	return c.Runtime.RemovePodSandbox(ctx, p.ID)
 }
 
-// TestRuntime_RestartKeepsContainers stops the runtime cleanly and then by
-// kill -9; each time the next one must find the very same running container.
+// TestRuntime_RestartKeepsContainers stops the runtime cleanly and then by kill -9. Each time the next
+// one must find the same running container.
 func TestRuntime_RestartKeepsContainers(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)
@@ -153,8 +153,8 @@ func TestRuntime_RestartKeepsContainers(t *testing.T) {
 	child.Stop()
 }
 
-// TestRuntime_Reboot ends everything as a reboot does and expects the pods to be
-// known as ended, and new ones to run.
+// TestRuntime_Reboot ends everything as a reboot does. The pods must be reported as ended, and new ones
+// must run.
 func TestRuntime_Reboot(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)
@@ -189,7 +189,7 @@ func TestRuntime_Reboot(t *testing.T) {
 		t.Errorf("pod is %s after a reboot", status.Status.State)
 	}
 	if err := c.Runtime.RemovePodSandbox(ctx, p.ID); err != nil {
-		t.Errorf("remove pod of before the reboot: %v", err)
+		t.Errorf("remove pod from before the reboot: %v", err)
 	}
 	if err := n.RunOne(ctx, c, "after"); err != nil {
 		t.Error(err)
@@ -354,7 +354,7 @@ func networkReady(ctx context.Context, c runtimetest.CRI) (bool, error) {
 	return false, fmt.Errorf("there is no network condition in %v", resp.Status.Conditions)
 }
 
-// TestRuntime_OOMKilled needs the events of the kernel to reach CRI.
+// TestRuntime_OOMKilled checks that the kernel's OOM events reach CRI.
 func TestRuntime_OOMKilled(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)
@@ -391,8 +391,8 @@ func TestRuntime_OOMKilled(t *testing.T) {
 	child.Stop()
 }
 
-// TestRuntime_OtherBoot has pods run on while the mark says that another boot
-// wrote the state, as in a container whose /run is kept: all must be cleared.
+// TestRuntime_OtherBoot has pods run on although the state is of another boot, as in a container whose
+// /run is kept. All must be cleared.
 func TestRuntime_OtherBoot(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)
@@ -457,7 +457,7 @@ func TestCleanup_SparesForeignMounts(t *testing.T) {
 	}
 }
 
-// TestRuntime_NativeSnapshotter runs where overlayfs cannot be had.
+// TestRuntime_NativeSnapshotter runs without overlayfs.
 func TestRuntime_NativeSnapshotter(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	n.Config.Snapshotter = "native"

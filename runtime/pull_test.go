@@ -28,7 +28,7 @@ import (
 	"github.com/mote-dev/mote/runtime/runtimetest"
 )
 
-// registry serves the one image of an archive, to those who know the password.
+// registry serves the image of an archive to clients with the password.
 type registry struct {
 	blobs    map[digest.Digest][]byte
 	manifest digest.Digest

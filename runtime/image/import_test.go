@@ -380,7 +380,7 @@ func TestImport_CutShort(t *testing.T) {
 		select {
 		case <-tick.C:
 		case err := <-failed:
-			t.Fatalf("import ended before it was cut short: %v", err)
+			t.Fatalf("import ended before the runtime was killed: %v", err)
 		}
 	}
 	child.Kill()

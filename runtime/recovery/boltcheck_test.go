@@ -70,8 +70,8 @@ func TestCheckBolt_MissingFile(t *testing.T) {
 	}
 }
 
-// TestCheckBolt_FindsCut cuts a file at every page: none may be taken for whole,
-// and none may end the process.
+// TestCheckBolt_FindsCut cuts a file at every page. Each must be reported as damaged, and none may end
+// the process.
 func TestCheckBolt_FindsCut(t *testing.T) {
 	data, err := os.ReadFile(writeBolt(t, nil))
 	if err != nil {

@@ -20,12 +20,12 @@ import (
 	"github.com/mote-dev/mote/runtime/runtimetest"
 )
 
-// damage is one thing a power cut, or a disk, may have done while no mote ran.
+// damage is one thing that a power cut or a disk may have done while no mote ran.
 type damage struct {
 	name string
 	// do harms the data folder; shims and containers may still run.
 	do func(t *testing.T, n runtimetest.Node, root string)
-	// pods survive damage that is not to the records of pods.
+	// podSurvives: pods keep running unless their own records are damaged.
 	podSurvives bool
 }
 
@@ -169,9 +169,8 @@ var damages = []damage{
 	}},
 }
 
-// TestRuntime_Damage harms what is on disk in one way after another, each time
-// after a crash with a pod running. The next start must come up by itself, run
-// pods, and still know the image.
+// TestRuntime_Damage damages the data folder in one way after another, each time after a crash with a
+// pod running. The next start must succeed by itself, run pods, and still have the image.
 func TestRuntime_Damage(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	root := filepath.Join(n.Config.DataDir, "containerd")
@@ -189,7 +188,7 @@ func TestRuntime_Damage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// A moment after it was started it is runc still, which does not outlive damage to its own file.
+			// Right after its start the process is still runc, which does not survive damage to its own file.
 			if _, _, err := c.Runtime.ExecSync(ctx, id, []string{"sh", "-c", "until grep -q ^sleep /proc/1/cmdline; do :; done"}, 30*time.Second); err != nil {
 				t.Fatal(err)
 			}
@@ -226,12 +225,12 @@ func checkSurvivor(ctx context.Context, t *testing.T, c runtimetest.CRI, id stri
 	resp, err := c.Runtime.ContainerStatus(ctx, id, false)
 	running := err == nil && resp.Status.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	if running != want {
-		t.Errorf("container of before runs: %v, want %v (%v, %v)", running, want, resp.GetStatus().GetState(), err)
+		t.Errorf("container from before the damage runs: %v, want %v (%v, %v)", running, want, resp.GetStatus().GetState(), err)
 	}
 }
 
-// checkPinned checks that the imported and the bundled image are there and are
-// not the kubelet's to remove.
+// checkPinned checks that the imported and the bundled image exist, and that the kubelet may not
+// remove them.
 func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
 	t.Helper()
 	list, err := c.Images.ListImages(ctx, nil)
@@ -248,8 +247,8 @@ func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
 	}
 }
 
-// checkContent checks that, before long, every blob is what its name says, and
-// that no more than a few sets of damaged files are kept.
+// checkContent waits until every blob matches its digest, and checks that only a few sets of damaged
+// files are kept.
 func checkContent(ctx context.Context, t *testing.T, root string) {
 	t.Helper()
 	// A manifest, a configuration and a layer for each of two images.
