@@ -88,6 +88,10 @@ func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) e
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		serveStatus(ctx, datadir.At(c.DataDir).StatusSocket(), []roleReport{{"agent", node.Report}}, c.Logger)
+		return nil
+	})
 	g.Go(func() error { return node.Run(ctx) })
 	follow(ctx, g, ui, "join the cluster", in)
 	follow(ctx, g, ui, "start container runtime", node.RuntimeReady())

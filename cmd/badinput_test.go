@@ -223,6 +223,12 @@ func TestServer_HostRefuses(t *testing.T) {
 			t.Errorf("the folder was changed: %v", entries)
 		}
 	})
+	says := map[string]string{
+		"damaged store":     "damaged",
+		"damaged authority": "damaged",
+		"authority in half": "is missing",
+		"damaged key":       "damaged",
+	}
 	for name, files := range map[string]map[string]string{
 		"damaged store":     {"server/db/state.db": "this is no database at all"},
 		"damaged authority": {"server/tls/ca.crt": "-----BEGIN CERTIFICATE-----\nnonsense\n"},
@@ -240,7 +246,7 @@ func TestServer_HostRefuses(t *testing.T) {
 				writeFile(t, path, content)
 			}
 			before := list(t, dir)
-			refused(t, server(t, dir), strings.TrimSuffix(path, filepath.Ext(path)), "damaged")
+			refused(t, server(t, dir), strings.TrimSuffix(path, filepath.Ext(path)), says[name])
 			if after := list(t, dir); strings.Join(after, " ") != strings.Join(before, " ") {
 				t.Errorf("the folder was changed: %v", after)
 			}

@@ -41,6 +41,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	ready := func(node string) Ready {
 		return Ready{NodeName: node, Kubeconfig: control.KubeconfigOutput, URL: s.URL(), JoinCommand: s.JoinCommand(), TokenFile: datadir.At(control.DataDir).TokenFile()}
 	}
+	running := []roleReport{{"server", s.Report}}
 	nodeDone := make(chan struct{})
 	if node == nil {
 		close(nodeDone)
@@ -49,6 +50,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		if err != nil {
 			return errors.Join(err, s.Close())
 		}
+		running = append(running, roleReport{"agent", a.Report})
 		g.Go(func() error {
 			defer close(nodeDone)
 			return a.Run(ctx)
@@ -77,6 +79,10 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		defer stopServer()
 		<-ctx.Done()
 		<-nodeDone
+		return nil
+	})
+	g.Go(func() error {
+		serveStatus(ctx, datadir.At(control.DataDir).StatusSocket(), running, control.Logger)
 		return nil
 	})
 	g.Go(func() error { return s.Run(serverContext) })

@@ -32,6 +32,8 @@ type Status struct {
 	Containerd string `json:"containerd"`
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 	StoreMB    int    `json:"storeMB"`
+	// Parts are those of the running process, by role; nil if it does not answer.
+	Parts []RoleStatus `json:"parts,omitempty"`
 }
 
 func (p program) statusCommand() *cli.Command {
@@ -83,6 +85,9 @@ func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	}
 	st.Kubeconfig = kubeconfig
 	st.API = apiState(ctx, kubeconfig)
+	if st.Parts, err = readStatus(ctx, datadir.At(dataDir).StatusSocket()); err != nil {
+		st.Parts = nil // an older mote runs, or one that is just starting
+	}
 	if list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir()); err == nil {
 		st.Containerd = fmt.Sprintf("ready, %d images", len(list))
 	}
@@ -96,6 +101,9 @@ func (p program) printStatus(st Status) {
 	}
 	fmt.Fprintf(p.stdout, "mote runs on %s (process %d, %d MB)\n", st.DataDir, st.Process, st.MemoryMB)
 	fmt.Fprintf(p.stdout, "  API server  %s\n  containerd  %s\n  store       %d MB\n  kubeconfig  %s\n", st.API, st.Containerd, st.StoreMB, st.Kubeconfig)
+	for _, role := range st.Parts {
+		p.printParts(role)
+	}
 }
 
 // anonymousMB is the memory a process has that no file backs.

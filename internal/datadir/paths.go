@@ -20,8 +20,13 @@ func (p Paths) lockFile() string    { return filepath.Join(p.Root, "mote.lock") 
 func (p Paths) versionFile() string { return filepath.Join(p.Root, "version") }
 func (p Paths) outsideFile() string { return filepath.Join(p.Root, "outside") }
 
-// Records are the files of this package, in the order to remove them in: the lock goes last.
-func (p Paths) Records() []string { return []string{p.outsideFile(), p.versionFile(), p.lockFile()} }
+// Records are the files at the top of the folder, in the order to remove them in: the lock goes last.
+func (p Paths) Records() []string {
+	return []string{p.StatusSocket(), p.outsideFile(), p.versionFile(), p.lockFile()}
+}
+
+// StatusSocket is where a running mote answers `mote status`.
+func (p Paths) StatusSocket() string { return filepath.Join(p.Root, "status.sock") }
 
 // Server is the folder of the control plane.
 func (p Paths) Server() string { return filepath.Join(p.Root, "server") }
