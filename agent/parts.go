@@ -192,9 +192,9 @@ func (n *node) checkClock(now time.Time, set time.Duration) error {
 
 // ownAddress is the machine's address now: a dummy one while it has no network.
 func (n *node) ownAddress() (net.IP, error) {
-	address := hostaddr.Preferred()
-	if !address.Equal(hostaddr.Dummy) {
-		return address, nil
+	address, err := hostaddr.Current()
+	if err != nil || !address.Equal(hostaddr.Dummy) {
+		return address, err
 	}
 	n.config.Logger.Info("no network yet: the node goes by a dummy address until there is one", zap.Stringer("address", address))
 	return address, hostaddr.EnsureDummy()

@@ -5,8 +5,13 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/miekg/dns"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 )
 
 func testServer() Server {
@@ -34,6 +39,33 @@ func TestServer_Reply_IsReadByAskers(t *testing.T) {
 	if got := read(q, from, "abc"); got != nil {
 		t.Errorf("took a question for an answer: %v", got)
 	}
+}
+
+// failingConn fails to read a few times and is closed then.
+type failingConn struct {
+	net.PacketConn
+	left int
+}
+
+func (c *failingConn) ReadFrom([]byte) (int, net.Addr, error) {
+	if c.left--; c.left < 0 {
+		return 0, nil, net.ErrClosed
+	}
+	return 0, nil, unix.ENOMEM
+}
+
+func TestAnswer_ReadFails_IsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.InfoLevel)
+		conn := &failingConn{left: 3}
+		begin := time.Now()
+		if err := answer(t.Context(), conn, testServer(), zap.New(core)); err != nil {
+			t.Errorf("a failed read ends the server's part: %v", err)
+		}
+		if took := time.Since(begin); conn.left != -1 || took != 7*time.Second || logs.Len() != 1 {
+			t.Errorf("%d reads left, took %s, logged %d lines; want the pauses 1, 2 and 4 s and one line", conn.left, took, logs.Len())
+		}
+	})
 }
 
 func TestServer_Reply_IgnoresOthers(t *testing.T) {

@@ -15,20 +15,24 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
-// group is where multicast DNS is spoken.
+// group is the address and port of multicast DNS.
 var group = &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353}
 
 const (
 	// joinEvery is how often interfaces that came up are joined.
 	joinEvery = 15 * time.Second
-	// findTime is how long answers are waited for.
+	// findTime is how long Find waits for answers.
 	findTime = 1500 * time.Millisecond
-	// perSecond bounds answers: one node asks every few seconds at most.
+	// perSecond bounds answers: a node asks every few seconds at most.
 	perSecond = 20
 	// maxMessage is the longest message of multicast DNS.
 	maxMessage = 9000
+	// Pauses after a failed read.
+	firstRetry, lastRetry = time.Second, time.Minute
 )
 
 // Announce answers questions for s on all links until ctx ends.
@@ -37,7 +41,7 @@ func Announce(ctx context.Context, s Server, log *zap.Logger) error {
 	config := net.ListenConfig{Control: reuse}
 	conn, err := config.ListenPacket(ctx, "udp4", fmt.Sprintf("0.0.0.0:%d", group.Port))
 	if err != nil {
-		// Without it everything works but finding a server that moved.
+		// Everything else works without it.
 		log.Info("servers that move will not be found by multicast DNS", zap.Error(err))
 		return nil
 	}
@@ -52,8 +56,10 @@ func Announce(ctx context.Context, s Server, log *zap.Logger) error {
 		defer ticker.Stop()
 		for {
 			for _, i := range links() {
-				// That it has joined before is the usual case.
-				_ = packets.JoinGroup(&i, group)
+				// It has usually joined before.
+				if err := packets.JoinGroup(&i, group); err != nil && !errors.Is(err, unix.EADDRINUSE) {
+					log.Debug("multicast DNS is not served on an interface", zap.String("interface", i.Name), zap.Error(err))
+				}
 			}
 			select {
 			case <-ctx.Done():
@@ -73,15 +79,28 @@ func answer(ctx context.Context, conn net.PacketConn, s Server, log *zap.Logger)
 	buffer := make([]byte, maxMessage)
 	var second time.Time
 	answered := 0
+	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
+	var failures retry.Failures
 	for {
 		n, from, err := conn.ReadFrom(buffer)
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			// Short of memory, for one. Nothing else of the server depends on this.
+			if failures.News(err) {
+				log.Info("multicast DNS questions cannot be read; trying again", zap.Error(err))
+			}
+			if backoff.Wait(ctx) != nil {
 				return nil
 			}
-			return err
+			continue
 		}
-		// Only neighbours have business here, and nobody else can be made a victim.
+		backoff.Reset()
+		if failures.Recovered() {
+			log.Info("multicast DNS questions are read again")
+		}
+		// Answering only neighbours keeps forged questions from sending answers to anyone else.
 		if !neighbour(from) {
 			continue
 		}
@@ -104,8 +123,8 @@ func answer(ctx context.Context, conn net.PacketConn, s Server, log *zap.Logger)
 	}
 }
 
-// Find asks on all links for servers of the cluster with the pin, and returns
-// what answers within a moment, as HOST:PORT.
+// Find asks on all links for servers of the cluster with the pin, and returns those that answer within findTime, as
+// HOST:PORT. It is best effort: where the network cannot be asked it finds nothing.
 func Find(ctx context.Context, pin string) []string {
 	message, err := question()
 	if err != nil {
@@ -120,7 +139,7 @@ func Find(ctx context.Context, pin string) []string {
 	defer stop()
 	packets := ipv4.NewPacketConn(conn)
 	for _, i := range links() {
-		// An interface that cannot is one without neighbours.
+		// An interface without multicast has no neighbours.
 		if packets.SetMulticastInterface(&i) == nil {
 			_, _ = conn.WriteTo(message, group)
 		}
@@ -143,7 +162,7 @@ func Find(ctx context.Context, pin string) []string {
 	}
 }
 
-// links are the interfaces with neighbours: not those of pods.
+// links returns the interfaces that have neighbours, without those of pods.
 func links() []net.Interface {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -155,7 +174,7 @@ func links() []net.Interface {
 	})
 }
 
-// neighbour tells whether an address is in the network of one of the links.
+// neighbour reports whether an address is in the network of one of the links.
 func neighbour(address net.Addr) bool {
 	from, err := netip.ParseAddrPort(address.String())
 	if err != nil {
@@ -175,7 +194,7 @@ func neighbour(address net.Addr) bool {
 	return false
 }
 
-// reuse shares a port with others that do.
+// reuse lets a socket share its port with others that allow it.
 func reuse(_, _ string, c syscall.RawConn) error {
 	var errs [2]error
 	err := c.Control(func(fd uintptr) {

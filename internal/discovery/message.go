@@ -12,27 +12,27 @@ import (
 )
 
 const (
-	// service is what servers are asked for as.
+	// service is the DNS-SD name of servers.
 	service = "_mote._tcp.local."
 	// pinKey is the TXT record's key for the CA's pin.
 	pinKey = "pin="
-	// lifetime of an answer, in seconds; nobody keeps them.
+	// lifetime is the TTL of an answer in seconds; nobody caches them.
 	lifetime = 10
 )
 
-// Server is what is said of a server.
+// Server describes a server to those who ask.
 type Server struct {
-	// Name tells servers apart, one DNS label; the host's name does.
+	// Name distinguishes servers; its first DNS label is used. The hostname will do.
 	Name string
 	// Port is the HTTPS port.
 	Port uint16
 	// Pin is the fingerprint of the cluster's CA.
 	Pin string
-	// Addresses are those the server is reached at now.
+	// Addresses returns where the server is reached now.
 	Addresses func() []net.IP
 }
 
-// question asks for servers, with the answer to be sent to the asker alone.
+// question asks for servers, to be answered by unicast.
 func question() ([]byte, error) {
 	m := new(dns.Msg)
 	m.SetQuestion(service, dns.TypePTR)
@@ -43,8 +43,7 @@ func question() ([]byte, error) {
 // reply answers a message if it asks for this service, else it returns nil.
 func (s Server) reply(message []byte) ([]byte, error) {
 	m := new(dns.Msg)
-	// Others' messages of all kinds come to this port; those that cannot be read
-	// are none of ours.
+	// All kinds of messages arrive at this port; those that cannot be parsed are not for us.
 	if m.Unpack(message) != nil || m.Response || !slices.ContainsFunc(m.Question, func(q dns.Question) bool {
 		return strings.EqualFold(q.Name, service) && (q.Qtype == dns.TypePTR || q.Qtype == dns.TypeANY)
 	}) {
@@ -53,7 +52,7 @@ func (s Server) reply(message []byte) ([]byte, error) {
 	label, _, _ := strings.Cut(s.Name, ".")
 	instance, host := label+"."+service, label+".local."
 	out := new(dns.Msg)
-	// The asker's number and question are repeated, as for unicast DNS (RFC 6762, 6.7).
+	// The ID and question are repeated, as in unicast DNS (RFC 6762, 6.7).
 	out.SetReply(m)
 	out.Authoritative = true
 	header := func(name string, kind uint16) dns.RR_Header {

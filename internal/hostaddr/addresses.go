@@ -1,13 +1,10 @@
 package hostaddr
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -17,17 +14,43 @@ import (
 // host. A node must have an address that is not loopback.
 var Dummy = net.IPv4(192, 0, 0, 8)
 
-// settle is how long an address must have been gone before it counts as
-// changed: leases are renewed and cables plugged in again.
-const settle = 5 * time.Second
-
-// All are the addresses of this machine that others can use: global unicast
-// ones of interfaces that are up and not mote's own, the one the kernel sends
-// from to other networks first. It is empty without a network.
+// All returns the addresses of this machine that others can use: global unicast addresses of interfaces that are up and not
+// mote's own, the one the kernel sends from to other networks first. It is empty without a network, and if the kernel does
+// not list its interfaces.
 func All() []net.IP {
-	interfaces, err := net.Interfaces()
+	found, err := list()
 	if err != nil {
 		return nil
+	}
+	return found
+}
+
+// Preferred returns the first of All, or Dummy.
+func Preferred() net.IP {
+	if all := All(); len(all) > 0 {
+		return all[0]
+	}
+	return Dummy
+}
+
+// Current is Preferred for callers that must not take an unknown address for none: it returns an error if the kernel does not
+// list its interfaces.
+func Current() (net.IP, error) {
+	found, err := list()
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return Dummy, nil
+	}
+	return found[0], nil
+}
+
+// list returns the addresses of All.
+func list() ([]net.IP, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	var found []net.IP
 	for _, i := range interfaces {
@@ -36,7 +59,7 @@ func All() []net.IP {
 		}
 		addresses, err := i.Addrs()
 		if err != nil {
-			continue
+			return nil, fmt.Errorf("list addresses of interface %s: %w", i.Name, err)
 		}
 		for _, a := range addresses {
 			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
@@ -44,21 +67,13 @@ func All() []net.IP {
 			}
 		}
 	}
-	// IPv4 first where no route decides: it is what clusters are addressed by here.
+	// IPv4 first where no route decides: clusters here are usually addressed by it.
 	slices.SortStableFunc(found, func(a, b net.IP) int { return len(normal(a)) - len(normal(b)) })
 	if source := routeSource(); source != nil && slices.ContainsFunc(found, source.Equal) {
 		found = slices.DeleteFunc(found, source.Equal)
 		found = slices.Insert(found, 0, source)
 	}
-	return found
-}
-
-// Preferred is the first of All, or Dummy without a network.
-func Preferred() net.IP {
-	if all := All(); len(all) > 0 {
-		return all[0]
-	}
-	return Dummy
+	return found, nil
 }
 
 // EnsureDummy gives the loopback interface the address Dummy. It is harmless to
@@ -75,7 +90,7 @@ func EnsureDummy() error {
 	return nil
 }
 
-// RemoveDummy takes Dummy away again; that it is not there is no error.
+// RemoveDummy removes Dummy from the loopback interface if it is there.
 func RemoveDummy() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -93,53 +108,6 @@ func RemoveDummy() error {
 		}
 	}
 	return nil
-}
-
-// WaitChanged blocks until old is no longer an address of this machine while it
-// has another one, for some seconds, or until ctx ends. A machine that only
-// lost its network keeps its old address: pods on it go on as they are.
-func WaitChanged(ctx context.Context, old net.IP) error {
-	changes := make(chan netlink.AddrUpdate)
-	failed := make(chan error, 1)
-	err := netlink.AddrSubscribeWithOptions(changes, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
-		select {
-		case failed <- err:
-		default:
-		}
-	}})
-	if err != nil {
-		return fmt.Errorf("watch addresses: %w", err)
-	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for since := (time.Time{}); ; {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-failed:
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("watch addresses: %w", err)
-		case _, open := <-changes:
-			if !open {
-				return errors.Join(errors.New("watch of addresses ended"), ctx.Err())
-			}
-		case <-timer.C:
-		}
-		all := All()
-		switch {
-		case len(all) == 0 || slices.ContainsFunc(all, old.Equal):
-			since = time.Time{}
-		case since.IsZero():
-			since = time.Now()
-			timer.Reset(settle)
-		case time.Since(since) >= settle:
-			return nil
-		default:
-			timer.Reset(settle - time.Since(since))
-		}
-	}
 }
 
 // routeSource is the address the kernel would send from to reach other
@@ -165,7 +133,7 @@ func normal(ip net.IP) net.IP {
 	return ip
 }
 
-// own tells whether mote, or its pods' network, made an interface.
+// own reports whether mote or its pod network made an interface.
 func own(name string) bool {
 	return strings.HasPrefix(name, "mote") || strings.HasPrefix(name, "veth") || strings.HasPrefix(name, "cni")
 }

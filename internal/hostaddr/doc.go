@@ -1,5 +1,5 @@
-// Package hostaddr owns the question under which addresses this machine is
-// reached, also before it has a network and when that changes.
+// Package hostaddr owns the addresses this machine is reached at: what they are, what stands in for
+// them before there is a network, and when they change.
 //
-// It must not import anything else of mote: server and agent both use it.
+// It must not import anything else of this repository but internal/retry.
 package hostaddr

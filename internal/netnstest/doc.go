@@ -1,3 +1,5 @@
-// Package netnstest runs tests in network namespaces of their own, where they may set up links, addresses and packet
-// filters that neither the machine nor another test sees. It must not be imported but by tests, nor import anything of mote.
+// Package netnstest owns network namespaces for tests: there a test may set up links, addresses and
+// packet filters that neither the machine nor another test sees. Only tests use it.
+//
+// It must not import anything else of this repository.
 package netnstest

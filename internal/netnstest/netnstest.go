@@ -10,9 +10,10 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Enter runs the rest of the calling test in a new network namespace with nothing but loopback, by starting this test
-// binary again for just that test. It returns true in the namespace, and false outside once the test has passed there;
-// then the caller returns. What is skipped there is skipped, and without root all of it is.
+// Enter runs the rest of the calling test in a new network namespace with nothing but loopback, by
+// running this test binary again for just that test. It returns true inside the namespace. Outside
+// it returns false once the test has passed inside, and the caller must return. A skip inside skips
+// the test, and so does missing root.
 func Enter(t *testing.T) bool {
 	t.Helper()
 	const marker = "MOTE_TEST_NETNS"

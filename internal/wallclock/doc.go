@@ -1,5 +1,5 @@
-// Package wallclock notices that the machine's clock was set: by hand, by the
-// network after a start without a battery, or by sleep.
+// Package wallclock owns noticing that the machine's clock was set: by hand, by the network after a
+// boot without a battery, or by waking from sleep.
 //
-// It must not import anything else of mote: server and agent both use it.
+// It must not import anything else of this repository.
 package wallclock

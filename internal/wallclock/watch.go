@@ -8,18 +8,18 @@ import (
 const (
 	// every is the time between two looks at the clock.
 	every = 10 * time.Second
-	// drift is what the two clocks may differ in two looks without anybody's
-	// having set one: the kernel slews the wall clock by far less.
+	// drift is how far wall clock and monotonic clock may diverge between two looks without either
+	// having been set: the kernel slews the wall clock by far less.
 	drift = time.Second
 )
 
-// Floor is the earliest present this program believes in. A clock before it was
-// never set: boards without a battery start in 1970.
+// Floor is the earliest time this program accepts as the present. A clock before it was never set:
+// boards without a battery boot in 1970.
 var Floor = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
-// Watch looks at the clock until ctx ends and calls look each time. set is how
-// far the clock was set since the last look: back if it is negative, and 0 if it
-// only went on. Watch returns the first error of look, and nil when ctx ends.
+// Watch looks at the clock until ctx ends and calls look each time. set is how far the clock was set
+// since the last look: negative if it was set back, 0 if it only ran on. Watch returns the first
+// error of look, and nil when ctx ends.
 func Watch(ctx context.Context, look func(now time.Time, set time.Duration) error) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
@@ -31,7 +31,7 @@ func Watch(ctx context.Context, look func(now time.Time, set time.Duration) erro
 		case <-ticker.C:
 		}
 		now := time.Now()
-		// Round drops the reading of the monotonic clock, which Sub would go by.
+		// Round strips the monotonic reading, which Sub would use.
 		if err := look(now, jump(now.Round(0).Sub(last.Round(0)), now.Sub(last))); err != nil {
 			return err
 		}
@@ -39,7 +39,7 @@ func Watch(ctx context.Context, look func(now time.Time, set time.Duration) erro
 	}
 }
 
-// jump compares what passed on the wall clock with what really passed.
+// jump returns how far the wall clock was set, from the time that passed on it and the time that really passed.
 func jump(wall, real time.Duration) time.Duration {
 	if set := wall - real; set.Abs() > drift {
 		return set

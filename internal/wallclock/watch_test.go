@@ -22,7 +22,7 @@ func TestWatch_ClockRunsOn(t *testing.T) {
 			return nil
 		})
 		if !errors.Is(err, enough) {
-			t.Errorf("ended with %v, want what look returned", err)
+			t.Errorf("ended with %v, want the error of look", err)
 		}
 	})
 }
@@ -43,7 +43,7 @@ func TestJump(t *testing.T) {
 		"slewed a little":     {every + 5*time.Millisecond, every, 0},
 		"set to next year":    {every + 400*24*time.Hour, every, 400 * 24 * time.Hour},
 		"set back an hour":    {every - time.Hour, every, -time.Hour},
-		"held up, clock runs": {10 * time.Minute, 10 * time.Minute, 0},
+		"suspended, clock runs": {10 * time.Minute, 10 * time.Minute, 0},
 	} {
 		if got := jump(row.wall, row.real); got != row.want {
 			t.Errorf("%s: set by %v, want %v", name, got, row.want)
