@@ -120,6 +120,7 @@ var parts = []part.Part[*control]{
 				ExtraArgs: c.config.KubeControllerManagerArgs,
 				Built:     func() { close(c.built) },
 				Lead:      lead,
+				Logger:    c.config.Logger.Named("controllers"),
 			}
 			return part.Running{Run: func(ctx context.Context) error { return controllers.Run(ctx, config) }}, nil
 		},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -64,6 +65,8 @@ type Config struct {
 	// Lead calls work once this process is the one that shall run controllers, see
 	// server/election. nil means that it always is.
 	Lead func(ctx context.Context, work func(context.Context) error) error
+	// Logger is for the controllers that are mote's own; nil drops what they log.
+	Logger *zap.Logger
 }
 
 // volumes are the controllers that use volume plugins.
@@ -80,6 +83,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	rest := app.NewControllerDescriptors()
 	// Upstream's constructor of this one is private and bound to its command line.
 	delete(rest, names.ServiceAccountTokenController)
+	// Replaced by podcidr.
+	nodeIPAM := rest[names.NodeIpamController]
+	delete(rest, names.NodeIpamController)
 	early := map[string]*app.ControllerDescriptor{}
 	for _, name := range volumes {
 		early[name] = rest[name]
@@ -100,7 +106,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		if err := deferred.Open(); err != nil {
 			return err
 		}
-		return c.run(leading, componentConfig, builder, rest, forVolumes)
+		return c.run(leading, componentConfig, builder, rest, forVolumes, nodeIPAM)
 	}
 	if c.Lead == nil {
 		return work(ctx)
@@ -110,7 +116,7 @@ func Run(ctx context.Context, c Config) (err error) {
 
 // run runs all controllers while leading lasts. They are made now: some of them
 // take the state of the cluster when they are made for that when they start.
-func (c Config) run(leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller) (err error) {
+func (c Config) run(leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller, nodeIPAM *app.ControllerDescriptor) (err error) {
 	gate := informer.NewGate(c.Informers, nil)
 	defer func() { err = errors.Join(err, gate.Close()) }()
 	metadataClient, err := metadata.NewForConfig(c.Loopback.Config(manager))
@@ -134,6 +140,15 @@ func (c Config) run(leading context.Context, componentConfig *config.Config, bui
 		return fmt.Errorf("build controllers: %w", err)
 	}
 	built = append(built, made...)
+	if controllerContext.IsControllerEnabled(nodeIPAM) {
+		ranges, err := c.podCIDRs(controllerContext)
+		if err != nil {
+			return err
+		}
+		if ranges != nil {
+			built = append(built, ranges)
+		}
+	}
 	tokens, err := c.tokensController(leading, builder, gate)
 	if err != nil {
 		return err
