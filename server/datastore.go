@@ -62,8 +62,12 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 		return nil, fmt.Errorf("create folder of the store: %w", err)
 	}
 	s, err := store.Open(ctx, store.Options{
-		Path: file, Logger: c.Logger.Named("store"), Durability: store.Durability(c.DatastoreDurability), LateKeys: heartbeats,
-		SnapshotDir: datadir.At(c.DataDir).Snapshots(), SnapshotEvery: snapshotEvery,
+		Path:          file,
+		Logger:        c.Logger.Named("store"),
+		Durability:    store.Durability(c.DatastoreDurability),
+		DeferredKeys:  heartbeats,
+		SnapshotDir:   datadir.At(c.DataDir).Snapshots(),
+		SnapshotEvery: snapshotEvery,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", file, err)

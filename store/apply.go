@@ -17,7 +17,7 @@ type writeTx struct {
 	sub     int64 // changes in the revision being made
 	changes []change
 	wrote   bool
-	tallied bool // the tally is saved
+	counted bool // the keyCounts is saved
 	// leases granted (true) and revoked (false) in this batch, which the lessor only hears of after the commit.
 	leases map[int64]bool
 }
@@ -46,7 +46,7 @@ func (tx *writeTx) snap() *snap {
 	if tx.sub != 0 {
 		rev++
 	}
-	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load(), tally: tx.w.s.tally, versions: tx.w.s.versions}
+	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load(), keyCounts: tx.w.s.keyCounts, values: tx.w.s.values}
 }
 
 // exec runs a statement that changes the file.
@@ -388,8 +388,8 @@ func runPath(r *pb.TxnRequest, path []bool, view func() *snap, tx *writeTx) (*pb
 	return resp, n, nil
 }
 
-// readOnly reports whether every operation of a transaction is a range.
-func readOnly(r *pb.TxnRequest) bool {
+// onlyReads reports whether every operation of a transaction is a range.
+func onlyReads(r *pb.TxnRequest) bool {
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
 			if op.GetRequestRange() == nil {

@@ -108,20 +108,20 @@ func checkRows(ctx context.Context, c *conn) error {
 	if lost > 0 {
 		return fmt.Errorf("%d keys without their newest version: %w", lost, ErrDamaged)
 	}
-	return checkTally(ctx, c)
+	return checkKeyCounts(ctx, c)
 }
 
-// checkTally counts the keys of each stretch. Files of before the tally have none to check.
-func checkTally(ctx context.Context, c *conn) error {
+// checkKeyCounts counts the keys of each stretch. Files of before the keyCounts have none to check.
+func checkKeyCounts(ctx context.Context, c *conn) error {
 	meta, err := readMeta(c)
 	if err != nil {
 		return fault(err)
 	}
-	saved, ok := meta[metaTallied]
+	saved, ok := meta[metaCounted]
 	if !ok {
 		return nil
 	}
-	t, err := loadTally(ctx, c, saved)
+	t, err := loadKeyCounts(ctx, c, saved)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func checkTally(ctx context.Context, c *conn) error {
 		return fault(err)
 	}
 	if !slices.Equal(have, t.n) {
-		return fmt.Errorf("the tally of keys does not agree with them: %w", ErrDamaged)
+		return fmt.Errorf("the counts of keys do not agree with them: %w", ErrDamaged)
 	}
 	return nil
 }
@@ -141,11 +141,11 @@ func checkTally(ctx context.Context, c *conn) error {
 // migrations bring a file from one format to the next; entry i leads from format i+1. Each needs a test that opens a
 // file of the old format.
 var migrations = []func(c *conn) error{
-	func(c *conn) error { // 1 to 2: the tally
+	func(c *conn) error { // 1 to 2: the keyCounts
 		if err := c.exec("CREATE TABLE tally(start BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID"); err != nil {
 			return err
 		}
-		return buildTally(c)
+		return buildKeyCounts(c)
 	},
 }
 

@@ -42,10 +42,10 @@ func (s *Store) compactTo(ctx context.Context, r *pb.CompactionRequest) (*pb.Com
 	return &pb.CompactionResponse{Header: s.header(max(rev, s.rev.Load()))}, nil
 }
 
-// sweeper deletes what compaction made superfluous, a few rows a transaction, so that writers hardly wait. A row is
+// compactor deletes what compaction made superfluous, a few rows a transaction, so that writers hardly wait. A row is
 // superfluous when its successor, the row whose prev it is, is not newer than the compacted revision; a tombstone,
 // when it is older itself. So going once over the rows from the last sweep to the compacted revision finds all.
-type sweeper struct {
+type compactor struct {
 	s     *Store
 	woken chan struct{}
 
@@ -54,11 +54,11 @@ type sweeper struct {
 	moved chan struct{}
 }
 
-func newSweeper(s *Store, swept int64) *sweeper {
-	return &sweeper{s: s, woken: make(chan struct{}, 1), swept: swept, moved: make(chan struct{})}
+func newCompactor(s *Store, swept int64) *compactor {
+	return &compactor{s: s, woken: make(chan struct{}, 1), swept: swept, moved: make(chan struct{})}
 }
 
-func (sw *sweeper) wake() {
+func (sw *compactor) wake() {
 	select {
 	case sw.woken <- struct{}{}:
 	default:
@@ -66,7 +66,7 @@ func (sw *sweeper) wake() {
 }
 
 // wait waits until everything up to rev is swept.
-func (sw *sweeper) wait(ctx context.Context, rev int64) error {
+func (sw *compactor) wait(ctx context.Context, rev int64) error {
 	for {
 		sw.mu.Lock()
 		done, moved := sw.swept >= rev, sw.moved
@@ -85,11 +85,11 @@ func (sw *sweeper) wait(ctx context.Context, rev int64) error {
 }
 
 const (
-	sweepRows   = 200
+	compactRows = 200
 	vacuumPages = 64
 )
 
-func (sw *sweeper) run(ctx context.Context) error {
+func (sw *compactor) run(ctx context.Context) error {
 	pauses := retry.Backoff{First: time.Second, Last: time.Minute}
 	var failures retry.Failures
 	for {
@@ -120,7 +120,7 @@ func (sw *sweeper) run(ctx context.Context) error {
 }
 
 // pass sweeps up to the compacted revision and then gives free pages back.
-func (sw *sweeper) pass(ctx context.Context) error {
+func (sw *compactor) pass(ctx context.Context) error {
 	target := sw.s.compact.Load()
 	sw.mu.Lock()
 	from := sw.swept
@@ -154,7 +154,7 @@ func (sw *sweeper) pass(ctx context.Context) error {
 	return sw.vacuum(ctx, 1024, 4)
 }
 
-type sweepRow struct {
+type compactRow struct {
 	id, prev int64
 	dead     bool
 	key      []byte
@@ -162,14 +162,14 @@ type sweepRow struct {
 
 // step looks at the next rows up to target and deletes what they make superfluous. last is the id of the last row
 // looked at, 0 when there was none.
-func (sw *sweeper) step(ctx context.Context, from, target int64) (deleted int, last int64, err error) {
-	var batch []sweepRow
+func (sw *compactor) step(ctx context.Context, from, target int64) (deleted int, last int64, err error) {
+	var batch []compactRow
 	err = sw.s.view(ctx, func(sn *snap) error {
 		return sn.c.query("SELECT id, prev, version, CASE version WHEN 0 THEN key END FROM log WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3",
 			func(v []driver.Value) (bool, error) {
-				batch = append(batch, sweepRow{asInt(v[0]), asInt(v[1]), asInt(v[2]) == 0, asBytes(v[3])})
+				batch = append(batch, compactRow{asInt(v[0]), asInt(v[1]), asInt(v[2]) == 0, asBytes(v[3])})
 				return true, nil
-			}, from, lastID(target), int64(sweepRows))
+			}, from, lastID(target), int64(compactRows))
 	})
 	if err != nil || len(batch) == 0 {
 		return 0, 0, err
@@ -185,7 +185,7 @@ func (sw *sweeper) step(ctx context.Context, from, target int64) (deleted int, l
 		return 0, last, nil
 	}
 	err = sw.s.propose(ctx, 64*len(work), func(tx *writeTx) error {
-		if t := sw.s.tally; t.saved < target && !tx.tallied {
+		if t := sw.s.keyCounts; t.saved < target && !tx.counted {
 			if err := t.save(tx); err != nil {
 				return err
 			}
@@ -211,7 +211,7 @@ func (sw *sweeper) step(ctx context.Context, from, target int64) (deleted int, l
 }
 
 // finish notes in the file that all up to target is swept.
-func (sw *sweeper) finish(ctx context.Context, target int64) error {
+func (sw *compactor) finish(ctx context.Context, target int64) error {
 	return sw.s.propose(ctx, 32, func(tx *writeTx) error {
 		tx.wrote = true
 		return setMeta(tx.w.c, metaSwept, target)
@@ -220,7 +220,7 @@ func (sw *sweeper) finish(ctx context.Context, target int64) error {
 
 // vacuum shrinks the file while more than keep pages of it are free and they are more than one in share, a few pages a
 // transaction. A share of 0 is any.
-func (sw *sweeper) vacuum(ctx context.Context, keep, share int64) error {
+func (sw *compactor) vacuum(ctx context.Context, keep, share int64) error {
 	for {
 		free, err := sw.s.count(ctx, "PRAGMA freelist_count")
 		if err != nil {

@@ -156,7 +156,7 @@ func (h *hub) offer(w *watcher, c *change) {
 	w.fresh = append(w.fresh, ev)
 }
 
-// flush moves what publish found for w to its stream, or sends w to the file when too much is waiting.
+// flush deltas what publish found for w to its stream, or sends w to the file when too much is waiting.
 func (h *hub) flush(w *watcher, rev int64) {
 	size := 0
 	for _, ev := range w.fresh {

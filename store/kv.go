@@ -89,7 +89,7 @@ func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, erro
 	if id == 0 {
 		return resp, nil
 	}
-	sn := &snap{c: c, ctx: ctx, versions: s.versions, keep: true}
+	sn := &snap{c: c, ctx: ctx, values: s.values, keep: true}
 	got, ok, err := sn.version(key, id)
 	switch {
 	case err != nil:
@@ -136,7 +136,7 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, e
 		return nil, err
 	}
 	var resp *pb.PutResponse // the writer's until the proposal is done, which a caller that gives up does not wait for
-	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.latePut(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
+	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.deferrablePut(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
 		if err := tx.checkPut(r); err != nil {
 			return err
 		}
@@ -173,7 +173,7 @@ func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, e
 		return nil, err
 	}
 	var resp *pb.TxnResponse
-	if readOnly(r) {
+	if onlyReads(r) {
 		err = s.view(ctx, func(sn *snap) error {
 			path, err := comparePath(sn, r)
 			if err != nil {
@@ -200,7 +200,7 @@ func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, e
 			return nil, err
 		}
 	}
-	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.lateTxn(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
+	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.deferrableTxn(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
 		resp, err = tx.applyTxn(r)
 		return err
 	}})
@@ -266,7 +266,7 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 				if err != nil {
 					return err
 				}
-				behind, err = sn.total(newSpan(behindAll(resp.Kvs), r.RangeEnd), rev)
+				behind, err = sn.total(newSpan(afterLast(resp.Kvs), r.RangeEnd), rev)
 				return err
 			}
 			return nil
@@ -290,7 +290,7 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 		}
 		if !last {
 			left -= int64(len(resp.Kvs))
-			q.Key = behindAll(resp.Kvs)
+			q.Key = afterLast(resp.Kvs)
 			switch n := proto.Size(out); {
 			case n < targetPiece/2:
 				piece *= 2
@@ -305,8 +305,8 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 	}
 }
 
-// behindAll is the first key behind those of kvs.
-func behindAll(kvs []*mvccpb.KeyValue) []byte {
+// afterLast is the first key behind those of kvs.
+func afterLast(kvs []*mvccpb.KeyValue) []byte {
 	var last []byte
 	for _, kv := range kvs {
 		if bytes.Compare(kv.Key, last) > 0 {

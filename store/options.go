@@ -28,10 +28,10 @@ type Options struct {
 	Logger *zap.Logger
 	// Durability is when a write counts as safe; empty means DurabilityFull.
 	Durability Durability
-	// LateKeys are prefixes of keys whose puts need not be on disk when they are acknowledged, if they come alone: they
+	// DeferredKeys are prefixes of keys whose puts need not be on disk when they are acknowledged, if they come alone: they
 	// are held in memory for a minute at most and get there with whatever else is written. It is meant for heartbeats.
 	// A crash can lose the last ones, but no revision gets a second meaning by it. Empty means none.
-	LateKeys []string
+	DeferredKeys []string
 	// Readers is how many reads run at once, each with its own connection and cache. 0 means 4.
 	Readers int
 	// CacheBytes is each connection's page cache. 0 means 1 MiB.
@@ -79,7 +79,7 @@ func (o Options) validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("unknown durability %q (want full or relaxed)", o.Durability))
 	}
-	if slices.Contains(o.LateKeys, "") {
+	if slices.Contains(o.DeferredKeys, "") {
 		errs = append(errs, errors.New("an empty prefix would make all keys late"))
 	}
 	if p := o.PageBytes; p != 0 && (p < 512 || p > 65536 || p&(p-1) != 0) {

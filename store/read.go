@@ -18,8 +18,8 @@ type snap struct {
 	c         *conn
 	rev       int64 // newest revision in view
 	compacted int64
-	tally     *tally
-	versions  *versionCache
+	keyCounts *keyCounts
+	values    *valueCache
 	keep      bool // what is read may go into versions: not so in the writer, whose reads may be rolled back
 }
 
@@ -94,7 +94,7 @@ func (sn *snap) newest(key []byte) (r row, ok bool, err error) {
 
 // version finds one version by its id.
 func (sn *snap) version(key []byte, id int64) (r row, ok bool, err error) {
-	if r, ok := sn.versions.get(id); ok {
+	if r, ok := sn.values.get(id); ok {
 		return r, true, nil
 	}
 	err = sn.c.query("SELECT "+rowColumns+" FROM log l WHERE l.id = ?1", func(v []driver.Value) (bool, error) {
@@ -103,7 +103,7 @@ func (sn *snap) version(key []byte, id int64) (r row, ok bool, err error) {
 		return false, err
 	}, id)
 	if err == nil && ok && sn.keep {
-		sn.versions.add(r)
+		sn.values.add(r)
 	}
 	return r, ok, err
 }
@@ -258,7 +258,7 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 		if withTotal && int64(len(kvs)) > r.Limit {
 			// The next page starts behind the last key: keep its count, so that paging counts once.
 			next := append(bytes.Clone(kvs[r.Limit-1].Key), 0)
-			sn.tally.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
+			sn.keyCounts.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
 		}
 	}
 	if filtered(r) {

@@ -23,7 +23,7 @@ const maxChanges = 1<<subBits - 1
 // history is one scan. cur has one small row a key that points at its newest version, tombstones included until they
 // are compacted; older versions are found by following prev. That way a write touches two pages and lists are one
 // range scan. A version of zero marks a tombstone, and sum
-// is a checksum of the row. tally counts keys, see there.
+// is a checksum of the row. keyCounts counts keys, see there.
 const schema = `
 CREATE TABLE log(id INTEGER PRIMARY KEY, prev INTEGER, created INTEGER, version INTEGER, lease INTEGER, sum INTEGER, key BLOB, value BLOB);
 CREATE INDEX log_lease ON log(lease) WHERE lease <> 0;
@@ -38,7 +38,7 @@ const (
 	metaCompacted = "compacted" // revision asked to compact to, -1 before the first
 	metaSwept     = "swept"     // revision up to which superseded rows are gone
 	metaFloor     = "floor"     // the store's revision is at least this one
-	metaTallied   = "tallied"   // revision that tally is of
+	metaCounted   = "tallied"   // revision that keyCounts is of
 	metaCluster   = "cluster"
 	metaMember    = "member"
 	metaUnsynced  = "unsynced" // while a store has the file open, which of its writes a power cut can lose
@@ -60,7 +60,7 @@ func createSchema(c *conn) error {
 		return err
 	}
 	for name, n := range map[string]int64{
-		metaCompacted: -1, metaSwept: -1, metaFloor: 1, metaUnsynced: allSynced, metaTallied: 0,
+		metaCompacted: -1, metaSwept: -1, metaFloor: 1, metaUnsynced: allSynced, metaCounted: 0,
 		metaCluster: int64(binary.LittleEndian.Uint64(ids[:8]) >> 1),
 		metaMember:  int64(binary.LittleEndian.Uint64(ids[8:]) >> 1),
 	} {

@@ -44,7 +44,7 @@ func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 	return snapshotBy(ctx, path, dest, func(ctx context.Context, raw string) error {
 		lock, err := lockFile(lockPath(path))
 		if errors.Is(err, ErrInUse) {
-			return askForCopy(ctx, path, raw)
+			return requestCopy(ctx, path, raw)
 		}
 		if err != nil {
 			return err
@@ -382,7 +382,7 @@ func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
 		return res, fmt.Errorf("check snapshot: %w", err)
 	}
 	res.Revision = rev + restoredAhead
-	if err := moveAhead(raw, res.Revision); err != nil {
+	if err := skipAhead(raw, res.Revision); err != nil {
 		return res, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -397,8 +397,8 @@ func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
 	return res, syncDir(dir)
 }
 
-// moveAhead makes a store go on at rev and refuse watches from before: their history is not this one.
-func moveAhead(path string, rev int64) error {
+// skipAhead makes a store go on at rev and refuse watches from before: their history is not this one.
+func skipAhead(path string, rev int64) error {
 	c, err := openConn(path, "journal_mode = DELETE", "synchronous = FULL")
 	if err != nil {
 		return fmt.Errorf("open restored store: %w", fault(err))
@@ -410,7 +410,7 @@ func moveAhead(path string, rev int64) error {
 	return nil
 }
 
-// setAside moves a store's files to a new folder beside theirs.
+// setAside deltas a store's files to a new folder beside theirs.
 func setAside(path string) (string, error) {
 	var found []string
 	for _, suffix := range []string{"", "-wal", "-shm"} {

@@ -28,19 +28,19 @@ type Store struct {
 	floor               int64 // least revision of the store, fixed while it is open
 	pageBytes           int64
 
-	w        *writer
-	readers  chan *conn
-	hub      *hub
-	lessor   *lessor
-	tally    *tally
-	versions *versionCache
-	metrics  *metrics
-	rev      atomic.Int64 // newest published revision
-	compact  atomic.Int64 // newest compaction asked for and durable
-	sweep    *sweeper
-	alarm    atomic.Bool // the last write found no room
-	damage   damageLog
-	hashKVMu sync.Mutex // one hash over the whole file at a time
+	w         *writer
+	readers   chan *conn
+	hub       *hub
+	lessor    *lessor
+	keyCounts *keyCounts
+	values    *valueCache
+	metrics   *metrics
+	rev       atomic.Int64 // newest published revision
+	compact   atomic.Int64 // newest compaction asked for and durable
+	sweep     *compactor
+	alarm     atomic.Bool // the last write found no room
+	damage    damageLog
+	hashKVMu  sync.Mutex // one hash over the whole file at a time
 
 	tasks     tasks
 	closed    chan struct{}
@@ -135,12 +135,12 @@ func (s *Store) open(ctx context.Context) (err error) {
 	s.rev.Store(max(s.floor, revOf(newest)))
 	s.compact.Store(meta[metaCompacted])
 	s.hub = newHub(s)
-	if s.tally, err = loadTally(ctx, wc, meta[metaTallied]); err != nil {
+	if s.keyCounts, err = loadKeyCounts(ctx, wc, meta[metaCounted]); err != nil {
 		return err
 	}
-	s.tally.rev, s.tally.recentFrom = s.rev.Load(), s.rev.Load()
-	s.versions = newVersionCache(s.opts.ValueCacheBytes)
-	s.sweep = newSweeper(s, meta[metaSwept])
+	s.keyCounts.rev, s.keyCounts.recentFrom = s.rev.Load(), s.rev.Load()
+	s.values = newValueCache(s.opts.ValueCacheBytes)
+	s.sweep = newCompactor(s, meta[metaSwept])
 	if s.lessor, err = loadLessor(wc); err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 // files, pages and rows are checked as they are read.
 const deepCheckBytes = 256 << 20
 
-// skipLost moves the revision past everything that may have been shown before a power cut and was lost by it.
+// skipLost deltas the revision past everything that may have been shown before a power cut and was lost by it.
 func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 	const lost = 1_000_000 // more than can be written between two write-backs of the kernel
 	mark := int64(allSynced)
@@ -184,8 +184,8 @@ func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 	switch meta[metaUnsynced] {
 	case noneSynced:
 		s.floor = max(s.floor, newest) + lost
-	case lateNotSynced:
-		s.floor = max(s.floor, newest) + lateSkip
+	case deferredUnsynced:
+		s.floor = max(s.floor, newest) + deferredSkip
 	}
 	if meta[metaUnsynced] == mark && s.floor == meta[metaFloor] {
 		return nil
@@ -238,7 +238,7 @@ func (s *Store) Run(ctx context.Context) error {
 	g.Go(func() error { return s.expireLeases(ctx) })
 	g.Go(func() error { return s.sweep.run(ctx) })
 	g.Go(func() error {
-		s.answerCopies(ctx)
+		s.serveCopyRequests(ctx)
 		return nil
 	})
 	if s.opts.SnapshotEvery > 0 {
@@ -337,7 +337,7 @@ func (s *Store) viewOn(ctx context.Context, c *conn, top int64, fn func(sn *snap
 		return fault(err)
 	}
 	// Read after the snapshot was taken: rows go away only after this number has moved past them.
-	return fault(fn(&snap{c: c, rev: max(s.floor, revOf(newest), top), compacted: s.compact.Load(), tally: s.tally, versions: s.versions,
+	return fault(fn(&snap{c: c, rev: max(s.floor, revOf(newest), top), compacted: s.compact.Load(), keyCounts: s.keyCounts, values: s.values,
 		keep: true, ctx: ctx}))
 }
 

@@ -28,7 +28,7 @@ type proposal struct {
 	// everybody can, and before the proposer is told.
 	committed, published func()
 	size                 int
-	// late says that the write may be made durable a little later than it is acknowledged, see lateWrites; writesHeld,
+	// late says that the write may be made durable a little later than it is acknowledged, see journal; writesHeld,
 	// that what is held of these is to be written.
 	late, writesHeld bool
 	err              error
@@ -48,8 +48,8 @@ type writer struct {
 	rev     int64         // newest revision in the file
 	frames  int64         // written to the write-ahead log since the last checkpoint, at most
 	synced  time.Duration // what the last commit took to reach the disk
-	late    *lateWrites
-	// torn says that a sync did not work while there were late writes, see lateWrites.mend.
+	late    *journal
+	// torn says that a sync did not work while there were late writes, see journal.mend.
 	torn atomic.Bool
 }
 
@@ -59,7 +59,7 @@ const (
 )
 
 func newWriter(s *Store, c, checkpoints *conn) (*writer, error) {
-	late, err := newLateWrites(s)
+	late, err := newJournal(s)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (w *writer) run() {
 		case p := <-w.queue:
 			batch = append(batch, p)
 		case <-w.late.due:
-			w.syncLate()
+			w.flush()
 			continue
 		case <-w.stop:
 			return
@@ -222,8 +222,8 @@ func (w *writer) try(batch []*proposal) error {
 			}
 		}
 	}
-	if w.s.tally.moves > maxUnsavedMoves && !tx.tallied {
-		if err := w.s.tally.save(tx); err != nil {
+	if w.s.keyCounts.deltas > maxUnsavedDeltas && !tx.counted {
+		if err := w.s.keyCounts.save(tx); err != nil {
 			w.rollback()
 			w.noteFault(err)
 			return fault(err)
@@ -246,8 +246,8 @@ func (w *writer) try(batch []*proposal) error {
 	for id, seconds := range left {
 		w.s.lessor.setSaved(id, seconds)
 	}
-	if tx.tallied {
-		w.s.tally.savedAll()
+	if tx.counted {
+		w.s.keyCounts.saveDone()
 	}
 	for _, p := range batch {
 		if p.err == nil && p.committed != nil {
@@ -256,7 +256,7 @@ func (w *writer) try(batch []*proposal) error {
 	}
 	w.rev = tx.rev
 	w.s.publish(tx.changes, tx.rev)
-	if err := w.s.tally.split(w.c); err != nil {
+	if err := w.s.keyCounts.split(w.c); err != nil {
 		w.s.log.Warn("keys are counted more slowly", zap.Error(err))
 	}
 	for _, p := range batch {
@@ -290,9 +290,9 @@ func (s *Store) publish(changes []change, rev int64) {
 		return
 	}
 	for i := range changes {
-		s.versions.add(changes[i].row)
+		s.values.add(changes[i].row)
 	}
-	s.tally.advance(changes, rev)
+	s.keyCounts.advance(changes, rev)
 	s.rev.Store(rev)
 	s.hub.publish(changes, rev)
 }
@@ -305,7 +305,7 @@ func (w *writer) close() error {
 
 // finish closes the writer's connection, which as the last one copies the log back and removes it.
 func (w *writer) finish() error {
-	w.syncLate()
+	w.flush()
 	mended := errors.Join(w.mend(), w.cp.mend())
 	errs := []error{mended, w.s.lessor.saveRemaining(w.c)}
 	if mended == nil && len(w.late.held) == 0 && (w.s.opts.Durability == DurabilityRelaxed || w.late.marked) {

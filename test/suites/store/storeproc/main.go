@@ -35,7 +35,7 @@ func run() (err error) {
 	flag.Parse()
 	o.Durability = store.Durability(durability)
 	if *late != "" {
-		o.LateKeys = []string{*late}
+		o.DeferredKeys = []string{*late}
 	}
 	cfg := zap.NewDevelopmentConfig()
 	cfg.DisableStacktrace = true

@@ -31,8 +31,8 @@ func socketPath(dir *os.File, path string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s.sock", dir.Fd(), filepath.Base(path))
 }
 
-// answerCopies copies the store for other processes until ctx or the store ends.
-func (s *Store) answerCopies(ctx context.Context) {
+// serveCopyRequests copies the store for other processes until ctx or the store ends.
+func (s *Store) serveCopyRequests(ctx context.Context) {
 	l, err := listenForCopies(s.opts.Path)
 	if err != nil {
 		// Some file systems have no sockets. All else works on them.
@@ -90,13 +90,13 @@ func (s *Store) serveCopies(ctx context.Context, l net.Listener) {
 			if failures.Recovered() {
 				s.log.Info("other processes can take snapshots of this store again")
 			}
-			wg.Go(func() { s.answerCopy(ctx, c) })
+			wg.Go(func() { s.serveCopy(ctx, c) })
 		}
 	}
 }
 
-// answerCopy serves one request. It ends early when the other side hangs up.
-func (s *Store) answerCopy(ctx context.Context, c net.Conn) {
+// serveCopy serves one request. It ends early when the other side hangs up.
+func (s *Store) serveCopy(ctx context.Context, c net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
@@ -119,8 +119,8 @@ func (s *Store) answerCopy(ctx context.Context, c net.Conn) {
 	_, _ = fmt.Fprintln(c, answer) // who has hung up wants no answer
 }
 
-// askForCopy has the process that runs the store copy it to raw.
-func askForCopy(ctx context.Context, path, raw string) error {
+// requestCopy has the process that runs the store copy it to raw.
+func requestCopy(ctx context.Context, path, raw string) error {
 	raw, err := filepath.Abs(raw)
 	if err != nil {
 		return fmt.Errorf("name copy: %w", err)

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// versionCache keeps recent versions of keys in memory, up to a number of bytes. A version never changes, and its id
+// valueCache keeps recent versions of keys in memory, up to a number of bytes. A version never changes, and its id
 // never means another one once it is committed, so nothing here can be out of date. A nil cache keeps nothing.
-type versionCache struct {
+type valueCache struct {
 	mu    sync.Mutex
 	limit int64
 	bytes int64
@@ -18,13 +18,13 @@ type versionCache struct {
 // rowOverhead is about what a row costs here beyond its key and value.
 const rowOverhead = 240
 
-func newVersionCache(limit int64) *versionCache {
-	return &versionCache{limit: limit, byID: map[int64]*list.Element{}}
+func newValueCache(limit int64) *valueCache {
+	return &valueCache{limit: limit, byID: map[int64]*list.Element{}}
 }
 
 func rowBytes(r *row) int64 { return int64(len(r.key)+len(r.value)) + rowOverhead }
 
-func (vc *versionCache) get(id int64) (row, bool) {
+func (vc *valueCache) get(id int64) (row, bool) {
 	if vc == nil {
 		return row{}, false
 	}
@@ -39,7 +39,7 @@ func (vc *versionCache) get(id int64) (row, bool) {
 }
 
 // add takes a committed version.
-func (vc *versionCache) add(r row) {
+func (vc *valueCache) add(r row) {
 	if vc == nil || rowBytes(&r) > vc.limit/8 {
 		return
 	}

@@ -27,8 +27,8 @@ func crash(t *testing.T, s *Store) (path string) {
 	return path
 }
 
-func TestStore_LateKeys_SkipRevisionsAfterACrash(t *testing.T) {
-	o := Options{Path: filepath.Join(t.TempDir(), "state.db"), LateKeys: []string{"beat/"}}
+func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
+	o := Options{Path: filepath.Join(t.TempDir(), "state.db"), DeferredKeys: []string{"beat/"}}
 	s := openStore(t, o)
 	c := s.Client(t.Context())
 	other := mustPut(t, c, "other", "1")
@@ -39,12 +39,12 @@ func TestStore_LateKeys_SkipRevisionsAfterACrash(t *testing.T) {
 	for range 3 {
 		rev = mustPut(t, c, "beat/a", "2")
 	}
-	if heldLate(s) != 3 || s.w.late.due == nil {
-		t.Errorf("%d late writes are held, want 3", heldLate(s))
+	if deferredRows(s) != 3 || s.w.late.due == nil {
+		t.Errorf("%d late writes are held, want 3", deferredRows(s))
 	}
 	crashed := openStore(t, Options{Path: crash(t, s)})
-	if got := crashed.Revision(); got != other+lateSkip {
-		t.Errorf("revision after a crash %d, want %d: any of the lost ones could come back", got, other+lateSkip)
+	if got := crashed.Revision(); got != other+deferredSkip {
+		t.Errorf("revision after a crash %d, want %d: any of the lost ones could come back", got, other+deferredSkip)
 	}
 	if g, err := crashed.Client(t.Context()).Get(t.Context(), "other"); err != nil || len(g.Kvs) != 1 {
 		t.Errorf("a crash lost another write: %v, %v", g, err)
@@ -57,20 +57,20 @@ func TestStore_LateKeys_SkipRevisionsAfterACrash(t *testing.T) {
 			return c.Get(t.Context(), "o", clientv3.WithPrefix(), clientv3.WithCountOnly(), clientv3.WithRev(rev))
 		},
 	} {
-		if g, err := get(); err != nil || g.Count != 1 || g.Header.Revision != rev || heldLate(s) != 3 {
-			t.Errorf("a read of other keys: %v, %v, then %d held", g, err, heldLate(s))
+		if g, err := get(); err != nil || g.Count != 1 || g.Header.Revision != rev || deferredRows(s) != 3 {
+			t.Errorf("a read of other keys: %v, %v, then %d held", g, err, deferredRows(s))
 		}
 	}
 	// A read sees what was acknowledged, and so does a watch from before.
 	if g, err := c.Get(t.Context(), "beat/a"); err != nil || len(g.Kvs) != 1 || g.Kvs[0].ModRevision != rev || g.Kvs[0].Version != 3 {
 		t.Errorf("a read of what was held: %v, %v", g, err)
 	}
-	if heldLate(s) != 0 || s.w.late.unsynced != 3 {
-		t.Errorf("%d held, %d wait for the disk after a read; want 0 and 3", heldLate(s), s.w.late.unsynced)
+	if deferredRows(s) != 0 || s.w.late.unsynced != 3 {
+		t.Errorf("%d held, %d wait for the disk after a read; want 0 and 3", deferredRows(s), s.w.late.unsynced)
 	}
 	mustPut(t, c, "beat/a", "3")
 	mustPut(t, c, "other", "3")
-	if heldLate(s) != 0 || s.w.late.unsynced != 0 || s.w.late.due != nil {
+	if deferredRows(s) != 0 || s.w.late.unsynced != 0 || s.w.late.due != nil {
 		t.Error("another write took the late ones not along")
 	}
 	seen := 0
@@ -84,23 +84,23 @@ func TestStore_LateKeys_SkipRevisionsAfterACrash(t *testing.T) {
 		clientv3.OpDelete("beat/a"),
 		clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpPut("beat/b", ""), clientv3.OpPut("other", "4")}, nil),
 	} {
-		if _, err := c.Do(t.Context(), op); err != nil || heldLate(s) != 0 {
-			t.Errorf("%d late writes after %v (%v)", heldLate(s), op, err)
+		if _, err := c.Do(t.Context(), op); err != nil || deferredRows(s) != 0 {
+			t.Errorf("%d late writes after %v (%v)", deferredRows(s), op, err)
 		}
 	}
 }
 
-func TestStore_LateKeys_CleanStopSkipsNothing(t *testing.T) {
-	o := Options{Path: filepath.Join(t.TempDir(), "state.db"), LateKeys: []string{"beat/"}}
+func TestStore_DeferredKeys_CleanStopSkipsNothing(t *testing.T) {
+	o := Options{Path: filepath.Join(t.TempDir(), "state.db"), DeferredKeys: []string{"beat/"}}
 	s, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range maxHeld + 1 { // one more than is held
+	for i := range maxDeferred + 1 { // one more than is held
 		mustPut(t, s.Client(t.Context()), fmt.Sprint("beat/", i), "1")
 	}
-	if heldLate(s) != 0 {
-		t.Errorf("%d late writes are held after %d", heldLate(s), maxHeld+1)
+	if deferredRows(s) != 0 {
+		t.Errorf("%d late writes are held after %d", deferredRows(s), maxDeferred+1)
 	}
 	rev := mustPut(t, s.Client(t.Context()), "beat/a", "1")
 	if err := s.Close(); err != nil {
@@ -110,35 +110,35 @@ func TestStore_LateKeys_CleanStopSkipsNothing(t *testing.T) {
 	if s.Revision() != rev {
 		t.Errorf("revision after a stop %d, want %d", s.Revision(), rev)
 	}
-	if g, err := s.Client(t.Context()).Get(t.Context(), "beat/", clientv3.WithPrefix()); err != nil || len(g.Kvs) != maxHeld+2 {
+	if g, err := s.Client(t.Context()).Get(t.Context(), "beat/", clientv3.WithPrefix()); err != nil || len(g.Kvs) != maxDeferred+2 {
 		t.Errorf("late writes after a stop: %v, %v", g, err)
 	}
 }
 
-// heldLate is how many late writes wait in memory.
-func heldLate(s *Store) int {
+// deferredRows is how many late writes wait in memory.
+func deferredRows(s *Store) int {
 	s.w.late.mu.Lock()
 	defer s.w.late.mu.Unlock()
 	return len(s.w.late.held)
 }
 
-func TestStore_LateKeys_AreSyncedInTime(t *testing.T) {
+func TestStore_DeferredKeys_AreSyncedInTime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	synctest.Test(t, func(t *testing.T) {
-		s, err := Open(t.Context(), Options{Path: path, LateKeys: []string{"beat/"}})
+		s, err := Open(t.Context(), Options{Path: path, DeferredKeys: []string{"beat/"}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		mustPut(t, s.Client(t.Context()), "beat/a", "1")
-		time.Sleep(lateSync - time.Second)
+		time.Sleep(deferFor - time.Second)
 		synctest.Wait()
-		if heldLate(s) != 1 {
-			t.Errorf("%d late writes are held, want 1", heldLate(s))
+		if deferredRows(s) != 1 {
+			t.Errorf("%d late writes are held, want 1", deferredRows(s))
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if heldLate(s) != 0 || s.w.late.unsynced != 0 || s.w.late.due != nil {
-			t.Errorf("%d late writes are held and %d wait after %s", heldLate(s), s.w.late.unsynced, lateSync)
+		if deferredRows(s) != 0 || s.w.late.unsynced != 0 || s.w.late.due != nil {
+			t.Errorf("%d late writes are held and %d wait after %s", deferredRows(s), s.w.late.unsynced, deferFor)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

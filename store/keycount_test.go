@@ -91,11 +91,11 @@ func TestStore_Count_AgreesWithTheKeys(t *testing.T) {
 			revs = revs[len(revs)-1:]
 		}
 	}
-	if len(s.tally.n) < 4 {
-		t.Errorf("%d keys are counted in %d stretches", len(have), len(s.tally.n))
+	if len(s.keyCounts.n) < 4 {
+		t.Errorf("%d keys are counted in %d stretches", len(have), len(s.keyCounts.n))
 	}
 
-	// What a killed process leaves: the file and the log as they are, the tally some way behind.
+	// What a killed process leaves: the file and the log as they are, the keyCounts some way behind.
 	crashed := filepath.Join(dir, "crashed.db")
 	for _, suffix := range []string{"", "-wal"} {
 		b, err := os.ReadFile(s.opts.Path + suffix)
@@ -108,7 +108,7 @@ func TestStore_Count_AgreesWithTheKeys(t *testing.T) {
 }
 
 // TestStore_Count_IsOfItsRevision has each revision make one key, so that revision and count must go together, whoever
-// is ahead: the reader's snapshot or the tally.
+// is ahead: the reader's snapshot or the keyCounts.
 func TestStore_Count_IsOfItsRevision(t *testing.T) {
 	s := openStore(t, Options{})
 	c := s.Client(t.Context())
@@ -147,7 +147,7 @@ func TestStore_Count_IsOfItsRevision(t *testing.T) {
 	wg.Wait()
 }
 
-// TestOpen_Format1 opens a file that was written before there was a tally.
+// TestOpen_Format1 opens a file that was written before there was a keyCounts.
 func TestOpen_Format1(t *testing.T) {
 	b, err := os.ReadFile("testdata/format1.db")
 	if err != nil {
@@ -170,10 +170,10 @@ func TestOpen_Format1(t *testing.T) {
 	}
 }
 
-func TestCheckFile_WrongTally(t *testing.T) {
+func TestCheckFile_WrongKeyCounts(t *testing.T) {
 	path := closedStore(t)
 	script(t, path, "UPDATE tally SET n = n + 1; INSERT OR IGNORE INTO tally(start, n) VALUES(x'61', 7)")
 	if _, err := CheckFile(t.Context(), path); !errors.Is(err, ErrDamaged) {
-		t.Errorf("check of a file whose tally is wrong: %v", err)
+		t.Errorf("check of a file whose keyCounts is wrong: %v", err)
 	}
 }

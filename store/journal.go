@@ -14,8 +14,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// lateWrites are writes of keys in Options.LateKeys that come when nothing else is written. They are held in memory and
-// go into the file together: with the next other write, before a read of one of them, when there are many, or after lateSync.
+// journal are writes of keys in Options.DeferredKeys that come when nothing else is written. They are held in memory and
+// go into the file together: with the next other write, before a read of one of them, when there are many, or after deferFor.
 // A heartbeat in the file is five pages, its own and those that lead to it; of several at once the latter are shared,
 // and so is what the file system adds to each write.
 //
@@ -27,7 +27,7 @@ import (
 // clean that it did not write, the log is written again before anything else is acknowledged.
 //
 // All of this is the business of the writer's goroutine alone, but for what readers ask.
-type lateWrites struct {
+type journal struct {
 	some atomic.Bool // something is held
 	mu   sync.Mutex
 	keys map[string]struct{} // that are held; guarded by mu
@@ -45,44 +45,44 @@ type lateWrites struct {
 }
 
 const (
-	// lateSync is how long a late write waits at most for the disk.
-	lateSync = time.Minute
-	// maxHeld and maxLate are how many revisions may be held and wait for the disk; lateSkip is how many are skipped
+	// deferFor is how long a late write waits at most for the disk.
+	deferFor = time.Minute
+	// maxDeferred and maxUnsynced are how many revisions may be held and wait for the disk; deferredSkip is how many are skipped
 	// after a crash.
-	maxHeld  = 64
-	maxLate  = 4096
-	lateSkip = 10_000
+	maxDeferred  = 64
+	maxUnsynced  = 4096
+	deferredSkip = 10_000
 )
 
 // What metaUnsynced can be.
 const (
-	allSynced     = 0
-	noneSynced    = 1 // durability is relaxed
-	lateNotSynced = 2
+	allSynced        = 0
+	noneSynced       = 1 // durability is relaxed
+	deferredUnsynced = 2
 )
 
-func newLateWrites(s *Store) (*lateWrites, error) {
+func newJournal(s *Store) (*journal, error) {
 	f, err := os.OpenFile(s.opts.Path+"-wal", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open log to sync it: %w", err)
 	}
-	l := &lateWrites{keys: map[string]struct{}{}, log: f, full: s.opts.Durability == DurabilityFull, timer: time.NewTimer(time.Hour)}
+	l := &journal{keys: map[string]struct{}{}, log: f, full: s.opts.Durability == DurabilityFull, timer: time.NewTimer(time.Hour)}
 	l.timer.Stop()
 	if l.full {
-		for _, p := range s.opts.LateKeys {
+		for _, p := range s.opts.DeferredKeys {
 			l.prefixes = append(l.prefixes, []byte(p))
 		}
 	}
 	return l, nil
 }
 
-func (l *lateWrites) close() error {
+func (l *journal) close() error {
 	l.timer.Stop()
 	return l.log.Close()
 }
 
-// latePut reports whether a put may be late. One that attaches a lease may not: leases are not late.
-func (l *lateWrites) latePut(r *pb.PutRequest) bool {
+// deferrablePut reports whether a put may be late. One that attaches a lease may not: leases are not late.
+func (l *journal) deferrablePut(r *pb.PutRequest) bool {
 	for _, p := range l.prefixes {
 		if bytes.HasPrefix(r.Key, p) {
 			return r.Lease == 0
@@ -91,8 +91,8 @@ func (l *lateWrites) latePut(r *pb.PutRequest) bool {
 	return false
 }
 
-// lateTxn reports whether all that a transaction can change are keys that may be late.
-func (l *lateWrites) lateTxn(r *pb.TxnRequest) bool {
+// deferrableTxn reports whether all that a transaction can change are keys that may be late.
+func (l *journal) deferrableTxn(r *pb.TxnRequest) bool {
 	if len(l.prefixes) == 0 {
 		return false
 	}
@@ -101,7 +101,7 @@ func (l *lateWrites) lateTxn(r *pb.TxnRequest) bool {
 			switch v := op.Request.(type) {
 			case *pb.RequestOp_RequestRange:
 			case *pb.RequestOp_RequestPut:
-				if !l.latePut(v.RequestPut) {
+				if !l.deferrablePut(v.RequestPut) {
 					return false
 				}
 			default:
@@ -119,7 +119,7 @@ func (w *writer) holdable(batch []*proposal) bool {
 			return false
 		}
 	}
-	return len(batch) > 0 && len(w.late.held)+len(batch) <= maxHeld && w.late.unsynced < maxLate && !w.late.refused && !w.torn.Load()
+	return len(batch) > 0 && len(w.late.held)+len(batch) <= maxDeferred && w.late.unsynced < maxUnsynced && !w.late.refused && !w.torn.Load()
 }
 
 // hold tries a batch out and keeps what it changes in memory. An error means nothing of it is held.
@@ -129,7 +129,7 @@ func (w *writer) hold(batch []*proposal) error {
 		if err := w.syncCommits(true); err != nil {
 			return err
 		}
-		if err := setMeta(w.c, metaUnsynced, lateNotSynced); err != nil {
+		if err := setMeta(w.c, metaUnsynced, deferredUnsynced); err != nil {
 			return fmt.Errorf("note that there are late writes: %w", fault(err))
 		}
 		l.marked = true
@@ -193,7 +193,7 @@ func (s *Store) writeHeld(ctx context.Context) error {
 // seenBy is what a read of some keys has to know, asked before its snapshot is taken: whether any of them is held, and
 // if not, the newest revision held. Held revisions come right after those in the file, so that without those keys the
 // snapshot is what there is at that revision.
-func (l *lateWrites) seenBy(r span) (held bool, top int64) {
+func (l *journal) seenBy(r span) (held bool, top int64) {
 	if !l.some.Load() {
 		return false, 0
 	}
@@ -239,18 +239,18 @@ func (w *writer) mayWait(batch []*proposal) bool {
 			return false
 		}
 	}
-	return len(batch) > 0 && w.late.marked && w.late.unsynced+int64(len(w.late.held)+len(batch)) <= maxLate
+	return len(batch) > 0 && w.late.marked && w.late.unsynced+int64(len(w.late.held)+len(batch)) <= maxUnsynced
 }
 
-func (l *lateWrites) arm() {
+func (l *journal) arm() {
 	if l.due == nil {
-		l.timer.Reset(lateSync)
+		l.timer.Reset(deferFor)
 		l.due = l.timer.C
 	}
 }
 
 // committed counts what a commit left to be synced. One that was synced took all before it along.
-func (l *lateWrites) committed(revisions int64, synced, wrote bool) {
+func (l *journal) committed(revisions int64, synced, wrote bool) {
 	if !wrote {
 		return
 	}
@@ -269,13 +269,13 @@ func (l *lateWrites) committed(revisions int64, synced, wrote bool) {
 }
 
 // settled is when all there was is on disk.
-func (l *lateWrites) settled() {
+func (l *journal) settled() {
 	l.unsynced, l.due = 0, nil
 	l.timer.Stop()
 }
 
-// syncLate brings all late writes to the disk.
-func (w *writer) syncLate() {
+// flush brings all late writes to the disk.
+func (w *writer) flush() {
 	w.late.due = nil
 	var err error
 	if len(w.late.held) > 0 {
@@ -286,7 +286,7 @@ func (w *writer) syncLate() {
 		w.late.settled()
 	}
 	if err != nil {
-		w.s.log.Error("late writes did not reach the disk and are tried again", zap.Error(err), zap.Duration("in", lateSync))
+		w.s.log.Error("late writes did not reach the disk and are tried again", zap.Error(err), zap.Duration("in", deferFor))
 		w.late.arm()
 	}
 }

@@ -11,32 +11,32 @@ import (
 	"sync"
 )
 
-// tally knows how many keys there are in each of many stretches of the key space, because counting is a scan, and every
+// keyCounts knows how many keys there are in each of many stretches of the key space, because counting is a scan, and every
 // first page of a list and every object-count metric asks. A range is then counted by the whole stretches in it and
 // a scan of the two at its ends. The stretches are kept near a size, so that there is one for some hundred keys.
 //
-// The file has the tally of an older revision, and log has every creation and deletion since: a key's first version and
+// The file has the keyCounts of an older revision, and log has every creation and deletion since: a key's first version and
 // its tombstone. So it is saved before compaction takes any of these away, and now and then. Only the writer changes it.
-type tally struct {
+type keyCounts struct {
 	mu     sync.Mutex
 	rev    int64
 	starts [][]byte // where stretches begin, in order; the first is nil
 	n      []int64
 	// recent are the creations and deletions of the revisions after recentFrom, for readers of older snapshots.
-	recent     []arrival
+	recent     []keyDelta
 	recentFrom int64
 	// pinned holds counts at one revision, for the pages of a list.
 	pinned map[pinnedSpan]int64
 
 	// The writer's own.
 	unsaved map[string]struct{} // starts of stretches that the file has otherwise
-	moves   int                 // creations and deletions since they were saved
+	deltas  int                 // creations and deletions since they were saved
 	saved   int64               // revision of what the file has
 	large   bool                // a stretch is too large
 }
 
-// arrival is a key that came, or with -1 went.
-type arrival struct {
+// keyDelta is a key that came, or with -1 went.
+type keyDelta struct {
 	rev, d int64
 	key    []byte
 }
@@ -48,24 +48,24 @@ type pinnedSpan struct {
 }
 
 const (
-	stretchKeys     = 512 // a stretch of twice as many is split, two of half as many become one
-	maxRecent       = 8192
-	maxPinnedCounts = 256
-	pinWorth        = 512 // counting fewer keys than this costs less than remembering
-	maxUnsavedMoves = 20_000
+	keysPerRange     = 512 // a stretch of twice as many is split, two of half as many become one
+	maxRecent        = 8192
+	maxPinnedCounts  = 256
+	pinWorth         = 512 // counting fewer keys than this costs less than remembering
+	maxUnsavedDeltas = 20_000
 )
 
 func (r span) pin(rev int64) pinnedSpan {
 	return pinnedSpan{string(r.key), string(r.end), r.end != nil, rev}
 }
 
-func newTally() *tally {
-	return &tally{starts: [][]byte{nil}, n: []int64{0}, pinned: map[pinnedSpan]int64{}, unsaved: map[string]struct{}{}}
+func newKeyCounts() *keyCounts {
+	return &keyCounts{starts: [][]byte{nil}, n: []int64{0}, pinned: map[pinnedSpan]int64{}, unsaved: map[string]struct{}{}}
 }
 
-// loadTally reads the file's tally and adds what the log knows since.
-func loadTally(ctx context.Context, c *conn, saved int64) (*tally, error) {
-	t := newTally()
+// loadKeyCounts reads the file's keyCounts and adds what the log knows since.
+func loadKeyCounts(ctx context.Context, c *conn, saved int64) (*keyCounts, error) {
+	t := newKeyCounts()
 	t.saved = saved
 	err := c.query("SELECT start, n FROM tally ORDER BY start", func(v []driver.Value) (bool, error) {
 		if start := asBytes(v[0]); len(start) == 0 {
@@ -76,20 +76,20 @@ func loadTally(ctx context.Context, c *conn, saved int64) (*tally, error) {
 		return true, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read tally: %w", fault(err))
+		return nil, fmt.Errorf("read key counts: %w", fault(err))
 	}
 	err = c.queryContext(ctx, "SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
-		t.move(asBytes(v[1]), arrivals(asInt(v[0])))
+		t.add(asBytes(v[1]), deltaOf(asInt(v[0])))
 		return true, nil
 	}, lastID(saved))
 	if err != nil {
-		return nil, fmt.Errorf("bring tally up to date: %w", fault(err))
+		return nil, fmt.Errorf("bring key counts up to date: %w", fault(err))
 	}
 	return t, nil
 }
 
-// arrivals is what a row of a version does to the number of keys.
-func arrivals(version int64) int64 {
+// deltaOf is what a row of a version does to the number of keys.
+func deltaOf(version int64) int64 {
 	switch version {
 	case 0:
 		return -1
@@ -99,12 +99,12 @@ func arrivals(version int64) int64 {
 	return 0
 }
 
-// buildTally counts all keys, for files of before there was a tally.
-func buildTally(c *conn) error {
-	t := newTally()
+// buildKeyCounts counts all keys, for files of before there was a keyCounts.
+func buildKeyCounts(c *conn) error {
+	t := newKeyCounts()
 	n := int64(0)
 	if err := c.query("SELECT key FROM cur WHERE dead = 0 ORDER BY key", func(v []driver.Value) (bool, error) {
-		if n++; n%stretchKeys == 0 {
+		if n++; n%keysPerRange == 0 {
 			t.starts, t.n = append(t.starts, asBytes(v[0])), append(t.n, 0)
 		}
 		t.n[len(t.n)-1]++
@@ -121,7 +121,7 @@ func buildTally(c *conn) error {
 	if err != nil {
 		return err
 	}
-	return c.exec("INSERT INTO meta(name, n) VALUES(?1, ?2)", metaTallied, revOf(newest))
+	return c.exec("INSERT INTO meta(name, n) VALUES(?1, ?2)", metaCounted, revOf(newest))
 }
 
 // emptyBlob binds bytes for a column that is not NULL.
@@ -133,17 +133,17 @@ func emptyBlob(b []byte) driver.Value {
 }
 
 // at is the stretch that key is in.
-func (t *tally) at(key []byte) int {
+func (t *keyCounts) at(key []byte) int {
 	return sort.Search(len(t.starts)-1, func(i int) bool { return bytes.Compare(t.starts[i+1], key) > 0 })
 }
 
-func (t *tally) move(key []byte, d int64) {
+func (t *keyCounts) add(key []byte, d int64) {
 	i := t.at(key)
 	t.n[i] += d
 	t.unsaved[string(t.starts[i])] = struct{}{}
-	t.moves++
-	t.large = t.large || t.n[i] > 2*stretchKeys
-	if i > 0 && t.n[i]+t.n[i-1] < stretchKeys/2 {
+	t.deltas++
+	t.large = t.large || t.n[i] > 2*keysPerRange
+	if i > 0 && t.n[i]+t.n[i-1] < keysPerRange/2 {
 		t.unsaved[string(t.starts[i-1])] = struct{}{}
 		t.n[i-1] += t.n[i]
 		t.starts, t.n = slices.Delete(t.starts, i, i+1), slices.Delete(t.n, i, i+1)
@@ -151,14 +151,14 @@ func (t *tally) move(key []byte, d int64) {
 }
 
 // advance takes the changes that lead to rev.
-func (t *tally) advance(changes []change, rev int64) {
+func (t *keyCounts) advance(changes []change, rev int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range changes {
 		ev := changes[i].event
-		if d := arrivals(ev.Kv.Version); d != 0 {
-			t.move(ev.Kv.Key, d)
-			t.recent = append(t.recent, arrival{ev.Kv.ModRevision, d, ev.Kv.Key})
+		if d := deltaOf(ev.Kv.Version); d != 0 {
+			t.add(ev.Kv.Key, d)
+			t.recent = append(t.recent, keyDelta{ev.Kv.ModRevision, d, ev.Kv.Key})
 		}
 	}
 	t.rev = rev
@@ -169,17 +169,17 @@ func (t *tally) advance(changes []change, rev int64) {
 	}
 }
 
-// split halves stretches that have become too large. c must see the revision that the tally is at.
-func (t *tally) split(c *conn) error {
+// split halves stretches that have become too large. c must see the revision that the keyCounts is at.
+func (t *keyCounts) split(c *conn) error {
 	for i := 0; t.large && i < len(t.n); i++ {
-		for t.n[i] > 2*stretchKeys {
+		for t.n[i] > 2*keysPerRange {
 			keys := span{key: t.starts[i], end: []byte{}}
 			if i+1 < len(t.starts) {
 				keys.end = t.starts[i+1]
 			}
 			var mid []byte
 			where, args := liveIn(keys)
-			if err := c.query("SELECT key FROM cur WHERE "+where+fmt.Sprintf(" ORDER BY key LIMIT 1 OFFSET %d", stretchKeys), func(v []driver.Value) (bool, error) {
+			if err := c.query("SELECT key FROM cur WHERE "+where+fmt.Sprintf(" ORDER BY key LIMIT 1 OFFSET %d", keysPerRange), func(v []driver.Value) (bool, error) {
 				mid = asBytes(v[0])
 				return false, nil
 			}, args...); err != nil {
@@ -190,8 +190,8 @@ func (t *tally) split(c *conn) error {
 			}
 			t.mu.Lock()
 			t.starts = slices.Insert(t.starts, i+1, mid)
-			t.n = slices.Insert(t.n, i+1, t.n[i]-stretchKeys)
-			t.n[i] = stretchKeys
+			t.n = slices.Insert(t.n, i+1, t.n[i]-keysPerRange)
+			t.n[i] = keysPerRange
 			t.mu.Unlock()
 			t.unsaved[string(keys.key)], t.unsaved[string(mid)] = struct{}{}, struct{}{}
 			i++
@@ -216,7 +216,7 @@ func liveIn(r span) (string, []driver.Value) {
 }
 
 // save writes what the file does not have. What it writes is of before the batch that tx is.
-func (t *tally) save(tx *writeTx) error {
+func (t *keyCounts) save(tx *writeTx) error {
 	for start := range t.unsaved {
 		i := t.at([]byte(start))
 		var err error
@@ -229,18 +229,18 @@ func (t *tally) save(tx *writeTx) error {
 			return err
 		}
 	}
-	tx.tallied = true
+	tx.counted = true
 	tx.wrote = true
-	return setMeta(tx.w.c, metaTallied, t.rev)
+	return setMeta(tx.w.c, metaCounted, t.rev)
 }
 
-// savedAll is called when the transaction with save is on disk, before advance.
-func (t *tally) savedAll() {
+// saveDone is called when the transaction with save is on disk, before advance.
+func (t *keyCounts) saveDone() {
 	clear(t.unsaved)
-	t.moves, t.saved = 0, t.rev
+	t.deltas, t.saved = 0, t.rev
 }
 
-func (t *tally) pin(r span, rev, n int64) {
+func (t *keyCounts) pin(r span, rev, n int64) {
 	if n < pinWorth {
 		return
 	}
@@ -255,19 +255,19 @@ func (t *tally) pin(r span, rev, n int64) {
 	t.pinned[r.pin(rev)] = n
 }
 
-func (t *tally) pinnedAt(r span, rev int64) (int64, bool) {
+func (t *keyCounts) pinnedAt(r span, rev int64) (int64, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n, ok := t.pinned[r.pin(rev)]
 	return n, ok
 }
 
-// errTallyTooNew means that a snapshot is so old that the tally cannot tell its counts any more.
-var errTallyTooNew = errors.New("tally is too new")
+// errCountsTooNew means that a snapshot is so old that the keyCounts cannot tell its counts any more.
+var errCountsTooNew = errors.New("keyCounts is too new")
 
 // whole adds up the stretches that lie in r wholly. Those are the keys in inner; at is the revision of the sum, which is
 // not newer than rev. There are none when inner is empty.
-func (t *tally) whole(r span, rev int64) (inner span, n, at int64, err error) {
+func (t *keyCounts) whole(r span, rev int64) (inner span, n, at int64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i, j := t.at(r.key), len(t.starts)-1
@@ -285,7 +285,7 @@ func (t *tally) whole(r span, rev int64) (inner span, n, at int64, err error) {
 		return inner, n, t.rev, nil
 	}
 	if rev < t.recentFrom {
-		return span{}, 0, 0, errTallyTooNew
+		return span{}, 0, 0, errCountsTooNew
 	}
 	for k := len(t.recent) - 1; k >= 0 && t.recent[k].rev > rev; k-- {
 		if inner.contains(t.recent[k].key) {
@@ -307,27 +307,27 @@ func (sn *snap) total(r span, rev int64) (int64, error) {
 		}
 		return 0, err
 	}
-	if n, ok := sn.tally.pinnedAt(r, rev); ok {
+	if n, ok := sn.keyCounts.pinnedAt(r, rev); ok {
 		return n, nil
 	}
 	n, err := sn.totalNow(r)
 	if err != nil || rev == sn.rev {
 		return n, err
 	}
-	if sn.rev-rev > max(n, stretchKeys) {
+	if sn.rev-rev > max(n, keysPerRange) {
 		// So much happened since that looking at the keys is less work.
 		n = 0
 		err := sn.each(r, rev, true, 0, func(row) (bool, error) { n++; return true, nil })
 		return n, err
 	}
-	since, err := sn.arrivals(r, rev)
+	since, err := sn.deltaOf(r, rev)
 	return n - since, err
 }
 
 // totalNow counts the keys in r at the snapshot's revision.
 func (sn *snap) totalNow(r span) (int64, error) {
-	inner, n, at, err := sn.tally.whole(r, sn.rev)
-	if errors.Is(err, errTallyTooNew) || err == nil && inner.key == nil {
+	inner, n, at, err := sn.keyCounts.whole(r, sn.rev)
+	if errors.Is(err, errCountsTooNew) || err == nil && inner.key == nil {
 		return sn.scan(r)
 	}
 	if err != nil {
@@ -335,7 +335,7 @@ func (sn *snap) totalNow(r span) (int64, error) {
 	}
 	if at < sn.rev {
 		// What is committed and not published yet, or in the writer the batch so far.
-		since, err := sn.arrivals(inner, at)
+		since, err := sn.deltaOf(inner, at)
 		if err != nil {
 			return 0, err
 		}
@@ -359,11 +359,11 @@ func (sn *snap) scan(r span) (int64, error) {
 	return sn.c.queryInt("SELECT count(*) FROM cur WHERE "+where, args...)
 }
 
-// arrivals is how many more keys of r there are than at rev.
-func (sn *snap) arrivals(r span, rev int64) (n int64, err error) {
+// deltaOf is how many more keys of r there are than at rev.
+func (sn *snap) deltaOf(r span, rev int64) (n int64, err error) {
 	err = sn.c.query("SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
 		if r.contains(asBytes(v[1])) {
-			n += arrivals(asInt(v[0]))
+			n += deltaOf(asInt(v[0]))
 		}
 		return true, nil
 	}, lastID(rev))
