@@ -10,15 +10,24 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// writeTx is a batch on its way into the file. Its proposals see the changes of those before them.
+// writeTx is a batch on its way into the file. Its proposals see the changes of those before them. journal.begin sets c,
+// rev and pageBytes.
 type writeTx struct {
-	w       *writer
+	c         *conn
+	mode      syncMode
+	pageBytes int64
+	lessor    *lessor
+	keys      *keyCounts
+	values    *valueCache
+	revs      *revisions
+
 	rev     int64 // newest revision so far
 	sub     int64 // changes in the revision being made
 	changes []change
+	frames  int64 // pages it writes to the log, at most
 	wrote   bool
-	counted bool // the keyCounts is saved
-	// leases granted (true) and revoked (false) in this batch, which the lessor only hears of after the commit.
+	counted bool // the key counts are saved
+	// leases that this batch granted (true) and revoked (false). The lessor gets them after the commit.
 	leases map[int64]bool
 }
 
@@ -46,14 +55,21 @@ func (tx *writeTx) snap() *snap {
 	if tx.sub != 0 {
 		rev++
 	}
-	return &snap{ctx: context.Background(), c: tx.w.c, rev: rev, compacted: tx.w.s.compact.Load(), keyCounts: tx.w.s.keyCounts, values: tx.w.s.values}
+	return &snap{
+		ctx:       context.Background(),
+		c:         tx.c,
+		rev:       rev,
+		compacted: tx.revs.compacted.Load(),
+		keys:      tx.keys,
+		values:    tx.values,
+	}
 }
 
 // exec runs a statement that changes the file.
 func (tx *writeTx) exec(sql string, args ...driver.Value) error {
 	tx.wrote = true
-	tx.w.frames++
-	return tx.w.c.exec(sql, args...)
+	tx.frames++
+	return tx.c.exec(sql, args...)
 }
 
 func (tx *writeTx) append(r *row) error {
@@ -74,7 +90,7 @@ func (tx *writeTx) insert(r *row) error {
 		r.id, r.prev, r.created, r.version, r.lease, r.sum(), blob(r.key), blob(r.value)); err != nil {
 		return err
 	}
-	tx.w.frames += int64(len(r.value)) / tx.w.s.pageBytes
+	tx.frames += int64(len(r.value)) / tx.pageBytes
 	dead := int64(0)
 	if r.dead() {
 		dead = 1
@@ -141,7 +157,7 @@ func (tx *writeTx) knowsLease(id int64) bool {
 	if known, ok := tx.leases[id]; ok {
 		return known
 	}
-	return tx.w.s.lessor.known(id)
+	return tx.lessor.known(id)
 }
 
 func (tx *writeTx) noteLease(id int64, known bool) {

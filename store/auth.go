@@ -16,7 +16,7 @@ type authServer struct {
 var _ pb.AuthServer = authServer{}
 
 func (a authServer) AuthStatus(context.Context, *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	return &pb.AuthStatusResponse{Header: a.s.header(a.s.rev.Load())}, nil
+	return &pb.AuthStatusResponse{Header: a.s.header(a.s.revs.published.Load())}, nil
 }
 
 func (a authServer) AuthEnable(context.Context, *pb.AuthEnableRequest) (*pb.AuthEnableResponse, error) {
@@ -24,7 +24,7 @@ func (a authServer) AuthEnable(context.Context, *pb.AuthEnableRequest) (*pb.Auth
 }
 
 func (a authServer) AuthDisable(context.Context, *pb.AuthDisableRequest) (*pb.AuthDisableResponse, error) {
-	return &pb.AuthDisableResponse{Header: a.s.header(a.s.rev.Load())}, nil
+	return &pb.AuthDisableResponse{Header: a.s.header(a.s.revs.published.Load())}, nil
 }
 
 func (authServer) Authenticate(context.Context, *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
@@ -40,7 +40,7 @@ func (authServer) UserGet(context.Context, *pb.AuthUserGetRequest) (*pb.AuthUser
 }
 
 func (a authServer) UserList(context.Context, *pb.AuthUserListRequest) (*pb.AuthUserListResponse, error) {
-	return &pb.AuthUserListResponse{Header: a.s.header(a.s.rev.Load())}, nil
+	return &pb.AuthUserListResponse{Header: a.s.header(a.s.revs.published.Load())}, nil
 }
 
 func (authServer) UserDelete(context.Context, *pb.AuthUserDeleteRequest) (*pb.AuthUserDeleteResponse, error) {
@@ -68,7 +68,7 @@ func (authServer) RoleGet(context.Context, *pb.AuthRoleGetRequest) (*pb.AuthRole
 }
 
 func (a authServer) RoleList(context.Context, *pb.AuthRoleListRequest) (*pb.AuthRoleListResponse, error) {
-	return &pb.AuthRoleListResponse{Header: a.s.header(a.s.rev.Load())}, nil
+	return &pb.AuthRoleListResponse{Header: a.s.header(a.s.revs.published.Load())}, nil
 }
 
 func (authServer) RoleDelete(context.Context, *pb.AuthRoleDeleteRequest) (*pb.AuthRoleDeleteResponse, error) {

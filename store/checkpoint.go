@@ -4,7 +4,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -19,22 +18,25 @@ import (
 // starts over from its beginning only when all of it is copied, which while there are writes only the writer itself
 // can bring about: it copies what little the checkpointer leaves.
 type checkpointer struct {
-	s     *Store
+	log       *zap.Logger
+	metrics   *metrics
+	walBytes  int64 // size of the log at which it is copied
+	pageBytes int64
+
 	c     *conn
-	file  *os.File // the store's file, to sync it
+	file  *syncFile // the store file
+	wal   *syncFile
 	woken chan struct{}
 	// almost is set when so little is left that the writer can copy it without being noticed.
 	almost atomic.Bool
 	busy   atomic.Bool
-	// torn says that a sync of the file did not work, see mend.
-	torn atomic.Bool
-	// copying is held by who checkpoints or mends.
-	copying sync.Mutex
 	// stuck is set while a reader's old snapshot keeps the log from being copied.
 	stuck atomic.Bool
-	// passed is closed and made anew at the end of each pass. Guarded by mu.
+	// passed is closed and replaced at the end of each pass. Guarded by mu.
 	mu     sync.Mutex
 	passed chan struct{}
+	// inline are failures of the writer's own checkpoints. The writer's goroutine alone uses it.
+	inline retry.Failures
 }
 
 const (
@@ -46,19 +48,28 @@ const (
 	patience  = 20 * time.Millisecond
 )
 
-func newCheckpointer(s *Store, c *conn) (*checkpointer, error) {
-	f, err := os.OpenFile(s.opts.Path, os.O_RDWR, 0)
+func openCheckpointer(o Options, c *conn, wal *syncFile, pageBytes int64) (*checkpointer, error) {
+	f, err := os.OpenFile(o.Path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open store file to sync it: %w", err)
 	}
-	return &checkpointer{s: s, c: c, file: f, woken: make(chan struct{}, 1), passed: make(chan struct{})}, nil
+	return &checkpointer{
+		log:       o.Logger,
+		walBytes:  o.WALBytes,
+		pageBytes: pageBytes,
+		c:         c,
+		file:      &syncFile{f: f, copying: wal.copying},
+		wal:       wal,
+		woken:     make(chan struct{}, 1),
+		passed:    make(chan struct{}),
+	}, nil
 }
 
 // close leaves the file open: closing it would give up the locks of SQLite's connections, see closeFile.
 func (cp *checkpointer) close() error { return cp.c.close() }
 
-// closeFile is for when all connections are closed.
-func (cp *checkpointer) closeFile() error { return cp.file.Close() }
+// closeFile must come after all connections are closed.
+func (cp *checkpointer) closeFile() error { return cp.file.f.Close() }
 
 func (cp *checkpointer) wake() {
 	select {
@@ -77,9 +88,9 @@ func (cp *checkpointer) run(stop <-chan struct{}) {
 		}
 		cp.busy.Store(true)
 		if err := cp.pass(stop); err == nil && failures.Recovered() {
-			cp.s.log.Info("checkpoints work again")
+			cp.log.Info("checkpoints work again")
 		} else if err != nil && failures.News(err) {
-			cp.s.log.Warn("checkpoint failed; the next one tries again", zap.Error(err))
+			cp.log.Warn("checkpoint failed; the next one tries again", zap.Error(err))
 		}
 		cp.busy.Store(false)
 		cp.mu.Lock()
@@ -92,8 +103,8 @@ func (cp *checkpointer) run(stop <-chan struct{}) {
 // pass copies until little is left. A reader that holds an old snapshot ends it early.
 func (cp *checkpointer) pass(stop <-chan struct{}) error {
 	start := time.Now()
-	defer func() { cp.s.metrics.checkpointSeconds.Observe(time.Since(start).Seconds()) }()
-	if err := cp.mend(); err != nil {
+	defer func() { cp.metrics.checkpointSeconds.Observe(time.Since(start).Seconds()) }()
+	if err := cp.repair(); err != nil {
 		return err
 	}
 	// SQLite syncs the file only when all is copied. Were that left to the writer, it would wait for everything that was
@@ -117,8 +128,7 @@ func (cp *checkpointer) pass(stop <-chan struct{}) error {
 			cp.almost.Store(true)
 			return nil
 		}
-		if err := syncData(cp.file); err != nil {
-			cp.torn.Store(true)
+		if err := cp.file.sync(); err != nil {
 			return fmt.Errorf("sync store file: %w", err)
 		}
 		select {
@@ -130,14 +140,14 @@ func (cp *checkpointer) pass(stop <-chan struct{}) error {
 	return nil
 }
 
-// checkpoint copies what it can without waiting for anyone and tells how many frames of the log are left and copied.
-// While something is torn it does nothing: the log must not start over before all of it is known to be in the file.
+// checkpoint copies what it can without waiting for anyone, and returns how many frames of the log are left and copied.
+// While a file is torn it does nothing: the log must not start over before all of it is known to be in the store file.
 func (cp *checkpointer) checkpoint(c *conn) (left, copied int64, err error) {
-	if !cp.copying.TryLock() {
+	if !cp.wal.copying.TryLock() {
 		return littleFrames + 1, 0, nil // one at a time; the writer does not wait for it
 	}
-	defer cp.copying.Unlock()
-	if cp.torn.Load() || cp.s.w.torn.Load() {
+	defer cp.wal.copying.Unlock()
+	if cp.file.torn.Load() || cp.wal.torn.Load() {
 		return littleFrames + 1, 0, nil
 	}
 	err = c.query("PRAGMA wal_checkpoint(PASSIVE)", func(v []driver.Value) (bool, error) {
@@ -147,79 +157,59 @@ func (cp *checkpointer) checkpoint(c *conn) (left, copied int64, err error) {
 		return false, nil
 	})
 	if err != nil {
-		// It syncs the log, and at times the file.
-		cp.s.w.torn.Store(true)
-		cp.torn.Store(true)
+		// It syncs the log, and at times the file. Which sync failed, if one did, SQLite does not say.
+		cp.wal.torn.Store(true)
+		cp.file.torn.Store(true)
 	}
 	return left, copied, fault(err)
 }
 
-// mend writes the file again after a sync of it that did not work: the kernel takes the pages for clean that it could
-// not write then, and SQLite does not copy them a second time.
-func (cp *checkpointer) mend() error {
-	if !cp.torn.Load() {
-		return nil
-	}
-	cp.copying.Lock()
-	defer cp.copying.Unlock()
-	if err := rewrite(cp.file); err != nil {
+// repair writes the store file again after a failed sync.
+func (cp *checkpointer) repair() error {
+	if err := cp.file.repair(); err != nil {
 		return fmt.Errorf("write store file again: %w", err)
 	}
-	cp.torn.Store(false)
 	return nil
 }
 
-// rewrite writes what a file has to the disk, also where the kernel thinks that it is there.
-func rewrite(f *os.File) error {
-	buf := make([]byte, 64<<10)
-	for off := int64(0); ; {
-		n, err := f.ReadAt(buf, off)
-		if n > 0 {
-			if _, err := f.WriteAt(buf[:n], off); err != nil {
-				return err
+// afterCommit keeps the log short. It takes how many frames may be in the log since the last checkpoint, and returns
+// the same after its own: an upper bound, as SQLite does not report it without a checkpoint. The writer calls it, with
+// its connection.
+func (cp *checkpointer) afterCommit(c *conn, frames int64, stop <-chan struct{}) int64 {
+	if cp.almost.Swap(false) {
+		left, _, err := cp.checkpoint(c)
+		if err != nil {
+			if cp.inline.News(err) {
+				cp.log.Warn("checkpoint failed; the next one tries again", zap.Error(err))
 			}
+			return frames
 		}
-		off += int64(n)
-		if errors.Is(err, io.EOF) {
-			return syncData(f)
+		if cp.inline.Recovered() {
+			cp.log.Info("checkpoints work again")
 		}
-		if err != nil {
-			return err
-		}
+		frames = left
 	}
-}
-
-// afterCommit keeps the log short. The count of frames is an estimate from above: SQLite does not tell without
-// checkpointing.
-func (w *writer) afterCommit() {
-	if w.cp.almost.Swap(false) {
-		left, _, err := w.cp.checkpoint(w.c)
-		if err != nil {
-			w.s.log.Warn("checkpoint did not work and is tried again later", zap.Error(err))
-			return
-		}
-		w.frames = left
+	if frames*cp.pageBytes < cp.walBytes/2 {
+		return frames
 	}
-	if w.frames*w.s.pageBytes < w.s.opts.WALBytes/2 {
-		return
+	cp.mu.Lock()
+	passed := cp.passed
+	cp.mu.Unlock()
+	if !cp.busy.Load() {
+		cp.wake()
 	}
-	w.cp.mu.Lock()
-	passed := w.cp.passed
-	w.cp.mu.Unlock()
-	if !w.cp.busy.Load() {
-		w.cp.wake()
+	if frames*cp.pageBytes < copyAhead*cp.walBytes || cp.stuck.Load() {
+		return frames
 	}
-	if w.frames*w.s.pageBytes < copyAhead*w.s.opts.WALBytes || w.cp.stuck.Load() {
-		return
-	}
-	// When writes outrun the copying, a short wait after each commit is what keeps the log from growing for ever.
+	// When writes outrun the copying, a short wait after each commit keeps the log from growing without bound.
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
 	case <-passed:
 	case <-t.C:
-	case <-w.stop:
+	case <-stop:
 	}
+	return frames
 }
 
 // fillLog writes zeros into the rest of the log's file, so that commits overwrite it in place: making a file longer

@@ -52,7 +52,7 @@ func (l localKV) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOp
 }
 
 func (l localKV) RangeStream(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
-	return startPipe(ctx, l.s, func(ctx context.Context, send func(*pb.RangeStreamResponse) error) error {
+	return startPipe(ctx, &l.s.tasks, func(ctx context.Context, send func(*pb.RangeStreamResponse) error) error {
 		return l.s.rangeStream(ctx, r, send)
 	}), nil
 }
@@ -73,7 +73,7 @@ func (l localKV) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption
 }
 
 func (l localKV) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
-	resp, err := l.s.compactTo(ctx, r)
+	resp, err := l.s.compact(ctx, r)
 	return resp, toGRPC(err)
 }
 
@@ -86,9 +86,9 @@ type pipe[T any] struct {
 }
 
 // startPipe runs fill in a goroutine that ends when fill is done, or with ctx or the store.
-func startPipe[T any](ctx context.Context, s *Store, fill func(ctx context.Context, send func(*T) error) error) *pipe[T] {
+func startPipe[T any](ctx context.Context, tasks *tasks, fill func(ctx context.Context, send func(*T) error) error) *pipe[T] {
 	p := &pipe[T]{ctx: ctx, ch: make(chan *T)}
-	tctx, end, err := s.tasks.begin(ctx)
+	tctx, end, err := tasks.begin(ctx)
 	if err != nil {
 		p.err = toGRPC(err)
 		close(p.ch)
@@ -167,7 +167,7 @@ func (k *localKeepAlive) Context() context.Context { return k.ctx }
 func (k *localKeepAlive) CloseSend() error         { return nil }
 
 func (k *localKeepAlive) Send(r *pb.LeaseKeepAliveRequest) error {
-	resp, err := k.s.renewal(k.ctx, r.ID)
+	resp, err := k.s.leases.renewal(k.ctx, r.ID)
 	if err != nil {
 		return toGRPC(err)
 	}
@@ -239,7 +239,7 @@ func (l localMaintenance) HashKV(ctx context.Context, r *pb.HashKVRequest, _ ...
 }
 
 func (l localMaintenance) Snapshot(ctx context.Context, _ *pb.SnapshotRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.SnapshotResponse], error) {
-	return startPipe(ctx, l.srv.s, l.srv.s.streamSnapshot), nil
+	return startPipe(ctx, &l.srv.s.tasks, l.srv.s.snapshots.stream), nil
 }
 
 func (l localMaintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest, _ ...grpc.CallOption) (*pb.MoveLeaderResponse, error) {

@@ -54,7 +54,7 @@ func (w *localWatcher) Watch(ctx context.Context, key string, opts ...clientv3.O
 	}
 	wctx, cancel := context.WithCancel(tctx)
 	lw := &localWatch{key: streamKey(md), cancel: cancel, done: make(chan struct{})}
-	st := w.s.newWatchStream()
+	st := w.s.watches.newStream()
 	if !w.add(st, lw) { // like clientv3's own
 		st.close()
 		cancel()

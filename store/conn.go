@@ -20,7 +20,7 @@ type conn struct {
 	dest  []driver.Value
 }
 
-// stmt is a prepared statement. SQLite gives it one cursor: running it again deltas that cursor back to the start, also
+// stmt is a prepared statement. SQLite gives it one cursor: running it again moves that cursor back to the start, also
 // under a caller that is still reading from it.
 type stmt struct {
 	s    *sqlite3.SQLiteStmt

@@ -67,7 +67,7 @@ var _ pb.WatchServer = watchServer{}
 func (ws watchServer) Watch(g grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(g.Context())
 	defer cancel()
-	st := ws.s.newWatchStream()
+	st := ws.s.watches.newStream()
 	defer st.close()
 	received := make(chan error, 1)
 	// Recv returns at the latest when this handler has returned, so nobody needs to wait for it.
@@ -121,15 +121,15 @@ type leaseServer struct {
 var _ pb.LeaseServer = leaseServer{}
 
 func (ls leaseServer) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
-	resp, err := ls.s.grant(ctx, r)
+	resp, err := ls.s.leases.grant(ctx, r)
 	return resp, toGRPC(err)
 }
 
 func (ls leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	if err := ls.s.revoke(ctx, r.ID, false); err != nil {
+	if err := ls.s.leases.revoke(ctx, r.ID, false); err != nil {
 		return nil, toGRPC(err)
 	}
-	return &pb.LeaseRevokeResponse{Header: ls.s.header(ls.s.rev.Load())}, nil
+	return &pb.LeaseRevokeResponse{Header: ls.s.header(ls.s.revs.published.Load())}, nil
 }
 
 func (ls leaseServer) LeaseKeepAlive(g grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse]) error {
@@ -141,7 +141,7 @@ func (ls leaseServer) LeaseKeepAlive(g grpc.BidiStreamingServer[pb.LeaseKeepAliv
 		if err != nil {
 			return err
 		}
-		resp, err := ls.s.renewal(g.Context(), r.ID)
+		resp, err := ls.s.leases.renewal(g.Context(), r.ID)
 		if err != nil {
 			return toGRPC(err)
 		}
@@ -152,22 +152,22 @@ func (ls leaseServer) LeaseKeepAlive(g grpc.BidiStreamingServer[pb.LeaseKeepAliv
 }
 
 // renewal answers one keep-alive.
-func (s *Store) renewal(ctx context.Context, id int64) (*pb.LeaseKeepAliveResponse, error) {
+func (s *leases) renewal(ctx context.Context, id int64) (*pb.LeaseKeepAliveResponse, error) {
 	// The header's revision is from before the renewal: seeing it must not tell of anything that came after.
-	resp := &pb.LeaseKeepAliveResponse{Header: s.header(s.rev.Load()), ID: id}
+	resp := &pb.LeaseKeepAliveResponse{Header: s.header(s.revs.published.Load()), ID: id}
 	var err error
 	resp.TTL, err = s.keepAlive(ctx, id)
 	return resp, err
 }
 
 func (ls leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	resp, err := ls.s.timeToLive(ctx, r)
+	resp, err := ls.s.leases.timeToLive(ctx, r)
 	return resp, toGRPC(err)
 }
 
 func (ls leaseServer) LeaseLeases(context.Context, *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
-	resp := &pb.LeaseLeasesResponse{Header: ls.s.header(ls.s.rev.Load())}
-	for _, id := range ls.s.leaseIDs() {
+	resp := &pb.LeaseLeasesResponse{Header: ls.s.header(ls.s.revs.published.Load())}
+	for _, id := range ls.s.leases.ids() {
 		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: id})
 	}
 	return resp, nil

@@ -10,7 +10,10 @@ import (
 
 // hub hands new changes to the watchers that keep up. It holds only those; a watcher that is behind reads the file.
 type hub struct {
-	s  *Store
+	metrics   *metrics
+	maxEvents int // that wait for one watcher
+	maxBytes  int
+
 	mu sync.Mutex
 	// rev is the newest revision handed out.
 	rev int64
@@ -25,9 +28,18 @@ type hub struct {
 	touched  []*watcher // scratch
 }
 
-func newHub(s *Store) *hub {
-	return &hub{s: s, rev: s.rev.Load(), exact: map[string]map[*watcher]struct{}{}, prefixes: map[string]map[*watcher]struct{}{},
-		lengths: map[int]int{}, ranges: map[*watcher]struct{}{}, streams: map[*watchStream]struct{}{}}
+func newHub(o Options, m *metrics, rev int64) *hub {
+	return &hub{
+		metrics:   m,
+		maxEvents: o.WatchBufferEvents,
+		maxBytes:  o.WatchBufferBytes,
+		rev:       rev,
+		exact:     map[string]map[*watcher]struct{}{},
+		prefixes:  map[string]map[*watcher]struct{}{},
+		lengths:   map[int]int{},
+		ranges:    map[*watcher]struct{}{},
+		streams:   map[*watchStream]struct{}{},
+	}
 }
 
 // prefixEnd is the end of the range of all keys that start with p, empty when there is no bound.
@@ -139,7 +151,7 @@ func (h *hub) publish(changes []change, rev int64) {
 	}
 	clear(h.touched)
 	h.touched = h.touched[:0]
-	h.s.metrics.events.Add(float64(len(changes)))
+	h.metrics.events.Add(float64(len(changes)))
 }
 
 func (h *hub) offer(w *watcher, c *change) {
@@ -156,7 +168,7 @@ func (h *hub) offer(w *watcher, c *change) {
 	w.fresh = append(w.fresh, ev)
 }
 
-// flush deltas what publish found for w to its stream, or sends w to the file when too much is waiting.
+// flush moves what publish found for w to its stream, or sends w to the file when too much is waiting.
 func (h *hub) flush(w *watcher, rev int64) {
 	size := 0
 	for _, ev := range w.fresh {
@@ -167,14 +179,14 @@ func (h *hub) flush(w *watcher, rev int64) {
 	}
 	st := w.stream
 	st.mu.Lock()
-	if len(w.queue)+len(w.fresh) > h.s.opts.WatchBufferEvents || w.queued+size > h.s.opts.WatchBufferBytes {
+	if len(w.queue)+len(w.fresh) > h.maxEvents || w.queued+size > h.maxBytes {
 		first := w.fresh[0]
 		if len(w.queue) > 0 {
 			first = w.queue[0]
 		}
 		h.detach(w)
 		w.next, w.queue, w.queued = first.Kv.ModRevision, nil, 0
-		h.s.metrics.slowWatchers.Inc()
+		h.metrics.slowWatchers.Inc()
 	} else {
 		w.queue = append(w.queue, w.fresh...)
 		w.queued += size

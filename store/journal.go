@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,78 +11,111 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/internal/retry"
 )
 
-// journal are writes of keys in Options.DeferredKeys that come when nothing else is written. They are held in memory and
-// go into the file together: with the next other write, before a read of one of them, when there are many, or after deferFor.
-// A heartbeat in the file is five pages, its own and those that lead to it; of several at once the latter are shared,
-// and so is what the file system adds to each write.
-//
-// What is held is checked like every other write, in a transaction of all that is held, which is rolled back. A crash
-// loses it. Then the next start skips more revisions than can have been held, so that none comes back with other content.
-//
-// What a read had written is not synced at once. That is safe for what comes after only as long as syncs work: a power
-// cut loses all that stands in the log behind a gap. So when a sync does not work, after which the kernel takes pages for
-// clean that it did not write, the log is written again before anything else is acknowledged.
-//
-// All of this is the business of the writer's goroutine alone, but for what readers ask.
-type journal struct {
-	some atomic.Bool // something is held
-	mu   sync.Mutex
-	keys map[string]struct{} // that are held; guarded by mu
-	top  int64               // the newest revision held; guarded by mu
+// syncMode is how soon a transaction reaches the disk.
+type syncMode int
 
-	prefixes [][]byte // fixed
-	log      *os.File // the write-ahead log
-	full     bool     // the connection syncs its commits
-	marked   bool     // the file says that there may be late writes
-	held     []row
-	refused  bool  // the file did not take what is held, so nothing more is
-	unsynced int64 // revisions committed since the last sync
+const (
+	// modeSynced has it there when commit returns, or with relaxed durability, in the kernel.
+	modeSynced syncMode = iota
+	// modeUnsynced has it in the write-ahead log, without fsync. The next synced commit takes it along.
+	modeUnsynced
+	// modeDeferred has it in memory only. The next commit of another mode writes it first.
+	modeDeferred
+)
+
+// journal decides how transactions become durable: begin, then commit or abort. It owns the writing connection.
+//
+// Puts of Options.DeferredKeys that come when nothing else is written are deferred. They go into the file together: with
+// the next other write, before a read of one of them, when there are many, or after deferFor. A heartbeat in the file is
+// five pages, its own and those that lead to it; several at once share the latter, and so what the file system adds to
+// each write. A deferred transaction runs on the file like any other, and is then rolled back: only its rows are kept,
+// and the next transaction inserts them before it does anything else. A crash loses them. Then the next start skips more
+// revisions than can have been deferred, so that none comes back with other content.
+//
+// Writes flushed on behalf of a read are committed without fsync. Later synced commits rely on them: if the log has a
+// hole, everything after it is lost in a power cut. So after a failed fsync the log is written again before anything
+// else is acknowledged.
+//
+// The writer's goroutine alone uses it, except for covers and the deferrable methods.
+type journal struct {
+	c         *conn
+	wal       *syncFile
+	log       *zap.Logger
+	metrics   *metrics
+	alarm     *atomic.Bool // the last write found no room
+	pageBytes int64
+	relaxed   bool
+	prefixes  [][]byte // of deferrable keys; none when relaxed
+
+	rev      int64         // the newest revision, committed or deferred
+	frames   int64         // written to the log since the last checkpoint, at most
+	lastSync time.Duration // what the last COMMIT took
+	full     bool          // the connection syncs its commits
+	marked   bool          // the file says that writes may be deferred
+	refused  bool          // the file did not take the deferred rows, so no more are deferred
+	unsynced int64         // revisions committed since the last sync
+	deferred []row
 	timer    *time.Timer
-	due      <-chan time.Time // fires when they are to be synced; nil when there are none
+	due      <-chan time.Time // fires when flush must run; nil when there is nothing to flush
+	failures retry.Failures
+	// flushFailures are those of flush alone, of which nobody else hears.
+	flushFailures retry.Failures
+
+	// What readers see of deferred. top is its newest revision. keys and top are guarded by mu.
+	pending atomic.Bool
+	mu      sync.Mutex
+	keys    map[string]struct{}
+	top     int64
 }
 
 const (
-	// deferFor is how long a late write waits at most for the disk.
+	// deferFor is how long a write is deferred or unsynced at most.
 	deferFor = time.Minute
-	// maxDeferred and maxUnsynced are how many revisions may be held and wait for the disk; deferredSkip is how many are skipped
+	// maxDeferred and maxUnsynced are how many revisions may be deferred and unsynced; deferredSkip is how many are skipped
 	// after a crash.
 	maxDeferred  = 64
 	maxUnsynced  = 4096
 	deferredSkip = 10_000
 )
 
-// What metaUnsynced can be.
+// Values of metaUnsynced.
 const (
 	allSynced        = 0
 	noneSynced       = 1 // durability is relaxed
 	deferredUnsynced = 2
 )
 
-func newJournal(s *Store) (*journal, error) {
-	f, err := os.OpenFile(s.opts.Path+"-wal", os.O_RDWR, 0)
+func openJournal(o Options, c *conn, revs *revisions) (*journal, error) {
+	f, err := os.OpenFile(o.Path+"-wal", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open log to sync it: %w", err)
 	}
-	l := &journal{keys: map[string]struct{}{}, log: f, full: s.opts.Durability == DurabilityFull, timer: time.NewTimer(time.Hour)}
-	l.timer.Stop()
-	if l.full {
-		for _, p := range s.opts.DeferredKeys {
-			l.prefixes = append(l.prefixes, []byte(p))
+	j := &journal{
+		c:       c,
+		wal:     &syncFile{f: f, copying: &sync.Mutex{}},
+		log:     o.Logger,
+		relaxed: o.Durability == DurabilityRelaxed,
+		full:    o.Durability == DurabilityFull,
+		rev:     revs.published.Load(),
+		timer:   time.NewTimer(time.Hour),
+		keys:    map[string]struct{}{},
+	}
+	j.timer.Stop()
+	if !j.relaxed {
+		for _, p := range o.DeferredKeys {
+			j.prefixes = append(j.prefixes, []byte(p))
 		}
 	}
-	return l, nil
+	return j, nil
 }
 
-func (l *journal) close() error {
-	l.timer.Stop()
-	return l.log.Close()
-}
-
-// deferrablePut reports whether a put may be late. One that attaches a lease may not: leases are not late.
-func (l *journal) deferrablePut(r *pb.PutRequest) bool {
-	for _, p := range l.prefixes {
+// deferrablePut reports whether a put may be deferred. One that attaches a lease may not: leases are not deferred.
+func (j *journal) deferrablePut(r *pb.PutRequest) bool {
+	for _, p := range j.prefixes {
 		if bytes.HasPrefix(r.Key, p) {
 			return r.Lease == 0
 		}
@@ -91,9 +123,9 @@ func (l *journal) deferrablePut(r *pb.PutRequest) bool {
 	return false
 }
 
-// deferrableTxn reports whether all that a transaction can change are keys that may be late.
-func (l *journal) deferrableTxn(r *pb.TxnRequest) bool {
-	if len(l.prefixes) == 0 {
+// deferrableTxn reports whether a transaction can only change deferrable keys.
+func (j *journal) deferrableTxn(r *pb.TxnRequest) bool {
+	if len(j.prefixes) == 0 {
 		return false
 	}
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
@@ -101,7 +133,7 @@ func (l *journal) deferrableTxn(r *pb.TxnRequest) bool {
 			switch v := op.Request.(type) {
 			case *pb.RequestOp_RequestRange:
 			case *pb.RequestOp_RequestPut:
-				if !l.deferrablePut(v.RequestPut) {
+				if !j.deferrablePut(v.RequestPut) {
 					return false
 				}
 			default:
@@ -112,199 +144,242 @@ func (l *journal) deferrableTxn(r *pb.TxnRequest) bool {
 	return true
 }
 
-// holdable reports whether a batch can be held. A batch without proposals writes what is held.
-func (w *writer) holdable(batch []*proposal) bool {
-	for _, p := range batch {
-		if !p.late || p.writesHeld {
-			return false
-		}
-	}
-	return len(batch) > 0 && len(w.late.held)+len(batch) <= maxDeferred && w.late.unsynced < maxUnsynced && !w.late.refused && !w.torn.Load()
-}
-
-// hold tries a batch out and keeps what it changes in memory. An error means nothing of it is held.
-func (w *writer) hold(batch []*proposal) error {
-	l := w.late
-	if !l.marked {
-		if err := w.syncCommits(true); err != nil {
-			return err
-		}
-		if err := setMeta(w.c, metaUnsynced, deferredUnsynced); err != nil {
-			return fmt.Errorf("note that there are late writes: %w", fault(err))
-		}
-		l.marked = true
-	}
-	frames := w.frames
-	tx, err := w.begin()
-	if err != nil {
-		return err
-	}
-	for _, p := range batch {
-		if p.err = p.ctx.Err(); p.err != nil {
-			continue
-		}
-		if err = tx.apply(p); err != nil {
-			break
-		}
-	}
-	w.rollback()
-	w.frames = frames
-	if err != nil {
-		return fault(err)
-	}
-	if len(tx.changes) > 0 {
-		l.mu.Lock()
-		for i := range tx.changes {
-			l.held = append(l.held, tx.changes[i].row)
-			l.keys[string(tx.changes[i].row.key)] = struct{}{}
-		}
-		l.top = tx.rev
-		l.mu.Unlock()
-		l.some.Store(true)
-		l.arm()
-	}
-	w.rev = tx.rev
-	w.s.publish(tx.changes, tx.rev)
-	return nil
-}
-
-// replay puts what is held into a transaction.
-func (tx *writeTx) replay() error {
-	for i := range tx.w.late.held {
-		if err := tx.insert(&tx.w.late.held[i]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// writeHeld has what is held put into the file, for a read that is to see it. On a full disk reads go on without it.
-func (s *Store) writeHeld(ctx context.Context) error {
-	if !s.w.late.some.Load() {
-		return nil
-	}
-	err := s.submit(&proposal{ctx: ctx, late: true, writesHeld: true, done: make(chan struct{}), apply: func(*writeTx) error { return nil }})
-	if errors.Is(err, ErrNoSpace) {
-		return nil
-	}
-	return err
-}
-
-// seenBy is what a read of some keys has to know, asked before its snapshot is taken: whether any of them is held, and
-// if not, the newest revision held. Held revisions come right after those in the file, so that without those keys the
-// snapshot is what there is at that revision.
-func (l *journal) seenBy(r span) (held bool, top int64) {
-	if !l.some.Load() {
+// covers is what a read of some keys must know before it takes its snapshot: whether one of them is deferred, and if not,
+// the newest deferred revision. Deferred revisions follow directly on those in the file, so for all other keys the
+// snapshot is the state at that revision.
+func (j *journal) covers(r span) (deferred bool, top int64) {
+	if !j.pending.Load() {
 		return false, 0
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for k := range l.keys {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for k := range j.keys {
 		if r.contains([]byte(k)) {
 			return true, 0
 		}
 	}
-	return false, l.top
+	return false, j.top
 }
 
-// settle makes sure that a read of r will see all that was acknowledged, and gives the revision it is at least of.
-func (s *Store) settle(ctx context.Context, r span) (top int64, err error) {
-	held, top := s.w.late.seenBy(r)
-	if held {
-		err = s.writeHeld(ctx)
+// mode returns the laziest mode for n writes of deferrable keys.
+func (j *journal) mode(n int) syncMode {
+	if len(j.deferred)+n <= maxDeferred && j.unsynced < maxUnsynced && !j.refused && !j.wal.torn.Load() {
+		return modeDeferred
 	}
-	return top, err
+	return j.fileMode(n)
 }
 
-// syncCommits makes the connection's commits wait for the disk, or not.
-func (w *writer) syncCommits(full bool) error {
-	if w.s.opts.Durability == DurabilityRelaxed || w.late.full == full {
+// fileMode is mode for writes that must go into the file.
+func (j *journal) fileMode(n int) syncMode {
+	if j.marked && j.unsynced+int64(len(j.deferred)+n) <= maxUnsynced {
+		return modeUnsynced
+	}
+	return modeSynced
+}
+
+// begin starts tx, of which mode is set, and writes the deferred rows first.
+func (j *journal) begin(tx *writeTx) error {
+	if tx.mode == modeDeferred {
+		if err := j.mark(); err != nil {
+			return err
+		}
+	} else {
+		if err := j.repair(); err != nil {
+			return err
+		}
+		if err := j.syncCommits(tx.mode == modeSynced); err != nil {
+			return err
+		}
+	}
+	if err := j.c.exec("BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin write: %w", fault(err))
+	}
+	tx.c, tx.rev, tx.pageBytes = j.c, j.rev, j.pageBytes
+	for i := range j.deferred {
+		if err := tx.insert(&j.deferred[i]); err != nil {
+			return fmt.Errorf("write what was deferred: %w", j.abort(tx, err))
+		}
+	}
+	return nil
+}
+
+// mark notes in the file that writes may be deferred.
+func (j *journal) mark() error {
+	if j.marked {
+		return nil
+	}
+	if err := j.syncCommits(true); err != nil {
+		return err
+	}
+	if err := setMeta(j.c, metaUnsynced, deferredUnsynced); err != nil {
+		return fmt.Errorf("note that writes are deferred: %w", fault(err))
+	}
+	j.marked = true
+	return nil
+}
+
+// syncCommits sets whether COMMIT waits for the disk.
+func (j *journal) syncCommits(full bool) error {
+	if j.relaxed || j.full == full {
 		return nil
 	}
 	mode := "NORMAL"
 	if full {
 		mode = "FULL"
 	}
-	if err := w.c.script("PRAGMA synchronous = " + mode); err != nil {
+	if err := j.c.script("PRAGMA synchronous = " + mode); err != nil {
 		return fmt.Errorf("set how to sync: %w", fault(err))
 	}
-	w.late.full = full
+	j.full = full
 	return nil
 }
 
-// mayWait reports whether a batch need not be synced at once.
-func (w *writer) mayWait(batch []*proposal) bool {
-	for _, p := range batch {
-		if !p.late {
-			return false
-		}
-	}
-	return len(batch) > 0 && w.late.marked && w.late.unsynced+int64(len(w.late.held)+len(batch)) <= maxUnsynced
-}
-
-func (l *journal) arm() {
-	if l.due == nil {
-		l.timer.Reset(deferFor)
-		l.due = l.timer.C
-	}
-}
-
-// committed counts what a commit left to be synced. One that was synced took all before it along.
-func (l *journal) committed(revisions int64, synced, wrote bool) {
-	if !wrote {
-		return
-	}
-	l.unsynced += revisions + int64(len(l.held))
-	l.mu.Lock()
-	l.held, l.refused = nil, false
-	clear(l.keys)
-	l.top = 0
-	l.mu.Unlock()
-	l.some.Store(false)
-	if synced {
-		l.settled()
-		return
-	}
-	l.arm()
-}
-
-// settled is when all there was is on disk.
-func (l *journal) settled() {
-	l.unsynced, l.due = 0, nil
-	l.timer.Stop()
-}
-
-// flush brings all late writes to the disk.
-func (w *writer) flush() {
-	w.late.due = nil
-	var err error
-	if len(w.late.held) > 0 {
-		err = w.try(nil)
-	} else if err = syncData(w.late.log); err != nil {
-		w.torn.Store(true)
-	} else {
-		w.late.settled()
-	}
-	if err != nil {
-		w.s.log.Error("late writes did not reach the disk and are tried again", zap.Error(err), zap.Duration("in", deferFor))
-		w.late.arm()
-	}
-}
-
-// mend writes the log again after a sync of it that did not work.
-func (w *writer) mend() error {
-	if !w.torn.Load() {
+// commit makes tx durable as its mode says. An error means that nothing of it is in the file.
+func (j *journal) commit(tx *writeTx) error {
+	if tx.mode == modeDeferred {
+		j.rollback()
+		j.hold(tx)
+		j.rev = tx.rev
 		return nil
 	}
-	w.cp.copying.Lock()
-	defer w.cp.copying.Unlock()
-	// What was rolled back is in the way of nothing, but it does no harm to write that too.
-	if err := rewrite(w.late.log); err != nil {
+	start := time.Now()
+	err := j.c.exec("COMMIT")
+	j.lastSync = time.Since(start)
+	if err != nil {
+		j.wal.torn.Store(true) // its sync may be what failed
+		return fmt.Errorf("commit write: %w", j.abort(tx, err))
+	}
+	j.frames += tx.frames
+	if tx.wrote {
+		j.metrics.commitSeconds.Observe(j.lastSync.Seconds())
+		j.alarm.Store(false)
+		if j.failures.Recovered() {
+			j.log.Info("writes reach the disk again")
+		}
+		j.written(tx)
+	}
+	j.rev = tx.rev
+	return nil
+}
+
+// abort rolls tx back because of err, and returns err classified.
+func (j *journal) abort(tx *writeTx, err error) error {
+	j.rollback()
+	err = fault(err)
+	if tx.mode == modeDeferred {
+		return err // the writer tries again with another mode
+	}
+	j.frames += tx.frames // SQLite may have spilled them
+	if errors.Is(err, ErrNoSpace) {
+		j.alarm.Store(true)
+	}
+	if j.failures.News(err) {
+		j.log.Error("write failed", zap.Error(err))
+	}
+	return err
+}
+
+func (j *journal) rollback() {
+	if j.c.c.AutoCommit() {
+		return // SQLite has rolled back by itself, as it does after some errors
+	}
+	if err := j.c.exec("ROLLBACK"); err != nil {
+		j.log.Error("rollback failed", zap.Error(err))
+	}
+}
+
+// hold keeps the rows of a deferred transaction.
+func (j *journal) hold(tx *writeTx) {
+	if len(tx.changes) == 0 {
+		return
+	}
+	j.mu.Lock()
+	for i := range tx.changes {
+		j.deferred = append(j.deferred, tx.changes[i].row)
+		j.keys[string(tx.changes[i].row.key)] = struct{}{}
+	}
+	j.top = tx.rev
+	j.mu.Unlock()
+	j.pending.Store(true)
+	j.arm()
+}
+
+// written accounts for a commit. The deferred rows are in the file now.
+func (j *journal) written(tx *writeTx) {
+	j.unsynced += tx.rev - j.rev + int64(len(j.deferred))
+	j.mu.Lock()
+	j.deferred, j.refused = nil, false
+	clear(j.keys)
+	j.top = 0
+	j.mu.Unlock()
+	j.pending.Store(false)
+	if tx.mode == modeSynced {
+		j.synced()
+	} else {
+		j.arm()
+	}
+}
+
+// synced accounts for everything in the log being on disk.
+func (j *journal) synced() {
+	j.unsynced, j.due = 0, nil
+	j.timer.Stop()
+}
+
+func (j *journal) arm() {
+	if j.due == nil {
+		j.timer.Reset(deferFor)
+		j.due = j.timer.C
+	}
+}
+
+// flush brings everything that is deferred or unsynced to the disk. If that fails, it is due again after deferFor.
+func (j *journal) flush() {
+	j.due = nil
+	var err error
+	if len(j.deferred) > 0 {
+		tx := &writeTx{mode: modeSynced}
+		if err = j.begin(tx); err == nil {
+			err = j.commit(tx)
+		}
+	} else if err = j.wal.sync(); err == nil {
+		j.synced()
+	}
+	if err == nil {
+		j.flushFailures.Recovered()
+	} else {
+		if j.flushFailures.News(err) {
+			j.log.Error("deferred writes did not reach the disk", zap.Error(err), zap.Duration("retry in", deferFor))
+		}
+		j.arm()
+	}
+}
+
+// repair writes the log again after a failed sync. It may contain frames of a transaction that was rolled back, which
+// SQLite ignores.
+func (j *journal) repair() error {
+	if !j.wal.torn.Load() {
+		return nil
+	}
+	if err := j.wal.repair(); err != nil {
 		return fmt.Errorf("write log again: %w", err)
 	}
-	w.torn.Store(false)
-	if len(w.late.held) == 0 {
-		w.late.settled()
+	if len(j.deferred) == 0 {
+		j.synced()
 	}
 	return nil
+}
+
+// markSynced notes in the file that no write can be lost any more, if that is so.
+func (j *journal) markSynced() error {
+	if len(j.deferred) > 0 || !j.relaxed && !j.marked {
+		return nil
+	}
+	return errors.Join(j.c.script("PRAGMA synchronous = FULL"), setMeta(j.c, metaUnsynced, allSynced))
+}
+
+// close closes the connection, which as the last one removes the log once it is copied back.
+func (j *journal) close() error {
+	j.timer.Stop()
+	return errors.Join(j.c.script("PRAGMA wal_checkpoint(TRUNCATE)"), j.c.close(), j.wal.f.Close())
 }

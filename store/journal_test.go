@@ -32,14 +32,14 @@ func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
 	s := openStore(t, o)
 	c := s.Client(t.Context())
 	other := mustPut(t, c, "other", "1")
-	if s.w.late.marked {
+	if s.writes.journal.marked {
 		t.Error("a write of another key counts as late")
 	}
 	var rev int64
 	for range 3 {
 		rev = mustPut(t, c, "beat/a", "2")
 	}
-	if deferredRows(s) != 3 || s.w.late.due == nil {
+	if deferredRows(s) != 3 || s.writes.journal.due == nil {
 		t.Errorf("%d late writes are held, want 3", deferredRows(s))
 	}
 	crashed := openStore(t, Options{Path: crash(t, s)})
@@ -65,12 +65,12 @@ func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
 	if g, err := c.Get(t.Context(), "beat/a"); err != nil || len(g.Kvs) != 1 || g.Kvs[0].ModRevision != rev || g.Kvs[0].Version != 3 {
 		t.Errorf("a read of what was held: %v, %v", g, err)
 	}
-	if deferredRows(s) != 0 || s.w.late.unsynced != 3 {
-		t.Errorf("%d held, %d wait for the disk after a read; want 0 and 3", deferredRows(s), s.w.late.unsynced)
+	if deferredRows(s) != 0 || s.writes.journal.unsynced != 3 {
+		t.Errorf("%d held, %d wait for the disk after a read; want 0 and 3", deferredRows(s), s.writes.journal.unsynced)
 	}
 	mustPut(t, c, "beat/a", "3")
 	mustPut(t, c, "other", "3")
-	if deferredRows(s) != 0 || s.w.late.unsynced != 0 || s.w.late.due != nil {
+	if deferredRows(s) != 0 || s.writes.journal.unsynced != 0 || s.writes.journal.due != nil {
 		t.Error("another write took the late ones not along")
 	}
 	seen := 0
@@ -117,9 +117,9 @@ func TestStore_DeferredKeys_CleanStopSkipsNothing(t *testing.T) {
 
 // deferredRows is how many late writes wait in memory.
 func deferredRows(s *Store) int {
-	s.w.late.mu.Lock()
-	defer s.w.late.mu.Unlock()
-	return len(s.w.late.held)
+	s.writes.journal.mu.Lock()
+	defer s.writes.journal.mu.Unlock()
+	return len(s.writes.journal.deferred)
 }
 
 func TestStore_DeferredKeys_AreSyncedInTime(t *testing.T) {
@@ -137,8 +137,8 @@ func TestStore_DeferredKeys_AreSyncedInTime(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if deferredRows(s) != 0 || s.w.late.unsynced != 0 || s.w.late.due != nil {
-			t.Errorf("%d late writes are held and %d wait after %s", deferredRows(s), s.w.late.unsynced, deferFor)
+		if deferredRows(s) != 0 || s.writes.journal.unsynced != 0 || s.writes.journal.due != nil {
+			t.Errorf("%d late writes are held and %d wait after %s", deferredRows(s), s.writes.journal.unsynced, deferFor)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -160,7 +160,7 @@ func TestStore_Lease_ClockJumps(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		ran := make(chan error, 1)
-		go func() { ran <- s.expireLeases(ctx) }()
+		go func() { ran <- s.leases.expire(ctx) }()
 		work(s, s.Client(t.Context()))
 		cancel()
 		if err := <-ran; err != nil {
@@ -184,9 +184,9 @@ func TestStore_Lease_ClockJumps(t *testing.T) {
 		id = l.ID
 		mustPut(t, c, "leased", "", clientv3.WithLease(id))
 		// While the store runs, the clock can be set as one likes: deadlines are readings of the monotonic one.
-		s.lessor.mu.Lock()
-		defer s.lessor.mu.Unlock()
-		if d := s.lessor.leases[int64(id)].deadline; !strings.Contains(d.String(), " m=") {
+		s.leases.lessor.mu.Lock()
+		defer s.leases.lessor.mu.Unlock()
+		if d := s.leases.lessor.leases[int64(id)].deadline; !strings.Contains(d.String(), " m=") {
 			t.Errorf("the deadline %v follows the wall clock", d)
 		}
 	})

@@ -231,7 +231,7 @@ func (t *keyCounts) save(tx *writeTx) error {
 	}
 	tx.counted = true
 	tx.wrote = true
-	return setMeta(tx.w.c, metaCounted, t.rev)
+	return setMeta(tx.c, metaCounted, t.rev)
 }
 
 // saveDone is called when the transaction with save is on disk, before advance.
@@ -307,7 +307,7 @@ func (sn *snap) total(r span, rev int64) (int64, error) {
 		}
 		return 0, err
 	}
-	if n, ok := sn.keyCounts.pinnedAt(r, rev); ok {
+	if n, ok := sn.keys.pinnedAt(r, rev); ok {
 		return n, nil
 	}
 	n, err := sn.totalNow(r)
@@ -326,7 +326,7 @@ func (sn *snap) total(r span, rev int64) (int64, error) {
 
 // totalNow counts the keys in r at the snapshot's revision.
 func (sn *snap) totalNow(r span) (int64, error) {
-	inner, n, at, err := sn.keyCounts.whole(r, sn.rev)
+	inner, n, at, err := sn.keys.whole(r, sn.rev)
 	if errors.Is(err, errCountsTooNew) || err == nil && inner.key == nil {
 		return sn.scan(r)
 	}

@@ -91,8 +91,8 @@ func TestStore_Count_AgreesWithTheKeys(t *testing.T) {
 			revs = revs[len(revs)-1:]
 		}
 	}
-	if len(s.keyCounts.n) < 4 {
-		t.Errorf("%d keys are counted in %d stretches", len(have), len(s.keyCounts.n))
+	if len(s.compactor.keys.n) < 4 {
+		t.Errorf("%d keys are counted in %d stretches", len(have), len(s.compactor.keys.n))
 	}
 
 	// What a killed process leaves: the file and the log as they are, the keyCounts some way behind.

@@ -56,7 +56,7 @@ func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.Ran
 	if len(r.RangeEnd) == 0 && r.Revision == 0 && !r.CountOnly && !r.KeysOnly && !filtered(r) {
 		return s.getNow(ctx, r.Key)
 	}
-	err = s.viewOf(ctx, newSpan(r.Key, r.RangeEnd), func(sn *snap) (err error) {
+	err = s.reads.viewOf(ctx, newSpan(r.Key, r.RangeEnd), func(sn *snap) (err error) {
 		resp, err = sn.rangeKeys(r, true)
 		return err
 	})
@@ -69,15 +69,15 @@ func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.Ran
 
 // getNow answers the most common read, one key as it is now, with one statement, which is a snapshot of its own.
 func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, error) {
-	top, err := s.settle(ctx, span{key: key})
+	top, err := s.reads.prepare(ctx, span{key: key})
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.reader(ctx)
+	c, err := s.reads.take(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { s.readers <- c }()
+	defer s.reads.put(c)
 	var newest, id int64
 	if err := c.query("SELECT m, c.id FROM (SELECT max(id) AS m FROM log) LEFT JOIN cur c ON c.key = ?1", func(v []driver.Value) (bool, error) {
 		newest, id = asInt(v[0]), asInt(v[1])
@@ -85,18 +85,18 @@ func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, erro
 	}, blob(key)); err != nil {
 		return nil, fault(err)
 	}
-	resp := &pb.RangeResponse{Header: s.header(max(s.floor, revOf(newest), top))}
+	resp := &pb.RangeResponse{Header: s.header(max(s.revs.of(newest), top))}
 	if id == 0 {
 		return resp, nil
 	}
-	sn := &snap{c: c, ctx: ctx, values: s.values, keep: true}
+	sn := &snap{c: c, ctx: ctx, values: s.reads.values, keep: true}
 	got, ok, err := sn.version(key, id)
 	switch {
 	case err != nil:
 		return nil, fault(err)
 	case !ok:
 		// Overwritten and swept since the first statement: then there is a newer one.
-		err := s.viewOn(ctx, c, top, func(sn *snap) (err error) {
+		err := s.reads.viewOn(ctx, c, top, func(sn *snap) (err error) {
 			resp, err = sn.rangeKeys(&pb.RangeRequest{Key: key}, true)
 			return err
 		})
@@ -136,7 +136,7 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, e
 		return nil, err
 	}
 	var resp *pb.PutResponse // the writer's until the proposal is done, which a caller that gives up does not wait for
-	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.deferrablePut(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
+	err = s.writes.submit(&proposal{ctx: ctx, size: size, deferrable: s.writes.journal.deferrablePut(r), apply: func(tx *writeTx) (err error) {
 		if err := tx.checkPut(r); err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (_ *p
 		return nil, err
 	}
 	var resp *pb.DeleteRangeResponse
-	err = s.propose(ctx, proto.Size(r), func(tx *writeTx) (err error) {
+	err = s.writes.propose(ctx, proto.Size(r), func(tx *writeTx) (err error) {
 		resp, err = tx.applyDelete(r)
 		return err
 	}, nil)
@@ -167,6 +167,20 @@ func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (_ *p
 	return resp, nil
 }
 
+// compact makes revisions before a revision unreadable. With Physical it waits until they are deleted.
+func (s *Store) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	rev, err := s.compactor.compact(ctx, r.Revision)
+	if err != nil {
+		return nil, err
+	}
+	if r.Physical {
+		if err := s.compactor.wait(ctx, r.Revision); err != nil {
+			return nil, err
+		}
+	}
+	return &pb.CompactionResponse{Header: s.header(max(rev, s.revs.published.Load()))}, nil
+}
+
 func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, err error) {
 	defer func(start time.Time) { s.finish("Txn", firstKey(r), start, err) }(time.Now())
 	if err := checkTxn(r, s.opts.MaxTxnOps); err != nil {
@@ -174,7 +188,7 @@ func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, e
 	}
 	var resp *pb.TxnResponse
 	if onlyReads(r) {
-		err = s.view(ctx, func(sn *snap) error {
+		err = s.reads.view(ctx, func(sn *snap) error {
 			path, err := comparePath(sn, r)
 			if err != nil {
 				return err
@@ -200,7 +214,7 @@ func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, e
 			return nil, err
 		}
 	}
-	err = s.submit(&proposal{ctx: ctx, size: size, late: s.w.late.deferrableTxn(r), done: make(chan struct{}), apply: func(tx *writeTx) (err error) {
+	err = s.writes.submit(&proposal{ctx: ctx, size: size, deferrable: s.writes.journal.deferrableTxn(r), apply: func(tx *writeTx) (err error) {
 		resp, err = tx.applyTxn(r)
 		return err
 	}})
@@ -256,7 +270,7 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 		var resp *pb.RangeResponse
 		var behind int64
 		last := false
-		err := s.view(ctx, func(sn *snap) (err error) {
+		err := s.reads.view(ctx, func(sn *snap) (err error) {
 			if resp, err = sn.rangeKeys(q, false); err != nil {
 				return err
 			}
@@ -348,6 +362,6 @@ func (k kvServer) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, e
 }
 
 func (k kvServer) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	resp, err := k.s.compactTo(ctx, r)
+	resp, err := k.s.compact(ctx, r)
 	return resp, toGRPC(err)
 }

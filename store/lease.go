@@ -208,8 +208,19 @@ func (le *lessor) saveRemaining(c *conn) error {
 	return fault(c.exec("COMMIT"))
 }
 
-// expireLeases revokes leases as they end. It sleeps until the next one does.
-func (s *Store) expireLeases(ctx context.Context) error {
+// leases grants, renews and revokes leases.
+type leases struct {
+	member
+	lessor  *lessor
+	reads   *readers
+	writes  *writer
+	revs    *revisions
+	metrics *metrics
+	log     *zap.Logger
+}
+
+// expire revokes leases as they end. It sleeps until the next one does.
+func (s *leases) expire(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	pauses := retry.Backoff{First: time.Second, Last: 10 * time.Second}
@@ -257,7 +268,7 @@ func (s *Store) expireLeases(ctx context.Context) error {
 	}
 }
 
-func (s *Store) grant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+func (s *leases) grant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	id, ttl := r.ID, max(r.TTL, minLeaseTTL)
 	if ttl > maxLeaseTTL {
 		return nil, ErrLeaseTTLTooLarge
@@ -270,7 +281,7 @@ func (s *Store) grant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGr
 		id = int64(binary.LittleEndian.Uint64(b[:]) >> 1)
 	}
 	var rev int64
-	err := s.propose(ctx, 32, func(tx *writeTx) error {
+	err := s.writes.propose(ctx, 32, func(tx *writeTx) error {
 		if tx.knowsLease(id) {
 			return ErrLeaseExists
 		}
@@ -300,9 +311,9 @@ func (sn *snap) leaseKeys(id int64) ([][]byte, error) {
 }
 
 // revoke ends a lease and deletes its keys in one revision. With onlyExpired a lease renewed meanwhile is let be.
-func (s *Store) revoke(ctx context.Context, id int64, onlyExpired bool) error {
+func (s *leases) revoke(ctx context.Context, id int64, onlyExpired bool) error {
 	gone := false
-	return s.propose(ctx, 32, func(tx *writeTx) error {
+	return s.writes.propose(ctx, 32, func(tx *writeTx) error {
 		gone = false
 		if !tx.knowsLease(id) || onlyExpired && !s.lessor.expired(id) {
 			return ErrLeaseNotFound
@@ -338,7 +349,7 @@ func (s *Store) revoke(ctx context.Context, id int64, onlyExpired bool) error {
 }
 
 // keepAlive renews a lease and gives its whole time, or 0 when there is no such lease.
-func (s *Store) keepAlive(ctx context.Context, id int64) (int64, error) {
+func (s *leases) keepAlive(ctx context.Context, id int64) (int64, error) {
 	ttl, stale, err := s.lessor.renew(id)
 	if errors.Is(err, ErrLeaseNotFound) {
 		return 0, nil
@@ -347,14 +358,14 @@ func (s *Store) keepAlive(ctx context.Context, id int64) (int64, error) {
 		return ttl, err
 	}
 	// Without this a crash would give the lease the shorter time saved before, and it would end early.
-	err = s.propose(ctx, 32, func(tx *writeTx) error {
+	err = s.writes.propose(ctx, 32, func(tx *writeTx) error {
 		return tx.exec("UPDATE lease SET remaining = ttl WHERE id = ?1", id)
 	}, func() { s.lessor.setSaved(id, ttl) })
 	return ttl, err
 }
 
-func (s *Store) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	resp := &pb.LeaseTimeToLiveResponse{Header: s.header(s.rev.Load()), ID: r.ID, TTL: -1}
+func (s *leases) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	resp := &pb.LeaseTimeToLiveResponse{Header: s.header(s.revs.published.Load()), ID: r.ID, TTL: -1}
 	s.lessor.mu.Lock()
 	l, ok := s.lessor.leases[r.ID]
 	if ok {
@@ -364,14 +375,14 @@ func (s *Store) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*
 	if !ok || !r.Keys {
 		return resp, nil
 	}
-	err := s.view(ctx, func(sn *snap) (err error) {
+	err := s.reads.view(ctx, func(sn *snap) (err error) {
 		resp.Keys, err = sn.leaseKeys(r.ID)
 		return err
 	})
 	return resp, err
 }
 
-func (s *Store) leaseIDs() []int64 {
+func (s *leases) ids() []int64 {
 	s.lessor.mu.Lock()
 	defer s.lessor.mu.Unlock()
 	all := slices.Clone(s.lessor.queue)

@@ -50,7 +50,7 @@ func (m maintenanceServer) alarms() []*pb.AlarmMember {
 // Alarm tells whether the last write found no room. The alarm goes by itself once a write does, so there is nothing
 // to raise or to disarm.
 func (m maintenanceServer) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	resp := &pb.AlarmResponse{Header: m.s.header(m.s.rev.Load())}
+	resp := &pb.AlarmResponse{Header: m.s.header(m.s.revs.published.Load())}
 	if r.Action == pb.AlarmRequest_GET && r.Alarm != pb.AlarmType_CORRUPT {
 		resp.Alarms = m.alarms()
 	}
@@ -62,11 +62,11 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	rev := m.s.rev.Load()
+	rev := m.s.revs.published.Load()
 	resp := &pb.StatusResponse{Header: m.s.header(rev), Version: version.Version, Leader: m.s.memberID, RaftIndex: uint64(rev),
 		RaftAppliedIndex: uint64(rev), RaftTerm: raftTerm, StorageVersion: "3.7.0", DbSizeQuota: m.s.opts.MaxBytes,
 		DowngradeInfo: &pb.DowngradeInfo{}, DbSize: size}
-	free, err := m.s.count(ctx, "PRAGMA freelist_count")
+	free, err := m.s.reads.count(ctx, "PRAGMA freelist_count")
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -79,10 +79,10 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 
 // Defragment gives all free pages back to the file system, in the same small steps as after a compaction.
 func (m maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	if err := m.s.sweep.vacuum(ctx, 0, 0); err != nil {
+	if err := m.s.compactor.vacuum(ctx, 0, 0); err != nil {
 		return nil, toGRPC(err)
 	}
-	return &pb.DefragmentResponse{Header: m.s.header(m.s.rev.Load())}, nil
+	return &pb.DefragmentResponse{Header: m.s.header(m.s.revs.published.Load())}, nil
 }
 
 // kvHash hashes the history as etcd hashes its own, so that a store and an etcd with the same history agree.
@@ -127,7 +127,7 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 	resp := &pb.HashKVResponse{}
 	m.s.hashKVMu.Lock()
 	defer m.s.hashKVMu.Unlock()
-	err := m.s.view(ctx, func(sn *snap) error {
+	err := m.s.reads.view(ctx, func(sn *snap) error {
 		rev := r.Revision
 		switch {
 		case rev == 0:
@@ -178,12 +178,12 @@ func (m maintenanceServer) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.Has
 }
 
 func (m maintenanceServer) Snapshot(_ *pb.SnapshotRequest, g grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
-	return toGRPC(m.s.streamSnapshot(g.Context(), g.Send))
+	return toGRPC(m.s.snapshots.stream(g.Context(), g.Send))
 }
 
 func (m maintenanceServer) MoveLeader(_ context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
 	if r.TargetID == m.s.memberID {
-		return &pb.MoveLeaderResponse{Header: m.s.header(m.s.rev.Load())}, nil
+		return &pb.MoveLeaderResponse{Header: m.s.header(m.s.revs.published.Load())}, nil
 	}
 	return nil, rpctypes.ErrGRPCBadLeaderTransferee
 }

@@ -61,7 +61,7 @@ func (s *Store) Collect(ch chan<- prometheus.Metric) {
 	if size, err := s.fileBytes(); err == nil {
 		gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the file and its log.", float64(size))
 	}
-	gauge("etcd_debugging_mvcc_current_revision", "Newest revision.", float64(s.rev.Load()))
-	gauge("etcd_debugging_mvcc_compact_revision", "Revision compacted to.", float64(s.compact.Load()))
+	gauge("etcd_debugging_mvcc_current_revision", "Newest revision.", float64(s.revs.published.Load()))
+	gauge("etcd_debugging_mvcc_compact_revision", "Revision compacted to.", float64(s.revs.compacted.Load()))
 	gauge("etcd_server_has_leader", "Always 1: the store leads itself.", 1)
 }

@@ -18,7 +18,7 @@ type snap struct {
 	c         *conn
 	rev       int64 // newest revision in view
 	compacted int64
-	keyCounts *keyCounts
+	keys      *keyCounts
 	values    *valueCache
 	keep      bool // what is read may go into versions: not so in the writer, whose reads may be rolled back
 }
@@ -258,7 +258,7 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 		if withTotal && int64(len(kvs)) > r.Limit {
 			// The next page starts behind the last key: keep its count, so that paging counts once.
 			next := append(bytes.Clone(kvs[r.Limit-1].Key), 0)
-			sn.keyCounts.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
+			sn.keys.pin(span{next, keys.end}, rev, resp.Count-r.Limit)
 		}
 	}
 	if filtered(r) {

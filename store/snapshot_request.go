@@ -31,17 +31,17 @@ func socketPath(dir *os.File, path string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s.sock", dir.Fd(), filepath.Base(path))
 }
 
-// serveCopyRequests copies the store for other processes until ctx or the store ends.
-func (s *Store) serveCopyRequests(ctx context.Context) {
-	l, err := listenForCopies(s.opts.Path)
+// serveRequests copies the store for other processes until ctx or the store ends.
+func (s *snapshots) serveRequests(ctx context.Context) {
+	l, err := listenForCopies(s.path)
 	if err != nil {
 		// Some file systems have no sockets. All else works on them.
 		s.log.Warn("other processes cannot take snapshots of this store", zap.Error(err))
 		return
 	}
-	s.serveCopies(ctx, l)
+	s.serveListener(ctx, l)
 	// Ours still: Close keeps the lock until this has returned.
-	_ = os.Remove(s.opts.Path + ".sock")
+	_ = os.Remove(s.path + ".sock")
 }
 
 func listenForCopies(path string) (net.Listener, error) {
@@ -58,15 +58,15 @@ func listenForCopies(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false) // its name goes through dir, which is closed by then; serveCopies removes it
+	l.SetUnlinkOnClose(false) // its name goes through dir, which is closed by then; serveListener removes it
 	if err := os.Chmod(path+".sock", 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
 	}
 	return l, nil
 }
 
-// serveCopies closes l when ctx ends.
-func (s *Store) serveCopies(ctx context.Context, l net.Listener) {
+// serveListener closes l when ctx ends.
+func (s *snapshots) serveListener(ctx context.Context, l net.Listener) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
@@ -96,7 +96,7 @@ func (s *Store) serveCopies(ctx context.Context, l net.Listener) {
 }
 
 // serveCopy serves one request. It ends early when the other side hangs up.
-func (s *Store) serveCopy(ctx context.Context, c net.Conn) {
+func (s *snapshots) serveCopy(ctx context.Context, c net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()

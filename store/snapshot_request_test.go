@@ -29,16 +29,16 @@ func (l *brokeListener) Close() error {
 	return nil
 }
 
-func TestServeCopies_AcceptFails_TriesAgain(t *testing.T) {
+func TestSnapshots_ServeListener_AcceptFails_TriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.DebugLevel)
-		s := &Store{log: zap.New(core)}
+		s := &snapshots{log: zap.New(core)}
 		ctx, cancel := context.WithCancel(t.Context())
 		l := &brokeListener{}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			s.serveCopies(ctx, l)
+			s.serveListener(ctx, l)
 		}()
 		time.Sleep(time.Minute)
 		synctest.Wait()

@@ -104,7 +104,7 @@ func TestStore_Close_EndsACopyInProgress(t *testing.T) {
 	dest := filepath.Join(t.TempDir(), "copy")
 	closed := make(chan error, 1)
 	length := whenCopying(t, dest, func() { go func() { closed <- s.Close() }() })
-	err = s.copyTo(t.Context(), dest)
+	err = s.snapshots.copyTo(t.Context(), dest)
 	if n := length(); n > size/2 {
 		t.Errorf("%d of %d bytes were copied after the store was closed", n, size)
 	}
@@ -118,7 +118,7 @@ func TestStore_Close_EndsACopyInProgress(t *testing.T) {
 		t.Errorf("the partial copy is still there (%v)", err)
 	}
 	send := func(*pb.SnapshotResponse) error { return nil }
-	if err := s.streamSnapshot(t.Context(), send); !errors.Is(err, ErrClosed) {
+	if err := s.snapshots.stream(t.Context(), send); !errors.Is(err, ErrClosed) {
 		t.Errorf("snapshot of a closed store: %v", err)
 	}
 }
@@ -161,7 +161,7 @@ func TestStore_Run_WithoutASnapshotFolder(t *testing.T) {
 	}
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(context.Background()) }()
-	if _, err := s.autoSnapshot(t.Context()); err == nil {
+	if _, err := s.snapshots.take(t.Context()); err == nil {
 		t.Error("a snapshot was written to a folder that cannot be")
 	}
 	if err := s.Close(); err != nil {

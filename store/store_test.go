@@ -121,11 +121,11 @@ func TestStore_Compact_SweepsAndRefuses(t *testing.T) {
 	if _, err := c.Compact(t.Context(), rev, clientv3.WithCompactPhysical()); err != nil {
 		t.Fatal(err)
 	}
-	n, err := s.count(t.Context(), "SELECT count(*) FROM log")
+	n, err := s.reads.count(t.Context(), "SELECT count(*) FROM log")
 	if err != nil || n != 10 {
 		t.Errorf("%d rows left (%v), want 10", n, err)
 	}
-	n, err = s.count(t.Context(), "SELECT count(*) FROM cur")
+	n, err = s.reads.count(t.Context(), "SELECT count(*) FROM cur")
 	if err != nil || n != 10 {
 		t.Errorf("%d keys left (%v), want 10", n, err)
 	}
@@ -205,7 +205,7 @@ func TestStore_Lease_ExpiresAndSurvivesRestart(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		ran := make(chan error, 1)
 		// All of Run would listen for who asks for snapshots, and a listener keeps the bubble's clock from moving.
-		go func() { ran <- s.expireLeases(ctx) }()
+		go func() { ran <- s.leases.expire(ctx) }()
 		defer func() {
 			cancel()
 			if err := <-ran; err != nil {

@@ -53,9 +53,21 @@ func (w *watcher) wants(t mvccpb.Event_EventType) bool {
 	return !(t == mvccpb.Event_PUT && w.noPut || t == mvccpb.Event_DELETE && w.noDelete)
 }
 
-// watchStream is a set of watches that share one way out. One goroutine, in run, sends.
+// watches serves watch streams: new changes come from the hub, older ones from the file.
+type watches struct {
+	member
+	hub           *hub
+	reads         *readers
+	revs          *revisions
+	metrics       *metrics
+	progressEvery time.Duration
+	maxMessage    int
+	closed        <-chan struct{} // when the store closes
+}
+
+// watchStream is a set of watches whose responses go to one receiver. One goroutine, in run, sends them.
 type watchStream struct {
-	s        *Store
+	s        *watches
 	mu       sync.Mutex
 	woken    chan struct{}
 	watchers map[int64]*watcher
@@ -66,7 +78,7 @@ type watchStream struct {
 	closed   bool // nothing is sent any more, so no watch may start
 }
 
-func (s *Store) newWatchStream() *watchStream {
+func (s *watches) newStream() *watchStream {
 	st := &watchStream{s: s, woken: make(chan struct{}, 1), watchers: map[int64]*watcher{}}
 	s.hub.mu.Lock()
 	s.hub.streams[st] = struct{}{}
@@ -203,7 +215,7 @@ func (st *watchStream) run(ctx context.Context, send func(*pb.WatchResponse) err
 		if ticks == nil && len(ctrl) > 0 {
 			for _, w := range st.watchers {
 				if w.progress {
-					t := time.NewTicker(st.s.opts.ProgressInterval)
+					t := time.NewTicker(st.s.progressEvery)
 					defer t.Stop()
 					ticks = t.C
 					break
@@ -311,7 +323,7 @@ func (st *watchStream) serve(ctx context.Context, w *watcher, send func(*pb.Watc
 
 func (st *watchStream) deliver(w *watcher, events []*mvccpb.Event, rev int64, send func(*pb.WatchResponse) error) error {
 	r := &pb.WatchResponse{Header: st.s.header(rev), WatchId: w.id, Events: events}
-	limit := st.s.opts.MaxRequestBytes + grpcOverhead
+	limit := st.s.maxMessage
 	if !w.fragment || len(events) < 2 || proto.Size(r) < limit {
 		return send(r)
 	}
@@ -354,7 +366,7 @@ func (st *watchStream) catchUp(ctx context.Context, w *watcher, from int64, send
 		if gone {
 			return nil
 		}
-		return send(&pb.WatchResponse{Header: st.s.header(0), WatchId: w.id, Canceled: true, CompactRevision: st.s.compact.Load()})
+		return send(&pb.WatchResponse{Header: st.s.header(0), WatchId: w.id, Canceled: true, CompactRevision: st.s.revs.compacted.Load()})
 	}
 	if err != nil {
 		return err
@@ -388,8 +400,8 @@ func (st *watchStream) catchUp(ctx context.Context, w *watcher, from int64, send
 
 // history reads the events w wants from revision from on, up to a limit but never half a revision. upTo is the last
 // revision that is covered, rev the newest there was.
-func (s *Store) history(ctx context.Context, w *watcher, from int64) (events []*mvccpb.Event, upTo, rev int64, err error) {
-	err = s.view(ctx, func(sn *snap) error {
+func (s *watches) history(ctx context.Context, w *watcher, from int64) (events []*mvccpb.Event, upTo, rev int64, err error) {
+	err = s.reads.view(ctx, func(sn *snap) error {
 		if from < sn.compacted {
 			return ErrCompacted
 		}

@@ -9,12 +9,12 @@ import (
 // A gRPC stream receives requests until its handler has returned, so one can come when the stream is closed already.
 func TestWatchStream_Create_AfterClose(t *testing.T) {
 	s := openStore(t, Options{})
-	st := s.newWatchStream()
+	st := s.watches.newStream()
 	st.close()
 	st.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l")})
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	if n := len(s.hub.prefixes) + len(s.hub.exact) + len(s.hub.ranges) + len(st.watchers); n != 0 {
+	s.watches.hub.mu.Lock()
+	defer s.watches.hub.mu.Unlock()
+	if n := len(s.watches.hub.prefixes) + len(s.watches.hub.exact) + len(s.watches.hub.ranges) + len(st.watchers); n != 0 {
 		t.Errorf("%d watches of a closed stream are fed", n)
 	}
 }
@@ -28,9 +28,9 @@ func TestLocalWatcher_Watch_AfterClose(t *testing.T) {
 	if r, ok := <-c.Watch(t.Context(), "k"); ok {
 		t.Errorf("a closed watcher answered %+v", r)
 	}
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	if n := len(s.hub.exact) + len(s.hub.streams); n != 0 {
+	s.watches.hub.mu.Lock()
+	defer s.watches.hub.mu.Unlock()
+	if n := len(s.watches.hub.exact) + len(s.watches.hub.streams); n != 0 {
 		t.Errorf("%d watches of a closed watcher are fed", n)
 	}
 }

@@ -3,9 +3,7 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -19,38 +17,41 @@ type change struct {
 	row   row
 }
 
-// proposal is a write waiting for its turn.
+// proposal is a write that waits for its turn.
 type proposal struct {
 	ctx context.Context
-	// apply does the write inside the batch's transaction. An answer that is an error must have changed nothing.
+	// apply does the write inside the batch's transaction. When it refuses the write with an error, it must not have
+	// changed anything.
 	apply func(tx *writeTx) error
-	// committed, if set, runs in the writer after the commit and before anybody hears of the new revision; published, after
-	// everybody can, and before the proposer is told.
+	// committed, if set, runs in the writer after the commit and before anyone can see the new revision; published, after
+	// everyone can and before the proposer gets its result.
 	committed, published func()
 	size                 int
-	// late says that the write may be made durable a little later than it is acknowledged, see journal; writesHeld,
-	// that what is held of these is to be written.
-	late, writesHeld bool
-	err              error
-	done             chan struct{}
+	// deferrable allows the journal to defer the write; flush asks for deferred writes to go into the file.
+	deferrable, flush bool
+	err               error
+	done              chan struct{}
 }
 
-// writer is the one goroutine that changes the file. While a commit waits for the disk, proposals gather; the next
-// commit takes them all.
+// writer queues writes. One goroutine takes them from the queue and changes the file; while a commit waits for the disk,
+// proposals gather, and the next commit takes them all.
 type writer struct {
-	s       *Store
-	c       *conn
+	log       *zap.Logger
+	metrics   *metrics
+	slowAfter time.Duration
+
+	journal *journal
 	cp      *checkpointer
+	lessor  *lessor
+	keys    *keyCounts
+	values  *valueCache
+	revs    *revisions
+	hub     *hub
+
 	queue   chan *proposal
 	stop    chan struct{}
 	stopped chan struct{}
 	wg      sync.WaitGroup
-	rev     int64         // newest revision in the file
-	frames  int64         // written to the write-ahead log since the last checkpoint, at most
-	synced  time.Duration // what the last commit took to reach the disk
-	late    *journal
-	// torn says that a sync did not work while there were late writes, see journal.mend.
-	torn atomic.Bool
 }
 
 const (
@@ -58,35 +59,23 @@ const (
 	maxBatchBytes = 8 << 20
 )
 
-func newWriter(s *Store, c, checkpoints *conn) (*writer, error) {
-	late, err := newJournal(s)
-	if err != nil {
-		return nil, err
-	}
-	cp, err := newCheckpointer(s, checkpoints)
-	if err != nil {
-		return nil, errors.Join(err, late.log.Close())
-	}
-	w := &writer{s: s, c: c, cp: cp, queue: make(chan *proposal, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}),
-		rev: s.rev.Load(), late: late}
-	return w, nil
-}
-
 func (w *writer) start() {
+	w.queue, w.stop, w.stopped = make(chan *proposal, maxBatch), make(chan struct{}), make(chan struct{})
 	w.wg.Go(w.run)
 	w.wg.Go(func() { w.cp.run(w.stop) })
 }
 
-// propose hands a write to the writer and waits until it is on disk or refused.
-func (s *Store) propose(ctx context.Context, size int, apply func(tx *writeTx) error, committed func()) error {
-	return s.submit(&proposal{ctx: ctx, apply: apply, committed: committed, size: size, done: make(chan struct{})})
+// propose hands a write to the writer and waits until it is durable or refused.
+func (w *writer) propose(ctx context.Context, size int, apply func(tx *writeTx) error, committed func()) error {
+	return w.submit(&proposal{ctx: ctx, apply: apply, committed: committed, size: size})
 }
 
-func (s *Store) submit(p *proposal) error {
+func (w *writer) submit(p *proposal) error {
+	p.done = make(chan struct{})
 	ctx := p.ctx
 	select {
-	case s.w.queue <- p:
-	case <-s.w.stop:
+	case w.queue <- p:
+	case <-w.stop:
 		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
@@ -94,8 +83,8 @@ func (s *Store) submit(p *proposal) error {
 	select {
 	case <-p.done:
 		return p.err
-	case <-s.w.stopped:
-		// The writer answers what it took; only what stayed in the queue is left.
+	case <-w.stopped:
+		// The writer finishes every proposal that it took; only those still in the queue are left.
 		select {
 		case <-p.done:
 			return p.err
@@ -108,6 +97,18 @@ func (s *Store) submit(p *proposal) error {
 	}
 }
 
+// flush has deferred writes put into the file, for a read that must see them. On a full disk reads go on without them.
+func (w *writer) flush(ctx context.Context) error {
+	if !w.journal.pending.Load() {
+		return nil
+	}
+	err := w.submit(&proposal{ctx: ctx, deferrable: true, flush: true, apply: func(*writeTx) error { return nil }})
+	if errors.Is(err, ErrNoSpace) {
+		return nil
+	}
+	return err
+}
+
 func (w *writer) run() {
 	defer close(w.stopped)
 	batch := make([]*proposal, 0, maxBatch)
@@ -116,8 +117,8 @@ func (w *writer) run() {
 		select {
 		case p := <-w.queue:
 			batch = append(batch, p)
-		case <-w.late.due:
-			w.flush()
+		case <-w.journal.due:
+			w.journal.flush()
 			continue
 		case <-w.stop:
 			return
@@ -132,25 +133,45 @@ func (w *writer) run() {
 			}
 			break
 		}
-		w.commit(batch)
+		w.write(batch)
 		clear(batch)
 	}
 }
 
-// commit applies a batch in one transaction. When the batch does not fit on the disk, or anything else goes wrong
-// with the file, its proposals are tried one by one, so that one of them cannot fail the others.
-func (w *writer) commit(batch []*proposal) {
+// modes returns how soon a batch must be durable, and the same if it must go into the file.
+func (w *writer) modes(batch []*proposal) (mode, fileMode syncMode) {
+	flush := false
+	for _, p := range batch {
+		if !p.deferrable {
+			return modeSynced, modeSynced
+		}
+		flush = flush || p.flush
+	}
+	fileMode = w.journal.fileMode(len(batch))
+	if flush {
+		return fileMode, fileMode
+	}
+	return w.journal.mode(len(batch)), fileMode
+}
+
+// write applies a batch in one transaction. When the batch does not fit on the disk, or the file fails in another way,
+// its proposals are tried one by one, so that one of them cannot fail the others.
+func (w *writer) write(batch []*proposal) {
 	start := time.Now()
-	held := w.holdable(batch) && w.hold(batch) == nil
-	var err error
-	if !held {
-		err = w.try(batch)
-		w.late.refused = err != nil && len(w.late.held) > 0
+	mode, fileMode := w.modes(batch)
+	err := w.try(batch, mode)
+	if err != nil && mode == modeDeferred {
+		mode = fileMode
+		err = w.try(batch, mode)
+	}
+	if mode != modeDeferred {
+		w.journal.refused = err != nil && len(w.journal.deferred) > 0
 	}
 	if err != nil && len(batch) > 1 {
-		for _, p := range batch {
+		for i, p := range batch {
+			_, fileMode := w.modes(batch[i : i+1])
 			p.err = nil
-			if err := w.try([]*proposal{p}); err != nil {
+			if err := w.try(batch[i:i+1], fileMode); err != nil {
 				p.err = err
 			}
 		}
@@ -160,104 +181,58 @@ func (w *writer) commit(batch []*proposal) {
 	for _, p := range batch {
 		close(p.done)
 	}
-	if held {
+	if mode == modeDeferred {
 		return
 	}
-	committed := time.Now()
-	w.s.metrics.batchSize.Observe(float64(len(batch)))
-	w.afterCommit()
-	if d := time.Since(start); d > w.s.opts.SlowAfter {
-		w.s.log.Warn("commit is slow", zap.Duration("took", d), zap.Int("proposals", len(batch)), zap.Duration("sync", w.synced),
-			zap.Duration("log", time.Since(committed)))
+	done := time.Now()
+	w.metrics.batchSize.Observe(float64(len(batch)))
+	w.journal.frames = w.cp.afterCommit(w.journal.c, w.journal.frames, w.stop)
+	if d := time.Since(start); d > w.slowAfter {
+		w.log.Warn("commit is slow", zap.Duration("took", d), zap.Int("proposals", len(batch)),
+			zap.Duration("sync", w.journal.lastSync), zap.Duration("log", time.Since(done)))
 	}
 }
 
-// begin starts a transaction with what is held in it.
-func (w *writer) begin() (*writeTx, error) {
-	if err := w.c.exec("BEGIN IMMEDIATE"); err != nil {
-		return nil, fmt.Errorf("begin write: %w", fault(err))
-	}
-	tx := &writeTx{w: w, rev: w.rev}
-	if err := tx.replay(); err != nil {
-		w.rollback()
-		w.noteFault(err)
-		return nil, fmt.Errorf("write what was held: %w", fault(err))
-	}
-	return tx, nil
-}
-
-// try applies and commits a batch; an error means nothing of it is in the file.
-func (w *writer) try(batch []*proposal) error {
-	if err := w.mend(); err != nil {
-		return err
-	}
-	synced := !w.mayWait(batch)
-	if err := w.syncCommits(synced); err != nil {
-		return err
-	}
-	tx, err := w.begin()
-	if err != nil {
+// try applies and commits a batch; an error means that nothing of it has happened.
+func (w *writer) try(batch []*proposal, mode syncMode) error {
+	tx := &writeTx{mode: mode, lessor: w.lessor, keys: w.keys, values: w.values, revs: w.revs}
+	if err := w.journal.begin(tx); err != nil {
 		return err
 	}
 	for _, p := range batch {
-		if p.ctx.Err() != nil {
-			p.err = p.ctx.Err()
+		if p.err = p.ctx.Err(); p.err != nil {
 			continue
 		}
 		if err := tx.apply(p); err != nil {
-			w.rollback()
-			w.noteFault(err)
-			return fault(err)
+			return w.journal.abort(tx, err)
 		}
 	}
 	var left map[int64]int64
-	if tx.wrote {
-		if left = w.s.lessor.stale(time.Now()); left != nil {
-			for id, seconds := range left {
-				if err := tx.exec("UPDATE lease SET remaining = ?2 WHERE id = ?1", id, seconds); err != nil {
-					w.rollback()
-					w.noteFault(err)
-					return fault(err)
-				}
-			}
+	if mode != modeDeferred {
+		var err error
+		if left, err = w.saveAlong(tx); err != nil {
+			return w.journal.abort(tx, err)
 		}
 	}
-	if w.s.keyCounts.deltas > maxUnsavedDeltas && !tx.counted {
-		if err := w.s.keyCounts.save(tx); err != nil {
-			w.rollback()
-			w.noteFault(err)
-			return fault(err)
-		}
-	}
-	start := time.Now()
-	err = w.c.exec("COMMIT")
-	w.synced = time.Since(start)
-	if err != nil {
-		w.rollback()
-		w.noteFault(err)
-		w.torn.Store(true)
-		return fmt.Errorf("commit write: %w", fault(err))
-	}
-	w.late.committed(tx.rev-w.rev, synced, tx.wrote)
-	if tx.wrote {
-		w.s.metrics.commitSeconds.Observe(w.synced.Seconds())
-		w.s.alarm.Store(false)
+	if err := w.journal.commit(tx); err != nil {
+		return err
 	}
 	for id, seconds := range left {
-		w.s.lessor.setSaved(id, seconds)
+		w.lessor.setSaved(id, seconds)
 	}
 	if tx.counted {
-		w.s.keyCounts.saveDone()
+		w.keys.saveDone()
 	}
 	for _, p := range batch {
 		if p.err == nil && p.committed != nil {
 			p.committed()
 		}
 	}
-	w.rev = tx.rev
-	w.s.publish(tx.changes, tx.rev)
-	if err := w.s.keyCounts.split(w.c); err != nil {
-		w.s.log.Warn("keys are counted more slowly", zap.Error(err))
+	w.publish(tx.changes, tx.rev)
+	if mode != modeDeferred { // the file must be at the revision that the counts are of
+		if err := w.keys.split(w.journal.c); err != nil {
+			w.log.Warn("keys are counted more slowly", zap.Error(err))
+		}
 	}
 	for _, p := range batch {
 		if p.err == nil && p.published != nil {
@@ -267,50 +242,49 @@ func (w *writer) try(batch []*proposal) error {
 	return nil
 }
 
-func (w *writer) noteFault(err error) {
-	if errors.Is(fault(err), ErrNoSpace) {
-		w.s.alarm.Store(true)
+// saveAlong adds to a transaction what the file should know by now, so that it costs no commit of its own.
+func (w *writer) saveAlong(tx *writeTx) (left map[int64]int64, err error) {
+	if tx.wrote {
+		left = w.lessor.stale(time.Now())
+		for id, seconds := range left {
+			if err := tx.exec("UPDATE lease SET remaining = ?2 WHERE id = ?1", id, seconds); err != nil {
+				return nil, err
+			}
+		}
 	}
-	w.s.log.Error("write was refused by the file", zap.Error(err))
+	if w.keys.deltas > maxUnsavedDeltas && !tx.counted {
+		return left, w.keys.save(tx)
+	}
+	return left, nil
 }
 
-func (w *writer) rollback() {
-	// SQLite may have rolled back already; then this says so and nothing else is wrong.
-	if w.c.c.AutoCommit() {
-		return
-	}
-	if err := w.c.exec("ROLLBACK"); err != nil {
-		w.s.log.Error("rollback failed", zap.Error(err))
-	}
-}
-
-// publish tells everyone of new revisions, in order, after they are on disk.
-func (s *Store) publish(changes []change, rev int64) {
-	if rev == s.rev.Load() {
+// publish shows new revisions to everyone, in order, after their commit.
+func (w *writer) publish(changes []change, rev int64) {
+	if rev == w.revs.published.Load() {
 		return
 	}
 	for i := range changes {
-		s.values.add(changes[i].row)
+		w.values.add(changes[i].row)
 	}
-	s.keyCounts.advance(changes, rev)
-	s.rev.Store(rev)
-	s.hub.publish(changes, rev)
+	w.keys.advance(changes, rev)
+	w.revs.published.Store(rev)
+	w.hub.publish(changes, rev)
 }
 
+// close ends the writer's goroutines.
 func (w *writer) close() error {
 	close(w.stop)
 	w.wg.Wait()
 	return w.cp.close()
 }
 
-// finish closes the writer's connection, which as the last one copies the log back and removes it.
+// finish closes the file, after all other connections.
 func (w *writer) finish() error {
-	w.flush()
-	mended := errors.Join(w.mend(), w.cp.mend())
-	errs := []error{mended, w.s.lessor.saveRemaining(w.c)}
-	if mended == nil && len(w.late.held) == 0 && (w.s.opts.Durability == DurabilityRelaxed || w.late.marked) {
-		errs = append(errs, w.c.script("PRAGMA synchronous = FULL"), setMeta(w.c, metaUnsynced, allSynced))
+	w.journal.flush()
+	repaired := errors.Join(w.journal.repair(), w.cp.repair())
+	errs := []error{repaired, w.lessor.saveRemaining(w.journal.c)}
+	if repaired == nil {
+		errs = append(errs, w.journal.markSynced())
 	}
-	errs = append(errs, w.c.script("PRAGMA wal_checkpoint(TRUNCATE)"), w.c.close(), w.late.close(), w.cp.closeFile())
-	return errors.Join(errs...)
+	return errors.Join(append(errs, w.journal.close(), w.cp.closeFile())...)
 }
