@@ -1,3 +1,3 @@
-// Package storetest gives tests an etcd that costs nothing to start: the store itself. It must not be imported but by tests, nor
-// import what the store must not.
+// Package storetest owns an etcd for tests that costs nothing to start: the store itself. Only tests may import it.
+// It must not import anything else of this repository but store.
 package storetest
