@@ -25,7 +25,7 @@ type CleanupConfig struct {
 }
 
 // Cleanup removes everything a [Proxy] made: service rules of both modes, the node's own rules, the bridge and the pods'
-// interfaces on it, the tunnel, address leases and the network list. Rules of others are never touched. It may be repeated.
+// interfaces on it, the overlay, address leases and the network list. Rules of others are never touched. It may be repeated.
 // The Proxy must not be running, or it writes its rules again.
 func Cleanup(ctx context.Context, c CleanupConfig) error {
 	if c.Logger == nil {

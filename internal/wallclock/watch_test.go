@@ -39,10 +39,10 @@ func TestWatch_ContextEnds(t *testing.T) {
 
 func TestJump(t *testing.T) {
 	for name, row := range map[string]struct{ wall, real, want time.Duration }{
-		"on time":             {every, every, 0},
-		"slewed a little":     {every + 5*time.Millisecond, every, 0},
-		"set to next year":    {every + 400*24*time.Hour, every, 400 * 24 * time.Hour},
-		"set back an hour":    {every - time.Hour, every, -time.Hour},
+		"on time":               {every, every, 0},
+		"slewed a little":       {every + 5*time.Millisecond, every, 0},
+		"set to next year":      {every + 400*24*time.Hour, every, 400 * 24 * time.Hour},
+		"set back an hour":      {every - time.Hour, every, -time.Hour},
 		"suspended, clock runs": {10 * time.Minute, 10 * time.Minute, 0},
 	} {
 		if got := jump(row.wall, row.real); got != row.want {

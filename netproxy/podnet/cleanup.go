@@ -27,7 +27,7 @@ func Cleanup(ctx context.Context, c Config) error {
 	for _, fw := range []firewall{newNFTFirewall(), &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removeTunnel(tunnelName(c.Bridge)), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
+	errs = append(errs, removeBridge(c.Bridge), removeOverlay(overlayName(c.Bridge)), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))
@@ -43,14 +43,14 @@ func Cleanup(ctx context.Context, c Config) error {
 	return errors.Join(errs...)
 }
 
-// removeTunnel deletes the tunnel to other nodes, and no other interface of that name.
-func removeTunnel(name string) error {
+// removeOverlay deletes the overlay to other nodes, and no other interface of that name.
+func removeOverlay(name string) error {
 	link, err := netlink.LinkByName(name)
 	switch {
 	case isNotFound(err):
 		return nil
 	case err != nil:
-		return fmt.Errorf("find tunnel %s: %w", name, err)
+		return fmt.Errorf("find overlay %s: %w", name, err)
 	case link.Type() != "vxlan":
 		return nil // not made by mote
 	}

@@ -30,7 +30,7 @@ const defaultCheckInterval = 5 * time.Minute
 
 // Config is what a [Network] is made of. It is not written to after [New].
 type Config struct {
-	// NodeName is this node's name; the tunnel's hardware address is derived from it.
+	// NodeName is this node's name; the overlay's hardware address is derived from it.
 	NodeName string
 	// Cluster has the ranges of pods and services and the backend; it is valid. Traffic between pods keeps its source
 	// address. On hosts without a default route the service ranges get a route of their own.

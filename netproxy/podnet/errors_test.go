@@ -77,11 +77,11 @@ func TestDropStaleLeases_BootUnknown_KeepsThem(t *testing.T) {
 	}
 }
 
-func TestNetwork_EnsurePeers_LeavesAnotherInterfaceOfTheTunnelsName(t *testing.T) {
+func TestNetwork_EnsurePeers_LeavesAnotherInterfaceOfTheOverlaysName(t *testing.T) {
 	if !netnstest.Enter(t) {
 		return
 	}
-	name := tunnelName(DefaultBridge)
+	name := overlayName(DefaultBridge)
 	run(t, "ip", "link", "add", name, "type", "bridge")
 	c := testConfig(t)
 	c.Cluster.NetworkBackend = clusterconfig.BackendNone

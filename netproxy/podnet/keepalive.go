@@ -15,7 +15,7 @@ const keepaliveInterval = 20 * time.Second
 // discardPort is where nobody listens: the answer, that nobody does, is traffic in the other direction.
 const discardPort = 9
 
-// keepMapped sends something through the tunnel to every peer from time to time, if this node sits behind a NAT: others can
+// keepMapped sends something through the overlay to every peer from time to time, if this node sits behind a NAT: others can
 // reach it only while the NAT remembers it.
 func (n *Network) keepMapped(ctx context.Context) error {
 	tick := time.NewTicker(keepaliveInterval)

@@ -19,7 +19,7 @@ const (
 	maxMTU = 65535
 	// fallbackMTU is assumed for the network that is not there yet: Ethernet's.
 	fallbackMTU = 1500
-	// vxlanOverhead4 and vxlanOverhead6 are the bytes the tunnel adds over IPv4 and IPv6.
+	// vxlanOverhead4 and vxlanOverhead6 are the bytes the overlay adds over IPv4 and IPv6.
 	vxlanOverhead4, vxlanOverhead6 = 50, 70
 )
 

@@ -20,8 +20,8 @@ import (
 	"github.com/mote-dev/mote/netproxy/reconcile"
 )
 
-// settle is how long changes are gathered before they are acted on: interfaces come and go in bursts when pods start.
-const settle = 500 * time.Millisecond
+// debounce is how long changes are gathered before they are acted on: interfaces come and go in bursts when pods start.
+const debounce = 500 * time.Millisecond
 
 // Pauses between attempts to repair what failed. The last is short because what the kernel reports meanwhile waits for it.
 const firstRetry, lastRetry = time.Second, 10 * time.Second
@@ -73,7 +73,7 @@ func New(c Config) (*Network, error) {
 // passes says when pass runs.
 func (n *Network) passes(pass func(ctx context.Context, full bool) error) reconcile.Config {
 	return reconcile.Config{
-		Debounce:   settle,
+		Debounce:   debounce,
 		Interval:   n.cfg.CheckInterval,
 		FirstRetry: firstRetry,
 		LastRetry:  lastRetry,

@@ -16,28 +16,28 @@ import (
 )
 
 const (
-	// vxlanPort is the UDP port of the tunnel, Linux' own choice. It is the source port as well: a NAT that keeps ports then
+	// vxlanPort is the UDP port of the overlay, Linux' own choice. It is the source port as well: a NAT that keeps ports then
 	// lets answers in, as both directions are one flow to it.
 	vxlanPort = 8472
-	// vxlanID is the number of the tunnel's network.
+	// vxlanID is the number of the overlay's network.
 	vxlanID = 1
-	// tunnelSuffix makes the tunnel's name out of the bridge's.
-	tunnelSuffix = ".1"
+	// overlaySuffix makes the overlay's name out of the bridge's.
+	overlaySuffix = ".1"
 )
 
-// tunnelName is the name of the tunnel interface that belongs to a bridge.
-func tunnelName(bridge string) string {
+// overlayName is the name of the VXLAN interface that belongs to a bridge.
+func overlayName(bridge string) string {
 	base := strings.TrimRight(bridge, "0123456789")
 	if bridge != DefaultBridge {
-		base = bridge[:min(len(bridge), 15-len(tunnelSuffix))]
+		base = bridge[:min(len(bridge), 15-len(overlaySuffix))]
 	}
-	return base + tunnelSuffix
+	return base + overlaySuffix
 }
 
-// link names the address another node is reached at over the tunnel.
+// link names the address another node is reached at over the overlay.
 type peerLink struct {
 	outer netip.Addr       // where packets to the node are sent
-	mac   net.HardwareAddr // the node's tunnel interface
+	mac   net.HardwareAddr // the node's VXLAN interface
 }
 
 // peerRoute is a route to the pods of another node.
@@ -48,21 +48,22 @@ type peerRoute struct {
 
 // plan is everything the kernel has to know of other nodes.
 type plan struct {
-	// local is this node's end of the tunnel; invalid means no tunnel.
+	// local is this node's end of the overlay; invalid means no overlay.
 	local netip.Addr
 	mac   net.HardwareAddr
-	// addrs are the tunnel interface's own addresses.
+	// addrs are the VXLAN interface's own addresses.
 	addrs []netip.Addr
 	links []peerLink
-	// hops tell the tunnel address of the next hop of each route which peer it is.
+	// hops tell the overlay address of the next hop of each route which peer it is.
 	hops   map[netip.Addr]net.HardwareAddr
 	routes []peerRoute
 	// skipped says which peers are left out and why.
 	skipped []string
 }
 
-// tunnelMAC derives the hardware address of a node's tunnel interface from its name, so nobody has to be told.
-func tunnelMAC(node string) net.HardwareAddr {
+// overlayMAC derives the hardware address of a node's VXLAN interface from its name, so that nodes need not exchange it. The
+// hashed text is part of the protocol between nodes.
+func overlayMAC(node string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte("mote tunnel " + node))
 	mac := net.HardwareAddr(sum[:6])
 	// Locally administered, one receiver.
@@ -90,11 +91,11 @@ func planPeers(backend clusterconfig.Backend, self Node, peers []Node) plan {
 		case clusterconfig.BackendHostGW:
 			p.addDirect(peer)
 		default:
-			p.addTunnel(local, self, peer)
+			p.addOverlay(local, self, peer)
 		}
 	}
 	if backend == clusterconfig.BackendVXLAN && len(p.links) > 0 {
-		p.local, p.mac = local, tunnelMAC(self.Name)
+		p.local, p.mac = local, overlayMAC(self.Name)
 		for _, c := range self.PodCIDRs {
 			p.addrs = append(p.addrs, c.Masked().Addr())
 		}
@@ -118,8 +119,8 @@ func (p *plan) addDirect(peer Node) {
 	}
 }
 
-// addTunnel adds a peer reached through the tunnel. The tunnel has one address family, that of this node's first address.
-func (p *plan) addTunnel(local netip.Addr, self, peer Node) {
+// addOverlay adds a peer reached through the overlay. The overlay has one address family, that of this node's first address.
+func (p *plan) addOverlay(local netip.Addr, self, peer Node) {
 	addrs := peer.Addrs
 	if peer.Outside.IsValid() && peer.Outside != self.Outside {
 		// Behind a NAT: its own address means nothing here, unless both sit behind the same one.
@@ -130,7 +131,7 @@ func (p *plan) addTunnel(local netip.Addr, self, peer Node) {
 		p.skipped = append(p.skipped, peer.Name+": it and this node have no addresses of the same family")
 		return
 	}
-	mac := tunnelMAC(peer.Name)
+	mac := overlayMAC(peer.Name)
 	p.links = append(p.links, peerLink{addrs[i], mac})
 	if p.hops == nil {
 		p.hops = make(map[netip.Addr]net.HardwareAddr)
@@ -155,19 +156,19 @@ func (n *Network) reportSkipped(skipped []string) {
 	}
 }
 
-// ensurePeers brings tunnel and routes to the wanted state.
+// ensurePeers brings overlay and routes to the wanted state.
 func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
 	p := planPeers(n.cfg.Cluster.NetworkBackend, self, peers)
 	n.reportSkipped(p.skipped)
 	// What a run with another backend left goes, too: its routes would win, or lead nowhere.
 	if n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
-		return errors.Join(removeTunnel(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
+		return errors.Join(removeOverlay(overlayName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
 	}
 	if !p.local.IsValid() {
-		// Without another node there is no tunnel.
-		return errors.Join(removeTunnel(tunnelName(n.cfg.Bridge)), ensureDirectRoutes(nil))
+		// Without another node there is no overlay.
+		return errors.Join(removeOverlay(overlayName(n.cfg.Bridge)), ensureDirectRoutes(nil))
 	}
-	if err := errors.Join(ensureDirectRoutes(nil), ensureTunnel(tunnelName(n.cfg.Bridge), p, mtu)); err != nil {
+	if err := errors.Join(ensureDirectRoutes(nil), ensureOverlay(overlayName(n.cfg.Bridge), p, mtu)); err != nil {
 		return err
 	}
 	if self.Outside.IsValid() {

@@ -19,15 +19,15 @@ const (
 	serviceProtocol = 110
 )
 
-// ensureTunnel makes the tunnel interface and what it knows of other nodes as planned, and deletes what is too much.
-func ensureTunnel(name string, p plan, mtu int) error {
-	link, err := ensureTunnelLink(name, p, mtu)
+// ensureOverlay makes the VXLAN interface and what it knows of other nodes as planned, and deletes what is too much.
+func ensureOverlay(name string, p plan, mtu int) error {
+	link, err := ensureOverlayLink(name, p, mtu)
 	if err != nil {
-		return fmt.Errorf("make tunnel %s: %w", name, err)
+		return fmt.Errorf("make overlay %s: %w", name, err)
 	}
 	index := link.Attrs().Index
-	if err := errors.Join(ensureTunnelAddrs(link, p.addrs), ensureLinks(index, p.links), ensureHops(index, p.hops)); err != nil {
-		return fmt.Errorf("set up tunnel %s: %w", name, err)
+	if err := errors.Join(ensureOverlayAddrs(link, p.addrs), ensureLinks(index, p.links), ensureHops(index, p.hops)); err != nil {
+		return fmt.Errorf("set up overlay %s: %w", name, err)
 	}
 	wanted := make(map[netip.Prefix]netlink.Route, len(p.routes))
 	for _, r := range p.routes {
@@ -36,8 +36,8 @@ func ensureTunnel(name string, p plan, mtu int) error {
 	return ensureRoutes(wanted, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
 }
 
-// ensureTunnelLink returns the interface, made anew if it is not as wanted: the kernel changes most of it only then.
-func ensureTunnelLink(name string, p plan, mtu int) (netlink.Link, error) {
+// ensureOverlayLink returns the interface, made anew if it is not as wanted: the kernel changes most of it only then.
+func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	switch {
 	case isNotFound(err):
@@ -83,8 +83,8 @@ func ensureTunnelLink(name string, p plan, mtu int) (netlink.Link, error) {
 	return link, nil
 }
 
-// ensureTunnelAddrs gives the interface exactly the addresses, besides its link-local one.
-func ensureTunnelAddrs(link netlink.Link, wanted []netip.Addr) error {
+// ensureOverlayAddrs gives the interface exactly the addresses, besides its link-local one.
+func ensureOverlayAddrs(link netlink.Link, wanted []netip.Addr) error {
 	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
@@ -116,7 +116,7 @@ func ensureTunnelAddrs(link netlink.Link, wanted []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// ensureLinks tells the tunnel where the interfaces of other nodes are.
+// ensureLinks tells the overlay where the interfaces of other nodes are.
 func ensureLinks(index int, wanted []peerLink) error {
 	have, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, unix.AF_BRIDGE) })
 	if err != nil {

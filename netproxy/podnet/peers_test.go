@@ -69,7 +69,7 @@ func describe(p plan, peers []Node) string {
 	}
 	for _, l := range p.links {
 		for _, n := range peers {
-			if tunnelMAC(n.Name).String() == l.mac.String() {
+			if overlayMAC(n.Name).String() == l.mac.String() {
 				parts = append(parts, n.Name+" at "+l.outer.String())
 			}
 		}
@@ -83,10 +83,10 @@ func describe(p plan, peers []Node) string {
 	return strings.Join(parts, "; ")
 }
 
-func TestTunnelName(t *testing.T) {
+func TestOverlayName(t *testing.T) {
 	for bridge, want := range map[string]string{"mote0": "mote.1", "br-second": "br-second.1", "a-very-long-one": "a-very-long-o.1"} {
-		if got := tunnelName(bridge); got != want || len(got) > 15 {
-			t.Errorf("tunnel of %s is %s, want %s", bridge, got, want)
+		if got := overlayName(bridge); got != want || len(got) > 15 {
+			t.Errorf("overlay of %s is %s, want %s", bridge, got, want)
 		}
 	}
 }
@@ -277,7 +277,7 @@ func TestNetwork_Peers(t *testing.T) {
 			c.reconcile(t)
 			c.reach(t)
 			state := func(n *clusterNode) string {
-				return run(t, "ip", "-n", n.ns, "route") + run(t, "ip", "-n", n.ns, "neigh", "show", "nud", "permanent") + run(t, "bridge", "-n", n.ns, "fdb", "show", "dev", tunnelOr(backend))
+				return run(t, "ip", "-n", n.ns, "route") + run(t, "ip", "-n", n.ns, "neigh", "show", "nud", "permanent") + run(t, "bridge", "-n", n.ns, "fdb", "show", "dev", overlayOr(backend))
 			}
 			before := state(c.nodes[0])
 			c.reconcile(t)
@@ -297,7 +297,7 @@ func TestNetwork_Peers(t *testing.T) {
 			// Something deletes what we made.
 			for _, n := range c.nodes {
 				if backend == clusterconfig.BackendVXLAN {
-					run(t, "ip", "-n", n.ns, "link", "del", tunnelName(DefaultBridge))
+					run(t, "ip", "-n", n.ns, "link", "del", overlayName(DefaultBridge))
 				} else {
 					run(t, "ip", "-n", n.ns, "route", "flush", "proto", fmt.Sprint(routeProtocol))
 				}
@@ -314,8 +314,8 @@ func TestNetwork_Peers(t *testing.T) {
 			c.reach(t)
 			c.nodes = c.nodes[:1]
 			c.reconcile(t)
-			if out := run(t, "ip", "-n", c.nodes[0].ns, "link"); strings.Contains(out, tunnelName(DefaultBridge)) {
-				t.Errorf("a tunnel to nobody:\n%s", out)
+			if out := run(t, "ip", "-n", c.nodes[0].ns, "link"); strings.Contains(out, overlayName(DefaultBridge)) {
+				t.Errorf("an overlay to nobody:\n%s", out)
 			}
 			inside(t, c.nodes[0].ns, func() error { return Cleanup(context.Background(), c.nodes[0].cfg) })
 			if out := run(t, "ip", "-n", c.nodes[0].ns, "route"); strings.Contains(out, "10.42.") {
@@ -344,14 +344,14 @@ func TestNetwork_Peers_BackendChanges(t *testing.T) {
 		if strings.Count(routes, "10.42.2.0/24") != min(1, len(want)) || !strings.Contains(routes, want) {
 			t.Errorf("%s: routes, wanted %q:\n%s", backend, want, routes)
 		}
-		if tunnel := strings.Contains(links, tunnelName(DefaultBridge)); tunnel != (backend == clusterconfig.BackendVXLAN) {
-			t.Errorf("%s: a tunnel: %v:\n%s", backend, tunnel, links)
+		if overlay := strings.Contains(links, overlayName(DefaultBridge)); overlay != (backend == clusterconfig.BackendVXLAN) {
+			t.Errorf("%s: an overlay: %v:\n%s", backend, overlay, links)
 		}
 		if backend != clusterconfig.BackendNone {
 			c.reach(t)
 		}
 	}
-	// With nobody left there is no tunnel, and no route that host-gw made.
+	// With nobody left there is no overlay, and no route that host-gw made.
 	last := c.nodes[0]
 	last.cfg.Cluster.NetworkBackend = clusterconfig.BackendHostGW
 	last.start(t)
@@ -398,10 +398,10 @@ func TestNetwork_Peers_BehindNAT(t *testing.T) {
 	c.reach(t)
 }
 
-// tunnelOr is an interface whose forwarding entries can be listed with any backend.
-func tunnelOr(b clusterconfig.Backend) string {
+// overlayOr is an interface whose forwarding entries can be listed with any backend.
+func overlayOr(b clusterconfig.Backend) string {
 	if b == clusterconfig.BackendVXLAN {
-		return tunnelName(DefaultBridge)
+		return overlayName(DefaultBridge)
 	}
 	return DefaultBridge
 }
@@ -428,7 +428,7 @@ func TestNetwork_Run_FindsPeersWithoutItsServer(t *testing.T) {
 	<-n.Ready()
 	stop()
 	// The boot: interfaces are gone, and nobody says which nodes there are.
-	run(t, "ip", "link", "del", tunnelName(DefaultBridge))
+	run(t, "ip", "link", "del", overlayName(DefaultBridge))
 	n, _ = startNetwork(t, c)
 	select {
 	case <-n.Ready():
@@ -438,8 +438,8 @@ func TestNetwork_Run_FindsPeersWithoutItsServer(t *testing.T) {
 	if out := run(t, "ip", "route"); !strings.Contains(out, "10.42.2.0/24 via 10.42.2.0 dev mote.1 onlink") {
 		t.Errorf("routes:\n%s", out)
 	}
-	// A tunnel's packets have the port a NAT may keep.
-	link, err := netlink.LinkByName(tunnelName(DefaultBridge))
+	// An overlay's packets have the port a NAT may keep.
+	link, err := netlink.LinkByName(overlayName(DefaultBridge))
 	if err != nil {
 		t.Fatal(err)
 	}

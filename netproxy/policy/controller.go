@@ -25,8 +25,8 @@ import (
 const Table = "mote-policy"
 
 const (
-	// settle gathers changes: pods come in bursts.
-	settle = 200 * time.Millisecond
+	// debounce gathers changes: pods come in bursts.
+	debounce = 200 * time.Millisecond
 	// checkInterval bounds how long a change of the table that was not reported can last.
 	checkInterval = 5 * time.Minute
 	// Pauses between attempts to apply what failed. The last is short because changed policies wait for it.
@@ -109,7 +109,7 @@ func (c *Controller) Run(ctx context.Context) error {
 // passes says when pass runs.
 func (c *Controller) passes(pass func(ctx context.Context, full bool) error) reconcile.Config {
 	return reconcile.Config{
-		Debounce:   settle,
+		Debounce:   debounce,
 		Interval:   checkInterval,
 		FirstRetry: firstRetry,
 		LastRetry:  lastRetry,
