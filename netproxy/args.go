@@ -10,13 +10,13 @@ import (
 	"github.com/mote-dev/mote/internal/upstreamflag"
 )
 
-// Where kube-proxy listens unless told otherwise.
+// Default addresses of kube-proxy.
 const (
 	DefaultHealthzAddress = "0.0.0.0:10256"
 	DefaultMetricsAddress = "127.0.0.1:10249"
 )
 
-// Args are the settings of kube-proxy that a user of mote may have.
+// Args are the settings of kube-proxy that mote supports.
 type Args struct {
 	// Mode, NodePortAddresses, HealthzAddress and MetricsAddress are those of [Config].
 	Mode                           string
@@ -24,12 +24,12 @@ type Args struct {
 	HealthzAddress, MetricsAddress string
 }
 
-// ParseArgs reads arguments of the form flag=value, named as kube-proxy's flags, over kube-proxy's defaults. It returns every
-// fault; each names the argument and says what would be right.
+// ParseArgs parses arguments of the form flag=value, named like kube-proxy's flags, over kube-proxy's defaults. It returns all
+// errors; each names the argument and says what would be valid.
 func ParseArgs(args []string) (Args, error) {
 	out := Args{HealthzAddress: DefaultHealthzAddress, MetricsAddress: DefaultMetricsAddress}
 	var errs []error
-	fault := func(format string, arg ...any) { errs = append(errs, fmt.Errorf("kube-proxy-arg "+format, arg...)) }
+	report := func(format string, arg ...any) { errs = append(errs, fmt.Errorf("kube-proxy-arg "+format, arg...)) }
 	for _, arg := range args {
 		name, value := upstreamflag.Split(arg)
 		switch name {
@@ -38,13 +38,13 @@ func ParseArgs(args []string) (Args, error) {
 			case ModeAuto, ModeNFTables, ModeIPTables:
 				out.Mode = value
 			default:
-				fault("%q: mode is none of nftables, iptables", arg)
+				report("%q: mode is none of nftables, iptables", arg)
 			}
 		case "nodeport-addresses":
 			out.NodePortAddresses = nil
 			for _, cidr := range strings.Split(value, ",") {
 				if _, err := netip.ParsePrefix(cidr); err != nil {
-					fault("%q: %q is no range of addresses: write it as 192.168.1.0/24", arg, cidr)
+					report("%q: %q is no range of addresses: write it as 192.168.1.0/24", arg, cidr)
 					continue
 				}
 				out.NodePortAddresses = append(out.NodePortAddresses, cidr)
@@ -56,11 +56,11 @@ func ParseArgs(args []string) (Args, error) {
 			}
 			address, err := listenAddress(value, *at)
 			if err != nil {
-				fault("%q: %v", arg, err)
+				report("%q: %v", arg, err)
 			}
 			*at = address
 		default:
-			fault("%q is not supported: mote has proxy-mode, nodeport-addresses, healthz-bind-address and metrics-bind-address", arg)
+			report("%q is not supported: mote has proxy-mode, nodeport-addresses, healthz-bind-address and metrics-bind-address", arg)
 		}
 	}
 	return out, errors.Join(errs...)
@@ -68,7 +68,7 @@ func ParseArgs(args []string) (Args, error) {
 
 var errNoAddress = errors.New("no address: write it as IP:PORT, or nothing to serve it nowhere")
 
-// listenAddress reads an address to listen on, which kube-proxy lets be without a port. Nothing means nowhere.
+// listenAddress parses an address to listen on. As with kube-proxy the port is optional. Empty means not to listen.
 func listenAddress(text, otherwise string) (string, error) {
 	if text == "" {
 		return "", nil

@@ -14,19 +14,19 @@ import (
 	"github.com/mote-dev/mote/netproxy/policy"
 )
 
-// CleanupConfig says what [Cleanup] has to remove. Zero values mean the defaults of [Config].
+// CleanupConfig configures [Cleanup]. Zero values mean the defaults of [Config].
 type CleanupConfig struct {
 	// Bridge is the pods' bridge; empty means mote0.
 	Bridge string
 	// CNIConfDir and StateDir are those of the [Config]; empty leaves files alone.
 	CNIConfDir, StateDir string
-	// Logger receives what could not be removed; nil means silence.
+	// Logger logs what could not be removed; nil means no logs.
 	Logger *zap.Logger
 }
 
-// Cleanup removes everything a [Proxy] made: service rules of both modes, the node's own rules, the bridge and the pods'
-// interfaces on it, the overlay, address leases and the network list. Rules of others are never touched. It may be repeated.
-// The Proxy must not be running, or it writes its rules again.
+// Cleanup removes everything a [Proxy] created: service rules of both modes, the node's own rules, the bridge and the pods'
+// interfaces on it, the overlay, address leases and the network list. It never touches rules of others and may be repeated.
+// The Proxy must not be running, or it would restore its rules.
 func Cleanup(ctx context.Context, c CleanupConfig) error {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()

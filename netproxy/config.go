@@ -16,13 +16,13 @@ import (
 
 // Modes of the service proxy.
 const (
-	// ModeAuto takes nftables where kernel and tool have what it needs, else iptables.
+	// ModeAuto chooses nftables if kernel and tool have what it needs, else iptables.
 	ModeAuto     = ""
 	ModeNFTables = "nftables"
 	ModeIPTables = "iptables"
 )
 
-// Config is what a [Proxy] is made of. It is not written to after [New].
+// Config configures a [Proxy]. It is not written to after [New].
 type Config struct {
 	// Client reads services, endpoint slices, nodes and service CIDRs. It is used for informers only, and only if
 	// Informers is nil.
@@ -33,37 +33,37 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// NodeName is the name of this node.
 	NodeName string
-	// NodeIPs are the node's addresses, the primary one first. Empty means those of the Node object are not waited for.
+	// NodeIPs are the node's addresses, the primary one first. They may be empty: the Node object is not waited for.
 	NodeIPs []net.IP
 	// Cluster is what all nodes agree on, with its defaults filled in.
 	Cluster clusterconfig.Config
-	// LocalServiceIPs are service addresses that this node answers itself (cluster DNS). The service proxy leaves them
-	// alone whatever services say.
+	// LocalServiceIPs are service addresses that this node serves itself (cluster DNS). The service proxy never handles
+	// them.
 	LocalServiceIPs []netip.Addr
 	// Mode forces the backend: "nftables" or "iptables". Empty probes.
 	Mode string
 	// CNIConfDir is the folder of the container runtime's network lists, CNIBinDir that of the CNI plugins.
 	CNIConfDir, CNIBinDir string
-	// StateDir keeps address leases; <data-dir>/agent/cni is its place.
+	// StateDir keeps address leases: <data-dir>/agent/cni.
 	StateDir string
 	// DisablePolicy leaves network policies unenforced.
 	DisablePolicy bool
 	// Bridge is the name of the pods' bridge; empty means mote0.
 	Bridge string
-	// MTU of pods; zero means to find it out.
+	// MTU of pods; zero means to derive it from the uplink.
 	MTU int
 	// NodePortAddresses limits the addresses NodePort services answer on, as CIDRs; empty means all of the node.
 	NodePortAddresses []string
-	// HealthzAddress is where load balancers may ask for the proxy's health (upstream's is 0.0.0.0:10256); empty means nowhere.
+	// HealthzAddress serves the proxy's health to load balancers (upstream's default: 0.0.0.0:10256); empty disables it.
 	HealthzAddress string
-	// MetricsAddress is where this machine's monitoring may ask for the proxy's metrics and mode (upstream's is 127.0.0.1:10249);
-	// empty means nowhere. Nobody is asked who they are.
+	// MetricsAddress serves the proxy's metrics and mode without authentication (upstream's default: 127.0.0.1:10249); empty
+	// disables it.
 	MetricsAddress string
-	// Logger receives what happens; nil means silence.
+	// Logger may be nil for no logs.
 	Logger *zap.Logger
 }
 
-// Validate reports every fault of the config at once.
+// Validate returns all errors of the config at once.
 func (c Config) Validate() error {
 	var errs []error
 	if c.Client == nil && c.Informers == nil {
@@ -86,7 +86,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// podnet is the part of the config the pod network needs.
+// podnet returns the config of the pod network.
 func (c Config) podnet(mode string) podnet.Config {
 	return podnet.Config{
 		NodeName:        c.NodeName,

@@ -10,8 +10,8 @@ import (
 	proxyapis "k8s.io/kubernetes/pkg/proxy/apis"
 )
 
-// serviceFilter stands between the shared service informer and the proxier. kube-proxy asks the API server for the
-// services that concern it; a shared informer carries all, so the same selection is made here.
+// serviceFilter filters the shared service informer for the proxier. kube-proxy selects its services in its request to the
+// API server; a shared informer has all of them, so the same selection happens here.
 type serviceFilter struct {
 	proxier proxy.Provider
 	local   []netip.Addr
@@ -21,8 +21,8 @@ func newServiceFilter(proxier proxy.Provider, local []netip.Addr) *serviceFilter
 	return &serviceFilter{proxier: proxier, local: local}
 }
 
-// concerns tells whether the proxier has to know the service: it has a cluster IP, no other proxy is named for it, and its
-// address is not one this node answers itself. For those the proxier would reject packets for want of endpoints.
+// concerns reports whether the proxier handles the service: it has a cluster IP, is not assigned to another proxy, and its
+// address is not served by this node itself. The proxier would reject packets to those, as they have no endpoints.
 func (f *serviceFilter) concerns(s *v1.Service) bool {
 	if _, other := s.Labels[proxyapis.LabelServiceProxyName]; other || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return false
@@ -60,8 +60,8 @@ func (f *serviceFilter) OnServiceDelete(s *v1.Service) {
 
 func (f *serviceFilter) OnServiceSynced() { f.proxier.OnServiceSynced() }
 
-// OnServiceCIDRsChanged hands on the ranges in which packets to addresses without a service are dropped, with the
-// addresses this node answers itself cut out.
+// OnServiceCIDRsChanged passes on the ranges in which the proxier drops packets to addresses without a service, minus the
+// addresses this node serves itself.
 func (f *serviceFilter) OnServiceCIDRsChanged(cidrs []string) {
 	var out []string
 	for _, text := range cidrs {
@@ -77,7 +77,7 @@ func (f *serviceFilter) OnServiceCIDRsChanged(cidrs []string) {
 	f.proxier.OnServiceCIDRsChanged(out)
 }
 
-// without returns the ranges that together are p less the addresses of holes.
+// without returns ranges that cover p except for the addresses in holes.
 func without(p netip.Prefix, holes []netip.Addr) []netip.Prefix {
 	if !slices.ContainsFunc(holes, p.Contains) {
 		return []netip.Prefix{p}
@@ -92,7 +92,7 @@ func without(p netip.Prefix, holes []netip.Addr) []netip.Prefix {
 	return append(without(low, holes), without(netip.PrefixFrom(upper, p.Bits()+1), holes)...)
 }
 
-// endpointFilter keeps the slices of headless services from the proxier, which would hold them for nothing.
+// endpointFilter drops the slices of headless services, which the proxier would only store.
 type endpointFilter struct{ proxier proxy.Provider }
 
 func headless(s *discovery.EndpointSlice) bool {

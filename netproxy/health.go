@@ -17,7 +17,7 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// healthHandler answers /healthz and /livez as kube-proxy does: load balancers use the first to leave out a node that is being
+// healthHandler serves /healthz and /livez as kube-proxy does: load balancers use the former to drain a node that is being
 // removed. Upstream's own server is not used because it cannot be stopped.
 func (p *Proxy) healthHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -26,8 +26,8 @@ func (p *Proxy) healthHandler() http.Handler {
 	return mux
 }
 
-// metricsHandler answers /proxyMode and /metrics as kube-proxy does. The registry is that of the whole process, of which the
-// API server's part is only for those who may see it.
+// metricsHandler serves /proxyMode and /metrics as kube-proxy does. The registry belongs to the whole process; metrics of the
+// API server must not be shown here, as they need authorization.
 func (p *Proxy) metricsHandler(mode string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
@@ -40,7 +40,7 @@ func (p *Proxy) metricsHandler(mode string) http.Handler {
 	return mux
 }
 
-// ownMetrics are those of the proxy and of the process.
+// ownMetrics are the metrics of the proxy and of the process.
 type ownMetrics struct{ all metrics.Gatherer }
 
 // Gather implements metrics.Gatherer.
@@ -52,14 +52,14 @@ func (o ownMetrics) Gather() ([]*dto.MetricFamily, error) {
 	}), err
 }
 
-// serveHTTP serves what, for the log, on address until ctx ends; an empty address is none.
+// serveHTTP serves handler on address until ctx ends; what names it in logs. An empty address means nothing is served.
 func (p *Proxy) serveHTTP(ctx context.Context, what, address string, handler http.Handler) error {
 	if address == "" {
 		return nil
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		// Another kube-proxy beside us must not keep services from working.
+		// Another kube-proxy on the host must not keep services from working.
 		p.log.Warn("proxy's "+what+" is not served", zap.String("address", address), zap.Error(err))
 		return nil
 	}
@@ -70,7 +70,7 @@ func (p *Proxy) serveHTTP(ctx context.Context, what, address string, handler htt
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
 		if err := server.Shutdown(end); err != nil {
-			_ = server.Close() // whoever still reads has had the time
+			_ = server.Close() // the remaining requests had their time
 		}
 	})
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -98,6 +98,6 @@ func (p *Proxy) answerHealth(w http.ResponseWriter, withNode bool) {
 	if !healthy {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	// The asker is gone if this fails.
+	// Fails only if the client is gone.
 	_ = json.NewEncoder(w).Encode(health)
 }

@@ -23,18 +23,18 @@ import (
 // ErrNoBackend is returned when the host has neither a usable nftables nor a usable iptables.
 var ErrNoBackend = errors.New("no usable packet filter: install nftables (nft 1.0.1 or newer, kernel 5.13 or newer) or iptables")
 
-// ErrNoIPv6 is returned when pods of the cluster have IPv6 addresses and the host has no such thing.
-var ErrNoIPv6 = errors.New("pods of this cluster have IPv6 addresses, which this machine's kernel has not or has switched off: " +
+// ErrNoIPv6 is returned when pods of the cluster have IPv6 addresses and the host has no IPv6.
+var ErrNoIPv6 = errors.New("pods of this cluster have IPv6 addresses, but IPv6 is missing or switched off in this machine's kernel: " +
 	"run `sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0`, or boot it without ipv6.disable=1")
 
-// ErrNoIP6Tables is returned in iptables mode when pods of the cluster have IPv6 addresses, whose services nobody would carry.
+// ErrNoIP6Tables is returned in iptables mode when pods of the cluster have IPv6 addresses: their services would not work.
 var ErrNoIP6Tables = errors.New("pods of this cluster have IPv6 addresses, and ip6tables is missing or does not work: install it, or nftables (nft 1.0.1 or newer, kernel 5.13 or newer)")
 
 // errNoIPTables is in the error of a probe that found iptables missing or without its kernel tables.
 var errNoIPTables = errors.New("iptables is not usable on this host")
 
 const (
-	// probeTries bounds how often a probe that fails for no known reason is repeated.
+	// probeTries bounds how often a probe that fails for an unknown reason is repeated.
 	probeTries = 6
 	// Pauses between such probes: 15 seconds in all.
 	firstProbeRetry, lastProbeRetry = 500 * time.Millisecond, 8 * time.Second
@@ -43,10 +43,10 @@ const (
 	iptablesLockWait = "20"
 )
 
-// chooseMode decides on the backend by trying what it needs; forced is used as it is, but tried as well.
+// chooseMode chooses the backend by probing what it needs. A forced mode is probed as well.
 //
-// Only a known answer decides: to choose a mode means to delete the rules of the other one. A probe that fails for another
-// reason (no memory, a lock, a timeout) is repeated, and its error is returned when that does not help.
+// Only a known answer decides, because choosing a mode deletes the rules of the other one. A probe that fails for another
+// reason (no memory, a lock, a timeout) is repeated, and in the end its error is returned.
 func chooseMode(ctx context.Context, forced string, log *zap.Logger) (string, error) {
 	backoff := retry.Backoff{First: firstProbeRetry, Last: lastProbeRetry}
 	for try := 1; ; try++ {
@@ -62,7 +62,7 @@ func chooseMode(ctx context.Context, forced string, log *zap.Logger) (string, er
 	}
 }
 
-// probeMode tries once.
+// probeMode probes once.
 func probeMode(ctx context.Context, forced string) (string, error) {
 	switch forced {
 	case ModeNFTables:
@@ -113,8 +113,8 @@ add rule ip mote-probe probe-filter ct state new reject
 add rule ip mote-probe probe-filter ct status dnat accept
 `
 
-// probeNFTables asks tool and kernel to check [probeScript]: kernels are built without single expressions, and then fail
-// only when the first such rule is applied. Its error has [nfttool.ErrUnsupported] if that is the answer.
+// probeNFTables lets tool and kernel check [probeScript]: some kernels lack single expressions, and fail only when the first
+// such rule is applied. Its error has [nfttool.ErrUnsupported] if the host lacks something.
 func probeNFTables(ctx context.Context) error {
 	kernel, err := utilkernel.GetVersion()
 	if err != nil {
@@ -137,7 +137,7 @@ func probeNFTables(ctx context.Context) error {
 	return nil
 }
 
-// probeIPTables asks whether the tool (iptables or ip6tables) is there and the kernel knows its tables. Its error has
+// probeIPTables checks that the tool (iptables or ip6tables) is installed and the kernel has its tables. Its error has
 // errNoIPTables if not.
 func probeIPTables(ctx context.Context, tool string) error {
 	ctx, cancel := context.WithTimeout(ctx, iptablesTimeout)
@@ -170,19 +170,19 @@ func ipv6Enabled() (bool, error) {
 	return !off, err
 }
 
-// ipv6Off reports whether IPv6 is switched off for "all" interfaces, or by "default" for those to come.
+// ipv6Off reports whether IPv6 is switched off for "all" interfaces, or by "default" for new ones.
 func ipv6Off(which string) (bool, error) {
 	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + which + "/disable_ipv6")
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look whether IPv6 is switched off: %w", err)
+		return false, fmt.Errorf("check whether IPv6 is switched off: %w", err)
 	}
 	return strings.TrimSpace(string(off)) == "1", nil
 }
 
-// checkIPv6 refuses a host on which no pod of the cluster could be started. The bridge begins with the default.
+// checkIPv6 rejects a host on which no pod of the cluster could start. The bridge gets the default setting.
 func checkIPv6(cluster clusterconfig.Config) error {
 	if !cluster.HasIPv6() {
 		return nil

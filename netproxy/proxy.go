@@ -28,13 +28,13 @@ import (
 	"github.com/mote-dev/mote/netproxy/policy"
 )
 
-// healthTimeout is how long a change may wait for the kernel before the proxy calls itself unhealthy.
+// healthTimeout is how long a change may wait to be applied before the proxy reports itself unhealthy.
 const healthTimeout = 2 * syncPeriod
 
-// serviceTable is the nftables table upstream's proxier keeps, in each address family.
+// serviceTable is the nftables table of upstream's proxier, one per address family.
 const serviceTable = "kube-proxy"
 
-// OutsideAnnotation on a Node names the address other nodes see it at when it sits behind a NAT.
+// OutsideAnnotation on a Node is its public address if it is behind a NAT.
 const OutsideAnnotation = "mote.dev/outside-ip"
 
 // Proxy is the service proxy and the pod network of one node. Make it with [New].
@@ -50,8 +50,8 @@ type Proxy struct {
 	health *healthcheck.ProxyHealthServer
 
 	nodesMu sync.Mutex // serialises nodesChanged
-	modeMu  sync.Mutex // guards mode
-	mode    string     // the backend in use, empty before Run decided
+	modeMu  sync.Mutex // guards what follows
+	mode    string     // the backend in use, empty before Run has chosen one
 }
 
 // New checks the config, and that the host can have pods of the cluster's address families: without them other parts of the
@@ -88,17 +88,17 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Ready is closed once all services known at start are in the kernel and pods can be given a network.
+// Ready is closed once the rules of all services known at start are written and pods can get a network.
 func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 
-// Mode is the backend in use, or empty before [Proxy.Run] chose one.
+// Mode returns the backend in use, or nothing before [Proxy.Run] has chosen one.
 func (p *Proxy) Mode() string {
 	p.modeMu.Lock()
 	defer p.modeMu.Unlock()
 	return p.mode
 }
 
-// Run keeps services and pod network until ctx ends. All rules stay then. It can be called once.
+// Run maintains services and pod network until ctx ends, and leaves all rules in place. It can be called once.
 func (p *Proxy) Run(ctx context.Context) (err error) {
 	if err := p.gate.Open(); err != nil {
 		return err
@@ -208,8 +208,8 @@ func (p *Proxy) runParts(ctx context.Context, mode string, proxier proxy.Provide
 	return g.Wait()
 }
 
-// policies returns what enforces network policies, or nil where they are not
-// wanted; then rules of a run in which they were are removed.
+// policies returns the controller of network policies. If they are disabled it returns nil and removes the rules of earlier
+// runs.
 func (p *Proxy) policies(ctx context.Context) (*policy.Controller, error) {
 	if p.cfg.DisablePolicy {
 		return nil, policy.Cleanup(ctx)
@@ -217,8 +217,8 @@ func (p *Proxy) policies(ctx context.Context) (*policy.Controller, error) {
 	return policy.New(p.cfg.NodeName, p.gate, p.log.Named("policy"))
 }
 
-// restoreServices makes the proxier write everything anew. It has no such method, but does so when the node's topology
-// changes, also to what it was.
+// restoreServices makes the proxier rewrite all rules. It has no method for that, but does so on every topology change, even
+// to the same topology.
 func (p *Proxy) restoreServices(ctx context.Context, proxier proxy.Provider) {
 	p.log.Info("service rules were deleted by another program; writing them again")
 	if err := ensureServiceTables(ctx); err != nil {
@@ -227,7 +227,7 @@ func (p *Proxy) restoreServices(ctx context.Context, proxier proxy.Provider) {
 	proxier.OnTopologyChange(p.node.topology())
 }
 
-// upstreamLogger quietens upstream's code, whose informational lines tell its authors more than its users.
+// upstreamLogger drops upstream's informational lines, which are meant for its developers, except at debug level.
 func upstreamLogger(log *zap.Logger) *zap.Logger {
 	if log.Core().Enabled(zap.DebugLevel) {
 		return log
@@ -235,10 +235,10 @@ func upstreamLogger(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 }
 
-// nodesChanged hands the nodes to the pod network and this node's topology to the proxier. Heartbeats bring an update of
-// every node each few minutes; both receivers compare before they act.
+// nodesChanged passes the nodes to the pod network and this node's topology to the proxier. Heartbeats update every node
+// every few minutes; both receivers act only on changes.
 func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network *podnet.Network) {
-	// One after the other, so that the list read last is the one handed on last.
+	// Serialised, so that the list read last is also passed on last.
 	p.nodesMu.Lock()
 	defer p.nodesMu.Unlock()
 	var self *v1.Node
@@ -254,7 +254,7 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 		}
 	}
 	if self == nil {
-		// The node is not registered yet, or was deleted while its pods run on: what is known stays.
+		// The node is not registered yet, or was deleted while its pods keep running: keep the state as it is.
 		return
 	}
 	slices.SortFunc(peers, func(a, b podnet.Node) int { return strings.Compare(a.Name, b.Name) })
@@ -264,8 +264,8 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 	network.SetNodes(networkNode(self), peers)
 }
 
-// Trim drops from cached objects what neither this package nor a node's DNS reads, and what makes up most of their size. It is
-// the transform of informers that nobody else uses.
+// Trim drops most of the size of cached objects: whatever neither this package nor a node's DNS reads. It is the transform of
+// informers that nothing else shares.
 func Trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
@@ -286,8 +286,8 @@ func Trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// networkNode reduces a Node object to what the pod network needs. The first internal address of each family counts, else
-// the first external one.
+// networkNode converts a Node object. The node's address in each family is its first internal one, else its first external
+// one.
 func networkNode(n *v1.Node) podnet.Node {
 	out := podnet.Node{Name: n.Name}
 	cidrs := n.Spec.PodCIDRs
@@ -322,14 +322,14 @@ type nodeState struct {
 	node *v1.Node
 }
 
-// Node implements what upstream's health server asks for.
+// Node implements the interface of upstream's health server.
 func (s *nodeState) Node() *v1.Node {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.node
 }
 
-// set remembers the node and reports whether its zone, the only topology label the proxier reads, changed.
+// set stores the node and reports whether its zone changed, the only topology label the proxier reads.
 func (s *nodeState) set(n *v1.Node) (zoneChanged bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -341,7 +341,7 @@ func (s *nodeState) set(n *v1.Node) (zoneChanged bool) {
 	return old != n.Labels[v1.LabelTopologyZone]
 }
 
-// topology returns the node's labels that traffic distribution looks at.
+// topology returns the node's labels that traffic distribution uses.
 func (s *nodeState) topology() map[string]string {
 	out := make(map[string]string)
 	if n := s.Node(); n != nil {
@@ -352,5 +352,5 @@ func (s *nodeState) topology() map[string]string {
 	return out
 }
 
-// shutdownTimeout bounds the end of what is served over HTTP.
+// shutdownTimeout bounds the shutdown of an HTTP server.
 const shutdownTimeout = 2 * time.Second

@@ -26,10 +26,10 @@ import (
 
 // Periods of upstream's proxiers.
 const (
-	// minSyncPeriod gathers changes; upstream's default.
+	// minSyncPeriod is the least time between two syncs; upstream's default.
 	minSyncPeriod = time.Second
-	// syncPeriod is the wait before a failed sync is repeated, and for iptables how often it looks whether its rules are
-	// still there. For nftables the kernel reports that.
+	// syncPeriod is the pause before a failed sync is repeated, and how often the iptables proxier checks that its rules
+	// still exist. For nftables the kernel reports changes.
 	syncPeriod = time.Minute
 )
 
@@ -66,7 +66,7 @@ func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfigurati
 	return out
 }
 
-// conntrackParts splits the connection tracking settings, so that one that cannot be set does not keep back the others.
+// conntrackParts splits the connection tracking settings, so that one that cannot be set does not block the others.
 func conntrackParts(c kubeproxyconfig.KubeProxyConntrackConfiguration) []kubeproxyconfig.KubeProxyConntrackConfiguration {
 	return []kubeproxyconfig.KubeProxyConntrackConfiguration{
 		{MaxPerCore: c.MaxPerCore, Min: c.Min},
@@ -75,7 +75,7 @@ func conntrackParts(c kubeproxyconfig.KubeProxyConntrackConfiguration) []kubepro
 	}
 }
 
-// setConntrack sets the connection tracking limits and returns why some could not be set.
+// setConntrack sets the connection tracking limits and returns an error for each part that could not be set.
 func setConntrack(ctx context.Context, c kubeproxyconfig.KubeProxyConntrackConfiguration) []error {
 	var errs []error
 	for _, part := range conntrackParts(c) {
@@ -86,8 +86,8 @@ func setConntrack(ctx context.Context, c kubeproxyconfig.KubeProxyConntrackConfi
 	return errs
 }
 
-// nodeAddresses maps the node's addresses to families. Loopback stands in for a family without one, as upstream has it: the
-// proxiers need the addresses only to tell whether a load balancer's source ranges include the node.
+// nodeAddresses returns the node's address in each family, or loopback, as upstream does: the proxiers need the addresses
+// only to decide whether a load balancer's source ranges include the node.
 func nodeAddresses(ips []net.IP) map[v1.IPFamily]net.IP {
 	out := map[v1.IPFamily]net.IP{v1.IPv4Protocol: net.IPv4(127, 0, 0, 1), v1.IPv6Protocol: net.IPv6loopback}
 	for i := len(ips) - 1; i >= 0; i-- {
@@ -100,7 +100,7 @@ func nodeAddresses(ips []net.IP) map[v1.IPFamily]net.IP {
 	return out
 }
 
-// newProxier makes upstream's proxier for both address families, or for IPv4 where the host has no IPv6.
+// newProxier returns upstream's proxier for both address families, or for IPv4 if the host has no IPv6.
 func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.ProxyHealthServer) (proxy.Provider, error) {
 	config := upstreamConfig(mode, c)
 	proxymetrics.RegisterMetrics(config.Mode)
@@ -136,7 +136,7 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 	return proxier, nil
 }
 
-// ensureServiceTables makes the proxier's tables where they are missing. It would do so itself, but not without first logging
+// ensureServiceTables creates the proxier's tables if they are missing. The proxier would create them itself, but first log
 // that it cannot read them.
 func ensureServiceTables(ctx context.Context) error {
 	families := []knftables.Family{knftables.IPv4Family}
@@ -161,7 +161,7 @@ func ensureServiceTables(ctx context.Context) error {
 	return nil
 }
 
-// newIPTablesProxier makes the proxier of iptables mode. dual says that the host has IPv6; ip6tables may still be missing.
+// newIPTablesProxier returns the proxier of iptables mode. dual is set if the host has IPv6; ip6tables may still be missing.
 func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.KubeProxyConfiguration, dual bool,
 	detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector, ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
 ) (proxy.Provider, error) {
@@ -187,11 +187,11 @@ func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.K
 		detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
 }
 
-// removeOtherMode takes away what a run in another mode left, so that packets are not translated twice.
+// removeOtherMode removes the service rules of a run in another mode, so that packets are not translated twice.
 func removeOtherMode(ctx context.Context, mode string) error {
 	var failed bool
 	if mode == ModeNFTables {
-		// Only where there is something to remove: asking iptables may load its kernel tables.
+		// Only if there is something to remove: running iptables may load kernel modules.
 		if podnet.IPTablesInUse(ctx) {
 			failed = iptables.CleanupLeftovers(ctx)
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/mote-dev/mote/netproxy/podnet"
 )
 
-// handlers makes typed event handlers of an informer.
+// handlers returns typed event handlers for an informer.
 func handlers[T any](add func(T), update func(old, obj T), remove func(T)) cache.ResourceEventHandlerFuncs {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) {
@@ -43,7 +43,7 @@ func handlers[T any](add func(T), update func(old, obj T), remove func(T)) cache
 type watch struct {
 	handled  []cache.ResourceEventHandlerRegistration
 	complete func()
-	// synced is closed once the proxier has everything that was there at the start.
+	// synced is closed once the proxier has every object that existed at the start.
 	synced chan struct{}
 }
 
@@ -57,14 +57,14 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 	ranges := &serviceRanges{changed: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
 	nodes := p.gate.Core().V1().Nodes().Informer()
 	changed := func() {
-		// Until the first list is complete, nodes that are not in it yet would count as gone.
+		// Before the first list is complete, missing nodes would count as deleted.
 		if nodes.HasSynced() {
 			p.nodesChanged(nodes.GetStore(), proxier, network)
 		}
 	}
 	w := &watch{synced: make(chan struct{}), complete: func() {
 		changed()
-		// The first call only notes that one half is there, the second writes the rules.
+		// The second of these calls makes the proxier write its rules.
 		services.OnServiceSynced()
 		endpoints.OnEndpointSlicesSynced()
 	}}
@@ -95,7 +95,7 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 	return w, nil
 }
 
-// run waits until all objects of the start have been handled, and lets the proxier write its rules.
+// run waits until the handlers have had all initial objects, and then lets the proxier write its rules.
 func (w *watch) run(ctx context.Context) error {
 	for _, h := range w.handled {
 		select {

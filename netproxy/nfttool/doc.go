@@ -1,3 +1,5 @@
-// Package nfttool owns running the nft tool: replacing a whole table in one step, and telling whether it is still as it was
-// left. It knows nothing of what the rules are for, and must not import anything else of netproxy.
+// Package nfttool owns running the nft tool: it classifies its failures, replaces a whole table
+// atomically, and detects changes to it by others. It does not know what the rules are for.
+//
+// It must not import anything else of this repository.
 package nfttool

@@ -6,35 +6,35 @@ import (
 	"fmt"
 )
 
-// stableTries bounds how often Apply repeats itself while another program changes the table under its hands.
+// stableTries bounds how often Apply starts over because another program changes the table at the same time.
 const stableTries = 5
 
-// Table is one table of family inet that is only ever replaced as a whole. It is not safe for concurrent use.
+// Table is one table of family inet that is always replaced as a whole. It is not safe for concurrent use.
 type Table struct {
 	// Name is the table's name.
 	Name string
 
 	applied string // the script last applied
-	listed  string // how the kernel lists what that script makes; what Intact compares with
+	listed  string // how the kernel lists the table that script creates; Intact compares with it
 
 	written func() // called between writing and listing; for tests
 }
 
-// Script returns what replaces the table by body, the text between its braces. Adding before deleting makes the deletion
-// succeed also where there was no table, and the kernel applies the script in one step.
+// Script returns the script that replaces the table's content by body, the text between its braces. Adding the table first
+// makes the deletion succeed if there was none. The kernel applies the script atomically.
 func (t *Table) Script(body string) string {
 	return fmt.Sprintf("add table inet %s\ndelete table inet %s\ntable inet %s {\n%s}\n", t.Name, t.Name, t.Name, body)
 }
 
-// Apply makes the table be what script, made by [Table.Script], says.
+// Apply runs script, which is from [Table.Script], and records the result for [Table.Intact].
 func (t *Table) Apply(ctx context.Context, script string) error {
 	if script != t.applied {
 		t.applied, t.listed = "", ""
 	}
-	// Another program may change the table between our writing and our listing, and its version would then pass for ours. A
-	// listing counts if nothing but our writing has happened in the packet filter around it. Where that cannot be told, or
-	// others write all the time, two equal listings after two writings are taken for the truth: one may be disturbed twice in
-	// the same way.
+	// Another program may change the table between our write and our listing, and its version would pass for ours. A
+	// listing is trusted if the generation shows that nothing but our write happened. If the generation is unknown, or
+	// others write all the time, two equal listings after two writes are trusted: not one, as the same disturbance may
+	// happen twice.
 	before := t.listed
 	equal := false
 	for range stableTries {
@@ -65,7 +65,7 @@ func (t *Table) Apply(ctx context.Context, script string) error {
 	return fmt.Errorf("apply table inet %s: another program keeps changing it", t.Name)
 }
 
-// Intact reports whether the table is as Apply last left it; false before the first Apply.
+// Intact reports whether the table is unchanged since the last Apply. It is false before the first.
 func (t *Table) Intact(ctx context.Context) (bool, error) {
 	if t.applied == "" {
 		return false, nil
@@ -77,10 +77,10 @@ func (t *Table) Intact(ctx context.Context) (bool, error) {
 	return listed == t.listed, err
 }
 
-// Applied is the script last applied, or empty.
+// Applied returns the script last applied, or nothing.
 func (t *Table) Applied() string { return t.applied }
 
-// Remove deletes the table; it succeeds where there is none, or no tool.
+// Remove deletes the table; it succeeds if there is none, or nft is not installed.
 func (t *Table) Remove(ctx context.Context) error {
 	t.applied, t.listed = "", ""
 	if !Available() {
@@ -92,7 +92,7 @@ func (t *Table) Remove(ctx context.Context) error {
 	return nil
 }
 
-// list prints the table without counters, so that two listings of equal rules are equal.
+// list returns the table without counters, so that listings of equal rules are equal.
 func (t *Table) list(ctx context.Context) (string, error) {
 	return Run(ctx, "", "--stateless", "list", "table", "inet", t.Name)
 }

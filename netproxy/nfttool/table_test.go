@@ -56,7 +56,7 @@ func TestTable_Apply_DisturbedBetweenWritingAndListing(t *testing.T) {
 				t.Errorf("written %d times, want %d", writes, row.times+1)
 			}
 			if !strings.Contains(table.listed, "masquerade") || strings.Contains(table.listed, "drop") {
-				t.Errorf("this passes for the table:\n%s", table.listed)
+				t.Errorf("this was recorded as the table:\n%s", table.listed)
 			}
 			if ok, err := table.Intact(t.Context()); err != nil || !ok {
 				t.Errorf("intact: %v, %v", ok, err)
@@ -73,12 +73,12 @@ func TestTable_Apply_DisturbedAllTheTime(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	// Who else writes, and elsewhere, holds nobody up.
+	// Writes to other tables do not keep Apply from succeeding.
 	table := Table{Name: "own", written: func() { nft(t, "add table inet other\ndelete table inet other") }}
 	if err := table.Apply(t.Context(), table.Script(body)); err != nil || !strings.Contains(table.listed, "masquerade") {
-		t.Errorf("%v, and this passes for the table:\n%s", err, table.listed)
+		t.Errorf("%v, and this was recorded as the table:\n%s", err, table.listed)
 	}
-	// Who fights for the table is told of.
+	// A program that keeps changing our table is reported.
 	n := 0
 	table = Table{Name: "own", written: func() {
 		if n++; n%2 == 0 {
@@ -88,7 +88,7 @@ func TestTable_Apply_DisturbedAllTheTime(t *testing.T) {
 		}
 	}}
 	if err := table.Apply(t.Context(), table.Script(body)); err == nil || !strings.Contains(err.Error(), "another program") {
-		t.Errorf("two who write differently end with %v", err)
+		t.Errorf("a table that keeps changing ended with %v", err)
 	}
 }
 

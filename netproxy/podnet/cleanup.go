@@ -16,18 +16,21 @@ import (
 	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
-// portmapTable is the nftables table the portmap plugin shares with every CNI network of the host.
+// portmapTable is the nftables table of the portmap plugin, shared by all CNI networks of the host.
 const portmapTable = "cni_hostport"
 
-// Cleanup removes what a [Network] of this config made: rules, the bridge with the pods' interfaces, leases and the
-// network list. It touches nothing else and can be repeated after it was interrupted.
+// Cleanup removes what a [Network] of this config created: rules, the bridge with the pods' interfaces, the overlay, leases
+// and the network list. It touches nothing else, and an interrupted Cleanup can be repeated.
 func Cleanup(ctx context.Context, c Config) error {
 	c = c.withDefaults()
 	var errs []error
 	for _, fw := range []firewall{newNFTFirewall(), &iptablesFirewall{}} {
 		errs = append(errs, fw.Remove(ctx))
 	}
-	errs = append(errs, removeBridge(c.Bridge), removeOverlay(overlayName(c.Bridge)), ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}), removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
+	errs = append(errs,
+		removeBridge(c.Bridge), removeOverlay(overlayName(c.Bridge)),
+		ensureDirectRoutes(nil), ensureServiceRoutes(c.Bridge, nil, hostLinks{}),
+		removePortmapTables(ctx), removePortmapChains(ctx), removeKubeletChains(ctx))
 	if c.ConfDir != "" {
 		if err := os.Remove(filepath.Join(c.ConfDir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove network list: %w", err))
@@ -43,7 +46,7 @@ func Cleanup(ctx context.Context, c Config) error {
 	return errors.Join(errs...)
 }
 
-// removeOverlay deletes the overlay to other nodes, and no other interface of that name.
+// removeOverlay deletes the VXLAN interface, but no other kind of interface of that name.
 func removeOverlay(name string) error {
 	link, err := netlink.LinkByName(name)
 	switch {
@@ -57,7 +60,7 @@ func removeOverlay(name string) error {
 	return removeLink(name)
 }
 
-// removeBridge deletes the bridge and the host's ends of the pods' interfaces attached to it.
+// removeBridge deletes the bridge and the veth interfaces of pods attached to it.
 func removeBridge(name string) error {
 	bridge, err := netlink.LinkByName(name)
 	switch {
@@ -81,7 +84,7 @@ func removeBridge(name string) error {
 	return errors.Join(append(errs, removeLink(name))...)
 }
 
-// removePortmapTables deletes the portmap plugin's tables if no network of the host has a port mapped in them.
+// removePortmapTables deletes the portmap plugin's tables unless a network of the host maps a port in them.
 func removePortmapTables(ctx context.Context) error {
 	var errs []error
 	for _, f := range families {
@@ -109,7 +112,7 @@ const (
 	portmapMark = "CNI-HOSTPORT-SETMARK"
 )
 
-// removePortmapChains does the same for the plugin's chains.
+// removePortmapChains does the same for the plugin's iptables chains.
 func removePortmapChains(ctx context.Context) error {
 	if !IPTablesInUse(ctx) {
 		return nil
@@ -145,14 +148,14 @@ func removePortmapChains(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeJumps deletes the rules of a chain that lead to one of the targets, by their number: how they are written depends
+// removeJumps deletes the rules of a chain that jump to one of the targets. It deletes by number, as the rules' text depends
 // on the plugin's version.
 func removeJumps(ipt *iptables.IPTables, table, parent string, targets ...string) error {
 	rules, err := ipt.List(table, parent)
 	if err != nil {
 		return fmt.Errorf("list chain %s: %w", parent, err)
 	}
-	// From the end, so that numbers stay right; the listing starts with the policy.
+	// From the end, so that the remaining numbers stay valid. The listing starts with the policy.
 	for i := len(rules) - 1; i > 0; i-- {
 		if !slices.ContainsFunc(targets, func(t string) bool { return strings.HasSuffix(rules[i], " -j "+t) }) {
 			continue
@@ -164,8 +167,8 @@ func removeJumps(ipt *iptables.IPTables, table, parent string, targets ...string
 	return nil
 }
 
-// removeKubeletChains deletes the chains the kubelet and the iptables proxier make beside their own work, which upstream
-// leaves behind. A kubelet of somebody else makes its own anew within seconds.
+// removeKubeletChains deletes auxiliary chains of the kubelet and the iptables proxier that upstream leaves behind. Another
+// kubelet on the host recreates its own within seconds.
 func removeKubeletChains(ctx context.Context) error {
 	if !IPTablesInUse(ctx) {
 		return nil

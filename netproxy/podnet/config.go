@@ -12,30 +12,30 @@ import (
 	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
-// Firewall says which tool the node's own rules are written with.
+// Firewall is the tool the node's own rules are written with.
 type Firewall string
 
 const (
-	// FirewallNFTables writes one table of nftables, replaced as a whole.
+	// FirewallNFTables writes one nftables table, replaced as a whole.
 	FirewallNFTables Firewall = "nftables"
-	// FirewallIPTables writes chains of its own into the tables of iptables.
+	// FirewallIPTables writes its own chains into the tables of iptables.
 	FirewallIPTables Firewall = "iptables"
 )
 
 // DefaultBridge is the bridge pods are attached to when the config names none.
 const DefaultBridge = "mote0"
 
-// defaultCheckInterval bounds how long a change that the kernel did not report can last.
+// defaultCheckInterval bounds how long an unreported change stays unrepaired.
 const defaultCheckInterval = 5 * time.Minute
 
-// Config is what a [Network] is made of. It is not written to after [New].
+// Config configures a [Network]. It is not written to after [New].
 type Config struct {
 	// NodeName is this node's name; the overlay's hardware address is derived from it.
 	NodeName string
 	// Cluster has the ranges of pods and services and the backend; it is valid. Traffic between pods keeps its source
 	// address. On hosts without a default route the service ranges get a route of their own.
 	Cluster clusterconfig.Config
-	// LocalServiceIPs are service addresses this node answers itself (cluster DNS); pods may always reach port 53 there.
+	// LocalServiceIPs are service addresses this node serves itself (cluster DNS); pods may always reach port 53 there.
 	LocalServiceIPs []netip.Addr
 	// Bridge is the name of the pods' bridge; empty means [DefaultBridge].
 	Bridge string
@@ -49,13 +49,13 @@ type Config struct {
 	StateDir string
 	// MTU of pods; zero means the MTU of the default route's link less what the backend needs.
 	MTU int
-	// CheckInterval is how often rules are compared although nothing was reported; zero means five minutes.
+	// CheckInterval is how often rules are compared without a reported change; zero means five minutes.
 	CheckInterval time.Duration
-	// Logger receives what was changed and why; nil means silence.
+	// Logger may be nil for no logs.
 	Logger *zap.Logger
 }
 
-// Validate reports every fault of the config at once.
+// Validate returns all errors of the config at once.
 func (c Config) Validate() error {
 	var errs []error
 	if c.NodeName == "" {

@@ -15,7 +15,7 @@ import (
 // sorts early.
 const ConflistName = "10-mote.conflist"
 
-// NetworkName is the CNI network's name; address leases lie in a folder of this name.
+// NetworkName is the name of the CNI network and of the folder with its address leases.
 const NetworkName = "mote"
 
 // conflistSpec is everything the network list depends on.
@@ -81,8 +81,8 @@ func renderConflist(s conflistSpec) ([]byte, error) {
 		ipam.Routes = append(ipam.Routes, cniRoute{Dst: dst})
 	}
 	list := cniConflist{CNIVersion: "1.0.0", Name: NetworkName, Plugins: []cniPlugin{
-		// Masquerading is the node's own ruleset's work: the plugin would add rules for each pod. forceAddress lets the bridge
-		// follow a new pod CIDR instead of failing every pod until someone deletes the bridge.
+		// The node's own rules masquerade: the plugin would add rules for each pod. forceAddress lets the bridge change to a new
+		// pod CIDR; without it every pod would fail until someone deletes the bridge.
 		{
 			Type: "bridge", Bridge: s.bridge, IsGateway: true, ForceAddress: true, HairpinMode: true, PromiscMode: &off, IPMasq: &off,
 			MTU: s.mtu, IPAM: ipam,
@@ -99,8 +99,8 @@ func renderConflist(s conflistSpec) ([]byte, error) {
 	return append(text, '\n'), nil
 }
 
-// writeFile replaces path by text in one step and reports whether it differed. A reader sees the old or the new file, and
-// after a power cut one of both.
+// writeFile atomically replaces path by text and reports whether it differed. Readers see the old or the new file, also after
+// a power cut.
 func writeFile(path string, text []byte) (changed bool, err error) {
 	old, err := os.ReadFile(path)
 	switch {
@@ -117,7 +117,7 @@ func replaceFile(path string, text []byte) (changed bool, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("make folder %s: %w", dir, err)
 	}
-	// Not in the same folder yet: the runtime watches it and would complain of a write after which there is still no list.
+	// Not in the same folder yet: the runtime watches it and would log an error for a write that leaves no list.
 	tmp, err := os.CreateTemp(filepath.Dir(dir), ".mote-*.tmp")
 	if err != nil {
 		return false, fmt.Errorf("write %s: %w", path, withoutPath(err))
@@ -140,8 +140,8 @@ func replaceFile(path string, text []byte) (changed bool, err error) {
 	if err := tmp.Close(); err != nil {
 		return false, err
 	}
-	// The runtime (containerd's cni_conf_syncer.go, v2.4.2) overlooks files that are moved in from elsewhere, but not files
-	// renamed within the folder.
+	// The runtime (containerd's cni_conf_syncer.go, v2.4.2) ignores files moved into the folder, but not files renamed within
+	// it.
 	near := filepath.Join(dir, filepath.Base(tmp.Name()))
 	if err := os.Rename(tmp.Name(), near); err != nil {
 		return false, err
@@ -152,7 +152,7 @@ func replaceFile(path string, text []byte) (changed bool, err error) {
 	return true, nil
 }
 
-// withoutPath takes the name of the temporary file out of an error: each attempt has another one, and would be reported anew.
+// withoutPath drops the name of the temporary file from an error: it differs in each attempt, so each would be logged.
 func withoutPath(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError

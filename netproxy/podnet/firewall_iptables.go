@@ -14,21 +14,21 @@ import (
 	"github.com/mote-dev/mote/netproxy/nfttool"
 )
 
-// lockWait is how many seconds an iptables run waits for the lock that other programs hold.
+// lockWait is how many seconds iptables waits for a lock held by another program.
 const lockWait = 20
 
-// iptablesFirewall keeps the node's rules in chains of ours. It is not safe for concurrent use.
+// iptablesFirewall keeps the node's rules in chains of its own. It is not safe for concurrent use.
 type iptablesFirewall struct {
 	// masquerade also writes the nat chain; otherwise only forwarded traffic is accepted.
 	masquerade bool
-	// onlyIfDropping writes nothing on hosts that let forwarded and incoming packets pass anyway.
+	// onlyIfDropping writes nothing on hosts that accept forwarded and incoming packets anyway.
 	onlyIfDropping bool
 
 	applied string              // what was last applied, rendered
 	listed  map[string][]string // how iptables listed each chain right afterwards
 }
 
-// iptablesFor returns the tool for a family, or nil where the host has none.
+// iptablesFor returns the tool for a family, or nil if the host has none.
 func iptablesFor(f family) (*iptables.IPTables, error) {
 	name, proto := "iptables", iptables.ProtocolIPv4
 	if f.v6 {
@@ -105,7 +105,7 @@ func (w *iptablesFirewall) Apply(ctx context.Context, r Rules) error {
 	return nil
 }
 
-// applyChain fills one chain of ours and sees that exactly one rule, the first, jumps to it.
+// applyChain fills one of our chains and makes the first rule of its parent jump to it.
 func (w *iptablesFirewall) applyChain(ipt *iptables.IPTables, c iptablesChain) error {
 	if len(c.rules) == 0 {
 		return removeChain(ipt, c)
@@ -186,7 +186,7 @@ func (w *iptablesFirewall) Remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeChain takes the jump and the chain away, each of which may be missing.
+// removeChain deletes the jump and the chain, each of which may be missing.
 func removeChain(ipt *iptables.IPTables, c iptablesChain) error {
 	ok, err := chainExists(ipt, c.table, c.name)
 	if err != nil || !ok {
@@ -221,8 +221,8 @@ func chainExists(ipt *iptables.IPTables, table, chain string) (bool, error) {
 	return ok, nil
 }
 
-// mayDrop reports whether the host has iptables rules that could stop pod traffic. Hosts that never used iptables are
-// told apart without running it, because running it may load its kernel tables.
+// mayDrop reports whether the host has iptables rules that could drop pod traffic. It does not run iptables on hosts that
+// never used it, because that may load kernel modules.
 func (w *iptablesFirewall) mayDrop(ctx context.Context) (bool, error) {
 	if !IPTablesInUse(ctx) {
 		return false, nil
@@ -249,7 +249,7 @@ func (w *iptablesFirewall) mayDrop(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// dropsPackets tells whether a line of a built-in chain's listing is a dropping policy or leads to rules we cannot judge.
+// dropsPackets reports whether a line in the listing of a built-in chain is a DROP policy or jumps to rules we cannot judge.
 func dropsPackets(line string) bool {
 	if rest, ok := strings.CutPrefix(line, "-P "); ok {
 		return strings.HasSuffix(rest, " DROP")
@@ -258,8 +258,8 @@ func dropsPackets(line string) bool {
 	return ok && !strings.HasPrefix(target, "MOTE-") && !strings.HasPrefix(target, "KUBE-") && target != "ACCEPT"
 }
 
-// IPTablesInUse reports whether the kernel holds tables of iptables, legacy or kept in nftables. It is cheap, and unlike
-// running iptables does not make the kernel load them.
+// IPTablesInUse reports whether the kernel has iptables tables, legacy or nftables-based. It is cheap and, unlike running
+// iptables, loads no kernel modules.
 func IPTablesInUse(ctx context.Context) bool {
 	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		if text, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(text))) > 0 {
@@ -268,7 +268,7 @@ func IPTablesInUse(ctx context.Context) bool {
 	}
 	tables, err := nfttool.Run(ctx, "", "list", "tables")
 	if err != nil {
-		// Without nft, whether iptables keeps its tables there cannot be told cheaply; asking iptables is the safe side.
+		// Without nft there is no cheap way to find nftables-based tables. The caller then runs iptables, which is safe.
 		return true
 	}
 	for line := range strings.Lines(tables) {
@@ -280,7 +280,7 @@ func IPTablesInUse(ctx context.Context) bool {
 	return false
 }
 
-// ourChains names every chain this file ever makes.
+// ourChains names every chain this file creates.
 func ourChains() []iptablesChain {
 	return []iptablesChain{
 		{table: "filter", parent: "FORWARD", name: chainForward},

@@ -9,14 +9,14 @@ import (
 	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
-// keepaliveInterval is below the thirty seconds after which the stingiest routers forget a UDP flow.
+// keepaliveInterval is below 30 seconds, the shortest UDP timeout of common routers.
 const keepaliveInterval = 20 * time.Second
 
-// discardPort is where nobody listens: the answer, that nobody does, is traffic in the other direction.
+// discardPort has no listener: the ICMP error that comes back is traffic in the other direction.
 const discardPort = 9
 
-// keepMapped sends something through the overlay to every peer from time to time, if this node sits behind a NAT: others can
-// reach it only while the NAT remembers it.
+// keepMapped keeps the NAT mapping open if this node is behind a NAT, by sending a packet through the overlay to every peer at
+// intervals: peers can reach the node only while the mapping exists.
 func (n *Network) keepMapped(ctx context.Context) error {
 	tick := time.NewTicker(keepaliveInterval)
 	defer tick.Stop()
@@ -38,7 +38,7 @@ func (n *Network) keepMapped(ctx context.Context) error {
 	}
 }
 
-// touch sends one empty packet. That it does not arrive is not worth a word; the next one follows.
+// touch sends one packet. Losing it does not matter: the next one follows.
 func touch(ctx context.Context, ip netip.Addr) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", netip.AddrPortFrom(ip, discardPort).String())
 	if err != nil {

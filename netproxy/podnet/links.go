@@ -14,26 +14,26 @@ import (
 )
 
 const (
-	// minMTU is the least an IPv6 link must carry.
+	// minMTU is the minimum MTU of IPv6.
 	minMTU = 1280
 	maxMTU = 65535
-	// fallbackMTU is assumed for the network that is not there yet: Ethernet's.
+	// fallbackMTU, Ethernet's, is assumed until there is a network.
 	fallbackMTU = 1500
 	// vxlanOverhead4 and vxlanOverhead6 are the bytes the overlay adds over IPv4 and IPv6.
 	vxlanOverhead4, vxlanOverhead6 = 50, 70
 )
 
-// hostLinks is what the node's interfaces look like to the pod network.
+// hostLinks is what the pod network needs to know about the node's interfaces.
 type hostLinks struct {
 	// uplink is the interface of the default route with the lowest metric; empty when there is no default route.
 	uplink string
-	// routed4 and routed6 tell whether there is a default route of each family.
+	// routed4 and routed6 report whether each family has a default route.
 	routed4, routed6 bool
-	// mtu is the uplink's MTU, or without one the least MTU of the physical interfaces that are up, or 0.
+	// mtu is the uplink's MTU, else the smallest MTU of the physical interfaces that are up, else 0.
 	mtu int
 }
 
-// readHostLinks asks the kernel for the default route's interface.
+// readHostLinks reads routes and interfaces from the kernel.
 func readHostLinks() (hostLinks, error) {
 	best := struct{ index, metric int }{-1, 0}
 	var out hostLinks
@@ -74,10 +74,10 @@ func readHostLinks() (hostLinks, error) {
 	return out, nil
 }
 
-// dumpTries bounds how often a list is read anew because it changed meanwhile.
+// dumpTries bounds how often a list is read again because it changed while being read.
 const dumpTries = 5
 
-// dump reads a list from the kernel, and again if it changed meanwhile: what such a list lacks would count as gone.
+// dump reads a list from the kernel, and again if it changed while being read: entries missing from it would count as gone.
 func dump[T any](read func() ([]T, error)) ([]T, error) {
 	var list []T
 	var err error
@@ -106,7 +106,7 @@ func isDefaultRoute(r netlink.Route) bool {
 	return ones == 0 && r.Dst.IP.IsUnspecified()
 }
 
-// isPhysical tells interfaces a node could be reached by from those the pod network and its like make.
+// isPhysical reports whether a node could be reached through an interface, unlike those that pod networks create.
 func isPhysical(l netlink.Link) bool {
 	a := l.Attrs()
 	if a.OperState != netlink.OperUp {
@@ -122,7 +122,7 @@ func isPhysical(l netlink.Link) bool {
 	return false
 }
 
-// podMTU returns the MTU for pods: explicit if set, else the link's less what the backend adds.
+// podMTU returns the MTU for pods: explicit if set, else the link's MTU less the backend's overhead.
 func podMTU(explicit, link int, backend clusterconfig.Backend, nodeIP netip.Addr) int {
 	if explicit != 0 {
 		return explicit
@@ -130,7 +130,7 @@ func podMTU(explicit, link int, backend clusterconfig.Backend, nodeIP netip.Addr
 	if link == 0 {
 		link = fallbackMTU
 	}
-	// A loopback-like uplink has an MTU no real network has.
+	// No real network has such an MTU; loopback does.
 	if link > 9216 {
 		link = fallbackMTU
 	}
@@ -144,7 +144,7 @@ func podMTU(explicit, link int, backend clusterconfig.Backend, nodeIP netip.Addr
 	return max(link, minMTU)
 }
 
-// removeLink deletes an interface; one that is not there is fine.
+// removeLink deletes an interface if it exists.
 func removeLink(name string) error {
 	l, err := netlink.LinkByName(name)
 	if isNotFound(err) {
@@ -153,7 +153,7 @@ func removeLink(name string) error {
 	if err != nil {
 		return fmt.Errorf("find interface %s: %w", name, err)
 	}
-	// Its namespace's other end may take it away in between.
+	// It may disappear meanwhile together with its peer in another namespace.
 	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete interface %s: %w", name, err)
 	}

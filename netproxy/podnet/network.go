@@ -23,20 +23,20 @@ import (
 // debounce is how long changes are gathered before they are acted on: interfaces come and go in bursts when pods start.
 const debounce = 500 * time.Millisecond
 
-// Pauses between attempts to repair what failed. The last is short because what the kernel reports meanwhile waits for it.
+// Pauses after failed passes. The longest is short because events from the kernel wait for it.
 const firstRetry, lastRetry = time.Second, 10 * time.Second
 
-// Node is what the pod network has to know of a node.
+// Node is what the pod network needs to know about a node.
 type Node struct {
 	Name     string
 	PodCIDRs []netip.Prefix
-	// Addrs are the addresses other nodes reach it by, at most one of each family.
+	// Addrs are the addresses other nodes reach it at, at most one per family.
 	Addrs []netip.Addr
-	// Outside is the address others see it at when it sits behind a NAT; invalid otherwise.
+	// Outside is its public address if it is behind a NAT; invalid otherwise.
 	Outside netip.Addr
 }
 
-// Network keeps the pod network of this node as wanted. Make it with [New].
+// Network keeps the pod network of this node in its wanted state. Make it with [New].
 type Network struct {
 	cfg       Config
 	firewalls []firewall
@@ -49,13 +49,13 @@ type Network struct {
 	mu           sync.Mutex // guards the fields below
 	self         Node
 	peers        []Node
-	known        bool // SetNodes was called, so an absent peer is really gone
-	rulesChanged bool // rules have to be compared at the next pass
+	known        bool // nodes are known, so an absent peer is really gone
+	rulesChanged bool // the next pass compares the rules
 
-	skipped retry.Failures // nodes left out, as last reported; only the loop uses it
+	skipped retry.Failures // nodes left out, as last logged; only the loop uses it
 
-	// RulesRemoved, if set before Run, is called with the name of the nftables table whenever one or something in one is
-	// deleted, and with an empty name when deletions may have been missed. It must not block.
+	// RulesRemoved, if set before Run, is called with the name of an nftables table when the table (whole) or something in
+	// it was deleted, and with an empty name when deletions may have been missed. It must not block.
 	RulesRemoved func(table string, whole bool)
 }
 
@@ -70,7 +70,7 @@ func New(c Config) (*Network, error) {
 	return n, nil
 }
 
-// passes says when pass runs.
+// passes is the schedule of pass.
 func (n *Network) passes(pass func(ctx context.Context, full bool) error) reconcile.Config {
 	return reconcile.Config{
 		Debounce:   debounce,
@@ -85,7 +85,7 @@ func (n *Network) passes(pass func(ctx context.Context, full bool) error) reconc
 	}
 }
 
-// SetNodes tells which pod CIDRs this node has and which other nodes there are. It returns at once; [Network.Run] acts.
+// SetNodes sets this node and its peers. It returns at once; [Network.Run] applies them.
 func (n *Network) SetNodes(self Node, peers []Node) {
 	n.mu.Lock()
 	same := n.known && equalNode(n.self, self) && slices.EqualFunc(n.peers, peers, equalNode)
@@ -100,10 +100,10 @@ func equalNode(a, b Node) bool {
 	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs) && a.Outside == b.Outside
 }
 
-// Ready is closed once rules stand and the runtime has a network list, that of an earlier run included.
+// Ready is closed once the rules are applied and the runtime has a network list, possibly that of an earlier run.
 func (n *Network) Ready() <-chan struct{} { return n.ready }
 
-// poke asks for a pass of Run's loop.
+// poke triggers a pass of Run's loop, with rules one that compares the rules.
 func (n *Network) poke(rules bool) {
 	if rules {
 		n.mu.Lock()
@@ -113,7 +113,7 @@ func (n *Network) poke(rules bool) {
 	n.loop.Trigger()
 }
 
-// Run keeps the network until ctx ends, and leaves it standing then: pods outlive this process.
+// Run maintains the network until ctx ends. It then leaves everything in place, because pods outlive this process.
 func (n *Network) Run(ctx context.Context) error {
 	if dropped, err := dropStaleLeases(n.cfg.StateDir); err != nil {
 		n.log.Warn("stale address leases could not be dropped", zap.Error(err))
@@ -121,7 +121,7 @@ func (n *Network) Run(ctx context.Context) error {
 		n.log.Info("dropped address leases of an earlier boot", zap.Int("count", dropped))
 	}
 	if r, ok, err := recall(n.cfg.StateDir, n.cfg.NodeName); err != nil {
-		n.log.Warn("what was known of other nodes is of no use", zap.Error(err))
+		n.log.Warn("saved nodes are not usable; waiting for the server's", zap.Error(err))
 	} else if ok {
 		n.mu.Lock()
 		if !n.known {
@@ -140,7 +140,7 @@ func (n *Network) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// removeOtherFirewall takes away what an earlier run with the other tool left.
+// removeOtherFirewall removes the rules an earlier run wrote with the other tool.
 func (n *Network) removeOtherFirewall(ctx context.Context) error {
 	if n.cfg.Firewall == FirewallIPTables {
 		return newNFTFirewall().Remove(ctx)
@@ -151,7 +151,7 @@ func (n *Network) removeOtherFirewall(ctx context.Context) error {
 	return (&iptablesFirewall{}).Remove(ctx)
 }
 
-// ruleEvent decides whether a change of the host's rules concerns us.
+// ruleEvent triggers a pass if a change of the host's rules may affect ours.
 func (n *Network) ruleEvent(ev nftEvent) {
 	lost := ev == nftEvent{}
 	removed := ev.kind == nftDelChain || ev.kind == nftDelRule || ev.kind == nftDelSet || ev.kind == nftDelElement
@@ -164,12 +164,12 @@ func (n *Network) ruleEvent(ev nftEvent) {
 	case ev.table == Table && (removed || ev.kind == nftNewRule):
 		n.poke(true)
 	case (ev.table == "filter" || ev.table == "nat") && (ev.kind == nftNewChain || ev.kind == nftNewRule || ev.kind == nftDelRule):
-		// iptables keeps its tables under these names; a new chain message also tells a changed policy.
+		// iptables-nft keeps its tables under these names. A changed chain policy arrives as a new chain.
 		n.poke(true)
 	}
 }
 
-// pass is one pass of Run's loop. A full one compares the rules although no change of theirs was reported.
+// pass is one pass of Run's loop. A full pass compares the rules even if no change was reported.
 func (n *Network) pass(ctx context.Context, full bool) error {
 	if full {
 		n.mu.Lock()
@@ -179,7 +179,7 @@ func (n *Network) pass(ctx context.Context, full bool) error {
 	return n.reconcile(ctx)
 }
 
-// reconcile brings everything to the wanted state once. What can be done is done although another part failed.
+// reconcile applies the wanted state once. If one part fails the others are still applied.
 func (n *Network) reconcile(ctx context.Context) error {
 	n.mu.Lock()
 	self, peers, known, checkRules := n.self, n.peers, n.known, n.rulesChanged
@@ -241,7 +241,7 @@ func (n *Network) ensureSettings(ctx context.Context) error {
 	return ensureKernelSettings(ctx, n.cfg.Cluster.HasIPv4(), n.cfg.Cluster.HasIPv6())
 }
 
-// ensureRules compares the node's rules with the wanted ones and writes them where they differ.
+// ensureRules writes the node's rules if they differ from the wanted ones.
 func (n *Network) ensureRules(ctx context.Context) error {
 	rules := Rules{Bridge: n.cfg.Bridge, ClusterCIDRs: n.cfg.Cluster.ClusterCIDRs, LocalServiceIPs: n.cfg.LocalServiceIPs}
 	var errs []error
@@ -285,8 +285,8 @@ func (n *Network) ensureConflist(self Node, mtu int) error {
 	return err
 }
 
-// ensureBridgeMTU makes an existing bridge follow a changed MTU; new pods get theirs from the network list, and the bridge
-// answers the older ones' larger packets with the size that fits.
+// ensureBridgeMTU applies a changed MTU to an existing bridge. New pods get theirs from the network list; for older pods the
+// bridge answers packets that are too large with the MTU that fits.
 func (n *Network) ensureBridgeMTU(mtu int) error {
 	link, err := netlink.LinkByName(n.cfg.Bridge)
 	if isNotFound(err) {

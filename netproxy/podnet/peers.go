@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	// vxlanPort is the UDP port of the overlay, Linux' own choice. It is the source port as well: a NAT that keeps ports then
-	// lets answers in, as both directions are one flow to it.
+	// vxlanPort is the UDP port of the overlay, Linux's default. It is the source port as well, so that both directions are
+	// one flow to a NAT that preserves ports, and answers get in.
 	vxlanPort = 8472
-	// vxlanID is the number of the overlay's network.
+	// vxlanID is the VXLAN network identifier.
 	vxlanID = 1
-	// overlaySuffix makes the overlay's name out of the bridge's.
+	// overlaySuffix is appended to the bridge's name.
 	overlaySuffix = ".1"
 )
 
@@ -34,7 +34,7 @@ func overlayName(bridge string) string {
 	return base + overlaySuffix
 }
 
-// link names the address another node is reached at over the overlay.
+// peerLink is where the overlay reaches another node.
 type peerLink struct {
 	outer netip.Addr       // where packets to the node are sent
 	mac   net.HardwareAddr // the node's VXLAN interface
@@ -46,15 +46,15 @@ type peerRoute struct {
 	via netip.Addr
 }
 
-// plan is everything the kernel has to know of other nodes.
+// plan is everything the kernel has to know about other nodes.
 type plan struct {
-	// local is this node's end of the overlay; invalid means no overlay.
+	// local is this node's own address in the overlay; invalid means no overlay.
 	local netip.Addr
 	mac   net.HardwareAddr
 	// addrs are the VXLAN interface's own addresses.
 	addrs []netip.Addr
 	links []peerLink
-	// hops tell the overlay address of the next hop of each route which peer it is.
+	// hops maps the overlay address of each next hop to the hardware address of its peer.
 	hops   map[netip.Addr]net.HardwareAddr
 	routes []peerRoute
 	// skipped says which peers are left out and why.
@@ -71,7 +71,7 @@ func overlayMAC(node string) net.HardwareAddr {
 	return mac
 }
 
-// planPeers works out what the backend needs for the peers. It is a pure function of its arguments.
+// planPeers derives the plan for the backend. It is a pure function.
 func planPeers(backend clusterconfig.Backend, self Node, peers []Node) plan {
 	var p plan
 	if backend == clusterconfig.BackendNone {
@@ -80,7 +80,7 @@ func planPeers(backend clusterconfig.Backend, self Node, peers []Node) plan {
 	local := firstAddr(self.Addrs)
 	for _, peer := range peers {
 		if peer.Name == self.Name || len(peer.PodCIDRs) == 0 {
-			// Not yet a member: it is looked at again when it has a range.
+			// Not a member yet: SetNodes is called again when it has a range.
 			continue
 		}
 		if overlaps(self.PodCIDRs, peer.PodCIDRs) {
@@ -123,7 +123,7 @@ func (p *plan) addDirect(peer Node) {
 func (p *plan) addOverlay(local netip.Addr, self, peer Node) {
 	addrs := peer.Addrs
 	if peer.Outside.IsValid() && peer.Outside != self.Outside {
-		// Behind a NAT: its own address means nothing here, unless both sit behind the same one.
+		// Behind a NAT its own address is not reachable from here, unless both nodes are behind the same NAT.
 		addrs = []netip.Addr{peer.Outside}
 	}
 	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return local.IsValid() && a.Is6() == local.Is6() })
@@ -156,23 +156,23 @@ func (n *Network) reportSkipped(skipped []string) {
 	}
 }
 
-// ensurePeers brings overlay and routes to the wanted state.
+// ensurePeers applies the plan to overlay and routes.
 func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
 	p := planPeers(n.cfg.Cluster.NetworkBackend, self, peers)
 	n.reportSkipped(p.skipped)
-	// What a run with another backend left goes, too: its routes would win, or lead nowhere.
+	// Remove what a run with another backend left: its routes would take precedence, or lead nowhere.
 	if n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
 		return errors.Join(removeOverlay(overlayName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
 	}
 	if !p.local.IsValid() {
-		// Without another node there is no overlay.
+		// A single node needs no overlay.
 		return errors.Join(removeOverlay(overlayName(n.cfg.Bridge)), ensureDirectRoutes(nil))
 	}
 	if err := errors.Join(ensureDirectRoutes(nil), ensureOverlay(overlayName(n.cfg.Bridge), p, mtu)); err != nil {
 		return err
 	}
 	if self.Outside.IsValid() {
-		// The NAT lets the others in once it has seen us speak to them.
+		// The NAT lets peers in once it has seen packets to them.
 		for hop := range p.hops {
 			touch(ctx, hop)
 		}

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Our routes are marked by protocol numbers nobody has in /etc/iproute2/rt_protos.
+// Protocol numbers that mark our routes. /etc/iproute2/rt_protos assigns them to nobody.
 const (
 	// routeProtocol marks direct routes to other nodes.
 	routeProtocol = 109
@@ -19,7 +19,8 @@ const (
 	serviceProtocol = 110
 )
 
-// ensureOverlay makes the VXLAN interface and what it knows of other nodes as planned, and deletes what is too much.
+// ensureOverlay applies the plan to the VXLAN interface, its addresses, forwarding entries, neighbours and routes, and deletes
+// whatever else is there.
 func ensureOverlay(name string, p plan, mtu int) error {
 	link, err := ensureOverlayLink(name, p, mtu)
 	if err != nil {
@@ -36,7 +37,7 @@ func ensureOverlay(name string, p plan, mtu int) error {
 	return ensureRoutes(wanted, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
 }
 
-// ensureOverlayLink returns the interface, made anew if it is not as wanted: the kernel changes most of it only then.
+// ensureOverlayLink returns the interface. It recreates it if attributes differ, as the kernel cannot change most of them.
 func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	switch {
@@ -83,7 +84,7 @@ func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 	return link, nil
 }
 
-// ensureOverlayAddrs gives the interface exactly the addresses, besides its link-local one.
+// ensureOverlayAddrs makes the interface have exactly the wanted addresses besides its link-local one.
 func ensureOverlayAddrs(link netlink.Link, wanted []netip.Addr) error {
 	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -116,7 +117,7 @@ func ensureOverlayAddrs(link netlink.Link, wanted []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// ensureLinks tells the overlay where the interfaces of other nodes are.
+// ensureLinks writes the forwarding entries: at which node each hardware address is.
 func ensureLinks(index int, wanted []peerLink) error {
 	have, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, unix.AF_BRIDGE) })
 	if err != nil {
@@ -144,7 +145,7 @@ func ensureLinks(index int, wanted []peerLink) error {
 	return errors.Join(errs...)
 }
 
-// ensureHops tells the kernel the hardware addresses of the routes' next hops.
+// ensureHops writes the neighbour entries: the hardware address of each route's next hop.
 func ensureHops(index int, wanted map[netip.Addr]net.HardwareAddr) error {
 	have, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -176,7 +177,7 @@ func ensureHops(index int, wanted map[netip.Addr]net.HardwareAddr) error {
 	return errors.Join(errs...)
 }
 
-// ensureDirectRoutes makes routes over the nodes' common link exactly as planned.
+// ensureDirectRoutes makes the routes over the nodes' common link exactly the planned ones.
 func ensureDirectRoutes(routes []peerRoute) error {
 	wanted := make(map[netip.Prefix]netlink.Route, len(routes))
 	var errs []error
@@ -199,9 +200,8 @@ func ensureDirectRoutes(routes []peerRoute) error {
 	return errors.Join(append(errs, ensureRoutes(wanted, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL))...)
 }
 
-// ensureServiceRoutes lets the host itself reach services where it has no default route: the kernel looks for a route before
-// it translates the address, and without any it gives up. Which one it finds does not matter, only the source address it
-// brings; the bridge's is one that pods can answer.
+// ensureServiceRoutes lets the host itself reach services without a default route: the kernel looks up a route before it
+// translates the address, and fails without one. Only the route's source address matters; pods can answer the bridge's.
 func ensureServiceRoutes(bridge string, services []netip.Prefix, links hostLinks) error {
 	wanted := make(map[netip.Prefix]netlink.Route)
 	link, err := netlink.LinkByName(bridge)
@@ -221,7 +221,7 @@ func ensureServiceRoutes(bridge string, services []netip.Prefix, links hostLinks
 	return ensureRoutes(wanted, &netlink.Route{Protocol: serviceProtocol}, netlink.RT_FILTER_PROTOCOL)
 }
 
-// ensureRoutes makes the routes that pass the filter be exactly the wanted ones.
+// ensureRoutes makes the routes that match the filter exactly the wanted ones.
 func ensureRoutes(wanted map[netip.Prefix]netlink.Route, filter *netlink.Route, mask uint64) error {
 	done := make(map[netip.Prefix]bool)
 	var errs []error
@@ -235,7 +235,7 @@ func ensureRoutes(wanted map[netip.Prefix]netlink.Route, filter *netlink.Route, 
 			want, wantIt := wanted[dst]
 			switch {
 			case !ok, dst.Addr().IsLinkLocalUnicast(), dst.Addr().IsMulticast(), r.Protocol == unix.RTPROT_KERNEL:
-				// What the kernel itself keeps on an interface.
+				// The kernel maintains these itself.
 			case wantIt && want.LinkIndex == r.LinkIndex && want.Gw.Equal(r.Gw):
 				done[dst] = true
 			case !wantIt:
@@ -254,7 +254,7 @@ func ensureRoutes(wanted map[netip.Prefix]netlink.Route, filter *netlink.Route, 
 	return errors.Join(errs...)
 }
 
-// ignoreMissing takes it as done that what is to be deleted is not there.
+// ignoreMissing drops the error of deleting something that does not exist.
 func ignoreMissing(err error) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return nil

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 )
 
-// remembered is what is kept of the nodes, so that a node that boots while its server is away finds the others.
+// remembered is the saved state of the nodes. With it a node that boots while its server is unreachable finds its peers.
 type remembered struct {
 	Self  Node
 	Peers []Node
@@ -17,7 +17,7 @@ type remembered struct {
 
 func rememberedPath(stateDir string) string { return filepath.Join(stateDir, "nodes.json") }
 
-// remember keeps the nodes as they are known now.
+// remember saves the nodes.
 func remember(stateDir string, self Node, peers []Node) error {
 	text, err := json.Marshal(remembered{self, peers})
 	if err != nil {
@@ -29,7 +29,7 @@ func remember(stateDir string, self Node, peers []Node) error {
 	return nil
 }
 
-// recall returns the nodes last remembered by the node of this name; ok is false if there are none.
+// recall returns the nodes last saved by the node of this name; ok is false if there are none.
 func recall(stateDir, name string) (r remembered, ok bool, err error) {
 	text, err := os.ReadFile(rememberedPath(stateDir))
 	if errors.Is(err, fs.ErrNotExist) {

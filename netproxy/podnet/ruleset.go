@@ -19,13 +19,13 @@ const (
 	chainInput       = "MOTE-INPUT"
 )
 
-// Rules is all the node's own packet filter rules depend on.
+// Rules is everything the node's own packet filter rules depend on.
 type Rules struct {
 	// Bridge is the name of the pods' bridge.
 	Bridge string
 	// ClusterCIDRs hold all pods. Between them nothing is masqueraded.
 	ClusterCIDRs []netip.Prefix
-	// LocalServiceIPs are answered by the node itself, on port 53.
+	// LocalServiceIPs are served by the node itself, on port 53.
 	LocalServiceIPs []netip.Addr
 }
 
@@ -43,7 +43,7 @@ var families = []family{
 	{v6: true, nft: "ip6", nftType: "ipv6_addr", set: "pods6", multicast: "ff00::/8"},
 }
 
-// prefixes returns the sorted ranges of the family, overlapping ones joined: an interval set refuses overlaps.
+// prefixes returns the sorted ranges of the family, overlaps merged: an interval set rejects them.
 func (f family) prefixes(all []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range all {
@@ -78,7 +78,7 @@ func RenderNFTables(r Rules) string {
 			continue
 		}
 		fmt.Fprintf(&b, "\n\tset %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = { %s }\n\t}\n", f.set, f.nftType, join(cidrs))
-		// A pod talking to another pod keeps its address; to anyone else it speaks as its node.
+		// Pod-to-pod traffic keeps its source address; other traffic gets the address of the node.
 		fmt.Fprintf(&masquerade, "\t\t%s saddr @%s %s daddr != @%s %s daddr != %s masquerade fully-random\n", f.nft, f.set, f.nft, f.set, f.nft, f.multicast)
 	}
 	b.WriteString("\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n")
@@ -99,7 +99,7 @@ func (c iptablesChain) jump() []string {
 	return []string{"-m", "comment", "--comment", "mote pod network", "-j", c.name}
 }
 
-// masqueradeChain renders the IPv4 or IPv6 rules by which pods speak to the outside as their node.
+// masqueradeChain renders the rules of one family that give traffic from pods to the outside the node's address.
 func masqueradeChain(r Rules, f family) iptablesChain {
 	c := iptablesChain{table: "nat", parent: "POSTROUTING", name: chainPostrouting}
 	cidrs := f.prefixes(r.ClusterCIDRs)
@@ -116,7 +116,7 @@ func masqueradeChain(r Rules, f family) iptablesChain {
 	return c
 }
 
-// acceptChains renders the rules that let pod traffic pass where the host's own policy is to drop.
+// acceptChains renders the rules that accept pod traffic on hosts whose own policy is to drop.
 func acceptChains(r Rules, f family) []iptablesChain {
 	forward := iptablesChain{table: "filter", parent: "FORWARD", name: chainForward}
 	for _, p := range f.prefixes(r.ClusterCIDRs) {

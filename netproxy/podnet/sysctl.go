@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// procSys is where kernel settings lie.
+// procSys is the root of the kernel settings.
 const procSys = "/proc/sys"
 
 // modprobeTimeout bounds the loading of a kernel module.
@@ -30,8 +30,8 @@ func HostHasIPv6() (bool, error) {
 	}
 }
 
-// setSysctl writes a kernel setting unless it already has the value. Writing only what differs keeps read-only /proc/sys
-// (containers) usable where the host has been prepared.
+// setSysctl writes a kernel setting unless it already has the value. With a read-only /proc/sys (containers) it still succeeds
+// if the host has been prepared.
 func setSysctl(name, value string) error {
 	path := filepath.Join(procSys, filepath.FromSlash(name))
 	old, err := os.ReadFile(path)
@@ -47,8 +47,8 @@ func setSysctl(name, value string) error {
 	return nil
 }
 
-// ensureKernelSettings makes the kernel forward packets and show bridged packets to the packet filter. Without the
-// second, a reply between two pods of one bridge bypasses the translation a service address went through.
+// ensureKernelSettings makes the kernel forward packets and pass bridged packets through the packet filter. Without the
+// latter, replies between two pods on one bridge bypass the reverse translation of service addresses.
 func ensureKernelSettings(ctx context.Context, ipv4, ipv6 bool) error {
 	var errs []error
 	if ipv4 {
@@ -61,8 +61,8 @@ func ensureKernelSettings(ctx context.Context, ipv4, ipv6 bool) error {
 	return errors.Join(errs...)
 }
 
-// keepRouterAdvertisements lets interfaces go on learning routes from routers: the kernel stops doing so on hosts that
-// forward unless told otherwise, and the host would lose its IPv6 default route when its lifetime ends.
+// keepRouterAdvertisements lets interfaces keep accepting router advertisements. By default the kernel stops accepting them
+// when forwarding is on, and the host would lose its IPv6 default route when its lifetime expires.
 func keepRouterAdvertisements() error {
 	paths, err := filepath.Glob(filepath.Join(procSys, "net/ipv6/conf/*/accept_ra"))
 	if err != nil {
@@ -92,10 +92,10 @@ func keepRouterAdvertisements() error {
 	return errors.Join(errs...)
 }
 
-// ensureBridgeFilter loads br_netfilter where it is a module and switches it on.
+// ensureBridgeFilter loads br_netfilter if it is a module and enables it.
 func ensureBridgeFilter(ctx context.Context, ipv4, ipv6 bool) error {
 	if _, err := os.Stat(filepath.Join(procSys, "net/bridge")); err != nil {
-		// The settings show whether it worked: where the code is built in there is nothing to load.
+		// The settings show whether it worked; there is nothing to load if the code is built in.
 		loadCtx, cancel := context.WithTimeout(ctx, modprobeTimeout)
 		defer cancel()
 		out, loadErr := exec.CommandContext(loadCtx, "modprobe", "br_netfilter").CombinedOutput()

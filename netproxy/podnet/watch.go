@@ -21,7 +21,7 @@ const (
 	nftGroup = 7
 	// nfgenHeader is the length of struct nfgenmsg in front of the attributes.
 	nfgenHeader = 4
-	// attrTable is the attribute that names the table, the same number in all message kinds looked at.
+	// attrTable is the attribute that names the table. It has this number in all message kinds used here.
 	attrTable = 1
 )
 
@@ -42,7 +42,7 @@ type nftEvent struct {
 	table string
 }
 
-// parseNFTEvent reads a message of the nftables multicast group; ok is false for what is none.
+// parseNFTEvent parses a message of the nftables multicast group; ok is false for any other message.
 func parseNFTEvent(msgType uint16, data []byte) (ev nftEvent, ok bool) {
 	if msgType>>8 != nftSubsystem || len(data) < nfgenHeader {
 		return nftEvent{}, false
@@ -71,9 +71,9 @@ func parseNFTEvent(msgType uint16, data []byte) (ev nftEvent, ok bool) {
 	return ev, true
 }
 
-// watchSocket calls handle for every message of the netlink groups until ctx ends. The socket is opened anew when the kernel
-// reports an error; overruns are such an error. lost lets the caller look at everything: at once, and again when there is a
-// socket, as nobody told of what changed in between.
+// watchSocket calls handle for every message of the netlink groups until ctx ends. It reopens the socket after an error, such
+// as an overrun. It calls lost when messages may have been missed: at the error, and again once there is a new socket, for
+// changes in between.
 func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []uint, handle func(msgType uint16, data []byte), lost func()) error {
 	const firstWait, lastWait = time.Second, time.Minute
 	backoff := retry.Backoff{First: firstWait, Last: lastWait}
@@ -85,7 +85,7 @@ func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []ui
 			return nil
 		}
 		if errors.Is(err, unix.EPROTONOSUPPORT) {
-			// The kernel lacks this kind of netlink; the slow check has to do.
+			// The kernel lacks this netlink protocol; the periodic check has to do.
 			log.Info("kernel does not report changes; checking in intervals", zap.Int("protocol", protocol))
 			<-ctx.Done()
 			return nil
@@ -103,13 +103,13 @@ func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []ui
 	}
 }
 
-// readSocket reads until an error or the end of ctx. It calls opened before it reads.
+// readSocket reads messages until an error or until ctx ends. It calls opened before the first read.
 func readSocket(ctx context.Context, protocol int, groups []uint, opened func(), handle func(msgType uint16, data []byte)) error {
 	sock, err := nl.Subscribe(protocol, groups...)
 	if err != nil {
 		return fmt.Errorf("open netlink socket: %w", err)
 	}
-	// Closing is what ends a blocked read, so it happens when ctx ends and exactly once.
+	// Only closing ends a blocked read. It must happen exactly once.
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		sock.Close()
@@ -143,7 +143,7 @@ func watchLinks(ctx context.Context, log *zap.Logger, changed func()) error {
 	return watchSocket(ctx, log, unix.NETLINK_ROUTE, groups, func(uint16, []byte) { changed() }, changed)
 }
 
-// watchRules reports changes of the nftables ruleset; after a gap in the reports it reports the zero event.
+// watchRules reports changes of the nftables ruleset, and the zero event after a gap.
 func watchRules(ctx context.Context, log *zap.Logger, changed func(nftEvent)) error {
 	handle := func(msgType uint16, data []byte) {
 		if ev, ok := parseNFTEvent(msgType, data); ok {

@@ -25,24 +25,24 @@ import (
 const Table = "mote-policy"
 
 const (
-	// debounce gathers changes: pods come in bursts.
+	// debounce is how long changes are gathered: pods start in bursts.
 	debounce = 200 * time.Millisecond
-	// checkInterval bounds how long a change of the table that was not reported can last.
+	// checkInterval bounds how long an unreported change of the table stays unrepaired.
 	checkInterval = 5 * time.Minute
-	// Pauses between attempts to apply what failed. The last is short because changed policies wait for it.
+	// Pauses after failed passes. The longest is short because changed policies wait for it.
 	firstRetry, lastRetry = time.Second, 10 * time.Second
 )
 
-// Controller keeps the table as the cluster's policies want it. Make it with [New].
+// Controller keeps the table in line with the cluster's policies. Make it with [New].
 type Controller struct {
 	node    string
 	log     *zap.Logger
 	factory informers.SharedInformerFactory
 	table   nfttool.Table
-	removed bool // there is no table; only the loop uses it
+	removed bool // the table was deleted; only the loop uses it
 	loop    *reconcile.Loop
-	doubt   atomic.Bool    // the table may have been changed by others and is to be looked at
-	refused retry.Failures // policies left out, as last reported; only the loop uses it
+	doubt   atomic.Bool    // the next pass checks the table, as others may have changed it
+	refused retry.Failures // policies left out, as last logged; only the loop uses it
 
 	policies   cache.SharedIndexInformer
 	pods       cache.SharedIndexInformer // nil until the first policy
@@ -61,16 +61,16 @@ func New(node string, factory informers.SharedInformerFactory, log *zap.Logger) 
 	return c, nil
 }
 
-// Poke asks for a look at the table, because another program may have removed rules from it.
+// Poke triggers a check of the table, because another program may have removed rules from it.
 func (c *Controller) Poke() {
 	c.doubt.Store(true)
 	c.changed()
 }
 
-// changed asks for the rules to be rendered anew.
+// changed triggers a pass.
 func (c *Controller) changed() { c.loop.Trigger() }
 
-// follow asks for new rules on every change an informer reports that can matter.
+// follow triggers a pass on every event of an informer that may change rules.
 func (c *Controller) follow(informer cache.SharedIndexInformer) error {
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { c.changed() },
@@ -87,7 +87,7 @@ func (c *Controller) follow(informer cache.SharedIndexInformer) error {
 	return nil
 }
 
-// matters tells whether an update can change rules. Pods report their state all the time.
+// matters reports whether an update can change rules. Most updates of pods only change their status.
 func matters(old, obj any) bool {
 	a, isPod := old.(*corev1.Pod)
 	b, stillPod := obj.(*corev1.Pod)
@@ -98,7 +98,7 @@ func matters(old, obj any) bool {
 		!slices.Equal(a.Status.PodIPs, b.Status.PodIPs) || !maps.Equal(a.Labels, b.Labels)
 }
 
-// Run enforces until ctx ends. The table stays then.
+// Run enforces policies until ctx ends. The table stays in place after that.
 func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.policies.HasSynced) {
 		return nil
@@ -106,7 +106,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	return c.loop.Run(ctx)
 }
 
-// passes says when pass runs.
+// passes is the schedule of pass.
 func (c *Controller) passes(pass func(ctx context.Context, full bool) error) reconcile.Config {
 	return reconcile.Config{
 		Debounce:   debounce,
@@ -121,7 +121,7 @@ func (c *Controller) passes(pass func(ctx context.Context, full bool) error) rec
 	}
 }
 
-// pass is one pass of Run's loop. A full one looks at the table although no change of it was reported.
+// pass is one pass of Run's loop. A full pass checks the table even if no change of it was reported.
 func (c *Controller) pass(ctx context.Context, full bool) error {
 	if full {
 		c.doubt.Store(true)
@@ -129,7 +129,7 @@ func (c *Controller) pass(ctx context.Context, full bool) error {
 	return c.sync(ctx)
 }
 
-// sync makes the table be as wanted once.
+// sync applies the wanted state once.
 func (c *Controller) sync(ctx context.Context) error {
 	if len(c.policies.GetStore().List()) == 0 {
 		return c.remove(ctx)
@@ -168,20 +168,19 @@ func (c *Controller) sync(ctx context.Context) error {
 	return nil
 }
 
-// reportRefused logs which policies were left out and why. Trying again would not help: they stay out until somebody changes
-// them.
+// reportRefused logs which policies were left out and why. A retry would not help: they stay out until somebody changes them.
 func (c *Controller) reportRefused(err error) {
 	switch {
 	case err == nil:
 		if c.refused.Recovered() {
-			c.log.Info("no network policy is left out any more")
+			c.log.Info("all network policies are valid again")
 		}
 	case c.refused.News(err):
 		c.log.Error("some network policies allow nothing: they are not valid", zap.Error(err))
 	}
 }
 
-// remove takes the table away, that of an earlier run included, and looks for it only once.
+// remove deletes the table, also that of an earlier run. Once it has succeeded it does nothing until a table is written.
 func (c *Controller) remove(ctx context.Context) error {
 	if c.removed {
 		return nil
@@ -193,7 +192,7 @@ func (c *Controller) remove(ctx context.Context) error {
 	return nil
 }
 
-// watchPods starts to watch pods and namespaces at the first policy: clusters without any need not pay for it.
+// watchPods starts watching pods and namespaces at the first policy, so that clusters without policies do not pay for it.
 func (c *Controller) watchPods(ctx context.Context) error {
 	if c.pods == nil {
 		pods, namespaces := c.factory.Core().V1().Pods().Informer(), c.factory.Core().V1().Namespaces().Informer()
@@ -204,14 +203,14 @@ func (c *Controller) watchPods(ctx context.Context) error {
 		c.factory.Start(wait.NeverStop) // a request to the owner, who decides when they end
 		c.log.Info("network policies found; watching pods")
 	}
-	// Rules made without all pods would cut off those missing.
+	// Rules rendered before all pods are known would cut off the missing ones.
 	if !cache.WaitForCacheSync(ctx.Done(), c.pods.HasSynced, c.namespaces.HasSynced) {
 		return ctx.Err()
 	}
 	return nil
 }
 
-// state gathers what rules depend on.
+// state collects everything rules depend on.
 func (c *Controller) state() State {
 	s := State{Namespaces: make(map[string]map[string]string)}
 	for _, obj := range c.policies.GetStore().List() {

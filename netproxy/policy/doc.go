@@ -1,6 +1,7 @@
-// Package policy owns NetworkPolicy on one node: it renders the policies that concern the node's pods into one nftables
-// table by a pure function, and keeps that table as wanted.
+// Package policy owns NetworkPolicy on one node: it renders the policies that select the node's pods
+// into one nftables table with a pure function, and keeps that table in place.
 //
-// Without a policy in the cluster nothing is watched but policies, and there is no table. It must not import the packages
-// server, agent, runtime, store or podnet.
+// While the cluster has no policy it watches nothing but policies, and there is no table.
+//
+// It must not import server, agent, runtime, store or netproxy/podnet.
 package policy

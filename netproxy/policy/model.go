@@ -10,16 +10,16 @@ import (
 	networking "k8s.io/api/networking/v1"
 )
 
-// Pod is what rules need of a pod.
+// Pod is what rules need to know about a pod.
 type Pod struct {
 	Namespace, Name string
 	Labels          map[string]string
 	IPs             []netip.Addr
-	// Ports are the ports with a name.
+	// Ports are the named ports.
 	Ports []Port
-	// Local tells the pods of this node, for which policies are enforced here.
+	// Local is set for pods on this node. Only for them policies are enforced here.
 	Local bool
-	// Leaving tells pods that are being deleted. Their addresses may have been given to others already.
+	// Leaving is set for pods that are being deleted. Their addresses may already belong to other pods.
 	Leaving bool
 }
 
@@ -30,7 +30,7 @@ type Port struct {
 	Number   int32
 }
 
-// State is everything that rules depend on.
+// State is everything rules depend on.
 type State struct {
 	Pods []Pod
 	// Namespaces are the labels of each namespace.
@@ -38,7 +38,7 @@ type State struct {
 	Policies   []*networking.NetworkPolicy
 }
 
-// podFrom reduces a Pod; ok is false for pods without a network of their own, or none any more.
+// podFrom converts a Pod; ok is false for pods that have no network of their own, or no longer have it.
 func podFrom(p *corev1.Pod, node string) (out Pod, ok bool) {
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return Pod{}, false
@@ -57,7 +57,7 @@ func podFrom(p *corev1.Pod, node string) (out Pod, ok bool) {
 	}
 	out.Namespace, out.Name, out.Labels, out.Local = p.Namespace, p.Name, p.Labels, p.Spec.NodeName == node
 	out.Leaving = p.DeletionTimestamp != nil
-	// Containers that go on running beside the others can be named as well.
+	// Sidecars are init containers and can have named ports as well.
 	for _, c := range append(slices.Clone(p.Spec.Containers), p.Spec.InitContainers...) {
 		for _, port := range c.Ports {
 			if port.Name != "" {
@@ -68,7 +68,7 @@ func podFrom(p *corev1.Pod, node string) (out Pod, ok bool) {
 	return out, true
 }
 
-// sortPods puts pods in an order that depends on nothing but themselves, those that leave last.
+// sortPods sorts pods by name, leaving ones last, so that equal states render equally.
 func sortPods(pods []Pod) {
 	rank := func(p Pod) int {
 		if p.Leaving {

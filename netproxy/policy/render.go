@@ -16,16 +16,16 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// direction is one of the two ways policies look at packets.
+// direction is one of the two directions of policies.
 type direction struct {
 	name     string // of the base chain
 	priority string
-	own      string // which address of a packet is the selected pod's
-	peer     string // which is the other one
+	own      string // the field with the selected pod's address
+	peer     string // the field with the other address
 	kind     networking.PolicyType
 }
 
-// Each direction has a base chain of its own: to accept ends one chain, and the packet still has to pass the other.
+// Each direction has its own base chain: accept ends only one chain, so a packet must pass both.
 var directions = []direction{
 	{"egress", "filter - 2", "saddr", "daddr", networking.PolicyTypeEgress},
 	{"ingress", "filter - 1", "daddr", "saddr", networking.PolicyTypeIngress},
@@ -39,10 +39,10 @@ type family struct {
 
 var families = []family{{"ip", "ipv4_addr", false}, {"ip6", "ipv6_addr", true}}
 
-// neighbours lets pods on one bridge find each other's IPv6 hardware addresses, which are asked for in packets like others.
+// neighbours accepts IPv6 neighbour discovery between pods on one bridge. It consists of ordinary packets.
 const neighbours = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 
-// renderer gathers the table's text.
+// renderer collects the table's text.
 type renderer struct {
 	state  State
 	chains strings.Builder
@@ -50,7 +50,7 @@ type renderer struct {
 }
 
 // Render returns the body of the table that enforces the policies on the node's pods; empty means there is nothing to
-// enforce. A policy it cannot understand is left out of what it allows, never out of what it forbids, and reported.
+// enforce. Of an invalid policy it drops what the policy allows, never what it forbids, and returns an error.
 func Render(s State) (body string, err error) {
 	r := &renderer{state: s}
 	sortPods(r.state.Pods)
@@ -64,7 +64,7 @@ func Render(s State) (body string, err error) {
 		used := make(map[string]*networking.NetworkPolicy) // by chain
 		groups := make(map[string][]string)                // chains of policies, by chain of a group
 		elements := make(map[string][]string)              // of the map, by family
-		taken := make(map[netip.Addr]bool)                 // an address has one verdict
+		taken := make(map[netip.Addr]bool)                 // each address has one verdict
 		for _, pod := range r.state.Pods {
 			if !pod.Local {
 				continue
@@ -125,11 +125,11 @@ func Render(s State) (body string, err error) {
 	if !enforced {
 		return "", errors.Join(r.errs...)
 	}
-	// Chains come before the maps that lead to them.
+	// Chains must come before the maps that refer to them.
 	return "\tcomment \"mote: network policies of this node's pods\"\n" + r.chains.String() + maps.String() + bases.String(), errors.Join(r.errs...)
 }
 
-// applies tells whether a policy is about a direction. The API server fills in the types; without them they follow from the
+// applies reports whether a policy has a direction. The API server defaults the types; without them they follow from the
 // rules.
 func applies(p *networking.NetworkPolicy, kind networking.PolicyType) bool {
 	if len(p.Spec.PolicyTypes) > 0 {
@@ -147,8 +147,8 @@ func (r *renderer) matches(selector *metav1.LabelSelector, set map[string]string
 	return s.Matches(labels.Set(set))
 }
 
-// chainName names the chain of a policy. Names of objects may be longer than chains', so a digest stands for them; a
-// comment in the chain says whose it is.
+// chainName returns the name of a policy's chain. Object names can be longer than chain names allow, so it has a digest; a
+// comment in the chain has the policy's name.
 func chainName(d direction, p *networking.NetworkPolicy) string {
 	return d.name + "-" + digest(p.Namespace+"/"+p.Name)
 }
@@ -195,13 +195,13 @@ func (r *renderer) rule(d direction, p *networking.NetworkPolicy, peers []networ
 	return out
 }
 
-// source is who the other side of a packet may be.
+// source is one set of peers a rule allows.
 type source struct {
-	match string // condition on the packet; empty means anyone
-	pods  []Pod  // which pods it stands for, to find named ports of
+	match string // condition on the packet
+	pods  []Pod  // the pods it matches, for their named ports
 }
 
-// sources renders the peers of a rule. Selected pods become one set; every block of addresses stands for itself.
+// sources renders the peers of a rule: one set for all selected pods, and one source per address block.
 func (r *renderer) sources(d direction, f family, p *networking.NetworkPolicy, peers []networking.NetworkPolicyPeer) []source {
 	if len(peers) == 0 {
 		return []source{{match: "meta nfproto " + map[bool]string{false: "ipv4", true: "ipv6"}[f.v6], pods: r.state.Pods}}
@@ -227,7 +227,7 @@ func (r *renderer) sources(d direction, f family, p *networking.NetworkPolicy, p
 	return out
 }
 
-// selected returns the pods a peer's selectors choose.
+// selected returns the pods that match a peer's selectors.
 func (r *renderer) selected(p *networking.NetworkPolicy, peer networking.NetworkPolicyPeer) []Pod {
 	var out []Pod
 	for _, pod := range r.state.Pods {
@@ -245,7 +245,7 @@ func (r *renderer) selected(p *networking.NetworkPolicy, peer networking.Network
 	return out
 }
 
-// block renders a block of addresses; it is empty for the other family's.
+// block renders an address block, or nothing if it is of the other family.
 func block(d direction, f family, b *networking.IPBlock) (string, error) {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil {
@@ -269,7 +269,7 @@ func block(d direction, f family, b *networking.IPBlock) (string, error) {
 	return match, nil
 }
 
-// addressSet renders the pods' addresses of a family as a set, or empty if they have none.
+// addressSet renders the pods' addresses of a family as a set, or nothing if they have none.
 func addressSet(f family, pods []Pod) string {
 	var ips []netip.Addr
 	for _, pod := range pods {
@@ -290,7 +290,7 @@ func addressSet(f family, pods []Pod) string {
 	return "{ " + strings.Join(texts, ", ") + " }"
 }
 
-// ports renders the ports a source is allowed on.
+// ports renders the ports a source may use.
 func (r *renderer) ports(d direction, f family, p *networking.NetworkPolicy, from source, ports []networking.NetworkPolicyPort) []string {
 	if len(ports) == 0 {
 		return []string{from.match + " accept"}
@@ -315,15 +315,15 @@ func (r *renderer) ports(d direction, f family, p *networking.NetworkPolicy, fro
 	}
 	for _, proto := range slices.Sorted(maps.Keys(numbers)) {
 		for _, number := range numbers[proto] {
-			// One rule a port: ranges in a set may not overlap, and users' do.
+			// One rule per port: ranges in a set must not overlap, and users' ranges do.
 			out = append(out, fmt.Sprintf("%s %s dport %s accept", from.match, strings.ToLower(string(proto)), number))
 		}
 	}
 	return out
 }
 
-// namedPort renders a port that every receiving pod may number differently: of the selected pods for what comes in, of the
-// peers for what goes out.
+// namedPort renders a named port, whose number may differ between receiving pods. Those are the selected pods for ingress
+// and the peers for egress.
 func (r *renderer) namedPort(d direction, f family, p *networking.NetworkPolicy, from source, proto corev1.Protocol, name string) []string {
 	receivers := from.pods
 	if d.kind == networking.PolicyTypeIngress {
