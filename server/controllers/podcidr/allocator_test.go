@@ -369,7 +369,7 @@ func TestAllocator_Run_NodesJoinAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	factory.StartWithContext(ctx)
 	factory.WaitForCacheSync(ctx.Done())
