@@ -46,6 +46,11 @@ var expectedCauses = map[string]string{
 	// The kubelet reads the limits in a pod's status from the pod's cgroup, which goes away as the pod
 	// ends, on cgroup v1 one controller after another. The status of an ended pod has no limits to report.
 	"failed to read memory cgroup": "no such file or directory",
+	// A controller waits for its cache to have what it wrote itself before it looks at the object again,
+	// and is queued again until then. Upstream reports that wait as it does an error: HandleError's
+	// message is the first one's.
+	"Unhandled Error":                      "is not as new as written version",
+	"Error syncing StatefulSet, requeuing": "is not as new as written version",
 }
 
 // expectedFilter drops the expected messages unless debug lines are wanted.

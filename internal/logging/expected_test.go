@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/kubernetes/pkg/controller/util/consistency"
 )
 
 func TestExpectedFilter_Write(t *testing.T) {
@@ -20,12 +21,15 @@ func TestExpectedFilter_Write(t *testing.T) {
 	const limits = "failed to read memory cgroup limits for the pod" // of pkg/kubelet/kubelet_pods.go, also for CPU
 	// As pkg/kubelet/kubelet_node_status.go (v1.37.2) wraps it.
 	wrapped := func(err error) error { return fmt.Errorf("error getting node %q: %v", "n1", err) }
+	behind := &consistency.ConsistencyError{WroteRV: "7", ReadRV: "5"}
 	for _, row := range []struct {
 		name    string
 		err     error
 		message string
 		lines   int
 	}{
+		{"cache behind a controller's write", fmt.Errorf("sync %q failed with %v", "default/web", behind), "Unhandled Error", 0},
+		{"a controller fails", fmt.Errorf("sync %q failed with %v", "default/web", errors.New("quota exceeded")), "Unhandled Error", 1},
 		{"expected in any case", errors.New("x"), "Error getting the current node from lister", 0},
 		{"the informer has not seen the node", wrapped(apierrors.NewNotFound(corev1.Resource("node"), "n1")), status, 0},
 		{"the API server has no such node", wrapped(apierrors.NewNotFound(corev1.Resource("nodes"), "n1")), status, 1},
