@@ -1,7 +1,6 @@
 package datadir
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -69,26 +68,26 @@ func Open(path string, v Versions) (_ *Dir, err error) {
 	return d, nil
 }
 
-// take locks the folder. The kernel frees the lock with the process, so a crash
-// leaves nothing that has to be removed by hand.
+// take locks the folder. The kernel releases the lock with the process, so a crash
+// leaves nothing to remove by hand.
 func (d *Dir) take() error {
 	name := At(d.path).lockFile()
 	_, statErr := os.Lstat(name)
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return fmt.Errorf("open lock of data-dir: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		pid := readPID(f)
-		_ = f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("lock data-dir %s: %w", d.path, err)
+	f, err := lockExclusive(name)
+	if errors.Is(err, errHeld) {
+		pid := 0
+		if f, err := os.Open(name); err == nil {
+			pid = readPID(f)
+			_ = f.Close()
 		}
 		by := ""
 		if pid > 0 {
 			by = fmt.Sprintf(" by another mote (process %d)", pid)
 		}
 		return fmt.Errorf("%w%s: %s: stop that one, or give this one a --data-dir of its own", ErrInUse, by, d.path)
+	}
+	if err != nil {
+		return fmt.Errorf("lock data-dir %s: %w", d.path, err)
 	}
 	d.lock, d.madeLock = f, errors.Is(statErr, fs.ErrNotExist)
 	if err := f.Truncate(0); err != nil {
@@ -158,40 +157,6 @@ func Outside(path string) ([]string, error) {
 	return strings.FieldsFunc(string(data), func(r rune) bool { return r == '\n' }), nil
 }
 
-// Holder returns the process that runs on a data folder, or 0. Unlike the
-// number in the lock file, it is never that of a process long gone.
-func Holder(path string) (int, error) {
-	f, err := os.Open(At(path).lockFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("open lock of data-dir: %w", err)
-	}
-	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if err == nil {
-		return 0, nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return 0, fmt.Errorf("look at lock of data-dir: %w", err)
-	}
-	if pid := readPID(f); pid > 0 {
-		return pid, nil
-	}
-	return 0, fmt.Errorf("%w by a process that has not told its number yet", ErrInUse)
-}
-
-func readPID(f *os.File) int {
-	buf := make([]byte, 32)
-	n, _ := f.ReadAt(buf, 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:n])))
-	if err != nil {
-		return 0
-	}
-	return pid
-}
-
 func checkVersion(path string, v Versions) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && len(bytes.TrimSpace(data)) == 0) {
@@ -201,8 +166,8 @@ func checkVersion(path string, v Versions) error {
 		return fmt.Errorf("read version of data-dir: %w", err)
 	}
 	fields := map[string]string{}
-	for scanner := bufio.NewScanner(bytes.NewReader(data)); scanner.Scan(); {
-		key, value, _ := strings.Cut(scanner.Text(), " ")
+	for line := range strings.Lines(string(data)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		fields[key] = value
 	}
 	was, err := strconv.Atoi(fields["layout"])
