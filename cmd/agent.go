@@ -56,7 +56,11 @@ func (p program) agent(ctx context.Context, v settings.Values) error {
 // folder for this process. When it refuses, the host is as it was.
 func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 	return preflightOf(h, a.DataDir, a.Logger, agentOptions(a), func() error {
-		if exists(datadir.At(a.DataDir).StoreFile()) {
+		isServers, err := exists(datadir.At(a.DataDir).StoreFile())
+		if err != nil {
+			return err
+		}
+		if isServers {
 			return fmt.Errorf("data-dir %s holds a server's cluster: run `mote server` on it, or remove it with `mote uninstall --yes` first", a.DataDir)
 		}
 		return nil

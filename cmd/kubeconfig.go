@@ -132,8 +132,14 @@ func (p program) createKubeconfig(c *cli.Context) error {
 		return err
 	}
 	output := c.String("output")
-	if output != "" && !c.Bool("force") && exists(output) {
-		return fmt.Errorf("%s is there already: choose another --output, or write over it with --force", output)
+	if output != "" && !c.Bool("force") {
+		there, err := exists(output)
+		if err != nil {
+			return err
+		}
+		if there {
+			return fmt.Errorf("%s is there already: choose another --output, or write over it with --force", output)
+		}
 	}
 	cl, err := p.cluster(c)
 	if err != nil {

@@ -100,7 +100,9 @@ func removePodLogs(logs string, node datadir.Agent) error {
 		}
 		// A pod's logs lie in NAMESPACE_NAME_UID.
 		if parts := strings.Split(e.Name(), "_"); !ours && len(parts) == 3 {
-			ours = exists(filepath.Join(node.Pods(), parts[2]))
+			if ours, err = exists(filepath.Join(node.Pods(), parts[2])); err != nil {
+				return err
+			}
 		}
 		if !ours {
 			continue
@@ -159,8 +161,11 @@ func removeDevicePlugins(home string) error {
 			}
 		}
 	}
-	if c, err := net.Dial("unix", filepath.Join(plugins, "kubelet.sock")); err == nil {
-		return c.Close()
+	switch answers, err := answers(filepath.Join(plugins, "kubelet.sock")); {
+	case err != nil:
+		return fmt.Errorf("ask whose the folder of device plugins is: %w", err)
+	case answers:
+		return nil
 	}
 	for _, name := range []string{"kubelet.sock", "kubelet_internal_checkpoint"} {
 		if err := os.Remove(filepath.Join(plugins, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -170,13 +175,32 @@ func removeDevicePlugins(home string) error {
 	return errors.Join(recovery.RemoveEmpty(plugins), recovery.RemoveEmpty(home))
 }
 
+// answers reports whether a process listens on a Unix socket. Only the kernel's word that none does
+// counts as no: a kubelet that is too busy to accept is one, too.
+func answers(socket string) (bool, error) {
+	c, err := net.Dial("unix", socket)
+	switch {
+	case err == nil:
+		return true, c.Close()
+	case errors.Is(err, unix.EAGAIN):
+		return true, nil // its queue is full
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return false, nil
+	}
+	return false, err
+}
+
 const cgroupMount = "/sys/fs/cgroup"
 
 // removeCgroups removes the cgroups of pods in every hierarchy. The kernel
 // refuses to remove one that a process is in, so nobody else's can be hit.
 func removeCgroups(root string) error {
 	hierarchies := []string{cgroupMount}
-	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); err != nil {
+	unified, err := exists(filepath.Join(cgroupMount, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	if !unified {
 		entries, err := os.ReadDir(cgroupMount)
 		if err != nil {
 			return fmt.Errorf("list cgroup hierarchies: %w", err)

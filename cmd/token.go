@@ -3,7 +3,6 @@ package cmd
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"text/tabwriter"
 	"time"
@@ -129,8 +128,13 @@ func (p program) rotateToken(c *cli.Context, k *cluster) error {
 	if err != nil {
 		return err
 	}
-	file := datadir.At(dataDir).TokenFile()
-	if !exists(filepath.Dir(file)) {
+	paths := datadir.At(dataDir)
+	file := paths.TokenFile()
+	there, err := exists(paths.Server())
+	if err != nil {
+		return err
+	}
+	if !there {
 		return fmt.Errorf("there is no server in %s: run this on the server's machine, with its --data-dir", dataDir)
 	}
 	pin, err := k.pin()

@@ -1,12 +1,15 @@
 package cmd
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
@@ -121,8 +124,7 @@ func (p program) helper() (string, error) {
 		}
 	}
 	dir := cache
-	running, err := datadir.Holder(dataDir)
-	if exists(dataDir) && os.Geteuid() == 0 && err == nil && running == 0 || cache == "" {
+	if dir == "" || p.mayUnpack(dataDir) {
 		dir = own
 	}
 	b, err := bundle.Unpack(bundle.Options{Dir: dir})
@@ -137,7 +139,29 @@ func (p program) helper() (string, error) {
 	return b.Path(bundle.Helper), nil
 }
 
-func exists(path string) bool {
+// mayUnpack reports whether the data folder is there, writable for this user, and not in use. If
+// that cannot be found out, the user's cache will do.
+func (p program) mayUnpack(dataDir string) bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	there, err := exists(dataDir)
+	if err != nil || !there {
+		return false
+	}
+	running, err := datadir.Holder(dataDir)
+	return err == nil && running == 0
+}
+
+// exists reports whether there is a file or folder at path. An error that leaves it open is
+// returned: callers remove, or make anew, what they take for missing.
+func exists(path string) (bool, error) {
 	_, err := os.Stat(path)
-	return err == nil
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return false, nil
+	}
+	return false, fmt.Errorf("look for %s: %w", path, err)
 }

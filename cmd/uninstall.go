@@ -81,8 +81,9 @@ func checkMotes(dataDir string) error {
 	}
 	paths := datadir.At(dataDir)
 	for _, mark := range append(paths.Records(), paths.Database(), paths.TLS(), paths.Agent().Dir(), paths.CurrentBin()) {
-		if exists(mark) {
-			return nil
+		there, err := exists(mark)
+		if err != nil || there {
+			return err
 		}
 	}
 	return fmt.Errorf("data-dir %s holds nothing of a mote: give the one the server was given", dataDir)
@@ -106,7 +107,11 @@ func (u *uninstaller) run(ctx context.Context) error {
 	node := datadir.At(u.dataDir).Agent()
 	// Rules and DNS are the machine's, not the folder's: a server that had no node
 	// must leave those of another mote alone.
-	hadNode := exists(node.Dir()) || u.dataDir == server.DefaultDataDir
+	hadNode, err := exists(node.Dir())
+	if err != nil {
+		return err
+	}
+	hadNode = hadNode || u.dataDir == server.DefaultDataDir
 	left, err := recovery.Cleanup(ctx, node.Dir())
 	if err != nil {
 		return fmt.Errorf("remove pods: %w", err)
@@ -159,6 +164,9 @@ func (u *uninstaller) stopMote(ctx context.Context) error {
 	}
 	// A process descriptor cannot come to mean another process.
 	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil // it ended just now, and the kernel has released its lock
+	}
 	if err != nil {
 		return fmt.Errorf("find process %d that runs on %s: %w", pid, u.dataDir, err)
 	}
@@ -238,11 +246,18 @@ func (u *uninstaller) removeFiles(node datadir.Agent) error {
 			return fmt.Errorf("remove record of data-dir: %w", err)
 		}
 	}
-	was := exists(u.dataDir)
+	was, err := exists(u.dataDir)
+	if err != nil {
+		return err
+	}
 	if err := recovery.RemoveEmpty(u.dataDir); err != nil {
 		return err
 	}
-	if was && !exists(u.dataDir) {
+	is, err := exists(u.dataDir)
+	if err != nil {
+		return err
+	}
+	if was && !is {
 		u.say("removed %s", u.dataDir)
 	}
 	return nil
@@ -255,7 +270,12 @@ func (u *uninstaller) removeOutside() error {
 	if err != nil {
 		return err
 	}
-	authority, _ := os.ReadFile(filepath.Join(datadir.At(u.dataDir).TLS(), "ca.crt"))
+	// A file says whose it is by the authority in it. Without ours, as after an uninstall that was
+	// interrupted later than here, any file that is there again is somebody else's.
+	authority, err := os.ReadFile(filepath.Join(datadir.At(u.dataDir).TLS(), "ca.crt"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the cluster's authority, which tells its files from others: %w", err)
+	}
 	for _, path := range files {
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -264,7 +284,7 @@ func (u *uninstaller) removeOutside() error {
 		if err != nil {
 			return fmt.Errorf("look at file to remove: %w", err)
 		}
-		if len(authority) > 0 && !bytes.Contains(data, []byte(base64.StdEncoding.EncodeToString(authority))) {
+		if len(authority) == 0 || !bytes.Contains(data, []byte(base64.StdEncoding.EncodeToString(authority))) {
 			u.say("left %s: it belongs to another cluster", path)
 			continue
 		}

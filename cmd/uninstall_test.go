@@ -287,6 +287,91 @@ func TestRemoveDevicePlugins_OnlyOurs(t *testing.T) {
 	}
 }
 
+// looped makes path a link to itself: looking at it fails, and not because nothing is there.
+func looped(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Base(path), path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestUninstaller_UnreadableIsNotMissing(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		run  func(u *uninstaller) error
+		path func(datadir.Paths) string
+	}{
+		{"whether there was a node", func(u *uninstaller) error { return u.run(t.Context()) }, func(p datadir.Paths) string { return p.Agent().Dir() }},
+		{"whether it is mote's", func(u *uninstaller) error { return checkMotes(u.dataDir) }, func(p datadir.Paths) string { return p.Records()[0] }},
+		{"whose the kubeconfig is", (*uninstaller).removeOutside, func(p datadir.Paths) string { return filepath.Join(p.TLS(), "ca.crt") }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			u, _, kubeconfig := machine(t)
+			looped(t, test.path(datadir.At(u.dataDir)))
+			if err := test.run(u); !errors.Is(err, unix.ELOOP) {
+				t.Errorf("error is %v, want the one of looking", err)
+			}
+			if _, err := os.Stat(kubeconfig); err != nil {
+				t.Errorf("the kubeconfig: %v", err)
+			}
+		})
+	}
+}
+
+// An uninstall that was interrupted after the authority had gone finds a kubeconfig only if another
+// mote has written it since.
+func TestUninstaller_RemoveOutside_WithoutAuthority(t *testing.T) {
+	u, out, kubeconfig := machine(t)
+	if err := os.RemoveAll(datadir.At(u.dataDir).Server()); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.removeOutside(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(kubeconfig); err != nil || !strings.Contains(out.String(), "left "+kubeconfig) {
+		t.Errorf("kubeconfig: %v; says %q", err, out.String())
+	}
+}
+
+// A kubelet whose queue of connections is full is there all the same.
+func TestRemoveDevicePlugins_BusyKubelet(t *testing.T) {
+	home := filepath.Join(shortDir(t), "kubelet")
+	socket := filepath.Join(home, "device-plugins", "kubelet.sock")
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: socket}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := net.Dial("unix", socket)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	if err := removeDevicePlugins(home); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(socket); err != nil {
+		t.Errorf("the busy kubelet's socket: %v", err)
+	}
+}
+
 func TestUninstaller_StopMote_NobodyThere(t *testing.T) {
 	u := &uninstaller{program: program{stdout: &bytes.Buffer{}}, dataDir: filepath.Join(t.TempDir(), "none")}
 	if err := u.stopMote(t.Context()); err != nil {
