@@ -20,7 +20,6 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/mote-dev/mote/internal/joinapi"
-	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/revocation"
 )
 
@@ -40,7 +39,7 @@ func TestService_InternalErrors_SayWhetherToTryAgain(t *testing.T) {
 		"rules not read yet":      {apierrors.NewForbidden(secrets, "s", errors.New("rbac")), joinapi.CodeNotReady},
 		"time is up":              {context.DeadlineExceeded, joinapi.CodeNotReady},
 		"certificate not signed":  {fmt.Errorf("wait: %w", wait.ErrorInterrupted(nil)), joinapi.CodeNotReady},
-		"API server stops":        {&url.Error{Op: "Get", URL: "/", Err: loopback.ErrClosed}, joinapi.CodeNotReady},
+		"API server stops":        {&url.Error{Op: "Get", URL: "/", Err: errors.New("API server has stopped")}, joinapi.CodeNotReady},
 		"API server breaks off":   {&url.Error{Op: "Get", URL: "/", Err: errors.New("broke off")}, joinapi.CodeNotReady},
 		"request it cannot read":  {apierrors.NewBadRequest("what"), joinapi.CodeInternal},
 		"object it does not take": {apierrors.NewInvalid(schema.GroupKind{Kind: "Secret"}, "s", nil), joinapi.CodeInternal},

@@ -1,6 +1,5 @@
-// Package pki owns the cluster's certificate authorities, keys and the
-// certificates the server itself needs, kept as PEM files under
-// <data-dir>/server/tls.
+// Package pki owns the cluster's certificate authorities, its keys and the server's own certificates:
+// PEM files under <data-dir>/server/tls.
 //
-// It must not import the API server, the agent or anything that serves.
+// It must not import anything else of this repository but internal/atomicfile and internal/wallclock.
 package pki

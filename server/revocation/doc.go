@@ -1,6 +1,5 @@
-// Package revocation owns the list of client certificates that are refused
-// before they end, the object it is kept in, and the handler that refuses them:
-// new requests and those that are running.
+// Package revocation owns the list of client certificates that are refused before they expire, the
+// object that stores it, and the handler that refuses them: new requests and those that are running.
 //
-// It must not import the API server, keys or the joining of nodes: they ask it.
+// It must not import anything else of this repository but internal/joinapi.
 package revocation

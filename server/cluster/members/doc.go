@@ -1,5 +1,5 @@
-// Package members owns which servers share an etcd: each has an entry with its
-// addresses that ends soon after the server does, and a name of its own.
+// Package members owns which servers share an etcd: each has a unique name and an entry with its
+// addresses, which expires soon after the server has gone.
 //
-// It must not import anything else of this repository but internal/retry.
+// It must not import server, agent or k8s.io.
 package members
