@@ -43,7 +43,7 @@ type Guard struct {
 	// mu guards what follows, and that lists replace each other in order.
 	mu        sync.Mutex
 	callbacks []func()
-	flights   map[*flight]struct{}
+	requests  map[*request]struct{}
 	// logged holds when a refusal was last logged, by serial number; at most maxLogged.
 	logged map[string]time.Time
 }
@@ -56,7 +56,7 @@ func New(c Config) (*Guard, error) {
 	if c.Wait == 0 {
 		c.Wait = DefaultWait
 	}
-	g := &Guard{config: c, loaded: make(chan struct{}), flights: map[*flight]struct{}{}, logged: map[string]time.Time{}}
+	g := &Guard{config: c, loaded: make(chan struct{}), requests: map[*request]struct{}{}, logged: map[string]time.Time{}}
 	g.list.Store(&list{})
 	return g, nil
 }
@@ -180,8 +180,8 @@ func (g *Guard) replace(version string, data map[string]string) {
 	// Who registers a request looks at the list afterwards, so one of both sees the other.
 	g.list.Store(l)
 	clear(g.logged)
-	var cut []*flight
-	for f := range g.flights {
+	var cut []*request
+	for f := range g.requests {
 		if l.find(f.cert) != nil {
 			cut = append(cut, f)
 		}

@@ -49,8 +49,8 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 
 // serve lets the request through unless its certificate is revoked, now or while it runs.
 func (g *Guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	f, r := g.takeOff(w, r)
-	defer g.land(f)
+	f, r := g.register(w, r)
+	defer g.end(f)
 	if e := g.list.Load().find(f.cert); e != nil {
 		g.refuse(w, r, e)
 		return

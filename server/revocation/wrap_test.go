@@ -119,7 +119,7 @@ func (g *guarded) idle() {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		g.mu.Lock()
-		n := len(g.flights)
+		n := len(g.requests)
 		g.mu.Unlock()
 		if n == 0 {
 			return
@@ -182,7 +182,7 @@ func TestGuard_Wrap_CutsRunningWatches(t *testing.T) {
 					t.Error("the watch ended as if it were complete")
 				}
 				g.mu.Lock()
-				if n := len(g.flights); n > 2 {
+				if n := len(g.requests); n > 2 {
 					t.Errorf("%d requests are known, want 2 at most", n)
 				}
 				g.mu.Unlock()

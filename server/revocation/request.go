@@ -17,9 +17,9 @@ import (
 // errRevoked is what a handler sees when its client's certificate is revoked meanwhile.
 var errRevoked = errors.New("client certificate was revoked")
 
-// flight is a request that runs. It is the response's writer and the request's
+// request is one that runs. It is the response's writer and the request's
 // body, so that a handler that does not look at its context ends as well.
-type flight struct {
+type request struct {
 	http.ResponseWriter
 	cert   *x509.Certificate
 	cancel context.CancelFunc
@@ -38,25 +38,25 @@ type flight struct {
 	closed   bool
 }
 
-var _ responsewriter.UserProvidedDecorator = (*flight)(nil)
+var _ responsewriter.UserProvidedDecorator = (*request)(nil)
 
-// takeOff registers a request. It is done before the list is asked.
-func (g *Guard) takeOff(w http.ResponseWriter, r *http.Request) (*flight, *http.Request) {
+// register registers a request. It is done before the list is asked.
+func (g *Guard) register(w http.ResponseWriter, r *http.Request) (*request, *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
-	f := &flight{ResponseWriter: w, cert: r.TLS.PeerCertificates[0], cancel: cancel, guard: g, body: r.Body}
+	f := &request{ResponseWriter: w, cert: r.TLS.PeerCertificates[0], cancel: cancel, guard: g, body: r.Body}
 	r = r.WithContext(ctx)
 	// The standard library and the API server know an empty body by its identity.
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = (*flightBody)(f)
+		r.Body = (*requestBody)(f)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.flights[f] = struct{}{}
+	g.requests[f] = struct{}{}
 	return f, r
 }
 
-// land ends a request, except for a connection that outlives its handler.
-func (g *Guard) land(f *flight) {
+// end ends a request, except for a connection that outlives its handler.
+func (g *Guard) end(f *request) {
 	f.cancel()
 	f.mu.Lock()
 	f.returned = true
@@ -67,14 +67,14 @@ func (g *Guard) land(f *flight) {
 	}
 }
 
-func (g *Guard) remove(f *flight) {
+func (g *Guard) remove(f *request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.flights, f)
+	delete(g.requests, f)
 }
 
 // cut ends the request from outside.
-func (f *flight) cut() {
+func (f *request) cut() {
 	f.revoked.Store(true)
 	f.cancel()
 	f.mu.Lock()
@@ -85,9 +85,9 @@ func (f *flight) cut() {
 	}
 }
 
-func (f *flight) isCut() bool { return f.revoked.Load() }
+func (f *request) isCut() bool { return f.revoked.Load() }
 
-func (f *flight) isHijacked() bool {
+func (f *request) isHijacked() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.conn != nil
@@ -104,10 +104,10 @@ func abort(conn net.Conn) {
 }
 
 // Unwrap is for http.ResponseController and upstream's wrappers.
-func (f *flight) Unwrap() http.ResponseWriter { return f.ResponseWriter }
+func (f *request) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 
 // WriteHeader implements http.ResponseWriter.
-func (f *flight) WriteHeader(status int) {
+func (f *request) WriteHeader(status int) {
 	if f.isCut() {
 		return
 	}
@@ -116,7 +116,7 @@ func (f *flight) WriteHeader(status int) {
 }
 
 // Write implements http.ResponseWriter.
-func (f *flight) Write(p []byte) (int, error) {
+func (f *request) Write(p []byte) (int, error) {
 	if f.isCut() {
 		return 0, errRevoked
 	}
@@ -125,7 +125,7 @@ func (f *flight) Write(p []byte) (int, error) {
 }
 
 // Flush implements http.Flusher; it begins an answer that has not begun.
-func (f *flight) Flush() {
+func (f *request) Flush() {
 	flusher, ok := f.ResponseWriter.(http.Flusher)
 	if !ok || f.isCut() {
 		return
@@ -136,7 +136,7 @@ func (f *flight) Flush() {
 
 // Hijack implements http.Hijacker. The connection stays known until it is
 // closed, also when the handler has returned.
-func (f *flight) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+func (f *request) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	hijacker, ok := f.ResponseWriter.(http.Hijacker)
 	if !ok {
 		return nil, nil, http.ErrNotSupported
@@ -153,34 +153,34 @@ func (f *flight) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		abort(conn)
 		return nil, nil, errRevoked
 	}
-	return &hijackedConn{Conn: conn, flight: f}, buffer, nil
+	return &hijackedConn{Conn: conn, request: f}, buffer, nil
 }
 
 // hijackedConn tells when it is closed.
 type hijackedConn struct {
 	net.Conn
-	flight *flight
+	request *request
 }
 
 // NetConn is the connection of the server.
 func (c *hijackedConn) NetConn() net.Conn { return c.Conn }
 
 func (c *hijackedConn) Close() error {
-	c.flight.mu.Lock()
-	c.flight.closed = true
-	over := c.flight.returned
-	c.flight.mu.Unlock()
+	c.request.mu.Lock()
+	c.request.closed = true
+	over := c.request.returned
+	c.request.mu.Unlock()
 	if over {
-		c.flight.guard.remove(c.flight)
+		c.request.guard.remove(c.request)
 	}
 	return c.Conn.Close()
 }
 
-// flightBody is a request's body that ends when the request is cut: what a
+// requestBody is a request's body that ends when the request is cut: what a
 // client sends afterwards must not be acted on.
-type flightBody flight
+type requestBody request
 
-func (b *flightBody) Read(p []byte) (int, error) {
+func (b *requestBody) Read(p []byte) (int, error) {
 	if b.revoked.Load() {
 		return 0, errRevoked
 	}
@@ -191,4 +191,4 @@ func (b *flightBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *flightBody) Close() error { return b.body.Close() }
+func (b *requestBody) Close() error { return b.body.Close() }
