@@ -17,33 +17,33 @@ import (
 // nodePrefix begins the user names of nodes.
 const nodePrefix = "system:node:"
 
-// keepEnded is how long an entry outlives its certificate: clocks may be set back.
+// keepEnded is how long an entry outlives its certificate, as clocks may be set back.
 const keepEnded = 30 * 24 * time.Hour
 
-// Entry says which certificates are refused: the one with a serial number, or
-// all of a user that were issued up to a moment.
+// Entry revokes either the certificate with a serial number, or all certificates of a user that were
+// issued up to a moment.
 type Entry struct {
 	// Serial is the certificate's number in hexadecimal; empty in the entry of a user.
 	Serial string `json:"serial,omitempty"`
-	// User is the name that is refused; beside a serial it only says whose it was.
+	// User is the name that is refused; next to a serial number it is only a note.
 	User string `json:"user,omitempty"`
-	// IssuedBefore is the moment, inclusive: certificates of User whose validity
-	// began later are not meant.
+	// IssuedBefore is the moment, inclusive: certificates of User whose validity began later are not
+	// revoked.
 	IssuedBefore time.Time `json:"issuedBefore,omitzero"`
-	// Except are certificates of User that were issued after the revocation. Their
-	// own dates cannot tell, because every signer dates certificates back.
+	// Except lists certificates of User that were issued after the revocation. Their own dates do not
+	// show that, because every signer backdates certificates.
 	Except []Exception `json:"except,omitempty"`
-	// MayReturn says that the node may join again, although what it had before stays refused.
+	// MayReturn allows the node to join again; its earlier certificates stay refused.
 	MayReturn bool `json:"mayReturn,omitempty"`
-	// Reason, Time and By say why, when and by whom it was revoked.
+	// Reason, Time and By are why, when and by whom it was revoked.
 	Reason string    `json:"reason,omitempty"`
 	Time   time.Time `json:"time,omitzero"`
 	By     string    `json:"by,omitempty"`
-	// Expires is when the certificate of Serial ends by itself.
+	// Expires is when the certificate of Serial expires.
 	Expires time.Time `json:"expires,omitzero"`
 }
 
-// Exception is a certificate that an entry does not mean.
+// Exception is a certificate that an entry does not revoke.
 type Exception struct {
 	Serial  string    `json:"serial"`
 	Expires time.Time `json:"expires,omitzero"`
@@ -76,8 +76,8 @@ func ParseSerial(text string) (string, error) {
 	return n.Text(16), nil
 }
 
-// ParseEntry reads an entry as the object holds it, and refuses what could be
-// meant otherwise than it would be understood.
+// ParseEntry parses an entry as stored in the ConfigMap. It is strict: an ambiguous entry is an error,
+// not a guess.
 func ParseEntry(text string) (Entry, error) {
 	var e Entry
 	d := json.NewDecoder(strings.NewReader(text))
@@ -132,7 +132,7 @@ func (e Entry) Subject() string {
 	return "user " + e.User
 }
 
-// Refuses says whether cert is meant.
+// Refuses reports whether the entry revokes cert.
 func (e Entry) Refuses(cert *x509.Certificate) bool {
 	if e.Serial != "" {
 		return e.Serial == Serial(cert)
@@ -169,7 +169,7 @@ func (e Entry) why() string {
 	return text
 }
 
-// key is where the object holds the entry. It is for people; only the value counts.
+// key is the entry's key in the ConfigMap. It is for people to read; only the value has a meaning.
 func (e Entry) key() string {
 	if e.Serial != "" {
 		return "serial-" + e.Serial
@@ -202,7 +202,7 @@ func (e Entry) encode() (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
-// withoutEnded drops exceptions for certificates that ended long ago.
+// withoutEnded drops exceptions for certificates that expired long ago.
 func (e Entry) withoutEnded(now time.Time) Entry {
 	var kept []Exception
 	for _, x := range e.Except {

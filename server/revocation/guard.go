@@ -34,7 +34,7 @@ type Config struct {
 	Logger *zap.Logger
 }
 
-// Guard knows what is revoked and refuses it.
+// Guard follows the list and refuses the certificates on it.
 type Guard struct {
 	config Config
 	list   atomic.Pointer[list]
@@ -48,7 +48,7 @@ type Guard struct {
 	logged map[string]time.Time
 }
 
-// New returns a guard that refuses every certificate until Run has read the list.
+// New returns a guard that lets no certificate pass until Run has read the list.
 func New(c Config) (*Guard, error) {
 	if c.Client == nil || c.Logger == nil {
 		return nil, fmt.Errorf("revocation: client and logger are needed")
@@ -97,7 +97,7 @@ func (g *Guard) Run(ctx context.Context) error {
 // Loaded is closed once the list has been read.
 func (g *Guard) Loaded() <-chan struct{} { return g.loaded }
 
-// OnChange has f called, soon, after every change of the list. It must not wait.
+// OnChange registers f to be called after every change of the list. It must not block.
 func (g *Guard) OnChange(f func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -129,8 +129,8 @@ func (g *Guard) NodeRevoked(ctx context.Context, name string) (bool, error) {
 	return false, nil
 }
 
-// Admit excepts a certificate that is about to be handed out from what was
-// revoked of its user before. Once it returns, this server lets it in.
+// Admit excepts a certificate that is about to be handed out from an earlier revocation of its user.
+// Once it returns, this server accepts the certificate.
 func (g *Guard) Admit(ctx context.Context, cert *x509.Certificate) error {
 	object, err := Admit(ctx, g.config.Client, cert)
 	if object != nil {
@@ -168,7 +168,7 @@ func (g *Guard) deleted() {
 	g.replace("", nil)
 }
 
-// replace makes the object's data the list, unless a later one already is.
+// replace makes the ConfigMap's data the list, unless the list is from a later version.
 func (g *Guard) replace(version string, data map[string]string) {
 	g.mu.Lock()
 	old := g.list.Load()
@@ -176,8 +176,8 @@ func (g *Guard) replace(version string, data map[string]string) {
 		g.mu.Unlock()
 		return
 	}
-	l, faults := old.next(version, data)
-	// Who registers a request looks at the list afterwards, so one of both sees the other.
+	l, errs := old.next(version, data)
+	// A request is registered before it reads the list: either it sees the new list or it is cut here.
 	g.list.Store(l)
 	clear(g.logged)
 	var cut []*request
@@ -192,17 +192,17 @@ func (g *Guard) replace(version string, data map[string]string) {
 	for _, f := range cut {
 		f.cut()
 	}
-	g.tell(old, l, faults, len(cut))
+	g.logChanges(old, l, errs, len(cut))
 	for _, f := range callbacks {
 		f()
 	}
 }
 
-// tell logs what has changed: each of it once.
-func (g *Guard) tell(old, l *list, faults []error, cut int) {
+// logChanges logs each difference between two lists.
+func (g *Guard) logChanges(old, l *list, errs []error, cut int) {
 	log := g.config.Logger
-	for _, fault := range faults {
-		log.Error(fault.Error() + "; what it said before, if anything, still counts: mend it with kubectl edit")
+	for _, err := range errs {
+		log.Error(err.Error() + "; its last readable version, if any, stays in force: correct it with kubectl edit")
 	}
 	for key, e := range l.entries {
 		if _, known := old.entries[key]; !known {

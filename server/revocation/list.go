@@ -6,11 +6,11 @@ import (
 	"slices"
 )
 
-// list is what is refused at a moment. It is never changed, only replaced.
+// list is the set of revocations at one moment. It is immutable; a change replaces it.
 type list struct {
 	// version is the object's resource version.
 	version string
-	// raw is the object's data as it was; entries what could be read of it, now or before.
+	// raw is the object's data; entries is what could be parsed of it, now or in an earlier version.
 	raw     map[string]string
 	entries map[string]Entry
 	// serials and users find entries by what they refuse.
@@ -18,9 +18,9 @@ type list struct {
 	users   map[string][]*Entry
 }
 
-// next is the list that follows from the object's data. An entry that cannot be
-// read stays what it was, if it could be read before.
-func (l *list) next(version string, data map[string]string) (n *list, faults []error) {
+// next returns the list for the object's new data, and an error for each entry that does not parse
+// and was not reported with the same text before. Such an entry keeps its last version that did.
+func (l *list) next(version string, data map[string]string) (n *list, errs []error) {
 	n = &list{version: version, raw: data, entries: make(map[string]Entry, len(data))}
 	for _, key := range slices.Sorted(maps.Keys(data)) {
 		e, err := ParseEntry(data[key])
@@ -32,9 +32,8 @@ func (l *list) next(version string, data map[string]string) (n *list, faults []e
 		if known {
 			n.entries[key] = old
 		}
-		// What has been told of once stays as it is until somebody edits it.
 		if text, seen := l.raw[key]; !seen || text != data[key] {
-			faults = append(faults, faultOf(key, err))
+			errs = append(errs, entryError(key, err))
 		}
 	}
 	n.serials = make(map[string]*Entry)
@@ -46,7 +45,7 @@ func (l *list) next(version string, data map[string]string) (n *list, faults []e
 			n.users[e.User] = append(n.users[e.User], &e)
 		}
 	}
-	return n, faults
+	return n, errs
 }
 
 // find returns the entry that refuses cert, or nil.

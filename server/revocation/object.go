@@ -15,16 +15,16 @@ import (
 	"k8s.io/client-go/util/retry"
 )
 
-// Namespace and Name are of the ConfigMap that holds the list: one entry a key,
-// so that writers do not undo each other and a damaged one harms no other.
+// Namespace and Name identify the ConfigMap that stores the list. Each entry has a key of its own, so
+// that concurrent writers keep each other's entries and a damaged one affects no other.
 const (
 	Namespace = metav1.NamespaceSystem
 	Name      = "mote-revoked"
 )
 
-// Read returns the entries of the list in the order of their keys, and a fault for each that
-// cannot be read.
-func Read(ctx context.Context, client kubernetes.Interface) (entries []Entry, faults []error, err error) {
+// Read returns the entries of the list in the order of their keys, and in unreadable an error for
+// each that does not parse.
+func Read(ctx context.Context, client kubernetes.Interface) (entries []Entry, unreadable []error, err error) {
 	object, err := client.CoreV1().ConfigMaps(Namespace).Get(ctx, Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil, nil
@@ -35,25 +35,25 @@ func Read(ctx context.Context, client kubernetes.Interface) (entries []Entry, fa
 	for _, key := range slices.Sorted(maps.Keys(object.Data)) {
 		e, err := ParseEntry(object.Data[key])
 		if err != nil {
-			faults = append(faults, faultOf(key, err))
+			unreadable = append(unreadable, entryError(key, err))
 			continue
 		}
 		entries = append(entries, e)
 	}
-	return entries, faults, nil
+	return entries, unreadable, nil
 }
 
-func faultOf(key string, err error) error {
+func entryError(key string, err error) error {
 	return fmt.Errorf("entry %q of configmap %s/%s cannot be read: %w", key, Namespace, Name, err)
 }
 
-// Add puts entries on the list. One for a user that is on it already takes its
-// place: what was excepted from the earlier one is refused by the later.
+// Add puts entries on the list. An entry for a user who is on it already replaces the earlier one,
+// exceptions included: certificates issued since then are refused as well.
 func Add(ctx context.Context, client kubernetes.Interface, entries ...Entry) error {
 	_, err := edit(ctx, client, func(data map[string]string) error {
 		for _, e := range entries {
 			if old, err := ParseEntry(data[e.key()]); err == nil && e.Serial == "" && old.IssuedBefore.After(e.IssuedBefore) {
-				// A clock that is behind must not let anyone in.
+				// A clock that is behind must not readmit anyone.
 				e.IssuedBefore = old.IssuedBefore
 			}
 			text, err := e.encode()
@@ -83,8 +83,8 @@ func Remove(ctx context.Context, client kubernetes.Interface, match func(Entry) 
 	return removed, err
 }
 
-// Admit excepts a certificate that was just issued from what is revoked of its
-// user. It returns the list's object when that was needed, else nil.
+// Admit excepts a certificate that was just issued from the revocation of its user. It returns the
+// ConfigMap if that changed it, else nil.
 func Admit(ctx context.Context, client kubernetes.Interface, cert *x509.Certificate) (*corev1.ConfigMap, error) {
 	return editUsers(ctx, client, func(e *Entry) bool {
 		if !e.Refuses(cert) {
@@ -95,8 +95,8 @@ func Admit(ctx context.Context, client kubernetes.Interface, cert *x509.Certific
 	})
 }
 
-// Readmit lets a revoked node join again. Its old certificates stay refused; the
-// one it gets then has to be admitted. It says whether the node was revoked.
+// Readmit lets a revoked node join again and reports whether it was revoked. Its old certificates
+// stay refused; the one it gets when it joins has to be admitted.
 func Readmit(ctx context.Context, client kubernetes.Interface, node string) (bool, error) {
 	object, err := editUsers(ctx, client, func(e *Entry) bool {
 		if e.Node() != node || e.MayReturn {
@@ -108,7 +108,7 @@ func Readmit(ctx context.Context, client kubernetes.Interface, node string) (boo
 	return object != nil, err
 }
 
-// editUsers changes entries of users; change says whether it has changed one.
+// editUsers changes entries of users; change reports whether it changed the one it is given.
 func editUsers(ctx context.Context, client kubernetes.Interface, change func(*Entry) bool) (*corev1.ConfigMap, error) {
 	return edit(ctx, client, func(data map[string]string) error {
 		for key, text := range data {
@@ -124,8 +124,8 @@ func editUsers(ctx context.Context, client kubernetes.Interface, change func(*En
 	})
 }
 
-// edit changes the object's entries and returns it, or nil when there was
-// nothing to change. What cannot be read is left as it is.
+// edit changes the ConfigMap's entries and returns it, or nil if change changed nothing. Entries that
+// do not parse are left alone.
 func edit(ctx context.Context, client kubernetes.Interface, change func(map[string]string) error) (*corev1.ConfigMap, error) {
 	api := client.CoreV1().ConfigMaps(Namespace)
 	var written *corev1.ConfigMap
@@ -164,7 +164,7 @@ func edit(ctx context.Context, client kubernetes.Interface, change func(map[stri
 	return written, nil
 }
 
-// prune removes what is of no use any more, because the certificate ended long ago.
+// prune removes entries and exceptions whose certificate expired long ago.
 func prune(data map[string]string, now time.Time) {
 	for key, text := range data {
 		e, err := ParseEntry(text)

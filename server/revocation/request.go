@@ -14,11 +14,11 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/responsewriter"
 )
 
-// errRevoked is what a handler sees when its client's certificate is revoked meanwhile.
+// errRevoked is what a handler gets when its client's certificate is revoked while it runs.
 var errRevoked = errors.New("client certificate was revoked")
 
-// request is one that runs. It is the response's writer and the request's
-// body, so that a handler that does not look at its context ends as well.
+// request is a running request. It stands in for the response's writer and the request's body, so that
+// a handler that ignores its context ends as well.
 type request struct {
 	http.ResponseWriter
 	cert   *x509.Certificate
@@ -27,11 +27,11 @@ type request struct {
 	body   io.ReadCloser
 	// revoked is set before cancel is called.
 	revoked atomic.Bool
-	// started says that the client may have seen the beginning of an answer.
+	// started is set once the client may have received part of a response.
 	started atomic.Bool
 
-	// mu guards conn, the connection the handler has taken over, and whether it
-	// and the handler have ended. It is taken after the guard's.
+	// mu guards conn, which is the hijacked connection, and whether it is closed and the handler has
+	// returned. It is taken after the guard's.
 	mu       sync.Mutex
 	conn     net.Conn
 	returned bool
@@ -40,12 +40,12 @@ type request struct {
 
 var _ responsewriter.UserProvidedDecorator = (*request)(nil)
 
-// register registers a request. It is done before the list is asked.
+// register registers a request. That comes before the list is read, see replace.
 func (g *Guard) register(w http.ResponseWriter, r *http.Request) (*request, *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	f := &request{ResponseWriter: w, cert: r.TLS.PeerCertificates[0], cancel: cancel, guard: g, body: r.Body}
 	r = r.WithContext(ctx)
-	// The standard library and the API server know an empty body by its identity.
+	// The standard library and the API server recognise an empty body by its identity.
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = (*requestBody)(f)
 	}
@@ -93,8 +93,7 @@ func (f *request) isHijacked() bool {
 	return f.conn != nil
 }
 
-// abort closes a connection without the farewell of TLS, which would wait for a
-// client that does not read.
+// abort closes a connection below TLS, whose close_notify would block on a client that does not read.
 func abort(conn net.Conn) {
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = t.NetConn()
@@ -134,8 +133,8 @@ func (f *request) Flush() {
 	flusher.Flush()
 }
 
-// Hijack implements http.Hijacker. The connection stays known until it is
-// closed, also when the handler has returned.
+// Hijack implements http.Hijacker. The connection stays registered until it is closed, even after the
+// handler has returned.
 func (f *request) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	hijacker, ok := f.ResponseWriter.(http.Hijacker)
 	if !ok {
@@ -148,7 +147,7 @@ func (f *request) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	f.mu.Lock()
 	f.conn = conn
 	f.mu.Unlock()
-	// Either cut has seen the connection, or this sees that it was there.
+	// Either cut sees the connection, or this sees that cut was called.
 	if f.isCut() {
 		abort(conn)
 		return nil, nil, errRevoked
@@ -156,7 +155,7 @@ func (f *request) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return &hijackedConn{Conn: conn, request: f}, buffer, nil
 }
 
-// hijackedConn tells when it is closed.
+// hijackedConn ends its request when it is closed.
 type hijackedConn struct {
 	net.Conn
 	request *request
@@ -176,8 +175,8 @@ func (c *hijackedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// requestBody is a request's body that ends when the request is cut: what a
-// client sends afterwards must not be acted on.
+// requestBody is a request's body that ends when the request is cut: a handler must not act on what the
+// client sends afterwards.
 type requestBody request
 
 func (b *requestBody) Read(p []byte) (int, error) {

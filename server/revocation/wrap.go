@@ -30,8 +30,8 @@ const (
 	maxLogged = 1024
 )
 
-// Wrap puts the guard in front of a handler. Requests without a client
-// certificate pass: those of this process, and those with tokens.
+// Wrap puts the guard in front of a handler. Requests without a client certificate pass: those from
+// this process and those with tokens.
 func (g *Guard) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
@@ -61,7 +61,7 @@ func (g *Guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler)
 	}
 	e := g.list.Load().find(f.cert)
 	if f.started.Load() || e == nil {
-		// The client must not take what it got for a whole answer.
+		// The client must not take a partial response for a complete one.
 		panic(http.ErrAbortHandler)
 	}
 	clear(w.Header())
@@ -80,7 +80,7 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, e *Entry) {
 	if t := e.since(); !t.IsZero() {
 		text += " at " + t.UTC().Format(time.RFC3339)
 	}
-	// A node that may join again does so by itself when it hears this.
+	// A node that may join again does so by itself on this code.
 	code := joinapi.CodeCertificateInvalid
 	if e.Node() != "" && !e.MayReturn {
 		code = joinapi.CodeNodeRevoked
@@ -93,7 +93,7 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, e *Entry) {
 	default:
 		text += ": ask an administrator of the cluster for a new kubeconfig (`mote kubeconfig create`)"
 	}
-	// kubectl shows a warning also where it has words of its own for the status.
+	// kubectl prints a warning even where it replaces the status message with its own text.
 	w.Header().Set("Warning", `299 - `+strconv.Quote(text))
 	answer(w, r, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, code, text)
 }
@@ -115,7 +115,7 @@ func (g *Guard) due(serial string, now time.Time) bool {
 	return true
 }
 
-// answer writes a status as the API does, or an error as nodes know it.
+// answer writes a Status as the API does or, on the paths for nodes, a joinapi.Error.
 func answer(w http.ResponseWriter, r *http.Request, code int, reason metav1.StatusReason, forNodes joinapi.Code, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache, private")
@@ -127,6 +127,6 @@ func answer(w http.ResponseWriter, r *http.Request, code int, reason metav1.Stat
 	if strings.HasPrefix(r.URL.Path, joinPaths) {
 		body = &joinapi.Error{Code: forNodes, Message: text, ServerTime: time.Now().UTC()}
 	}
-	// A client that has gone cannot be told.
+	// The client being gone is all that can go wrong.
 	_ = json.NewEncoder(w).Encode(body)
 }
