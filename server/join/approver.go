@@ -29,14 +29,13 @@ import (
 	"github.com/mote-dev/mote/internal/informer"
 )
 
-// addressGrace is how long a request waits for its addresses to appear in the
-// node's status: a kubelet asks at the same moment as it reports them.
+// addressGrace is how long a request waits for its addresses to appear in the node's status: a kubelet
+// sends the request at the same time as it reports them.
 const addressGrace = time.Minute
 
-// approver decides on the certificates kubelets serve with, which upstream
-// leaves to people. Whoever gets one can pass for its names and addresses
-// towards all that trust the cluster's CA, so they must be the node's alone. What
-// a node's status says is no proof, as the node itself writes it.
+// approver decides on kubelets' serving certificates, which upstream leaves to people. The holder of one
+// can impersonate its names and addresses to every client that trusts the cluster's CA, so they must be
+// the node's alone. A node's status is no proof of that: the node itself writes it.
 type approver struct {
 	service *Service
 	nodes   corelisters.NodeLister
@@ -89,7 +88,7 @@ func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSi
 	csr.Status.Conditions = append(csr.Status.Conditions, condition)
 	_, err = a.service.client.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) {
-		// Another server was faster, and decides the same.
+		// Another server was faster and decides the same.
 		return certificates.IgnorableError("request %s was changed meanwhile", csr.Name)
 	}
 	if err != nil {
@@ -139,7 +138,7 @@ func (a *approver) check(ctx context.Context, csr *certificatesv1.CertificateSig
 		if n != name {
 			return fmt.Sprintf("name %q is not the node's", shorten(n)), false, nil
 		}
-		// The node's own name could be one of those if the server got it later.
+		// The node's own name could be among them if the server got that name later.
 		if a.service.isReserved(n) {
 			return fmt.Sprintf("name %q is the API server's", n), false, nil
 		}
@@ -164,7 +163,7 @@ func (a *approver) checkAddresses(name string, request *x509.CertificateRequest)
 		return "", false, err
 	}
 	for _, ip := range request.IPAddresses {
-		// Addresses that say nothing about who is reached there.
+		// Loopback, link-local and the like identify no machine.
 		if !ip.IsGlobalUnicast() {
 			return fmt.Sprintf("address %s is not of one machine", ip), false, nil
 		}
@@ -175,7 +174,7 @@ func (a *approver) checkAddresses(name string, request *x509.CertificateRequest)
 			return fmt.Sprintf("address %s is an API server's", ip), false, nil
 		}
 		for _, other := range all {
-			// The address may have moved here, and the other node not know yet.
+			// The address may have moved to this node before the other one reports its loss.
 			if other.Name != name && hasAddress(other, ip) {
 				return fmt.Sprintf("address %s is also node %s's", ip, other.Name), true, nil
 			}

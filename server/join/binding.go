@@ -18,17 +18,17 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// A node name belongs to the machine that joined with it first: a Secret of this
-// name and label in kube-system holds a hash of the secret that machine has.
+// A node name belongs to the machine that joined with it first: a Secret with this name and label in
+// kube-system holds a hash of that machine's secret.
 const (
 	bindingSuffix = ".node-secret.mote"
-	// bindingLabel's value says what kind of machine has the name.
+	// bindingLabel's value is the kind of machine that has the name.
 	bindingLabel = "mote.dev/node-secret"
 	// Keys of the secret's data, both in hexadecimal.
 	saltKey, hashKey = "salt", "hash"
 )
 
-// Kinds of machines that nodes are on.
+// Kinds of machines that nodes run on.
 const (
 	KindAgent  = "agent"
 	KindServer = "server"
@@ -37,8 +37,7 @@ const (
 // bindingName is the name of the Secret that a node's name is bound by.
 func bindingName(node string) string { return node + bindingSuffix }
 
-// bind gives the name to the machine that has the secret, if nobody has it yet,
-// and refuses every other machine.
+// bind gives a free name to the machine with the secret and refuses a name that another machine has.
 func (s *Service) bind(ctx context.Context, from netip.Prefix, node, secret string) error {
 	if node == s.config.NodeName {
 		return refuse(joinapi.CodeNameTaken, "node name %s is the server's own: choose another with --node-name", node)
@@ -47,7 +46,7 @@ func (s *Service) bind(ctx context.Context, from netip.Prefix, node, secret stri
 	ok, tooMany, err := s.joins.attempt(ctx, from, func() (bool, error) {
 		binding, err := secrets.Get(ctx, bindingName(node), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			// A node from before names were bound, or of another server.
+			// A node from before names were bound, or another server's.
 			if _, err := s.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 				return false, err
 			}
@@ -97,7 +96,7 @@ func (s *Service) prove(ctx context.Context, from netip.Prefix, node, secret str
 	case tooMany:
 		return errTooManySecrets
 	case !ok:
-		// The same for a name that is not bound: strangers learn no names.
+		// The same answer for a name that is not bound: strangers must not learn names.
 		return refuse(joinapi.CodeNodeUnknown, "node %s is not known with this secret: it was forgotten, or another machine has the name; join again with a token", node)
 	}
 	return nil
@@ -117,7 +116,7 @@ func newBinding(node, secret string) (*corev1.Secret, error) {
 	}, nil
 }
 
-// hashOf needs no slow hash: the secret is 32 random bytes.
+// hashOf does not need a slow hash: the secret is 32 random bytes.
 func hashOf(salt, secret string) string {
 	sum := sha256.Sum256([]byte(salt + secret))
 	return hex.EncodeToString(sum[:])
@@ -137,9 +136,8 @@ func bound(binding *corev1.Secret, secret string) (bool, error) {
 	return subtle.ConstantTimeCompare([]byte(hashOf(string(salt), secret)), want) == 1, nil
 }
 
-// ReserveNode keeps the name of a server's own node from everybody else. alone
-// says that no other server has the cluster: names of former servers are free
-// then.
+// ReserveNode reserves the name of a server's own node. alone means that the cluster has no other server,
+// so that the names of former servers become free.
 func ReserveNode(ctx context.Context, client kubernetes.Interface, node string, alone bool) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	have, err := secrets.Get(ctx, bindingName(node), metav1.GetOptions{})

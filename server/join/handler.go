@@ -23,8 +23,8 @@ const (
 	revocationTimeout = 5 * time.Second
 )
 
-// Wrap puts the paths of joinapi in front of next, for requests that came over
-// TLS; those from this process have no business there.
+// Wrap serves the paths of joinapi in front of next, to requests that came over TLS: parts of this
+// process never use them.
 func (s *Service) Wrap(next http.Handler) http.Handler {
 	paths := map[string]func(http.ResponseWriter, *http.Request) error{
 		joinapi.PathCA:     s.serveCA,
@@ -71,7 +71,7 @@ func (s *Service) serveJoin(w http.ResponseWriter, r *http.Request) error {
 	defer leave()
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
-	// First, so that a stranger's body is not read.
+	// Before the body is read, so that strangers cannot make the server read one.
 	id, err := s.checkToken(ctx, r, from)
 	if err != nil {
 		return err
@@ -112,8 +112,8 @@ func (s *Service) serveRejoin(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// Its clock may be anything: a board without a battery that was off for a year
-	// trusts what the server last said of the time.
+	// The node's clock is not checked: a board without a battery that was off for a year uses the last
+	// time it got from a server.
 	if err := s.checkRequest(request); err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func revocationUnknown(err error) error {
 	return fmt.Errorf("check what is revoked: %w", err)
 }
 
-// answer gets the certificate that u asks for and sends it.
+// answer obtains the certificate as u and sends it.
 func (s *Service) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, request joinapi.Request, u user.Info) error {
 	certificate, err := s.certificate(ctx, request, u)
 	if err != nil {
@@ -207,7 +207,7 @@ func (s *Service) wantReady() error {
 	return nil
 }
 
-// wantRequest is what both ways to join have in common, by the header alone.
+// wantRequest checks what join and rejoin have in common in the header.
 func (s *Service) wantRequest(w http.ResponseWriter, r *http.Request) error {
 	if err := wantMethod(w, r, http.MethodPost); err != nil {
 		return err

@@ -9,26 +9,24 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// How many wrong secrets are borne. A bootstrap token has 83 bits, so this is
-// for passwords; and for the log, which hears of each.
+// Limits of wrong secrets. A bootstrap token has 83 bits, so these protect passwords, and the log.
 const (
 	failuresOfAddress = 10
 	addressRecovers   = 6 * time.Second
 	failuresOfAll     = 100
 	allRecover        = time.Second
-	// maxAddresses bounds what is remembered. Who comes when it is full shares
-	// one count with all others that do.
+	// maxAddresses bounds the table of addresses. While it is full, further addresses share one entry.
 	maxAddresses = 4096
-	// Requests that are being answered, together and of one address: each holds
-	// a body of joinapi.MaxRequestBytes at most.
+	// Requests in progress, in total and per address; each holds a body of up to
+	// joinapi.MaxRequestBytes.
 	maxOpen, maxOpenOfAddress = 256, 64
 )
 
-// limiter bounds what strangers can ask for and guess.
+// limiter bounds the requests and guesses of strangers.
 type limiter struct {
 	now func() time.Time
-	// turn has room for one: secrets are compared one after the other, so that
-	// many at once cannot outrun the count of their failures.
+	// turn has room for one: secrets are compared one at a time, so that concurrent guesses cannot
+	// outrun the count of failures.
 	turn chan struct{}
 
 	mu        sync.Mutex // guards what follows
@@ -37,7 +35,7 @@ type limiter struct {
 	open      int
 }
 
-// guest is what is remembered of an address.
+// guest is the state of an address.
 type guest struct {
 	failures *rate.Limiter
 	open     int
@@ -50,7 +48,7 @@ func newLimiter(now func() time.Time) *limiter {
 	}
 }
 
-// origin is what counts as one address: IPv6 hosts have whole networks.
+// origin maps a client to what counts as one address. For IPv6 that is a /64, as a host may use all of it.
 func origin(remote string) netip.Prefix {
 	host, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -65,7 +63,7 @@ func origin(remote string) netip.Prefix {
 	return prefix
 }
 
-// guest returns what is remembered of from. The caller holds mu.
+// guest returns the state of from. The caller holds mu.
 func (l *limiter) guest(from netip.Prefix) *guest {
 	if g, ok := l.addresses[from]; ok {
 		return g
@@ -88,8 +86,7 @@ func (l *limiter) guest(from netip.Prefix) *guest {
 	return g
 }
 
-// enter admits a request, unless too many are open. The function it returns
-// says that the request is over.
+// enter admits a request unless too many are open. The caller calls leave when the request is done.
 func (l *limiter) enter(from netip.Prefix) (leave func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,8 +104,8 @@ func (l *limiter) enter(from netip.Prefix) (leave func(), ok bool) {
 	}, true
 }
 
-// attempt runs right, which tells whether a secret is right, unless too many
-// were wrong: it is not even looked at then.
+// attempt runs right, which checks a secret, unless there were too many wrong ones: then the secret is
+// not checked at all.
 func (l *limiter) attempt(ctx context.Context, from netip.Prefix, right func() (bool, error)) (ok, tooMany bool, err error) {
 	select {
 	case l.turn <- struct{}{}:

@@ -19,13 +19,13 @@ import (
 // ErrServerNode means that a node is a server's own and cannot be forgotten.
 var ErrServerNode = errors.New("it is a server's own node")
 
-// NodeInfo is a node with what joining knows of it.
+// NodeInfo describes a node and how it joined.
 type NodeInfo struct {
 	Name string `json:"name"`
 	// Kind is KindServer or KindAgent; empty if the name is bound to no machine.
 	Kind string `json:"kind"`
-	// Status is "Ready", "NotReady", or "Unregistered" for a machine that has
-	// joined and whose kubelet has not.
+	// Status is "Ready", "NotReady", or "Unregistered" for a machine that has joined and whose kubelet
+	// has not registered yet.
 	Status  string    `json:"status"`
 	Version string    `json:"version,omitempty"`
 	Address string    `json:"address,omitempty"`
@@ -66,7 +66,7 @@ func ListNodes(ctx context.Context, client kubernetes.Interface) ([]NodeInfo, er
 	}
 	list := make([]NodeInfo, 0, len(found))
 	for _, info := range found {
-		// A server without a node has its name reserved, and that is all.
+		// A server without a node has only its name reserved.
 		if info.Kind == KindServer && info.Status == "Unregistered" {
 			continue
 		}
@@ -76,9 +76,9 @@ func ListNodes(ctx context.Context, client kubernetes.Interface) ([]NodeInfo, er
 	return list, nil
 }
 
-// ForgetNode removes what the cluster knows of a node, so that another machine
-// can join under its name, and revokes the certificates it has had until now. It
-// reports whether there was anything, and may be repeated.
+// ForgetNode removes a node's objects, so that another machine can join under its name, and revokes all
+// certificates it has had until now. It reports whether there was anything to remove, and is safe to
+// repeat.
 func ForgetNode(ctx context.Context, client kubernetes.Interface, name string, now time.Time) (bool, error) {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	binding, err := secrets.Get(ctx, bindingName(name), metav1.GetOptions{})
@@ -94,7 +94,7 @@ func ForgetNode(ctx context.Context, client kubernetes.Interface, name string, n
 		return false, fmt.Errorf("read node %s: %w", name, err)
 	}
 	there := bound || err == nil
-	// First, or a kubelet that is still running would make its Node anew.
+	// First, or a kubelet that is still running would create its Node again.
 	if err := revokeForgotten(ctx, client, name, there, now); err != nil {
 		return false, err
 	}
@@ -124,7 +124,7 @@ func revokeForgotten(ctx context.Context, client kubernetes.Interface, name stri
 		}
 		return nil
 	}
-	// Clocks on the wire and certificates count in whole seconds.
+	// Times on the wire and in certificates have whole seconds.
 	entry := revocation.ForUser(revocation.NodeUser(name), now.Add(time.Second))
 	entry.MayReturn, entry.Reason, entry.Time = true, "the node was forgotten", now.UTC().Truncate(time.Second)
 	if err := revocation.Add(ctx, client, entry); err != nil {

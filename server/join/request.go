@@ -27,14 +27,14 @@ import (
 const (
 	// bodyTimeout is how long a request's body may take to arrive.
 	bodyTimeout = 10 * time.Second
-	// maxSkew is what two clocks may differ before certificates, leases and
-	// tokens make no sense; the node draws the same line.
+	// maxSkew is how far two clocks may differ before certificates, leases and tokens stop working;
+	// the node uses the same limit.
 	maxSkew = time.Hour
 	// olderMinors is how much older a kubelet may be than its API server.
 	olderMinors = 3
 	// nodePrefix begins the user name of a node.
 	nodePrefix = "system:node:"
-	// A key within these bounds is neither weak nor work to check.
+	// A key within these bounds is neither weak nor expensive to check.
 	minRSABits, maxRSABits = 2048, 8192
 )
 
@@ -52,7 +52,7 @@ func wantJSON(r *http.Request) error {
 
 var errTooLarge = refuseAs(http.StatusRequestEntityTooLarge, joinapi.CodeBadRequest, "the request is larger than %d bytes", joinapi.MaxRequestBytes)
 
-// readRequest reads the body, neither much nor for long.
+// readRequest reads the body, bounded in size and time.
 func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.Request, error) {
 	var request joinapi.Request
 	control := http.NewResponseController(w)
@@ -79,7 +79,7 @@ func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.R
 	return request, nil
 }
 
-// checkRequest refuses what could be right at no time.
+// checkRequest refuses requests that no later time could make right.
 func (s *Service) checkRequest(request joinapi.Request) error {
 	name := request.NodeName
 	// The name becomes the value of a label, which is no longer than that.
@@ -101,7 +101,7 @@ func (s *Service) checkRequest(request joinapi.Request) error {
 	return nil
 }
 
-// shorten keeps what a stranger says from filling the log.
+// shorten keeps a stranger's text from filling the log.
 func shorten(text string) string {
 	if len(text) > 80 {
 		return text[:80] + "…"
@@ -135,8 +135,8 @@ func (s *Service) checkClock(request joinapi.Request) error {
 	return refuse(joinapi.CodeClockSkew, "clock is far off: it is %s on the node and %s on the server: set the clock that is wrong", request.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
-// checkCSR accepts a request for the client certificate of the node and nothing
-// beside: what else it asked for might be signed along.
+// checkCSR accepts only a request for the node's client certificate: anything else in it might be signed
+// as well.
 func checkCSR(text []byte, node string) error {
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(strings.TrimSpace(string(rest))) > 0 {

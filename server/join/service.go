@@ -20,30 +20,28 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// Tunnel takes over the connections of nodes that joinapi.PathTunnel was asked
-// for. The node has proved its name by then.
+// Tunnel takes over nodes' connections to joinapi.PathTunnel. The node has been authenticated by then.
 type Tunnel interface {
 	ServeNode(w http.ResponseWriter, r *http.Request, node string)
 }
 
 // Config is what joining needs. No field may be zero unless it says so.
 type Config struct {
-	// CA is the cluster's authority, which every node trusts and is known by.
+	// CA is the cluster's authority, which every node trusts and whose certificates nodes have.
 	CA *x509.Certificate
 	// NodeName is this server's own node; no other machine gets its name.
 	NodeName string
-	// Names and IPs are what API servers' certificates are for: a node's must not
-	// be for any of them.
+	// Names and IPs are those of API servers' certificates; a node's must have none of them.
 	Names []string
 	IPs   func() []net.IP
 	// Addresses are those this server is reached at now, Port its HTTPS port.
 	Addresses func() []net.IP
 	Port      int
-	// Password lets nodes join beside bootstrap tokens; empty means there is none.
+	// Password lets nodes join in addition to bootstrap tokens; empty means there is none.
 	Password string
-	// Cluster is what nodes are told, without servers and time. No address of a node may lie in its ranges.
+	// Cluster is what nodes get, without servers and time. Its ranges contain no node's address.
 	Cluster joinapi.Cluster
-	// Client returns a client of the API server in this process that speaks as u.
+	// Client returns a client of the API server in this process that authenticates as u.
 	Client func(u user.Info) (kubernetes.Interface, error)
 	// Informers are the ones this process shares; their owner runs them.
 	Informers *informer.Shared
@@ -53,8 +51,8 @@ type Config struct {
 	// wait until that is known, and return an error if it is not. Nil means never.
 	Revoked     func(context.Context, *x509.Certificate) (bool, error)
 	NodeRevoked func(ctx context.Context, node string) (bool, error)
-	// Admit is told of each certificate before it is handed out, so that nothing
-	// that was revoked of the node before is held against it. Nil means nobody is.
+	// Admit is called with each certificate before it is handed out, to except it from an earlier
+	// revocation of the node. Nil means that nothing is called.
 	Admit func(context.Context, *x509.Certificate) error
 	// Now is the clock; nil means the machine's.
 	Now    func() time.Time
@@ -65,15 +63,15 @@ type Config struct {
 // with Wrap, and runs with Run once that API server answers.
 type Service struct {
 	config Config
-	// client has all rights; what a node asks for is done with the node's.
+	// client has all rights; certificates are requested with the node's rights instead.
 	client kubernetes.Interface
 	roots  *x509.CertPool
-	// reserved has the names API servers are known by, to compare as TLS does.
+	// reserved has the names of API servers, to be matched as TLS does.
 	reserved *x509.Certificate
 	password [sha256.Size]byte
-	// joins and rejoins are apart, so that guessing tokens keeps no node out.
+	// joins and rejoins are separate, so that guessing tokens keeps no node from rejoining.
 	joins, rejoins *limiter
-	// bodyTimeout is the constant, but in tests.
+	// bodyTimeout is the constant, except in tests.
 	bodyTimeout time.Duration
 	ready       atomic.Bool
 
@@ -82,10 +80,10 @@ type Service struct {
 	logged map[refused]time.Time
 }
 
-// self is who mote's own part of a server is to its API.
+// self is the identity of mote's own server code to the API.
 var self = &user.DefaultInfo{Name: "system:mote", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated}}
 
-// New checks c and returns a service that refuses nodes until Ready is called.
+// New validates c and returns a service that refuses nodes until Ready is called.
 func New(c Config) (*Service, error) {
 	if c.CA == nil || c.Client == nil || c.Addresses == nil || c.IPs == nil {
 		return nil, errors.New("make join service: CA, Client, Addresses and IPs are needed")
@@ -118,8 +116,8 @@ func New(c Config) (*Service, error) {
 	return s, nil
 }
 
-// Ready lets nodes in: the API answers, and what joining needs there exists.
+// Ready lets nodes in: the API answers, and the objects that joining needs exist.
 func (s *Service) Ready() { s.ready.Store(true) }
 
-// isReserved reports whether a node of this name could pass for an API server.
+// isReserved reports whether a node of this name could impersonate an API server.
 func (s *Service) isReserved(name string) bool { return s.reserved.VerifyHostname(name) == nil }

@@ -16,26 +16,26 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// ErrAmbiguous means that an address is that of several nodes.
+// ErrAmbiguous means that several nodes have an address.
 var ErrAmbiguous = errors.New("several nodes have this address")
 
-// kubeletPort is a kubelet's as long as its node has not said another.
+// kubeletPort is the kubelet's port until its node reports another.
 const kubeletPort = 10250
 
-// node is what of a Node object says how it is reached.
+// node is the part of a Node object that says how to reach it.
 type node struct {
 	addresses []netip.Addr // internal ones first
 	port      string       // of its kubelet
 	cidrs     []netip.Prefix
 }
 
-// nodes finds the node behind an address without looking at all of them.
+// nodes is an index that finds the node behind an address.
 type nodes struct {
 	mu      sync.RWMutex // guards what follows
 	byName  map[string]node
 	byIP    map[netip.Addr][]string
 	byRange map[netip.Prefix][]string
-	// lengths are those of byRange's prefixes, and how many have each.
+	// lengths counts byRange's prefixes by their length.
 	lengths map[int]int
 	// deleted is called with the name of a node that was deleted, without mu.
 	deleted func(name string)
@@ -131,7 +131,7 @@ func (n *nodes) remove(name string) {
 	}
 }
 
-// read takes from a Node object what counts here.
+// read extracts a node from its object.
 func read(o *corev1.Node) node {
 	is := node{port: strconv.Itoa(kubeletPort)}
 	if p := o.Status.DaemonEndpoints.KubeletEndpoint.Port; p > 0 {
@@ -175,7 +175,7 @@ func (n *nodes) find(address string) (way, error) {
 	defer n.mu.RUnlock()
 	if is, ok := n.byName[strings.ToLower(host)]; ok {
 		if len(is.addresses) > 0 {
-			// The name may mean something else, or nothing, to the machine's resolver.
+			// The machine's resolver may know the name as something else, or not at all.
 			direct.address = net.JoinHostPort(is.addresses[0].String(), port)
 		}
 		if port == is.port {

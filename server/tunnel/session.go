@@ -18,7 +18,7 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// maxRefusal bounds what is read of a node's reason.
+// maxRefusal bounds how much of a node's error message is read.
 const maxRefusal = 1 << 10
 
 // errTunnelEnded is what streams end with when their tunnel does.
@@ -34,16 +34,15 @@ type session struct {
 	retired atomic.Bool
 }
 
-// ending is a connection that says when it was closed.
+// ending is a connection with a channel that is closed when it is.
 type ending struct {
 	net.Conn
 	once  sync.Once
 	ended chan struct{}
 }
 
-// Close closes the socket below TLS first: a word of farewell would wait for a
-// peer that may be gone. What lies between hears of it nevertheless, as it may
-// keep account of its connections.
+// Close closes the socket below TLS first: TLS would send close_notify, which blocks on a peer that is
+// gone. The layers in between are closed as well, as they may count their connections.
 func (e *ending) Close() error {
 	err := net.ErrClosed
 	e.once.Do(func() {
@@ -60,10 +59,10 @@ func (e *ending) Close() error {
 	return err
 }
 
-// lower is a connection on another one, as TLS is.
+// lower is a connection on top of another one, such as TLS.
 type lower interface{ NetConn() net.Conn }
 
-// newTransport makes what speaks HTTP/2 on all sessions.
+// newTransport returns the HTTP/2 transport of all sessions.
 func newTransport(c Config) (*http2.Transport, error) {
 	transport, err := http2.ConfigureTransports(&http.Transport{DisableCompression: true, HTTP2: &http.HTTP2Config{
 		SendPingTimeout: c.PingAfter, PingTimeout: c.PingTimeout,
@@ -72,13 +71,13 @@ func newTransport(c Config) (*http2.Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up HTTP/2 of tunnels: %w", err)
 	}
-	// More streams than a node takes wait for their turn.
+	// Dials beyond a node's limit of streams wait instead of failing.
 	transport.StrictMaxConcurrentStreams = true
 	return transport, nil
 }
 
-// open makes a session of a connection that has switched, and the node's
-// present one. On an error the connection is closed.
+// open turns a connection that has switched protocols into the node's current session. On an error the
+// connection is closed.
 func (s *Server) open(conn net.Conn, node string) (*session, error) {
 	e := &ending{Conn: conn, ended: make(chan struct{})}
 	client, err := s.transport.NewClientConn(e)
@@ -91,8 +90,8 @@ func (s *Server) open(conn net.Conn, node string) (*session, error) {
 	return n, nil
 }
 
-// over reports whether new streams cannot go through the session any more. It
-// waits for nobody: State of the client would, for a write that hangs.
+// over reports whether the session takes no new streams any more. It does not block; the client's State
+// would, on a write that hangs.
 func (n *session) over() bool {
 	select {
 	case <-n.conn.ended:
@@ -123,7 +122,7 @@ func (n *session) retire() {
 		}
 	})
 	if err := n.client.Shutdown(ctx); err != nil {
-		// The connection cannot even carry that word.
+		// Not even the GOAWAY frame could be sent.
 		n.close()
 	}
 	cancel()
@@ -135,8 +134,7 @@ func (n *session) dial(ctx context.Context, target string) (net.Conn, error) {
 	if !n.server.begin() {
 		return nil, fmt.Errorf("connect to node %s: %w", n.node, errTunnelEnded)
 	}
-	// Not a child of ctx: the stream outlives the dial, and what ctx carries to
-	// trace another request is none of this one's business.
+	// Not a child of ctx: the stream outlives the dial, and must not inherit another request's trace.
 	streamContext, abort := context.WithCancel(context.Background())
 	c := newStream(n, target, abort)
 	undo := context.AfterFunc(ctx, abort)
@@ -146,7 +144,7 @@ func (n *session) dial(ctx context.Context, target string) (net.Conn, error) {
 	}).WithContext(streamContext)
 	response, err := n.client.RoundTrip(request)
 	if !undo() {
-		// ctx has ended, and with it what RoundTrip may have opened.
+		// ctx has ended, and with it the stream that RoundTrip may have opened.
 		if err == nil {
 			_ = response.Body.Close()
 		}
@@ -169,7 +167,7 @@ func (n *session) dial(ctx context.Context, target string) (net.Conn, error) {
 	return c, nil
 }
 
-// refusal is the node's reason.
+// refusal returns the node's error message.
 func refusal(response *http.Response) error {
 	data, err := io.ReadAll(io.LimitReader(response.Body, maxRefusal))
 	err = errors.Join(err, response.Body.Close())

@@ -13,8 +13,8 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// stream is one TCP connection of a node, as a net.Conn. Each half goes through
-// a net.Pipe, which has the deadlines that bodies of HTTP/2 lack.
+// stream is one TCP connection to a node, as a net.Conn. Each direction goes through a net.Pipe, for the
+// deadlines that HTTP/2 bodies lack.
 type stream struct {
 	session *session
 	target  string
@@ -40,21 +40,21 @@ func newStream(n *session, target string, abort context.CancelFunc) *stream {
 	return c
 }
 
-// receive hands what comes from the node to the reader until it ends.
+// receive passes the node's data to the reader until it ends.
 func (c *stream) receive(from io.ReadCloser) {
 	err := joinapi.ReadFrames(c.fed, from)
 	switch {
 	case err == nil:
 		_ = c.fed.Close()
 	case errors.Is(err, io.ErrClosedPipe):
-		// The user has closed; what was written may still be on its way.
+		// The user has closed the stream; its written data may still be in transit.
 		err = nil
 	default:
 		c.fail(err)
 	}
 	if err == nil {
-		// HTTP/2's stream ends only when the other half does. Closing the body
-		// now would cut that off.
+		// The HTTP/2 stream ends only when its other direction does, which closing the body now would cut
+		// off.
 		if _, err := io.Copy(io.Discard, from); err != nil {
 			c.fail(err)
 		}
@@ -69,7 +69,7 @@ func (c *stream) receive(from io.ReadCloser) {
 	}
 }
 
-// fail ends both halves early.
+// fail ends both directions early.
 func (c *stream) fail(err error) {
 	if c.session.over() {
 		err = errTunnelEnded
@@ -119,10 +119,10 @@ func (c *stream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite ends what the node is sent and leaves the other half open.
+// CloseWrite ends the direction to the node and leaves the other one open.
 func (c *stream) CloseWrite() error { return c.out.Close() }
 
-// Close implements net.Conn. As with TCP, what was written is still sent.
+// Close implements net.Conn. As with TCP, written data is still sent.
 func (c *stream) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -157,12 +157,12 @@ func (c *stream) SetReadDeadline(t time.Time) error { return c.in.SetReadDeadlin
 // SetWriteDeadline implements net.Conn.
 func (c *stream) SetWriteDeadline(t time.Time) error { return c.out.SetWriteDeadline(t) }
 
-// body is what the node is sent, as HTTP/2 asks for it.
+// body is the data for the node, as the request body of the HTTP/2 stream.
 type body struct {
 	source net.Conn
 
 	mu   sync.Mutex // guards what follows
-	sent bool       // the end was read, so everything before it is on the wire
+	sent bool       // HTTP/2 has read to the end, so everything is on the wire
 	then func()     // called once sent
 }
 

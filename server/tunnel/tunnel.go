@@ -21,31 +21,31 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// ErrNoTunnel means that a node that is reached through a tunnel has none.
+// ErrNoTunnel means that a node which is reached through a tunnel has none.
 var ErrNoTunnel = errors.New("the node has no tunnel to this server")
 
 // Config is what a [Server] needs. No field may be zero unless it says so.
 type Config struct {
-	// Nodes tells of the cluster's nodes; its owner starts it.
+	// Nodes is the informer of the cluster's nodes; its owner runs it.
 	Nodes cache.SharedIndexInformer
-	// Local is the node in this process, which is never waited for.
+	// Local is the node in this process, for which no dial waits.
 	Local string
-	// PingAfter is how long a node may be silent before it is asked whether it
-	// lives, PingTimeout how long its answer may take. Zero means 15 and 10 seconds.
+	// PingAfter is how long a tunnel may be idle before a ping, PingTimeout how long the reply may
+	// take. Zero means 15 and 10 seconds.
 	PingAfter, PingTimeout time.Duration
-	// Wait is how long a node without a tunnel is waited for before it is dialled
-	// directly. Zero means 5 seconds.
+	// Wait is how long a dial waits for a node's tunnel before it tries the node directly. Zero means
+	// 5 seconds.
 	Wait time.Duration
 	// Metrics receives the package's metrics; nil means they are not registered.
 	Metrics prometheus.Registerer
-	// Logger may be nil, which means silence.
+	// Logger may be nil for no logging.
 	Logger *zap.Logger
 }
 
 const (
-	// dialTimeout bounds a connection through a tunnel, waiting included.
+	// dialTimeout bounds a dial through a tunnel, the wait for the tunnel included.
 	dialTimeout = 15 * time.Second
-	// lingerTimeout bounds how long a closed stream may take to get rid of its data.
+	// lingerTimeout bounds how long a closed stream may take to send its remaining data.
 	lingerTimeout = 30 * time.Second
 )
 
@@ -53,7 +53,7 @@ const (
 type Server struct {
 	config Config
 	log    *zap.Logger
-	// name is this process's, so that a node knows it under every address.
+	// name identifies this process, so that a node recognises it under every address.
 	name      string
 	nodes     *nodes
 	transport *http2.Transport
@@ -61,11 +61,11 @@ type Server struct {
 	counters  counters
 
 	mu       sync.Mutex            // guards what follows; taken before that of nodes
-	sessions map[string][]*session // by node; the last is the one new streams go through
+	sessions map[string][]*session // by node; new streams use the last one
 	running  bool
 	changed  chan struct{}   // closed when a session is added
-	plain    map[string]bool // nodes that were reached without a tunnel last time
-	work     sync.WaitGroup  // what running promises to wait for
+	plain    map[string]bool // nodes that the last dial reached without a tunnel
+	work     sync.WaitGroup  // what Run waits for at its end
 }
 
 // New returns a server without tunnels; nodes are refused until Run runs.
@@ -105,7 +105,7 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Run takes tunnels until ctx ends, then closes all and waits for them.
+// Run accepts tunnels until ctx ends, then closes all of them and waits.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.running = true
@@ -125,7 +125,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// begin says that something has to be waited for; false if Run does not run.
+// begin adds to what Run waits for; it reports false if Run is not running.
 func (s *Server) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,9 +135,8 @@ func (s *Server) begin() bool {
 	return s.running
 }
 
-// ServeNode makes a tunnel of a node's request to joinapi.PathTunnel, and
-// returns when the tunnel has ended. That the request is the node's has been
-// made sure of.
+// ServeNode turns a node's request to joinapi.PathTunnel into a tunnel and returns when the tunnel has
+// ended. The caller has authenticated the node.
 func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) {
 	if r.Method != http.MethodGet || r.ProtoMajor != 1 || !strings.EqualFold(r.Header.Get("Upgrade"), joinapi.TunnelProtocol) {
 		w.Header().Set("Upgrade", joinapi.TunnelProtocol)
@@ -163,7 +162,7 @@ func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) 
 		return
 	}
 	if buffered.Reader.Buffered() > 0 {
-		// The server speaks first, so this is no node's.
+		// In the tunnel's protocol the server speaks first, so the client is no node.
 		_ = conn.Close()
 		return
 	}
@@ -189,14 +188,14 @@ func refuse(w http.ResponseWriter, status int, code joinapi.Code, message string
 	_ = json.NewEncoder(w).Encode(&joinapi.Error{Code: code, Message: message, ServerTime: time.Now().UTC()})
 }
 
-// session returns the session new streams to a node go through, or nil.
+// session returns the session that new streams to a node use, or nil.
 func (s *Server) session(node string) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.sessionLocked(node)
 }
 
-// sessionLocked is session for who holds mu.
+// sessionLocked is session for callers that hold mu.
 func (s *Server) sessionLocked(node string) *session {
 	of := s.sessions[node]
 	if len(of) == 0 || of[len(of)-1].over() {
@@ -205,7 +204,7 @@ func (s *Server) sessionLocked(node string) *session {
 	return of[len(of)-1]
 }
 
-// add makes n its node's session and lets the one before end when its streams have.
+// add makes n its node's session and retires the one before, which ends once its streams have.
 func (s *Server) add(n *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,7 +240,7 @@ func (s *Server) remove(n *session) {
 	s.sessions[n.node] = left
 }
 
-// Disconnect ends a node's tunnels and everything that goes through them.
+// Disconnect ends a node's tunnels and all streams in them.
 func (s *Server) Disconnect(node string) {
 	s.mu.Lock()
 	of := slices.Clone(s.sessions[node])
@@ -251,12 +250,11 @@ func (s *Server) Disconnect(node string) {
 	}
 }
 
-// HostOf returns the address by which a node can be told from all others, or ""
-// if it has none.
+// HostOf returns an address that only this node has, or "" if there is none.
 func (s *Server) HostOf(node string) string { return s.nodes.host(node) }
 
-// DialContext connects to an address of the cluster. A node's name or address
-// with its kubelet's port, and pods, are reached through the node's tunnel.
+// DialContext connects to an address of the cluster. Pods, and a node's name or address with its
+// kubelet's port, are reached through the node's tunnel.
 func (s *Server) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	to, err := s.nodes.find(address)
 	if err != nil {
@@ -273,7 +271,7 @@ func (s *Server) DialContext(ctx context.Context, network, address string) (net.
 		if err == nil || !n.over() || ctx.Err() != nil {
 			return conn, err
 		}
-		// The tunnel ended while it was asked; another one is likely soon.
+		// The tunnel ended during the dial; the node is likely to open another one soon.
 		n, waited = s.await(ctx, to.node)
 	}
 	conn, err := s.direct.DialContext(ctx, network, to.address)
@@ -305,8 +303,7 @@ func (s *Server) forget(node string) {
 	delete(s.plain, node)
 }
 
-// await returns a node's session, waiting a short while for one where one is
-// to be expected.
+// await returns a node's session. It waits a short while for one if the node is expected to have one.
 func (s *Server) await(ctx context.Context, node string) (*session, time.Duration) {
 	start := time.Now()
 	timer := time.NewTimer(s.config.Wait)
