@@ -38,16 +38,16 @@ const (
 	authorityLifetime = 30 * 365 * 24 * time.Hour
 	// leafLifetime is how long every other certificate is valid.
 	leafLifetime = 365 * 24 * time.Hour
-	// renewBefore is the rest of its life at which a certificate is made anew.
+	// renewBefore is the remaining lifetime at which a certificate is renewed.
 	renewBefore = leafLifetime / 3
-	// overlongBy is how much longer than it should a certificate may live before it
-	// is replaced. Clocks of servers that share a certificate differ a little.
+	// overlongBy is how much longer than leafLifetime a certificate may be valid before it is replaced:
+	// clocks of servers that share a certificate differ a little.
 	overlongBy = 24 * time.Hour
 )
 
-// notBefore is the start of validity of everything issued here: the earliest time
-// a machine without a battery can think it is. So certificates work whatever the
-// clock says, also those made while it was ahead.
+// notBefore is the start of validity of everything issued here: the time at which a machine without a
+// battery-backed clock boots. So certificates work whatever the clock says, and even if it was ahead
+// when they were issued.
 var notBefore = time.Unix(0, 0).UTC()
 
 // Authority is a certificate authority: its certificate and its key.
@@ -57,7 +57,7 @@ type Authority struct {
 	key     crypto.Signer
 }
 
-// Usage says what a certificate may be used for.
+// Usage is what a certificate may be used for.
 type Usage int
 
 const (
@@ -76,8 +76,8 @@ type Request struct {
 	IPs           []net.IP
 }
 
-// base is the moment lifetimes are counted from. Counted from a clock in 1970, a
-// certificate would end before it can be used.
+// base is the moment from which lifetimes count. Counted from a clock in 1970, a certificate would have
+// expired before its first use.
 func base(now time.Time) time.Time {
 	if now.Before(wallclock.Floor) {
 		return wallclock.Floor
@@ -177,9 +177,9 @@ func (a *Authority) Pin() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ensure keeps <dir>/<name>.crt and .key a valid certificate, making it anew when
-// it is missing, about to end, not signed by the authority or not for the names.
-func (l keptLeaf) ensure(now time.Time) (anew bool, err error) {
+// ensure issues <dir>/<name>.crt and .key again if the certificate is missing, expires soon, is not signed
+// by the authority or lacks a name.
+func (l keptLeaf) ensure(now time.Time) (renewed bool, err error) {
 	pair := pairIn(l.dir, l.name)
 	cert, _, _, err := readPair(pair.CertFile, pair.KeyFile)
 	if err == nil && l.authority.serves(cert, l.request, now) {
@@ -197,8 +197,8 @@ func (l keptLeaf) ensure(now time.Time) (anew bool, err error) {
 	return true, writePair(pair.CertFile, certPEM, pair.KeyFile, keyPEM)
 }
 
-// checkEnd refuses an authority that is over: nothing it signed is believed by
-// anybody, and a new one has to be brought to all nodes by hand.
+// checkEnd refuses an authority that has expired: nobody accepts what it signed, and a new one has to be
+// distributed to all nodes by hand.
 func (a *Authority) checkEnd(now time.Time) error {
 	if now.Before(a.Cert.NotAfter) {
 		return nil
@@ -207,8 +207,8 @@ func (a *Authority) checkEnd(now time.Time) error {
 		a.Cert.Subject.CommonName, a.Cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
-// overlong tells whether a certificate was made while the clock was ahead, and
-// would live on for years. A clock that is itself not to be believed cannot tell.
+// overlong reports whether a certificate was issued while the clock was ahead, so that it would stay
+// valid for years. With a clock that is not plausible itself, it reports false.
 func overlong(cert *x509.Certificate, now time.Time) bool {
 	return !now.Before(wallclock.Floor) && cert.NotAfter.After(now.Add(leafLifetime+overlongBy))
 }

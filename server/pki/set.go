@@ -15,8 +15,8 @@ import (
 	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
-// Set is everything the server needs to be trusted and to trust: file names,
-// as Kubernetes' options want them, and the cluster's authority.
+// Set holds the cluster's authority and the names of all key and certificate files, as Kubernetes'
+// options want them.
 type Set struct {
 	CA *Authority
 	// CAFile is the cluster CA's certificate, CAKeyFile its key: signer of client, serving and node certificates.
@@ -32,11 +32,11 @@ type Set struct {
 	dir     string
 	// mu guards nodes, and keeps two renewals from writing one file.
 	mu sync.Mutex
-	// nodes are the leaves that NodeServing has been asked for.
+	// nodes are the leaves of earlier NodeServing calls.
 	nodes []keptLeaf
 }
 
-// keptLeaf is a certificate that is kept valid in a folder.
+// keptLeaf is a certificate in a folder that is renewed in time.
 type keptLeaf struct {
 	authority *Authority
 	dir, name string
@@ -93,17 +93,17 @@ func Open(dir string, names Names, now time.Time) (*Set, error) {
 	return s, nil
 }
 
-// adminRequest is who the administrator of the machine's kubeconfig is.
+// adminRequest describes the administrator in the machine's kubeconfig.
 var adminRequest = Request{CommonName: "kubernetes-admin", Organizations: []string{"system:masters"}}
 
-// AdminCertificate is the administrator's present certificate.
+// AdminCertificate returns the administrator's current certificate.
 func (s *Set) AdminCertificate() (*x509.Certificate, error) {
 	cert, _, _, err := readPair(s.Admin.CertFile, s.Admin.KeyFile)
 	return cert, err
 }
 
-// ReplaceAdmin makes the administrator a new key and certificate. Accept is
-// asked before they take the place of the old ones.
+// ReplaceAdmin issues a new key and certificate for the administrator. They replace the old ones once
+// accept has returned nil.
 func (s *Set) ReplaceAdmin(now time.Time, accept func(*x509.Certificate) error) error {
 	certPEM, keyPEM, err := s.CA.Issue(adminRequest, now)
 	if err != nil {
@@ -130,9 +130,9 @@ const (
 	adminLeaf         = "admin"
 )
 
-// Renew makes those certificates anew that are missing, about to end or not for
-// names, and says which. It is called at the start and from time to time, so that
-// none ends while the server runs; who uses them reads the files again.
+// Renew issues the certificates again that are missing, expire soon or lack one of names, and returns
+// which. It is called at start and periodically, so that none expires while the server runs; users of
+// the files reload them.
 func (s *Set) Renew(names Names, now time.Time) ([]Pair, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,20 +143,20 @@ func (s *Set) Renew(names Names, now time.Time) ([]Pair, error) {
 		{s.CA, s.dir, adminLeaf, adminRequest},
 	}, s.nodes...)
 	var renewed []Pair
-	// One that cannot be written keeps no other from being renewed.
+	// A failure to write one must not prevent the renewal of the others.
 	var errs []error
 	for _, l := range leaves {
-		anew, err := l.ensure(now)
+		isNew, err := l.ensure(now)
 		if err != nil {
 			errs = append(errs, err)
-		} else if anew {
+		} else if isNew {
 			renewed = append(renewed, pairIn(l.dir, l.name))
 		}
 	}
 	return renewed, errors.Join(errs...)
 }
 
-// End is when the first of the set's authorities ends.
+// End is when the first of the set's authorities expires.
 func (s *Set) End() time.Time {
 	if s.frontCA.Cert.NotAfter.Before(s.CA.Cert.NotAfter) {
 		return s.frontCA.Cert.NotAfter
@@ -164,8 +164,8 @@ func (s *Set) End() time.Time {
 	return s.CA.Cert.NotAfter
 }
 
-// NodeServing keeps the serving certificate of the kubelet that runs in the
-// server's own process in dir, and has [Set.Renew] renew it.
+// NodeServing issues the serving certificate of the kubelet in the server's own process, in dir, and has
+// [Set.Renew] renew it.
 func (s *Set) NodeServing(dir, nodeName string, ips []net.IP, now time.Time) (Pair, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return Pair{}, fmt.Errorf("create %s: %w", dir, err)

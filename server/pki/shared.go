@@ -18,9 +18,8 @@ var authorities = []struct{ name, commonName string }{{"ca", "mote-ca"}, {"front
 
 const serviceAccountKey = "service-account.key"
 
-// sharedFiles are what all servers of a cluster must have alike. Everything else
-// in the folder is made from them. Each key comes before its certificate, see
-// writePair.
+// sharedFiles are the files that are the same on all servers of a cluster. Everything else in the folder
+// is derived from them. Each key comes before its certificate, see writePair.
 func sharedFiles() []string {
 	var names []string
 	for _, a := range authorities {
@@ -29,8 +28,8 @@ func sharedFiles() []string {
 	return append(names, serviceAccountKey)
 }
 
-// ReadShared returns those of the files in dir that all servers of a cluster must
-// have alike, by name. Those that are not there are left out.
+// ReadShared returns the files in dir that all servers of a cluster share, by name. Missing ones are
+// left out.
 func ReadShared(dir string) (map[string][]byte, error) {
 	files := map[string][]byte{}
 	for _, name := range sharedFiles() {
@@ -80,7 +79,7 @@ func CompleteShared(have map[string][]byte, now time.Time) (map[string][]byte, e
 	return all, err
 }
 
-// WriteShared writes those of files to dir that are not there.
+// WriteShared writes the files that are missing in dir.
 func WriteShared(dir string, files map[string][]byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("create %s: %w", dir, err)

@@ -17,15 +17,15 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// ErrLost means that this server led and could not say so in time: another one
-// may lead. The process has to end, as what ran cannot be started twice in it.
+// ErrLost means that this server led and could not renew its lease in time: another one may lead. The
+// process has to end, as the part that ran cannot be started twice in one process.
 var ErrLost = errors.New("this server no longer leads")
 
-// Timing is how leaders and those who wait for them keep time.
+// Timing is the timing of leaders and candidates.
 type Timing struct {
-	// Lease is how long after its last renewal a leader counts as gone.
+	// Lease is how long after its last renewal a leader is considered gone.
 	Lease time.Duration
-	// Renew is how long a leader tries to renew before it gives up.
+	// Renew is how long a leader tries to renew before it gives up the lead.
 	Renew time.Duration
 	// Retry is the pause between attempts of both.
 	Retry time.Duration
@@ -37,34 +37,33 @@ type Timing struct {
 // could take 23.8 until another server leads, with one it is 19.4.
 var Default = Timing{Lease: 15 * time.Second, Renew: 10 * time.Second, Retry: time.Second}
 
-// Config is what a server stands with.
+// Config describes a candidate.
 type Config struct {
 	// Client may read and write leases in kube-system.
 	Client kubernetes.Interface
 	// Lease is the name of the lease in kube-system.
 	Lease string
-	// NodeName is this server's, for people who look at the lease.
+	// NodeName is this server's, for people who read the lease.
 	NodeName string
 	Timing   Timing
 	Logger   *zap.Logger
 }
 
-// Lead waits until this server leads and then runs work, whose context ends when
-// ctx does or when the lead is lost. It gives the lease back once work has ended,
-// so that the next leader need not wait for it to run out, and returns ErrLost
-// when the lead was lost.
+// Lead waits until this server leads and then runs work, whose context ends when ctx does or when the lead
+// is lost. It releases the lease once work has returned, so that the next leader need not wait for it to
+// expire, and returns ErrLost if the lead was lost.
 func Lead(ctx context.Context, c Config, work func(context.Context) error) error {
 	lock := &resourcelock.LeaseLock{
 		LeaseMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: c.Lease},
 		Client:    c.Client.CoordinationV1(),
-		// Another one each time: a process that was started again is another leader.
+		// A new one each time: a restarted process is another leader.
 		LockConfig: resourcelock.ResourceLockConfig{Identity: c.NodeName + "_" + string(uuid.NewUUID())},
 	}
 	leads := make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: lock, Name: c.Lease, LeaseDuration: c.Timing.Lease, RenewDeadline: c.Timing.Renew, RetryPeriod: c.Timing.Retry,
-		// Upstream would also try to give back a lease it could not renew, and only
-		// then say that it is lost: ten seconds late when the datastore is away.
+		// Upstream would first try to release a lease that it could not renew, and report the loss only
+		// afterwards: ten seconds late when the datastore is away.
 		ReleaseOnCancel: false,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { close(leads) },
@@ -79,7 +78,7 @@ func Lead(ctx context.Context, c Config, work func(context.Context) error) error
 	if err != nil {
 		return fmt.Errorf("stand for %s: %w", c.Lease, err)
 	}
-	// The lease is kept until work has ended, which is after ctx has.
+	// The lease is held until work has returned, which is after ctx has ended.
 	standing, resign := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {
@@ -89,7 +88,7 @@ func Lead(ctx context.Context, c Config, work func(context.Context) error) error
 	defer func() {
 		resign()
 		<-ended
-		// Never led or lost, it is another's.
+		// If it never led or has lost the lead, the lease is another server's.
 		if elector.IsLeader() {
 			c.giveBack(ctx, lock)
 		}
@@ -120,13 +119,13 @@ func Lead(ctx context.Context, c Config, work func(context.Context) error) error
 	return err
 }
 
-// giveBack lets the next leader begin at once. If it cannot, the lease runs out.
+// giveBack releases the lease, so that the next leader begins at once. If that fails, the lease expires.
 func (c Config) giveBack(ctx context.Context, lock resourcelock.Interface) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Timing.Renew)
 	defer cancel()
 	record, _, err := lock.Get(ctx)
 	if err == nil && record.HolderIdentity == lock.Identity() {
-		// Upstream's form of a lease that nobody holds.
+		// This is how upstream marks a lease that nobody holds.
 		now := metav1.Now()
 		err = lock.Update(ctx, resourcelock.LeaderElectionRecord{
 			LeaderTransitions: record.LeaderTransitions, LeaseDurationSeconds: 1, RenewTime: now, AcquireTime: now,

@@ -18,10 +18,10 @@ import (
 const (
 	// prefix is where the entries are, by name.
 	prefix = "/mote/servers/"
-	// lifetime is how long an entry outlives its server, as upstream's leases of
-	// API servers do. It is renewed every ten seconds.
+	// lifetime is how long an entry outlives its server, as with upstream's leases of API servers. It is
+	// renewed every ten seconds.
 	lifetime = 15 * time.Second
-	// turn is held by the server that does what only one may do at a time.
+	// turn is the lock for work that one server may do at a time.
 	turn = "/mote/turn"
 	// firstRetry and lastRetry bound the pauses between attempts to get it, and to write an entry.
 	firstRetry, lastRetry = 50 * time.Millisecond, time.Second
@@ -29,15 +29,15 @@ const (
 	jitter = 0.2
 )
 
-// ErrNameTaken says that another living server goes by the name.
+// ErrNameTaken means that another running server has the name.
 var ErrNameTaken = errors.New("another server has this name")
 
-// Config says who a server is.
+// Config identifies a server.
 type Config struct {
 	Client *clientv3.Client
-	// Name is the server's, of which no two may run.
+	// Name is the server's, unique among those that run.
 	Name string
-	// ID tells two of one name apart. It stays the same over restarts.
+	// ID distinguishes two servers of one name. It survives restarts.
 	ID string
 }
 
@@ -47,32 +47,32 @@ type Member struct {
 
 	mu    sync.Mutex // guards what follows
 	lease clientv3.LeaseID
-	// written is the entry as it is under lease, addresses what it says.
+	// written is the entry stored under lease, addresses are those in it.
 	written   string
 	addresses []string
 }
 
-// entry is what a server says of itself.
+// entry is what the etcd stores about a server.
 type entry struct {
 	ID string `json:"id"`
-	// Addresses are where its API is served; none while it is not.
+	// Addresses are those of its API; none while it is not served.
 	Addresses []string `json:"addresses,omitempty"`
 }
 
-// New returns a member that nobody knows yet.
+// New returns a member without an entry.
 func New(c Config) *Member { return &Member{config: c} }
 
 func (m *Member) key() string { return prefix + m.config.Name }
 
-// Claim takes the name, or returns ErrNameTaken. The server serves nothing yet.
+// Claim takes the name, or returns ErrNameTaken. The entry has no addresses yet.
 func (m *Member) Claim(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.write(ctx, nil)
 }
 
-// Publish says where this server's API is served and returns the addresses of
-// all servers. It has to be repeated within lifetime.
+// Publish stores the addresses of this server's API and returns those of all servers. It has to be
+// repeated within lifetime.
 func (m *Member) Publish(ctx context.Context, addresses []string) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -82,7 +82,7 @@ func (m *Member) Publish(ctx context.Context, addresses []string) ([]string, err
 	return m.list(ctx)
 }
 
-// Withdraw takes this server's addresses back and returns those of the others.
+// Withdraw removes this server's addresses and returns those of the others.
 func (m *Member) Withdraw(ctx context.Context) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -92,15 +92,15 @@ func (m *Member) Withdraw(ctx context.Context) ([]string, error) {
 	return m.list(ctx)
 }
 
-// Exclusively calls work while no other server is in a call of it. Should work
-// take longer than an entry lives, or the etcd go away, others no longer wait.
+// Exclusively calls work while no other server is in a call of it. If work takes longer than lifetime, or
+// the etcd goes away, others stop waiting.
 func (m *Member) Exclusively(ctx context.Context, work func(context.Context) error) (err error) {
 	lock, err := m.await(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		// Not by ctx: the others wait.
+		// Even if ctx has ended: the others wait.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lifetime)
 		defer cancel()
 		_, unlockErr := m.config.Client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(turn), "=", lock)).Then(clientv3.OpDelete(turn)).Commit()
@@ -136,14 +136,14 @@ func (m *Member) await(ctx context.Context) (int64, error) {
 	}
 }
 
-// Leave gives the name back.
+// Leave releases the name.
 func (m *Member) Leave(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.lease == clientv3.NoLease {
 		return nil
 	}
-	// The entry goes with it.
+	// That deletes the entry as well.
 	_, err := m.config.Client.Revoke(ctx, m.lease)
 	m.lease, m.written = clientv3.NoLease, ""
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
@@ -152,8 +152,8 @@ func (m *Member) Leave(ctx context.Context) error {
 	return nil
 }
 
-// write makes the entry what it should be and keeps it alive. While nothing
-// changes that writes nothing to the etcd's disk. The caller holds mu.
+// write updates the entry and keeps its lease alive. Without a change, that writes nothing to the etcd's
+// disk. The caller holds mu.
 func (m *Member) write(ctx context.Context, addresses []string) error {
 	data, err := json.Marshal(entry{ID: m.config.ID, Addresses: addresses})
 	if err != nil {
@@ -184,7 +184,7 @@ func (m *Member) write(ctx context.Context, addresses []string) error {
 	return nil
 }
 
-// put writes the entry over one of this server's own, or none.
+// put writes the entry. It overwrites only an earlier one of this server.
 func (m *Member) put(ctx context.Context, data string) error {
 	backoff := retry.Backoff{First: firstRetry, Last: lastRetry, Jitter: jitter}
 	for {
