@@ -4,7 +4,7 @@
 #   docker run --privileged --cgroupns=host --tmpfs /run \
 #     -v mote:/var/lib/mote -v /lib/modules:/lib/modules:ro -p 6443:6443 mote
 #
-# Privileged, because a node mounts, makes network namespaces, writes cgroups and
+# It is privileged because a node mounts, makes network namespaces, and writes cgroups and
 # packet filter rules. /var/lib/mote must be a volume: overlayfs does not work on
 # a container's own file system.
 FROM golang:1.26-bookworm AS build
