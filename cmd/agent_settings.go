@@ -19,7 +19,7 @@ import (
 func agentSettings() []settings.Setting {
 	all := []settings.Setting{
 		{Name: "server", Kind: settings.List, Usage: "`URL` of a server to join, https://HOST:6443; several are tried in turn"},
-		{Name: "node-external-ip", Kind: settings.List, Usage: "address other nodes see this machine at when it is behind a NAT"},
+		{Name: "node-external-ip", Kind: settings.List, Usage: "address at which other nodes reach this machine when it is behind a NAT"},
 	}
 	for _, s := range serverSettings() {
 		switch s.Name {

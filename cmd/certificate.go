@@ -27,8 +27,8 @@ const reissueTimeout = 10 * time.Second
 
 func (p program) certificateCommand() *cli.Command {
 	target := []cli.Flag{
-		&cli.StringFlag{Name: "node", Usage: "`NAME` of a node: all its certificates, and it cannot join again until `mote node forget NAME`"},
-		&cli.StringFlag{Name: "user", Usage: "`NAME` of a user: all certificates issued to it until now"},
+		&cli.StringFlag{Name: "node", Usage: "`NAME` of a node: revoke all its certificates and keep it from joining again until `mote node forget NAME`"},
+		&cli.StringFlag{Name: "user", Usage: "`NAME` of a user: revoke every certificate issued to it until now"},
 		&cli.StringFlag{Name: "serial", Usage: "serial number of one certificate, in `HEX`adecimal"},
 		clusterFlag(),
 	}
@@ -38,20 +38,20 @@ func (p program) certificateCommand() *cli.Command {
 		Usage: "revoke client certificates: a leaked kubeconfig, a lost node",
 		Subcommands: []*cli.Command{
 			{
-				Name: "revoke", Usage: "refuse certificates at once, and end what runs under them", ArgsUsage: "[FILE]", Description: about,
+				Name: "revoke", Usage: "refuse certificates at once, and close the connections that use them", ArgsUsage: "[FILE]", Description: about,
 				Flags:  append([]cli.Flag{&cli.StringFlag{Name: "reason", Usage: "`TEXT` to remember why"}}, target...),
 				Action: p.withCluster(p.revoke),
 			},
 			{
-				Name: "unrevoke", Usage: "let certificates in again", ArgsUsage: "[FILE]", Description: about, Flags: target,
+				Name: "unrevoke", Usage: "accept revoked certificates again", ArgsUsage: "[FILE]", Description: about, Flags: target,
 				Action: p.withCluster(p.unrevoke),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list what is revoked", Flags: []cli.Flag{outputFlag(), clusterFlag()},
+				Name: "list", Aliases: []string{"ls"}, Usage: "list revocations", Flags: []cli.Flag{outputFlag(), clusterFlag()},
 				Action: p.withCluster(p.listRevoked),
 			},
 			{
-				Name: "show", Usage: "say whose the certificates in a file are, and until when; asks no cluster", ArgsUsage: "FILE",
+				Name: "show", Usage: "show the subjects and expiry dates of the certificates in a file; needs no cluster", ArgsUsage: "FILE",
 				Flags: []cli.Flag{outputFlag()}, Action: p.showCertificates,
 			},
 		},

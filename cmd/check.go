@@ -16,7 +16,7 @@ func (p program) checkCommand() *cli.Command {
 	all := serverSettings()
 	return &cli.Command{
 		Name:        "check",
-		Usage:       "say whether this host can run mote, and what to do if not",
+		Usage:       "check whether this host can run mote, and say what to fix if not",
 		Description: "Takes the settings of `mote server`. Nothing on the host is changed. The exit code is 1 when something required is missing.",
 		Flags:       append([]cli.Flag{outputFlag(), flag(configSetting)}, flags(all)...),
 		Action: func(c *cli.Context) error {

@@ -43,18 +43,18 @@ const (
 func (p program) kubeconfigCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "kubeconfig",
-		Usage: "make kubeconfigs for users and programs",
+		Usage: "create kubeconfigs for users and programs",
 		Subcommands: []*cli.Command{{
 			Name:  "create",
-			Usage: "make a kubeconfig for a user, with a certificate of its own",
-			Description: "The key is made here; the cluster signs a certificate for it. A new user may do nothing until you bind it a role.\n" +
-				"`mote certificate revoke FILE` ends what the file allows before its time.",
+			Usage: "create a kubeconfig for a user, with its own certificate, groups and an expiry date",
+			Description: "The key is generated here; the cluster signs a certificate for it. A new user has no rights until you bind a role to it.\n" +
+				"`mote certificate revoke FILE` revokes the file's access before it expires.",
 			Flags: []cli.Flag{
-				&cli.StringFlag{Name: "user", Usage: "`NAME` the cluster knows the user by"},
-				&cli.StringSliceFlag{Name: "group", Usage: "`NAME` of a group the user is in; may be given several times"},
-				&cli.StringFlag{Name: "ttl", Value: "720h", Usage: "how long the certificate is valid, as 12h or 30d: 10m at least, what the cluster's signer allows at most (a year)"},
-				&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write, for you alone (default: standard output)"},
-				&cli.BoolFlag{Name: "force", Usage: "write over a file that is there"},
+				&cli.StringFlag{Name: "user", Usage: "user `NAME` in the cluster"},
+				&cli.StringSliceFlag{Name: "group", Usage: "`NAME` of a group of the user; may be repeated"},
+				&cli.StringFlag{Name: "ttl", Value: "720h", Usage: "lifetime of the certificate, such as 12h or 30d: at least 10m, at most what the cluster's signer allows (a year)"},
+				&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write, readable only by you (default: standard output)"},
+				&cli.BoolFlag{Name: "force", Usage: "overwrite an existing file"},
 				&cli.StringFlag{Name: "server", Usage: "`URL` of the API server in the file (default: its first address)"},
 				clusterFlag(),
 			},
@@ -80,7 +80,7 @@ func wantUser(c *cli.Context) (wantedUser, error) {
 	ttl, err := parseTTL(c.String("ttl"))
 	switch {
 	case u.name == "":
-		return u, errors.New("say with --user whose the kubeconfig is to be")
+		return u, errors.New("user is missing: name it with --user")
 	case strings.HasPrefix(u.name, "system:"):
 		return u, fmt.Errorf("--user %s: names that begin with system: belong to Kubernetes itself: choose another", u.name)
 	case strings.TrimSpace(u.name) != u.name || strings.ContainsFunc(u.name, func(r rune) bool { return r < ' ' }):
@@ -138,7 +138,7 @@ func (p program) createKubeconfig(c *cli.Context) error {
 			return err
 		}
 		if there {
-			return fmt.Errorf("%s is there already: choose another --output, or write over it with --force", output)
+			return fmt.Errorf("%s exists: choose another --output, or overwrite it with --force", output)
 		}
 	}
 	cl, err := p.cluster(c)

@@ -15,7 +15,7 @@ import (
 func (p program) nodeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "node",
-		Usage: "list the machines of the cluster, and let go of one",
+		Usage: "list the cluster's machines, or remove one",
 		Subcommands: []*cli.Command{
 			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "list nodes, and machines that have joined",
@@ -23,8 +23,8 @@ func (p program) nodeCommand() *cli.Command {
 				Action: p.onCluster(0, p.listNodes),
 			},
 			{
-				Name: "forget", Usage: "remove a node and revoke what it has, so that another machine can join under its name",
-				Description: "Pods that ran on it are made anew elsewhere, as Kubernetes' rules say. Its machine is left alone:\n" +
+				Name: "forget", Usage: "remove a node and revoke its credentials, so that another machine can join under its name",
+				Description: "Kubernetes recreates its pods on other nodes. The machine itself is not touched:\n" +
 					"`mote uninstall --yes` there cleans up.",
 				ArgsUsage: "NAME", Flags: []cli.Flag{clusterFlag()},
 				Action: p.onCluster(1, p.forgetNode),

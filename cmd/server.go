@@ -20,7 +20,7 @@ import (
 func (p program) serverCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "server",
-		Usage: "run a cluster's control plane, and a node beside it",
+		Usage: "run a cluster's control plane and a node",
 		Description: "Every flag may also be set as a MOTE_* environment variable (MOTE_DATA_DIR for --data-dir)\n" +
 			"or as a key of the configuration file (data-dir). Flags win over variables, variables over the file.",
 		Flags: append([]cli.Flag{flag(configSetting)}, flags(serverSettings())...),

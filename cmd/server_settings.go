@@ -21,9 +21,9 @@ import (
 // Settings that several commands share.
 var (
 	configSetting  = settings.Setting{Name: "config", Default: settings.DefaultFile, Usage: "configuration `FILE`; the files of FILE.d are read after it"}
-	dataDirSetting = settings.Setting{Name: "data-dir", Default: server.DefaultDataDir, Usage: "folder for everything mote keeps"}
+	dataDirSetting = settings.Setting{Name: "data-dir", Default: server.DefaultDataDir, Usage: "folder for all of mote's data"}
 	debugSetting   = settings.Setting{Name: "debug", Kind: settings.Bool, Usage: "log more"}
-	formatSetting  = settings.Setting{Name: "log-format", Default: logging.FormatText, Usage: "form of log lines: text or json"}
+	formatSetting  = settings.Setting{Name: "log-format", Default: logging.FormatText, Usage: "format of log lines: text or json"}
 )
 
 // serverSettings are the flags of `mote server`, the MOTE_* variables, and the
@@ -41,7 +41,7 @@ func serverSettings() []settings.Setting {
 		{Name: "cluster-dns", Kind: settings.List, Usage: "address of the cluster's DNS (default: the tenth of service-cidr)"},
 		{Name: "cluster-domain", Default: clusterconfig.DefaultClusterDomain, Usage: "DNS domain of the cluster"},
 		{Name: "network-backend", Default: string(clusterconfig.DefaultNetworkBackend), Usage: "how all nodes reach pods of other nodes: " + clusterconfig.Choices()},
-		{Name: "token", Usage: "token or password agents join with (default: made at first start)"},
+		{Name: "token", Usage: "token or password agents join with (default: generated at first start)"},
 		{Name: "token-file", Usage: "`FILE` that holds the token"},
 		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(disableable(), ", ")},
 		{Name: "disable-agent", Kind: settings.Bool, Usage: "run no node beside the server"},
@@ -55,10 +55,10 @@ func serverSettings() []settings.Setting {
 		{Name: "kube-controller-manager-arg", Kind: settings.Args, Usage: "flag=value for the controllers"},
 		{Name: "kube-scheduler-arg", Kind: settings.Args, Usage: "flag=value for the scheduler"},
 		{Name: "datastore-endpoint", Usage: "`URLS` of an etcd cluster to use instead of the built-in store"},
-		{Name: "datastore-cafile", Usage: "`FILE` of the authority of that etcd's certificates (default: those the machine trusts)"},
-		{Name: "datastore-certfile", Usage: "`FILE` of the certificate to show that etcd"},
+		{Name: "datastore-cafile", Usage: "`FILE` of the CA of that etcd's certificates (default: the machine's trusted CAs)"},
+		{Name: "datastore-certfile", Usage: "`FILE` of the client certificate for that etcd"},
 		{Name: "datastore-keyfile", Usage: "`FILE` of that certificate's key"},
-		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability, Usage: "full, or relaxed: may lose the last seconds in a power cut, writes less"},
+		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability, Usage: "full, or relaxed: writes less, but may lose the last seconds in a power cut"},
 		formatSetting,
 		debugSetting,
 	}

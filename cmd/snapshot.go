@@ -23,7 +23,7 @@ func (p program) snapshotCommand() *cli.Command {
 		Usage: "save, list, check and restore snapshots of the built-in store",
 		Subcommands: []*cli.Command{
 			{
-				Name: "save", Usage: "save the store as it is now, also while a server runs",
+				Name: "save", Usage: "save the store in its current state; a server may be running",
 				ArgsUsage: "[FILE]", Flags: common,
 				Action: p.withDataDir(0, 1, p.saveSnapshot),
 			},
@@ -45,7 +45,7 @@ func (p program) snapshotCommand() *cli.Command {
 				}),
 			},
 			{
-				Name: "restore", Usage: "put a snapshot in place of the store; what was there is kept beside it",
+				Name: "restore", Usage: "replace the store with a snapshot; the old store is kept beside it",
 				ArgsUsage: "FILE", Flags: common,
 				Action: p.withDataDir(1, 1, p.restoreSnapshot),
 			},

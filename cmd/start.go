@@ -68,7 +68,7 @@ func (p program) start(ctx context.Context, v settings.Values, r role) error {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		// Ctrl-C also interrupts the tools that are running just then.
-		log.Info("stopped on the way", zap.Error(err))
+		log.Info("stopped while starting", zap.Error(err))
 		err = nil
 	case err != nil:
 		quiet.Failed()

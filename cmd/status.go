@@ -40,7 +40,7 @@ func (p program) statusCommand() *cli.Command {
 	all := []settings.Setting{dataDirSetting, {Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` the server wrote its kubeconfig to"}}
 	return &cli.Command{
 		Name:        "status",
-		Usage:       "say whether mote runs here and how it is",
+		Usage:       "show whether mote is running here, and its state",
 		Description: "The exit code is 1 when no mote runs on the data folder or its API does not answer.",
 		Flags:       append([]cli.Flag{outputFlag(), flag(configSetting)}, flags(all)...),
 		Action: func(c *cli.Context) error {

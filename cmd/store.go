@@ -27,12 +27,12 @@ func (p program) storeCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "store",
 		Usage:       "run the store alone, for any etcd client",
-		Description: "Serves etcd's v3 API over gRPC on the store file of the data folder. No server may run on that folder meanwhile.\nWithout --cert-file everyone who reaches the port may read and write everything.",
+		Description: "Serves etcd's v3 API over gRPC on the store file of the data folder. No server may run on that folder at the same time.\nWithout --cert-file, anyone who can reach the port can read and write everything.",
 		Flags: append(flags(all), flag(configSetting),
 			&cli.StringFlag{Name: "listen", Value: "127.0.0.1:2379", Usage: "`HOST:PORT` to listen on"},
 			&cli.StringFlag{Name: "cert-file", Usage: "certificate `FILE` for TLS"},
 			&cli.StringFlag{Name: "key-file", Usage: "key `FILE` for TLS"},
-			&cli.StringFlag{Name: "trusted-ca-file", Usage: "`FILE` of the authority whose clients alone are let in"},
+			&cli.StringFlag{Name: "trusted-ca-file", Usage: "`FILE` of the CA that client certificates must be signed by"},
 		),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {

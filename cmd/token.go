@@ -18,27 +18,27 @@ import (
 var tokenIDForm = regexp.MustCompile(`^[a-z0-9]{6}$`)
 
 func (p program) tokenCommand() *cli.Command {
-	quiet := &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print the token alone"}
+	quiet := &cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print only the token"}
 	return &cli.Command{
 		Name:  "token",
-		Usage: "make, list and revoke the tokens that machines join with",
+		Usage: "create, list and revoke the tokens that machines join with",
 		Subcommands: []*cli.Command{
 			{
-				Name: "create", Usage: "make a token and print what to type on the machine that joins",
+				Name: "create", Usage: "create a token and print the command to run on the joining machine",
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "ttl", Usage: "how long it lets machines join, as in 30m or 24h; 0 until it is deleted", Value: "24h"},
-					&cli.StringFlag{Name: "description", Usage: "`TEXT` to know it by in the list"},
+					&cli.StringFlag{Name: "ttl", Usage: "how long machines can join with it, such as 30m or 24h; 0 means until it is deleted", Value: "24h"},
+					&cli.StringFlag{Name: "description", Usage: "`TEXT` that identifies it in the list"},
 					quiet, clusterFlag(),
 				},
 				Action: p.onCluster(0, p.createToken),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the tokens, without what is secret of them",
+				Name: "list", Aliases: []string{"ls"}, Usage: "list the tokens without their secrets",
 				Flags:  []cli.Flag{outputFlag(), clusterFlag()},
 				Action: p.onCluster(0, p.listTokens),
 			},
 			{
-				Name: "delete", Aliases: []string{"revoke"}, Usage: "revoke a token at once; machines that have joined stay in",
+				Name: "delete", Aliases: []string{"revoke"}, Usage: "revoke a token at once; machines that have joined with it stay",
 				ArgsUsage: "ID", Flags: []cli.Flag{clusterFlag()},
 				Action: p.onCluster(1, p.deleteToken),
 			},
@@ -54,7 +54,7 @@ func (p program) tokenCommand() *cli.Command {
 func (p program) createToken(c *cli.Context, k *cluster) error {
 	ttl, err := time.ParseDuration(c.String("ttl"))
 	if err != nil || ttl < 0 {
-		return fmt.Errorf("ttl %q is no duration: write it as 30m or 24h, or 0 for a token without an end", c.String("ttl"))
+		return fmt.Errorf("ttl %q is no duration: write it as 30m or 24h, or 0 for a token that does not expire", c.String("ttl"))
 	}
 	pin, err := k.pin()
 	if err != nil {

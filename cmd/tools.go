@@ -21,7 +21,7 @@ import (
 func (p program) kubectlCommand() *cli.Command {
 	return &cli.Command{
 		Name:            "kubectl",
-		Usage:           "run the kubectl that is in mote, on this machine's cluster",
+		Usage:           "run the built-in kubectl against this machine's cluster",
 		UsageText:       "mote kubectl ARGUMENT…",
 		Description:     "All arguments go to kubectl. Without --kubeconfig and KUBECONFIG it uses the file `mote server` wrote.",
 		SkipFlagParsing: true,
@@ -46,9 +46,9 @@ func (p program) kubectlCommand() *cli.Command {
 func (p program) ctrCommand() *cli.Command {
 	return &cli.Command{
 		Name:            "ctr",
-		Usage:           "run the containerd client that is in mote, on this machine's containers",
+		Usage:           "run the built-in ctr against this machine's containerd",
 		UsageText:       "mote ctr ARGUMENT…",
-		Description:     "All arguments go to ctr. Without --address and CONTAINERD_ADDRESS it speaks with the containerd of MOTE_DATA_DIR's mote, in the namespace of Kubernetes.",
+		Description:     "All arguments go to ctr. Without --address and CONTAINERD_ADDRESS it connects to the containerd of the mote in MOTE_DATA_DIR, in the k8s.io namespace.",
 		SkipFlagParsing: true,
 		Action: func(c *cli.Context) error {
 			dir, err := p.machineSetting("data-dir", server.DefaultDataDir)

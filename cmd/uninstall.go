@@ -38,9 +38,9 @@ func (p program) uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
 		Usage: "stop mote and its pods on this machine and remove everything it made",
-		Description: "Removes pods, their network, the cluster's data and keys. What is mounted inside the data folder is left alone,\n" +
-			"and so are the configuration in /etc/mote and the executable itself. It may be repeated.",
-		Flags: append(flags(all), flag(configSetting), &cli.BoolFlag{Name: "yes", Usage: "do it without asking"}),
+		Description: "Removes pods, their network, the cluster's data and keys. Leaves alone file systems mounted inside the data folder,\n" +
+			"the configuration in /etc/mote, and the executable itself. It is safe to repeat.",
+		Flags: append(flags(all), flag(configSetting), &cli.BoolFlag{Name: "yes", Usage: "confirm: without it, nothing is removed"}),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -144,7 +144,7 @@ func (u *uninstaller) run(ctx context.Context) error {
 		for i, e := range entries {
 			names[i] = e.Name()
 		}
-		u.say("left %s with what mote did not make: %s", u.dataDir, strings.Join(names, ", "))
+		u.say("left %s, as it has files that mote did not create: %s", u.dataDir, strings.Join(names, ", "))
 	}
 	if exe, err := os.Executable(); err == nil {
 		u.say("left %s: remove it by hand", exe)
@@ -184,7 +184,7 @@ func (u *uninstaller) stopMote(ctx context.Context) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("process %d that runs on %s does not end: is its disk hanging?", pid, u.dataDir)
+	return fmt.Errorf("process %d that runs on %s does not exit: is its disk hanging?", pid, u.dataDir)
 }
 
 // waitPidfd reports whether a process ended in time.

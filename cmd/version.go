@@ -59,7 +59,7 @@ func dataVersions() datadir.Versions {
 func (p program) versionCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "version",
-		Usage: "print the versions of mote and of what is in it",
+		Usage: "print the versions of mote and its components",
 		Flags: []cli.Flag{outputFlag()},
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
@@ -74,7 +74,7 @@ func (p program) versionCommand() *cli.Command {
 }
 
 func outputFlag() cli.Flag {
-	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORM` of the output: text or json", Value: "text"}
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT` of the output: text or json", Value: "text"}
 }
 
 // print writes v as JSON when asked for, else calls text.
