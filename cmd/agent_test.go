@@ -81,7 +81,7 @@ func TestAgentConfig_Refused(t *testing.T) {
 			flags := agentFlags(t)
 			flags[row.setting] = []string{row.value}
 			_, err := agentConfig(resolveAgent(t, flags), nil)
-			lines := faultLines(err)
+			lines := errorLines(err)
 			if len(lines) != 1 || !strings.Contains(lines[0], row.want) {
 				t.Errorf("lines are %q, want one with %q", lines, row.want)
 			}

@@ -63,7 +63,7 @@ func (p program) run(ctx context.Context, args []string) int {
 	if errors.As(err, &exit) {
 		return int(exit)
 	}
-	for _, line := range faultLines(err) {
+	for _, line := range errorLines(err) {
 		fmt.Fprintf(p.stderr, "mote: %s\n", line)
 	}
 	return 1

@@ -114,7 +114,7 @@ func TestConfigs_DualStack(t *testing.T) {
 
 func TestConfigs_FaultsOfBothRolesOnce(t *testing.T) {
 	_, _, err := configs(resolve(t, map[string][]string{"node-name": {"Bad_Name"}, "kubelet-arg": {"x"}, "cluster-domain": {"?"}}), nil)
-	lines := faultLines(err)
+	lines := errorLines(err)
 	if len(lines) != 3 {
 		t.Errorf("%d faults, want 3: %q", len(lines), lines)
 	}

@@ -102,7 +102,7 @@ func TestFaultLines(t *testing.T) {
 		{"damaged key", fmt.Errorf("open /d/ca.crt: %w", pki.ErrDamaged), []string{"open /d/ca.crt: damaged certificate or key: put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := faultLines(test.err)
+			got := errorLines(test.err)
 			if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", test.want) {
 				t.Errorf("lines are %q, want %q", got, test.want)
 			}

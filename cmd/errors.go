@@ -25,9 +25,9 @@ var remedies = []struct {
 	{bundle.ErrNoBundle, ""},
 }
 
-// faultLines makes lines for the user of an error: one for each fault, without
+// errorLines turns an error into lines for the user: one for each cause, without
 // repeats, with a remedy where it has none of its own.
-func faultLines(err error) []string {
+func errorLines(err error) []string {
 	var lines []string
 	for _, e := range parts(err) {
 		line := strings.Join(strings.Fields(e.Error()), " ")
