@@ -111,7 +111,7 @@ func checkRows(ctx context.Context, c *conn) error {
 	return checkKeyCounts(ctx, c)
 }
 
-// checkKeyCounts counts the keys of each stretch. Files of before the keyCounts have none to check.
+// checkKeyCounts compares the saved counts with the keys. Files of format 1 have none until they are migrated.
 func checkKeyCounts(ctx context.Context, c *conn) error {
 	meta, err := readMeta(c)
 	if err != nil {

@@ -33,14 +33,14 @@ func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
 	c := s.Client(t.Context())
 	other := mustPut(t, c, "other", "1")
 	if s.writes.journal.marked {
-		t.Error("a write of another key counts as late")
+		t.Error("a write of another key marks the file as having deferred writes")
 	}
 	var rev int64
 	for range 3 {
 		rev = mustPut(t, c, "beat/a", "2")
 	}
 	if deferredRows(s) != 3 || s.writes.journal.due == nil {
-		t.Errorf("%d late writes are held, want 3", deferredRows(s))
+		t.Errorf("%d writes are deferred, want 3", deferredRows(s))
 	}
 	crashed := openStore(t, Options{Path: crash(t, s)})
 	if got := crashed.Revision(); got != other+deferredSkip {
@@ -71,7 +71,7 @@ func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
 	mustPut(t, c, "beat/a", "3")
 	mustPut(t, c, "other", "3")
 	if deferredRows(s) != 0 || s.writes.journal.unsynced != 0 || s.writes.journal.due != nil {
-		t.Error("another write took the late ones not along")
+		t.Error("deferred writes were not flushed together with the next write")
 	}
 	seen := 0
 	for w := range c.Watch(t.Context(), "beat/", clientv3.WithPrefix(), clientv3.WithRev(1)) {
@@ -79,13 +79,13 @@ func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
 			break
 		}
 	}
-	// A lease on it, a deletion and a transaction that does more are not late.
+	// A lease on it, a deletion and a transaction that does more are not deferred.
 	for _, op := range []clientv3.Op{
 		clientv3.OpDelete("beat/a"),
 		clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpPut("beat/b", ""), clientv3.OpPut("other", "4")}, nil),
 	} {
 		if _, err := c.Do(t.Context(), op); err != nil || deferredRows(s) != 0 {
-			t.Errorf("%d late writes after %v (%v)", deferredRows(s), op, err)
+			t.Errorf("%d writes are deferred after %v (%v)", deferredRows(s), op, err)
 		}
 	}
 }
@@ -100,7 +100,7 @@ func TestStore_DeferredKeys_CleanStopSkipsNothing(t *testing.T) {
 		mustPut(t, s.Client(t.Context()), fmt.Sprint("beat/", i), "1")
 	}
 	if deferredRows(s) != 0 {
-		t.Errorf("%d late writes are held after %d", deferredRows(s), maxDeferred+1)
+		t.Errorf("%d writes are deferred after %d", deferredRows(s), maxDeferred+1)
 	}
 	rev := mustPut(t, s.Client(t.Context()), "beat/a", "1")
 	if err := s.Close(); err != nil {
@@ -111,11 +111,11 @@ func TestStore_DeferredKeys_CleanStopSkipsNothing(t *testing.T) {
 		t.Errorf("revision after a stop %d, want %d", s.Revision(), rev)
 	}
 	if g, err := s.Client(t.Context()).Get(t.Context(), "beat/", clientv3.WithPrefix()); err != nil || len(g.Kvs) != maxDeferred+2 {
-		t.Errorf("late writes after a stop: %v, %v", g, err)
+		t.Errorf("deferred writes after a stop: %v, %v", g, err)
 	}
 }
 
-// deferredRows is how many late writes wait in memory.
+// deferredRows is how many writes are deferred, in memory only.
 func deferredRows(s *Store) int {
 	s.writes.journal.mu.Lock()
 	defer s.writes.journal.mu.Unlock()
@@ -133,12 +133,12 @@ func TestStore_DeferredKeys_AreSyncedInTime(t *testing.T) {
 		time.Sleep(deferFor - time.Second)
 		synctest.Wait()
 		if deferredRows(s) != 1 {
-			t.Errorf("%d late writes are held, want 1", deferredRows(s))
+			t.Errorf("%d writes are deferred, want 1", deferredRows(s))
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if deferredRows(s) != 0 || s.writes.journal.unsynced != 0 || s.writes.journal.due != nil {
-			t.Errorf("%d late writes are held and %d wait after %s", deferredRows(s), s.writes.journal.unsynced, deferFor)
+			t.Errorf("%d writes are deferred and %d unsynced after %s", deferredRows(s), s.writes.journal.unsynced, deferFor)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -11,16 +11,17 @@ import (
 	"sync"
 )
 
-// keyCounts knows how many keys there are in each of many stretches of the key space, because counting is a scan, and every
-// first page of a list and every object-count metric asks. A range is then counted by the whole stretches in it and
-// a scan of the two at its ends. The stretches are kept near a size, so that there is one for some hundred keys.
+// keyCounts holds the number of keys in each of many ranges of the key space. Counting is a scan otherwise, and every
+// first page of a list and every object-count metric asks for a count. A request adds up the ranges that lie wholly
+// inside it, and scans only the two at its ends. Ranges are split and merged to hold some hundred keys each.
 //
-// The file has the keyCounts of an older revision, and log has every creation and deletion since: a key's first version and
-// its tombstone. So it is saved before compaction takes any of these away, and now and then. Only the writer changes it.
+// The file has the counts of an older revision, and log has every creation and deletion since: a key's first version and
+// its tombstone. So the counts are saved before compaction deletes any of these, and from time to time. Only the writer
+// changes them.
 type keyCounts struct {
 	mu     sync.Mutex
 	rev    int64
-	starts [][]byte // where stretches begin, in order; the first is nil
+	starts [][]byte // where the ranges begin, in order; the first is nil
 	n      []int64
 	// recent are the creations and deletions of the revisions after recentFrom, for readers of older snapshots.
 	recent     []keyDelta
@@ -29,10 +30,10 @@ type keyCounts struct {
 	pinned map[pinnedSpan]int64
 
 	// The writer's own.
-	unsaved map[string]struct{} // starts of stretches that the file has otherwise
+	unsaved map[string]struct{} // starts of ranges that differ from the file
 	deltas  int                 // creations and deletions since they were saved
 	saved   int64               // revision of what the file has
-	large   bool                // a stretch is too large
+	large   bool                // a range is too large
 }
 
 // keyDelta is a key that came, or with -1 went.
@@ -48,7 +49,7 @@ type pinnedSpan struct {
 }
 
 const (
-	keysPerRange     = 512 // a stretch of twice as many is split, two of half as many become one
+	keysPerRange     = 512 // a range of twice as many is split, two with half as many together are merged
 	maxRecent        = 8192
 	maxPinnedCounts  = 256
 	pinWorth         = 512 // counting fewer keys than this costs less than remembering
@@ -132,7 +133,7 @@ func emptyBlob(b []byte) driver.Value {
 	return b
 }
 
-// at is the stretch that key is in.
+// at returns the index of the range that contains key.
 func (t *keyCounts) at(key []byte) int {
 	return sort.Search(len(t.starts)-1, func(i int) bool { return bytes.Compare(t.starts[i+1], key) > 0 })
 }
@@ -169,7 +170,7 @@ func (t *keyCounts) advance(changes []change, rev int64) {
 	}
 }
 
-// split halves stretches that have become too large. c must see the revision that the keyCounts is at.
+// split halves ranges that have become too large. c must be at t.rev.
 func (t *keyCounts) split(c *conn) error {
 	for i := 0; t.large && i < len(t.n); i++ {
 		for t.n[i] > 2*keysPerRange {
@@ -183,10 +184,10 @@ func (t *keyCounts) split(c *conn) error {
 				mid = asBytes(v[0])
 				return false, nil
 			}, args...); err != nil {
-				return fmt.Errorf("split a stretch of keys: %w", fault(err))
+				return fmt.Errorf("split a range of keys: %w", fault(err))
 			}
 			if mid == nil {
-				return fmt.Errorf("a stretch of %d keys has fewer: %w", t.n[i], ErrDamaged)
+				return fmt.Errorf("a range counted as %d keys has fewer: %w", t.n[i], ErrDamaged)
 			}
 			t.mu.Lock()
 			t.starts = slices.Insert(t.starts, i+1, mid)
@@ -265,7 +266,7 @@ func (t *keyCounts) pinnedAt(r span, rev int64) (int64, bool) {
 // errCountsTooNew means that a snapshot is so old that the keyCounts cannot tell its counts any more.
 var errCountsTooNew = errors.New("keyCounts is too new")
 
-// whole adds up the stretches that lie in r wholly. Those are the keys in inner; at is the revision of the sum, which is
+// whole adds up the ranges that lie wholly in r. Together they are inner; at is the revision of the sum, which is
 // not newer than rev. There are none when inner is empty.
 func (t *keyCounts) whole(r span, rev int64) (inner span, n, at int64, err error) {
 	t.mu.Lock()

@@ -92,7 +92,7 @@ func TestStore_Count_AgreesWithTheKeys(t *testing.T) {
 		}
 	}
 	if len(s.compactor.keys.n) < 4 {
-		t.Errorf("%d keys are counted in %d stretches", len(have), len(s.compactor.keys.n))
+		t.Errorf("%d keys are counted in %d ranges", len(have), len(s.compactor.keys.n))
 	}
 
 	// What a killed process leaves: the file and the log as they are, the keyCounts some way behind.

@@ -28,9 +28,9 @@ type Options struct {
 	Logger *zap.Logger
 	// Durability is when a write counts as safe; empty means DurabilityFull.
 	Durability Durability
-	// DeferredKeys are prefixes of keys whose puts need not be on disk when they are acknowledged, if they come alone: they
-	// are held in memory for a minute at most and get there with whatever else is written. It is meant for heartbeats.
-	// A crash can lose the last ones, but no revision gets a second meaning by it. Empty means none.
+	// DeferredKeys are prefixes of keys whose puts are acknowledged before they are on disk, if nothing else is written at
+	// the time: they stay in memory for a minute at most and are written together with whatever comes next. They are
+	// meant for heartbeats. A crash can lose the last ones, but no revision gets a second meaning. Empty means none.
 	DeferredKeys []string
 	// Readers is how many reads run at once, each with its own connection and cache. 0 means 4.
 	Readers int
@@ -80,7 +80,7 @@ func (o Options) validate() error {
 		errs = append(errs, fmt.Errorf("unknown durability %q (want full or relaxed)", o.Durability))
 	}
 	if slices.Contains(o.DeferredKeys, "") {
-		errs = append(errs, errors.New("an empty prefix would make all keys late"))
+		errs = append(errs, errors.New("an empty prefix would defer all writes"))
 	}
 	if p := o.PageBytes; p != 0 && (p < 512 || p > 65536 || p&(p-1) != 0) {
 		errs = append(errs, fmt.Errorf("page size %d is no power of two from 512 to 65536", p))

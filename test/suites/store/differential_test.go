@@ -44,7 +44,7 @@ type pair struct {
 
 func newPair(t testing.TB) *pair {
 	t.Helper()
-	p, err := startStore(t, filepath.Join(t.TempDir(), "state.db"), "-late", "a/")
+	p, err := startStore(t, filepath.Join(t.TempDir(), "state.db"), "-deferred", "a/")
 	if err != nil {
 		t.Fatal(err)
 	}

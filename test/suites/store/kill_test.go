@@ -116,14 +116,14 @@ type recorder struct {
 	ops   []porcupine.Operation
 	// writes are the acknowledged ones by revision: what history must show.
 	writes map[int64]input
-	// mayLose is set once a crash may have taken late writes.
+	// mayLose is set once a crash may have lost deferred writes.
 	mayLose bool
 }
 
-// latePrefix is of the keys that storeproc is told to write late. Now and then all clients write nothing else.
-const latePrefix = "late/"
+// deferredPrefix is the prefix of the keys whose writes storeproc may defer. Now and then all clients write nothing else.
+const deferredPrefix = "deferred/"
 
-func (in input) late() bool { return strings.HasPrefix(in.key, latePrefix) }
+func (in input) deferrable() bool { return strings.HasPrefix(in.key, deferredPrefix) }
 
 func newRecorder() *recorder { return &recorder{start: time.Now(), writes: map[int64]input{}} }
 
@@ -153,7 +153,7 @@ func (r *recorder) load(ctx context.Context, c *clientv3.Client, round, workers 
 				}
 				call := time.Since(r.start)
 				if call/(20*time.Millisecond)%2 == 0 {
-					in.kind, in.key = opPut, fmt.Sprint(latePrefix, w)
+					in.kind, in.key = opPut, fmt.Sprint(deferredPrefix, w)
 				}
 				in.rev = known[in.key]
 				out, err := do(ctx, c, in)
@@ -243,7 +243,7 @@ func (r *recorder) check(t *testing.T, c *clientv3.Client) {
 	lost := 0
 	for rev, in := range r.writes {
 		got, ok := have[rev]
-		if !ok && r.mayLose && in.late() {
+		if !ok && r.mayLose && in.deferrable() {
 			lost++
 			continue
 		}
@@ -252,10 +252,10 @@ func (r *recorder) check(t *testing.T, c *clientv3.Client) {
 		}
 	}
 	if r.mayLose {
-		t.Logf("%d late writes were lost", lost)
+		t.Logf("%d deferred writes were lost", lost)
 	}
 	for _, part := range model.Partition(r.ops) {
-		if r.mayLose && part[0].Input.(input).late() {
+		if r.mayLose && part[0].Input.(input).deferrable() {
 			continue
 		}
 		if res := porcupine.CheckOperationsTimeout(model.ToModel(), part, 2*time.Minute); res != porcupine.Ok {
@@ -299,7 +299,7 @@ func TestKill(t *testing.T) {
 func (r *recorder) interrupt(t *testing.T, path string, round int, after time.Duration, first func()) {
 	t.Helper()
 	// A small log makes checkpoints part of what is interrupted.
-	p, err := startStore(t, path, "-wal-bytes", "65536", "-late", latePrefix)
+	p, err := startStore(t, path, "-wal-bytes", "65536", "-deferred", deferredPrefix)
 	if err != nil {
 		t.Fatalf("start after %d interruptions: %v", round, err)
 	}

@@ -16,7 +16,7 @@ import (
 
 // TestPower cuts the power under load again and again: what was not synced is lost, wholly or in parts. After each cut
 // the store must start, and at the end its history must show every acknowledged write at its revision and be
-// linearizable. Late writes may be gone, but then their revisions are too.
+// linearizable. Deferred writes may be gone, but then their revisions are too.
 func TestPower(t *testing.T) {
 	n := rounds(t, "MOTE_TEST_POWER_CUTS", 20)
 	r := newRecorder()
@@ -139,7 +139,7 @@ func (r *recorder) checkReuse(t *testing.T, c *clientv3.Client) (lost int) {
 // TestFull fills the disk: writes are refused with the no-space error, reads go on, and with room again writes do too.
 func TestFull(t *testing.T) {
 	d, path, _ := mount(t, disk{})
-	p, err := startStore(t, path, "-wal-bytes", "65536", "-late", latePrefix)
+	p, err := startStore(t, path, "-wal-bytes", "65536", "-deferred", deferredPrefix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,13 +171,13 @@ func TestFull(t *testing.T) {
 		if a, err := c.AlarmList(ctx); err != nil || len(a.Alarms) != 1 || a.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
 			t.Fatalf("alarms on a full disk: %+v, %v", a, err)
 		}
-		// Late writes need no room at first, and then they get this error like others; reads never do.
+		// Deferred writes need no room at first, and then they get this error like others; reads never do.
 		for i := range 3 {
-			if _, err := c.Put(ctx, fmt.Sprint(latePrefix, i), ""); err != nil && !errors.Is(err, rpctypes.ErrNoSpace) {
-				t.Fatalf("late write on a full disk: %v", err)
+			if _, err := c.Put(ctx, fmt.Sprint(deferredPrefix, i), ""); err != nil && !errors.Is(err, rpctypes.ErrNoSpace) {
+				t.Fatalf("deferred write on a full disk: %v", err)
 			}
-			if _, err := c.Get(ctx, latePrefix, clientv3.WithPrefix()); err != nil {
-				t.Fatalf("read after a late write on a full disk: %v", err)
+			if _, err := c.Get(ctx, deferredPrefix, clientv3.WithPrefix()); err != nil {
+				t.Fatalf("read after a deferred write on a full disk: %v", err)
 			}
 		}
 		if g, err := c.Get(ctx, fmt.Sprintf("fill/%d/", round), clientv3.WithPrefix()); err != nil || len(g.Kvs) != len(written) {
@@ -209,7 +209,7 @@ func TestEIO(t *testing.T) {
 	n := rounds(t, "MOTE_TEST_EIO", 8)
 	for round := range n {
 		d, path, unmount := mount(t, left)
-		p, err := startStore(t, path, "-wal-bytes", "65536", "-late", latePrefix)
+		p, err := startStore(t, path, "-wal-bytes", "65536", "-deferred", deferredPrefix)
 		if err != nil {
 			t.Fatalf("start after %d rounds: %v", round, err)
 		}

@@ -30,12 +30,12 @@ func run() (err error) {
 	listen := flag.String("listen", "127.0.0.1:0", "address")
 	flag.Int64Var(&o.WALBytes, "wal-bytes", 0, "size of the log at which it is copied back")
 	flag.StringVar(&durability, "durability", "full", "full or relaxed")
-	late := flag.String("late", "", "prefix of keys whose writes may be made durable later")
+	deferred := flag.String("deferred", "", "prefix of keys whose writes may be deferred")
 	verbose := flag.Bool("v", false, "log everything")
 	flag.Parse()
 	o.Durability = store.Durability(durability)
-	if *late != "" {
-		o.DeferredKeys = []string{*late}
+	if *deferred != "" {
+		o.DeferredKeys = []string{*deferred}
 	}
 	cfg := zap.NewDevelopmentConfig()
 	cfg.DisableStacktrace = true
