@@ -2,8 +2,10 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
@@ -68,8 +70,12 @@ func (p program) statusCommand() *cli.Command {
 
 func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	st := Status{DataDir: dataDir, API: "not running", Containerd: "not running"}
-	if info, err := os.Stat(datadir.At(dataDir).StoreFile()); err == nil {
+	info, err := os.Stat(datadir.At(dataDir).StoreFile())
+	switch {
+	case err == nil:
 		st.StoreMB = int(info.Size() / 1e6)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
+		return st, fmt.Errorf("look at store: %w", err)
 	}
 	pid, err := datadir.Holder(dataDir)
 	if err != nil {
@@ -88,8 +94,11 @@ func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	if st.Parts, err = readStatus(ctx, datadir.At(dataDir).StatusSocket()); err != nil {
 		st.Parts = nil // an older mote runs, or one that is just starting
 	}
-	if list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir()); err == nil {
+	switch list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir()); {
+	case err == nil:
 		st.Containerd = fmt.Sprintf("ready, %d images", len(list))
+	case !errors.Is(err, image.ErrNotRunning):
+		st.Containerd = "error: " + err.Error()
 	}
 	return st, nil
 }

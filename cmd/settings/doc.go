@@ -1,6 +1,5 @@
-// Package settings owns where a setting's value comes from: the command line,
-// then the environment, then the configuration files, then the default.
+// Package settings owns where a setting's value comes from: the command line, then the environment,
+// then the configuration files, then the default. What a value means is decided by its reader.
 //
-// It must not import any other package of mote; what a value means is decided
-// by who asks for it.
+// It must not import anything else of this repository.
 package settings

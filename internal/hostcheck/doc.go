@@ -1,6 +1,5 @@
-// Package hostcheck owns what mote needs of a host: finding out whether it is
-// there, by trying it rather than by asking for modules or settings, and saying
-// what to do where it is not.
+// Package hostcheck owns what mote requires of a host: it tests for it by trying it, rather than by
+// looking for modules or settings, and says what to do where it is missing.
 //
-// It must not import any other package of mote.
+// It must not import anything else of this repository.
 package hostcheck
