@@ -61,8 +61,12 @@ vet: ## go vet over every module of the repository
 	scripts/vet
 
 .PHONY: lint
-lint: ## staticcheck, pinned as a Go tool in test/tools/lint
+lint: ## errcheck, errorlint, staticcheck and misspell, pinned in test/tools/lint, over every module
 	scripts/lint
+
+.PHONY: quick
+quick: vet lint ## before each commit: vet, lint and the unit tests that do not link Kubernetes; under a minute with warm caches
+	scripts/unit quick
 
 .PHONY: unit
 unit: ## unit tests; the light packages also under the race detector; PART=plain or race for one half

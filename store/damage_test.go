@@ -70,7 +70,7 @@ func TestOpen_Refusals(t *testing.T) {
 				t.Error("a store came with the error")
 			}
 			// A file that does not begin like a database could be anything when it is not in a store's place.
-			if _, err := CheckFile(t.Context(), path); !errors.Is(err, tc.want) && !(tc.want == ErrDamaged && errors.Is(err, ErrForeign)) {
+			if _, err := CheckFile(t.Context(), path); !errors.Is(err, tc.want) && !(errors.Is(tc.want, ErrDamaged) && errors.Is(err, ErrForeign)) {
 				t.Errorf("check: %v, want %v", err, tc.want)
 			}
 			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {

@@ -455,9 +455,13 @@ func TestCache_RoundTrip_NotFound(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			request(t, c, http.MethodGet, path, "")
+			if _, _, err := request(t, c, http.MethodGet, path, ""); err != nil {
+				t.Fatal(err)
+			}
 			code, body = http.StatusNotFound, row.body
-			request(t, c, http.MethodGet, path, "")
+			if _, _, err := request(t, c, http.MethodGet, path, ""); err != nil {
+				t.Fatal(err)
+			}
 			if got := c.has("/api/v1/namespaces/default/secrets/s"); got != row.stays {
 				t.Errorf("the object is cached: %v, want %v", got, row.stays)
 			}

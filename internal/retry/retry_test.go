@@ -25,7 +25,7 @@ func TestBackoff_Next_DoublesToTheLast(t *testing.T) {
 
 func TestBackoff_Next_WithoutLast_StaysAtFirst(t *testing.T) {
 	b := Backoff{First: time.Second}
-	if b.Next() != time.Second || b.Next() != time.Second {
+	if first, second := b.Next(), b.Next(); first != time.Second || second != time.Second {
 		t.Error("without Last the pause grew past First")
 	}
 }

@@ -30,7 +30,7 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 			if err := os.WriteFile("/etc/mote/config.yaml", []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { os.RemoveAll("/etc/mote") })
+			removeAtEnd(t, "/etc/mote")
 		}
 	}
 	file := func(path, content string) func(*testing.T, string) {
@@ -82,7 +82,7 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := filepath.Join(sandbox.Dir(), "bad", "data")
-			t.Cleanup(func() { os.RemoveAll(filepath.Dir(dir)) })
+			removeAtEnd(t, filepath.Dir(dir))
 			if row.setUp != nil {
 				row.setUp(t, dir)
 			}
@@ -149,4 +149,13 @@ func refusedByUnprivileged(t *testing.T, args ...string) string {
 		t.Errorf("%v, want exit code 1", err)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+func removeAtEnd(t *testing.T, dir string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -37,7 +37,9 @@ func TestMain(m *testing.M) {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	built.dir, built.bins = dir, map[string]string{}
 	code := m.Run()
-	os.RemoveAll(dir)
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	os.Exit(code)
 }
 
@@ -129,12 +131,12 @@ func startStore(t testing.TB, path string, args ...string) (*process, error) {
 }
 
 func (p *process) kill() {
-	p.cmd.Process.Kill()
+	_ = p.cmd.Process.Kill() // it may have ended
 	<-p.exited
 }
 
 func (p *process) stop() error {
-	p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 	<-p.exited
 	return p.err
 }
@@ -154,8 +156,9 @@ func startEtcd(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		// It may have ended, and how does not matter.
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 	})
 	c := dial(t, client)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

@@ -268,8 +268,9 @@ func startProcess(ctx context.Context, dir, addr, bin string, args ...string) (*
 		if r.client != nil {
 			r.client.Close()
 		}
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
+		// It may have ended, and how does not matter.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
 		return nil
 	}
 	r.client, err = clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}, Logger: zap.NewNop(),
