@@ -62,8 +62,8 @@ var floors = []struct {
 var siblings = map[string][]string{
 	"agent/join":         {"agent/balancer"},
 	"server/apiserver":   {"server/loopback", "server/openapi", "server/pki"},
-	"server/controllers": {"server/loopback", "server/pki"},
-	"server/join":        {"server/revocation"},
+	"server/controllers": {"server/controllers/podcidr", "server/loopback", "server/pki"},
+	"server/join":        {"server/loopback", "server/revocation"},
 	"server/scheduler":   {"server/loopback"},
 }
 

@@ -2,5 +2,5 @@
 // in this process: its options, its storage on one in-process etcd client, its
 // in-memory clients and its one HTTPS listener.
 //
-// It must not import the agent, the controllers or the scheduler.
+// It must not import agent, server/controllers or server/scheduler.
 package apiserver

@@ -2,5 +2,5 @@
 // the shared informers and the in-memory transport, each under its own service
 // account's rights.
 //
-// It must not import the API server package, the scheduler or the agent.
+// It must not import server/apiserver, server/scheduler or agent.
 package controllers
