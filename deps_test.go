@@ -63,7 +63,7 @@ var siblings = map[string][]string{
 	"agent/join":         {"agent/balancer"},
 	"server/apiserver":   {"server/loopback", "server/openapi", "server/pki"},
 	"server/controllers": {"server/controllers/podcidr", "server/loopback", "server/pki"},
-	"server/join":        {"server/loopback", "server/revocation"},
+	"server/join":        {"server/revocation"},
 	"server/scheduler":   {"server/loopback"},
 }
 
