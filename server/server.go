@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -125,7 +124,6 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 		Name:   "system:node:" + name,
 		Groups: []string{user.NodesGroup, user.AllAuthenticated},
 	})
-	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{next} })
 	return Node{
 		REST:         config,
 		Informers:    s.shared,

@@ -32,25 +32,33 @@ var expected = []string{
 	"Failed to initialize CSINode",
 	// A watch whose asker went away while it was filled.
 	"failed to sync with latest state: context canceled",
+	// A handler ended after its client had gone away, as a kubelet's do that stops.
+	"Post-timeout activity",
 }
 
-// expectedCauses are beginnings of messages that are expected only with an error that contains a text,
-// as upstream formats the error and drops its type.
-var expectedCauses = map[string]string{
+// expectedCause is a message that is expected only with an error that contains a text, as upstream
+// formats the error and drops its type.
+type expectedCause struct{ start, cause string }
+
+var expectedCauses = []expectedCause{
 	// The first status after the registration is based on the kubelet's own informer, which has not
 	// received the new node yet. Upstream reads the node from the API server then. Only the informer's
 	// lister calls the resource "node"; the API server says "nodes".
-	"Error updating node status, will retry": `: node "`,
+	{"Error updating node status, will retry", `: node "`},
 	// Mirror pods of static pods are created as soon as the informer has the node.
-	"No need to create a mirror pod, since failed to get node info from the cluster": `node "`,
+	{"No need to create a mirror pod, since failed to get node info from the cluster", `node "`},
 	// The kubelet reads the limits in a pod's status from the pod's cgroup, which goes away as the pod
 	// ends, on cgroup v1 one controller after another. The status of an ended pod has no limits to report.
-	"failed to read memory cgroup": "no such file or directory",
+	{"failed to read memory cgroup", "no such file or directory"},
 	// A controller waits for its cache to have what it wrote itself before it looks at the object again,
 	// and is queued again until then. Upstream reports that wait as it does an error: HandleError's
 	// message is the first one's.
-	"Unhandled Error":                      "is not as new as written version",
-	"Error syncing StatefulSet, requeuing": "is not as new as written version",
+	{"Unhandled Error", "is not as new as written version"},
+	{"Error syncing StatefulSet, requeuing", "is not as new as written version"},
+	// The user's container ends again and again, or its image is not there yet. The pod's status and
+	// events report it; the kubelet repeats it for as long as it waits.
+	{"Error syncing pod, skipping", "with CrashLoopBackOff"},
+	{"Error syncing pod, skipping", "with ImagePullBackOff"},
 }
 
 // expectedFilter drops the expected messages unless debug lines are wanted.
@@ -78,8 +86,8 @@ func (f expectedFilter) Write(e zapcore.Entry, fields []zapcore.Field) error {
 				return nil
 			}
 		}
-		for start, cause := range expectedCauses {
-			if strings.HasPrefix(e.Message, start) && strings.Contains(errorOf(fields), cause) {
+		for _, x := range expectedCauses {
+			if strings.HasPrefix(e.Message, x.start) && strings.Contains(errorOf(fields), x.cause) {
 				return nil
 			}
 		}

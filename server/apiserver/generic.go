@@ -137,6 +137,7 @@ func (c Config) genericConfig(o options.CompletedOptions, h *history) (*generica
 	if err != nil {
 		return nil, nil, fmt.Errorf("apply authorization options: %w", err)
 	}
+	g.Authorization.Authorizer = nodeAuthorizer{g.Authorization.Authorizer}
 	if err := o.Audit.ApplyTo(g); err != nil {
 		return nil, nil, fmt.Errorf("apply audit options: %w", err)
 	}
