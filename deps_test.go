@@ -43,7 +43,8 @@ var floors = []struct {
 		"server/tunnel/tunneltest", []string{"server/tunnel", "agent/tunnel", "internal/joinapi"},
 		"it tests both ends of the tunnel together and nothing more",
 	},
-	{"netproxy", []string{"internal"}, "the network takes its state from the API and meets the runtime in CNI's folder only"},
+	{"netproxy", []string{"internal"},
+		"the network takes its state from the API and meets the runtime in CNI's folder only"},
 	{"runtime", []string{"internal"}, "the runtime works before, without and after a server"},
 	{"store", []string{"internal"}, "the store also runs alone, for any etcd client"},
 	{"internal", nil, "leaves lie below every other floor"},
@@ -85,8 +86,8 @@ var composed = []string{"agent", "server"}
 // source is a package of this repository as its files declare it, with any build tags.
 type source struct {
 	name, doc string
-	// ours maps each imported folder of this repository to a file that imports it, others each import
-	// path of another module.
+	// ours maps each imported folder of this repository to a file that imports it, others each
+	// import path of another module.
 	ours, others map[string]string
 }
 
@@ -169,7 +170,8 @@ func TestDeps_Foreign_StaysOut(t *testing.T) {
 	for pkg, s := range sources(t) {
 		for _, f := range foreign {
 			for imported, file := range s.others {
-				if within(pkg, f.folder) && slices.ContainsFunc(f.refused, func(r string) bool { return within(imported, r) }) {
+				if within(pkg, f.folder) &&
+					slices.ContainsFunc(f.refused, func(r string) bool { return within(imported, r) }) {
 					t.Errorf("%s imports %s: %s", file, imported, f.reason)
 				}
 			}
@@ -189,8 +191,10 @@ func TestDeps_Siblings_AreNamed(t *testing.T) {
 				switch {
 				case imported == role:
 					t.Errorf("%s imports %s, which composes it: pass what it needs as an argument", file, role)
-				case within(imported, role) && !exempt(pkg, imported, file) && !slices.Contains(siblings[pkg], imported):
-					t.Errorf("%s imports %s: let the role pass it, or name the pair in siblings in deps_test.go", file, imported)
+				case within(imported, role) && !exempt(pkg, imported, file) &&
+					!slices.Contains(siblings[pkg], imported):
+					t.Errorf("%s imports %s: let the role pass it, or name the pair in siblings in deps_test.go", file,
+						imported)
 				}
 			}
 		}

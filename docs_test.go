@@ -18,7 +18,8 @@ func documents(t *testing.T, visit func(path, text string)) {
 		if err != nil {
 			return err
 		}
-		if name := d.Name(); d.IsDir() && path != "." && (strings.HasPrefix(name, ".") || name == "testdata" || path == "bin" || path == "build") {
+		if name := d.Name(); d.IsDir() && path != "." &&
+			(strings.HasPrefix(name, ".") || name == "testdata" || path == "bin" || path == "build") {
 			return filepath.SkipDir
 		}
 		if d.IsDir() || filepath.Ext(path) != ".md" {
@@ -65,7 +66,8 @@ func TestDocs_Links_LeadSomewhere(t *testing.T) {
 	pages := map[string]string{}
 	documents(t, func(path, text string) { pages[path] = text })
 	for path, text := range pages {
-		for _, m := range markdownLink.FindAllStringSubmatch(code.ReplaceAllString(fence.ReplaceAllString(text, ""), ""), -1) {
+		for _, m := range markdownLink.FindAllStringSubmatch(code.ReplaceAllString(fence.ReplaceAllString(text, ""),
+			""), -1) {
 			file, anchor, _ := strings.Cut(m[1], "#")
 			if strings.Contains(m[1], "://") {
 				continue
@@ -94,7 +96,8 @@ var (
 	before    = regexp.MustCompile("`(\\w+)` in `([a-z-]+(?:/[a-z0-9_-]+)*/[a-z0-9_-]+\\.go)`")
 )
 
-// TestDocs_Code_Exists looks for the files and functions that the architecture and the decisions name.
+// TestDocs_Code_Exists looks for the files and functions that the architecture and the decisions
+// name.
 func TestDocs_Code_Exists(t *testing.T) {
 	documents(t, func(path, text string) {
 		if path != "docs/architecture.md" && !strings.HasPrefix(path, "docs/decisions/") {
@@ -104,7 +107,8 @@ func TestDocs_Code_Exists(t *testing.T) {
 		for _, m := range namedFile.FindAllStringSubmatch(text, -1) {
 			at := m[1]
 			if _, err := os.Stat(at); err != nil {
-				if _, internal := os.Stat(filepath.Join("internal", at)); internal != nil && strings.Count(strings.Trim(at, "/"), "/") > 0 {
+				if _, internal := os.Stat(filepath.Join("internal", at)); internal != nil &&
+					strings.Count(strings.Trim(at, "/"), "/") > 0 {
 					t.Errorf("%s names %s: %v", path, at, err)
 				}
 			}
@@ -145,7 +149,8 @@ func TestDocs_Lines_StayNarrow(t *testing.T) {
 			switch {
 			case strings.HasPrefix(strings.TrimSpace(line), "```"):
 				fenced = !fenced
-			case fenced, strings.HasPrefix(line, "|"), !strings.Contains(code.ReplaceAllString(strings.TrimSpace(line), "code"), " "):
+			case fenced, strings.HasPrefix(line, "|"),
+				!strings.Contains(code.ReplaceAllString(strings.TrimSpace(line), "code"), " "):
 			case utf8.RuneCountInString(line) > most:
 				t.Errorf("%s:%d has %d columns, want %d at most", path, i+1, utf8.RuneCountInString(line), most)
 			}

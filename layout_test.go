@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-// ours walks the repository's own folders, over the borders of its modules, and calls visit with each that holds Go files.
+// ours walks the repository's own folders, over the borders of its modules, and calls visit with
+// each that holds Go files.
 func ours(t *testing.T, visit func(dir string, files []string)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
@@ -81,11 +82,12 @@ func TestLayout_Names_SayAConcept(t *testing.T) {
 	})
 }
 
-// TestLayout_FrontDoor_ShowsTheHouse holds the root to the folders of docs/architecture.md: what only
-// another package needs goes to internal/, what only tests need to test/.
+// TestLayout_FrontDoor_ShowsTheHouse holds the root to the folders of docs/architecture.md: what
+// only another package needs goes to internal/, what only tests need to test/.
 func TestLayout_FrontDoor_ShowsTheHouse(t *testing.T) {
 	want := []string{
-		".ci", "agent", "cmd", "docs", "examples", "internal", "netproxy", "runtime", "scripts", "server", "store", "test",
+		".ci", "agent", "cmd", "docs", "examples", "internal", "netproxy", "runtime", "scripts", "server", "store",
+		"test",
 	}
 	// What a checkout, a build or an editor adds.
 	added := []string{".git", ".idea", ".vscode", "bin", "build"}

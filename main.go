@@ -1,5 +1,5 @@
-// Command mote is a whole Kubernetes in one executable: a server, an agent and
-// the tools around them.
+// Command mote is a whole Kubernetes in one executable: a server, an agent and the tools around
+// them.
 package main
 
 import (

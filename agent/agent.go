@@ -32,54 +32,53 @@ import (
 	"github.com/mote-dev/mote/runtime"
 )
 
-// ErrAddressChanged ends Run when the machine has another address than the one
-// the node was started with. A kubelet keeps its first one for as long as it
-// runs, so the process has to start again; containers go on meanwhile.
+// ErrAddressChanged ends Run when the machine has another address than the one the node was started
+// with. A kubelet keeps its first one for as long as it runs, so the process has to start again;
+// containers go on meanwhile.
 var ErrAddressChanged = errors.New("the machine's address changed")
 
-// ErrClockSetBack ends Run when the machine's clock was set back. A kubelet keeps
-// the tokens it has got for its pods until they end by the clock, and until then
-// the API server takes none of them that are dated in the future: the process has
-// to start again to ask for others.
+// ErrClockSetBack ends Run when the machine's clock was set back. A kubelet keeps the tokens it has
+// got for its pods until they end by the clock, and until then the API server takes none of them
+// that are dated in the future: the process has to start again to ask for others.
 var ErrClockSetBack = errors.New("the machine's clock was set back")
 
-// ErrNetworkBackendChanged ends Run when the servers have other nodes' pods
-// reached in another way than the node was started with: all nodes have to do it
-// alike, so none waits for somebody to start it again.
+// ErrNetworkBackendChanged ends Run when the servers have other nodes' pods reached in another way
+// than the node was started with: all nodes have to do it alike, so none waits for somebody to
+// start it again.
 var ErrNetworkBackendChanged = errors.New("the cluster's network-backend changed")
 
-// CuredByRestart reports whether an error that ended Run asks for no more than
-// the process started again. Containers go on meanwhile.
+// CuredByRestart reports whether an error that ended Run asks for no more than the process started
+// again. Containers go on meanwhile.
 func CuredByRestart(err error) bool {
-	return errors.Is(err, ErrAddressChanged) || errors.Is(err, ErrClockSetBack) || errors.Is(err, ErrNetworkBackendChanged)
+	return errors.Is(err, ErrAddressChanged) || errors.Is(err, ErrClockSetBack) ||
+		errors.Is(err, ErrNetworkBackendChanged)
 }
 
-// maxSetBack is how far the clock may go back without anything's being wrong for
-// longer than that: about what the API server lets a token's date differ.
+// maxSetBack is how far the clock may go back without anything's being wrong for longer than that:
+// about what the API server lets a token's date differ.
 const maxSetBack = time.Minute
 
 // Connection is how a node reaches its API server and proves who it is.
 type Connection struct {
 	// REST speaks with the node's rights.
 	REST *rest.Config
-	// Informers are the server's own when it runs in this process; nil on a
-	// machine without one.
+	// Informers are the server's own when it runs in this process; nil on a machine without one.
 	Informers informers.SharedInformerFactory
-	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity; both
-	// empty makes the kubelet ask the cluster for a certificate and renew it.
-	// ClientCAFile is the authority of those who may call it.
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity; both empty makes the
+	// kubelet ask the cluster for a certificate and renew it. ClientCAFile is the authority of
+	// those who may call it.
 	ServingCertFile, ServingKeyFile, ClientCAFile string
-	// CloseAll ends all connections to the server after heartbeats have failed;
-	// nil where there is none to end.
+	// CloseAll ends all connections to the server after heartbeats have failed; nil where there is
+	// none to end.
 	CloseAll func()
 	// Cluster is what the server says all nodes must agree on.
 	Cluster clusterconfig.Config
-	// Remembers says that lists which no server answers are answered as they were
-	// last, also after a restart. Parts of the node then keep none of their own:
-	// of two copies the older one could win.
+	// Remembers says that lists which no server answers are answered as they were last, also after
+	// a restart. Parts of the node then keep none of their own: of two copies the older one could
+	// win.
 	Remembers bool
-	// Keep keeps the connection until its context ends, knowing what the node's
-	// informers know; nil if it needs nothing.
+	// Keep keeps the connection until its context ends, knowing what the node's informers know; nil
+	// if it needs nothing.
 	Keep func(ctx context.Context, shared informers.SharedInformerFactory) error
 }
 
@@ -95,8 +94,8 @@ type Agent struct {
 	parts   *part.Set[*node]
 }
 
-// New checks c, sets the process's feature gates, and returns a node that has not
-// touched anything yet. progress hears of long work of the runtime; it may be nil.
+// New checks c, sets the process's feature gates, and returns a node that has not touched anything
+// yet. progress hears of long work of the runtime; it may be nil.
 func New(c Config, connect Connect, progress func(phase, name string, done, total int64)) (*Agent, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -115,7 +114,12 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{config: c, connect: connect, runtime: rt, ready: make(chan struct{})}
+	a := &Agent{
+		config:  c,
+		connect: connect,
+		runtime: rt,
+		ready:   make(chan struct{}),
+	}
 	if a.parts, err = a.newParts(); err != nil {
 		return nil, err
 	}
@@ -133,9 +137,10 @@ func (a *Agent) Run(ctx context.Context) error { return a.parts.Run(ctx) }
 
 // watchReady closes ready at the node's first Ready condition.
 func (n *node) watchReady(ctx context.Context) error {
-	list := cache.NewFilteredListWatchFromClient(n.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll, func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", n.config.NodeName).String()
-	})
+	list := cache.NewFilteredListWatchFromClient(n.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
+		func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", n.config.NodeName).String()
+		})
 	_, err := watchtools.UntilWithSync(ctx, list, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
 		object, ok := e.Object.(*corev1.Node)
 		if !ok {
@@ -159,18 +164,22 @@ func (n *node) watchReady(ctx context.Context) error {
 // outsideRetry is the pause between attempts to publish the outside address.
 const outsideRetry = 10 * time.Second
 
-// publishOutside publishes where other nodes send their VXLAN packets when this node is behind a NAT.
+// publishOutside publishes where other nodes send their VXLAN packets when this node is behind a
+// NAT.
 func (n *node) publishOutside(ctx context.Context) error {
 	if len(n.config.ExternalIPs) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{netproxy.OutsideAnnotation: n.config.ExternalIPs[0].String()}}})
+	patch, err := json.Marshal(
+		map[string]any{"metadata": map[string]any{
+			"annotations": map[string]string{netproxy.OutsideAnnotation: n.config.ExternalIPs[0].String()}}})
 	if err != nil {
 		return fmt.Errorf("write node-external-ip: %w", err)
 	}
 	var last error
 	err = wait.PollUntilContextCancel(ctx, outsideRetry, true, func(ctx context.Context) (bool, error) {
-		_, last = n.client.CoreV1().Nodes().Patch(ctx, n.config.NodeName, types.MergePatchType, patch, metav1.PatchOptions{})
+		_, last = n.client.CoreV1().Nodes().Patch(ctx, n.config.NodeName, types.MergePatchType, patch,
+			metav1.PatchOptions{})
 		if apierrors.IsForbidden(last) || apierrors.IsInvalid(last) {
 			return false, last
 		}

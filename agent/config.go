@@ -19,50 +19,47 @@ import (
 	"github.com/mote-dev/mote/netproxy"
 )
 
-// Config is everything a node can be told. Only the command line fills it in;
-// nothing writes to it after New.
+// Config is everything a node can be told. Only the command line fills it in; nothing writes to it
+// after New.
 type Config struct {
-	// DataDir is the same folder a server takes; the node keeps its state in
-	// its agent/ and bin/ parts. An absolute path; there is no default here.
+	// DataDir is the same folder a server takes; the node keeps its state in its agent/ and bin/
+	// parts. An absolute path; there is no default here.
 	DataDir string
-	// NodeName is the name the node registers under, a DNS label. There is no
-	// default here: the command line takes the host's name.
+	// NodeName is the name the node registers under, a DNS label. There is no default here: the
+	// command line takes the host's name.
 	NodeName string
-	// NodeIPs are the node's addresses, at most one of each family. Empty
-	// means: found from the default route, else loopback, and followed when
-	// the network changes.
+	// NodeIPs are the node's addresses, at most one of each family. Empty means: found from the
+	// default route, else loopback, and followed when the network changes.
 	NodeIPs []net.IP
 
-	// Cluster is what the server in this process runs with. It stays zero without one: the
-	// server a node joins sends it.
+	// Cluster is what the server in this process runs with. It stays zero without one: the server a
+	// node joins sends it.
 	Cluster clusterconfig.Config
 
-	// KubeletArgs are "flag=value" settings handed to the kubelet last, so
-	// they win over mote's own.
+	// KubeletArgs are "flag=value" settings handed to the kubelet last, so they win over mote's
+	// own.
 	KubeletArgs []string
-	// ProxyArgs are "flag=value" settings of the service proxy; see
-	// [netproxy.ParseArgs].
+	// ProxyArgs are "flag=value" settings of the service proxy; see [netproxy.ParseArgs].
 	ProxyArgs []string
-	// NodeLabels ("key=value") and NodeTaints ("key=value:Effect") are set
-	// when the node first registers; later changes belong to the API.
+	// NodeLabels ("key=value") and NodeTaints ("key=value:Effect") are set when the node first
+	// registers; later changes belong to the API.
 	NodeLabels []string
 	NodeTaints []string
-	// Disable names in-process services that shall not run on this node, beside
-	// those that run on none.
+	// Disable names in-process services that shall not run on this node, beside those that run on
+	// none.
 	Disable []string
 
-	// RegistriesFile sets mirrors and credentials of image registries. A file
-	// that does not exist means none; empty means /etc/mote/registries.yaml.
+	// RegistriesFile sets mirrors and credentials of image registries. A file that does not exist
+	// means none; empty means /etc/mote/registries.yaml.
 	RegistriesFile string
 
-	// Servers are where a node without a server in its process joins, each
-	// https://HOST:PORT. Empty means the server is in this process, or known from
-	// an earlier join.
+	// Servers are where a node without a server in its process joins, each https://HOST:PORT. Empty
+	// means the server is in this process, or known from an earlier join.
 	Servers []string
 	// Token is what the node joins with the first time; empty beside a server.
 	Token string
-	// ExternalIPs are addresses the node is known by outside of its network, at
-	// most one of each family; empty means none.
+	// ExternalIPs are addresses the node is known by outside of its network, at most one of each
+	// family; empty means none.
 	ExternalIPs []net.IP
 
 	// Debug makes every part log more.
@@ -74,12 +71,12 @@ type Config struct {
 // DefaultRegistriesFile is where registry mirrors and credentials are read.
 const DefaultRegistriesFile = "/etc/mote/registries.yaml"
 
-// maxDataDir is what the kernel's limit of 107 characters for the path of a
-// socket leaves before "/agent/kubelet/device-plugins/kubelet.sock".
+// maxDataDir is what the kernel's limit of 107 characters for the path of a socket leaves before
+// "/agent/kubelet/device-plugins/kubelet.sock".
 const maxDataDir = 107 - 42
 
-// Validate joins every fault of the config, each one line that names the
-// setting and says what would be right. It looks at the values only.
+// Validate joins every fault of the config, each one line that names the setting and says what
+// would be right. It looks at the values only.
 func (c Config) Validate() error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -88,10 +85,13 @@ func (c Config) Validate() error {
 		fault("data-dir %q is not an absolute path: give one that starts with /", c.DataDir)
 	}
 	if len(c.DataDir) > maxDataDir {
-		fault("data-dir %s is %d characters long: give one of at most %d, as sockets lie below it", c.DataDir, len(c.DataDir), maxDataDir)
+		fault("data-dir %s is %d characters long: give one of at most %d, as sockets lie below it", c.DataDir,
+			len(c.DataDir), maxDataDir)
 	}
 	if len(validation.IsDNS1123Subdomain(c.NodeName)) > 0 {
-		fault("node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and '-' between letters or digits", c.NodeName)
+		fault(
+			"node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and "+
+				"'-' between letters or digits", c.NodeName)
 	}
 	for _, a := range c.KubeletArgs {
 		if !strings.Contains(a, "=") {
@@ -116,7 +116,8 @@ func (c Config) Validate() error {
 		fault("registries-file %q is not an absolute path: give one that starts with /", c.RegistriesFile)
 	}
 	for _, server := range c.Servers {
-		if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.User != nil {
+		if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Hostname() == "" ||
+			(u.Path != "" && u.Path != "/") || u.User != nil {
 			fault("server %q is no server URL: write it as https://HOST:6443", server)
 		}
 	}
@@ -133,8 +134,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// MayStart refuses a node that could not join: one that has not yet, and was not
-// told where or with what.
+// MayStart refuses a node that could not join: one that has not yet, and was not told where or with
+// what.
 func (c Config) MayStart() error {
 	name, err := join.Name(datadir.At(c.DataDir).Agent().Identity())
 	if err != nil || name != "" {
@@ -142,10 +143,15 @@ func (c Config) MayStart() error {
 	}
 	var errs []error
 	if len(c.Servers) == 0 {
-		errs = append(errs, errors.New("server is missing: give --server https://HOST:6443, the address of the machine `mote server` runs on"))
+		errs = append(errs,
+			errors.New(
+				"server is missing: give --server https://HOST:6443, the address of the machine `mote server` runs on"))
 	}
 	if c.Token == "" {
-		errs = append(errs, errors.New("token is missing: give --token, --token-file or MOTE_TOKEN, as `mote token create` on the server prints it"))
+		errs = append(errs,
+			errors.New(
+				"token is missing: give --token, --token-file or MOTE_TOKEN, as `mote token create` on the server "+
+					"prints it"))
 	}
 	return errors.Join(errs...)
 }

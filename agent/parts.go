@@ -135,11 +135,13 @@ var parts = []part.Part[*node]{
 		Purpose: "keep the resolv.conf that pods with the host's DNS get",
 		Needs:   []string{"server-connection"},
 		New: func(_ context.Context, n *node, _ part.Lead) (part.Running, error) {
-			n.resolvers = newPodResolvers(datadir.At(n.config.DataDir).Agent().ResolvConf(), n.connection.Cluster.ClusterDNS)
+			n.resolvers = newPodResolvers(datadir.At(n.config.DataDir).Agent().ResolvConf(),
+				n.connection.Cluster.ClusterDNS)
 			if _, err := n.resolvers.write(); err != nil {
 				return part.Running{}, err
 			}
-			return part.Running{Run: func(ctx context.Context) error { return n.resolvers.follow(ctx, n.config.Logger) }}, nil
+			return part.Running{
+				Run: func(ctx context.Context) error { return n.resolvers.follow(ctx, n.config.Logger) }}, nil
 		},
 	},
 	{
@@ -196,7 +198,8 @@ func (n *node) ownAddress() (net.IP, error) {
 	if err != nil || !address.Equal(hostaddr.Dummy) {
 		return address, err
 	}
-	n.config.Logger.Info("no network yet: the node goes by a dummy address until there is one", zap.Stringer("address", address))
+	n.config.Logger.Info("no network yet: the node goes by a dummy address until there is one",
+		zap.Stringer("address", address))
 	return address, hostaddr.EnsureDummy()
 }
 
@@ -218,7 +221,8 @@ func (n *node) newConnection(ctx context.Context) (part.Running, error) {
 		return part.Running{}, fmt.Errorf("make node client: %w", err)
 	}
 	if connection.Informers == nil {
-		n.informers = informer.NewShared(informers.NewSharedInformerFactoryWithOptions(n.client, 0, informers.WithTransform(netproxy.Trim)))
+		n.informers = informer.NewShared(informers.NewSharedInformerFactoryWithOptions(n.client, 0,
+			informers.WithTransform(netproxy.Trim)))
 		connection.Informers = n.informers
 	}
 	n.connection = connection

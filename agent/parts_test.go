@@ -8,7 +8,8 @@ import (
 	"github.com/mote-dev/mote/internal/part"
 )
 
-// TestParts_Documentation_ShowsTheTable holds docs/architecture.md to the table of the node's parts.
+// TestParts_Documentation_ShowsTheTable holds docs/architecture.md to the table of the node's
+// parts.
 func TestParts_Documentation_ShowsTheTable(t *testing.T) {
 	const page = "../docs/architecture.md"
 	begin, end := "<!-- agent parts -->\n", "<!-- end of agent parts -->"
@@ -20,6 +21,7 @@ func TestParts_Documentation_ShowsTheTable(t *testing.T) {
 	_, rest, found := strings.Cut(string(text), begin)
 	got, _, closed := strings.Cut(rest, end)
 	if !found || !closed || strings.TrimSpace(got) != strings.TrimSpace(want) {
-		t.Errorf("%s differs from the table in agent/parts.go; put this between %q and %q:\n%s", page, strings.TrimSpace(begin), end, want)
+		t.Errorf("%s differs from the table in agent/parts.go; put this between %q and %q:\n%s", page,
+			strings.TrimSpace(begin), end, want)
 	}
 }

@@ -11,16 +11,15 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 )
 
-// defaultDataDir is the data folder whose node uses the places on the host
-// that people and tools expect: /var/log/pods, cgroups at the top and the
-// bridge mote0. A node with another data folder keeps to places of its own, so
-// that two of them can run on one machine.
+// defaultDataDir is the data folder whose node uses the places on the host that people and tools
+// expect: /var/log/pods, cgroups at the top and the bridge mote0. A node with another data folder
+// keeps to places of its own, so that two of them can run on one machine.
 const defaultDataDir = "/var/lib/mote"
 
 const cgroupMount = "/sys/fs/cgroup"
 
-// ID tells apart the nodes of one machine by their data folder; empty for the
-// node with the default one.
+// ID tells apart the nodes of one machine by their data folder; empty for the node with the default
+// one.
 func ID(dataDir string) string {
 	if filepath.Clean(dataDir) == defaultDataDir {
 		return ""
@@ -57,8 +56,7 @@ func Bridge(dataDir string) string {
 
 func (a *Agent) bridge() string { return Bridge(a.config.DataDir) }
 
-// cgroupRoot makes the node's cgroup in every hierarchy: the kubelet takes only
-// one that exists.
+// cgroupRoot makes the node's cgroup in every hierarchy: the kubelet takes only one that exists.
 func (a *Agent) cgroupRoot() (string, error) {
 	root := CgroupRoot(a.config.DataDir)
 	if root == "/" {
@@ -83,8 +81,8 @@ func (a *Agent) cgroupRoot() (string, error) {
 	return root, initCPUSet(filepath.Join(cgroupMount, "cpuset", root))
 }
 
-// initCPUSet copies the parent's processors and memory nodes: a fresh cgroup v1
-// cpuset has none, and nothing can run in it.
+// initCPUSet copies the parent's processors and memory nodes: a fresh cgroup v1 cpuset has none,
+// and nothing can run in it.
 func initCPUSet(dir string) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		own := filepath.Join(dir, file)

@@ -33,8 +33,8 @@ const (
 	requestBurst      = 100
 )
 
-// ConnectToServer connects a node to a server on another machine, joining its
-// cluster if it has not. joined is called once the node is in; it may be nil.
+// ConnectToServer connects a node to a server on another machine, joining its cluster if it has
+// not. joined is called once the node is in; it may be nil.
 func ConnectToServer(c Config, moteVersion string, joined func(server string)) Connect {
 	discover := discovery.Find
 	if slices.Contains(c.Disable, "discovery") {
@@ -42,8 +42,13 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 	}
 	return func(ctx context.Context) (Connection, error) {
 		m, err := join.Join(ctx, join.Config{
-			Dir: datadir.At(c.DataDir).Agent().Identity(), Servers: c.Servers, Token: c.Token, NodeName: c.NodeName,
-			MoteVersion: moteVersion, Discover: discover, Logger: c.Logger.Named("join"),
+			Dir:         datadir.At(c.DataDir).Agent().Identity(),
+			Servers:     c.Servers,
+			Token:       c.Token,
+			NodeName:    c.NodeName,
+			MoteVersion: moteVersion,
+			Discover:    discover,
+			Logger:      c.Logger.Named("join"),
 		})
 		if err != nil {
 			return Connection{}, err
@@ -56,7 +61,10 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 			joined("https://" + m.Balancer().Servers()[0])
 		}
 		memory, err := offline.New(offline.Config{
-			Dir: datadir.At(c.DataDir).Agent().Offline(), Next: m.Transport(), Link: m.Balancer(), Logger: c.Logger.Named("offline"),
+			Dir:    datadir.At(c.DataDir).Agent().Offline(),
+			Next:   m.Transport(),
+			Link:   m.Balancer(),
+			Logger: c.Logger.Named("offline"),
 		})
 		if err != nil {
 			return Connection{}, err
@@ -64,20 +72,32 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 		return Connection{
 			REST: &rest.Config{
 				// The name is all that counts: the transport knows the addresses.
-				Host: "https://" + join.ServerName, Transport: memory, QPS: requestsPerSecond, Burst: requestBurst,
-				UserAgent:     "mote-agent/" + moteVersion,
-				ContentConfig: rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf", AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json"},
+				Host:      "https://" + join.ServerName,
+				Transport: memory,
+				QPS:       requestsPerSecond,
+				Burst:     requestBurst,
+				UserAgent: "mote-agent/" + moteVersion,
+				ContentConfig: rest.ContentConfig{ContentType: "application/vnd.kubernetes.protobuf",
+					AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json"},
 			},
-			ClientCAFile: m.CAFile(), CloseAll: m.Balancer().CloseAll, Cluster: cluster, Remembers: true,
+			ClientCAFile: m.CAFile(),
+			CloseAll:     m.Balancer().CloseAll,
+			Cluster:      cluster,
+			Remembers:    true,
 			Keep: func(ctx context.Context, shared informers.SharedInformerFactory) error {
 				way, err := tunnel.New(tunnel.Config{
-					Servers: m.Balancer(), TLS: m.TLS, Renewed: m.Renewed, Kubelet: kubelet.Address(c.KubeletArgs),
-					PodCIDRs: podRanges(shared.Core().V1().Nodes().Lister(), m.NodeName()), Logger: c.Logger.Named("tunnel"),
+					Servers:  m.Balancer(),
+					TLS:      m.TLS,
+					Renewed:  m.Renewed,
+					Kubelet:  kubelet.Address(c.KubeletArgs),
+					PodCIDRs: podRanges(shared.Core().V1().Nodes().Lister(), m.NodeName()),
+					Logger:   c.Logger.Named("tunnel"),
 				})
 				if err != nil {
 					return err
 				}
-				if err := followServers(shared.Discovery().V1().EndpointSlices().Informer(), m.RefreshSoon); err != nil {
+				if err := followServers(shared.Discovery().V1().EndpointSlices().Informer(),
+					m.RefreshSoon); err != nil {
 					return err
 				}
 				g, ctx := errgroup.WithContext(ctx)
@@ -96,13 +116,13 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 	}
 }
 
-// followServers calls changed when other servers are behind the service
-// kubernetes than before.
+// followServers calls changed when other servers are behind the service kubernetes than before.
 func followServers(slices cache.SharedIndexInformer, changed func()) error {
 	_, err := slices.AddEventHandler(cache.FilteringResourceEventHandler{
 		FilterFunc: func(obj any) bool {
 			s, ok := obj.(*discoveryv1.EndpointSlice)
-			return ok && s.Namespace == metav1.NamespaceDefault && s.Labels[discoveryv1.LabelServiceName] == "kubernetes"
+			return ok && s.Namespace == metav1.NamespaceDefault &&
+				s.Labels[discoveryv1.LabelServiceName] == "kubernetes"
 		},
 		Handler: cache.ResourceEventHandlerDetailedFuncs{
 			AddFunc: func(_ any, first bool) {
@@ -113,7 +133,8 @@ func followServers(slices cache.SharedIndexInformer, changed func()) error {
 			},
 			UpdateFunc: func(before, after any) {
 				a, b := before.(*discoveryv1.EndpointSlice), after.(*discoveryv1.EndpointSlice)
-				if !equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) || !equality.Semantic.DeepEqual(a.Ports, b.Ports) {
+				if !equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) ||
+					!equality.Semantic.DeepEqual(a.Ports, b.Ports) {
 					changed()
 				}
 			},
@@ -133,9 +154,9 @@ type membership interface {
 
 var _ membership = (*join.Membership)(nil)
 
-// followBackend returns ErrNetworkBackendChanged once the servers say another
-// backend than used. One that this mote does not know changes nothing: a node
-// that goes on as it was is better than none.
+// followBackend returns ErrNetworkBackendChanged once the servers say another backend than used.
+// One that this mote does not know changes nothing: a node that goes on as it was is better than
+// none.
 func followBackend(ctx context.Context, m membership, used clusterconfig.Backend, log *zap.Logger) error {
 	unknown := ""
 	for {
@@ -163,7 +184,9 @@ func followBackend(ctx context.Context, m membership, used clusterconfig.Backend
 func networkBackend(c joinapi.Cluster) (clusterconfig.Backend, error) {
 	b := cmp.Or(c.NetworkBackend, clusterconfig.DefaultNetworkBackend)
 	if b.Validate() != nil {
-		return "", fmt.Errorf("network-backend %q of the cluster is none of this mote's (%s): give this node the version of the servers", b, clusterconfig.Choices())
+		return "", fmt.Errorf(
+			"network-backend %q of the cluster is none of this mote's (%s): give this node the version of the servers",
+			b, clusterconfig.Choices())
 	}
 	return b, nil
 }

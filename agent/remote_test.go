@@ -21,7 +21,8 @@ import (
 
 func slice(name, service string, addresses ...string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
-		Name: name, Namespace: metav1.NamespaceDefault, Labels: map[string]string{discoveryv1.LabelServiceName: service},
+		Name: name, Namespace: metav1.NamespaceDefault,
+		Labels: map[string]string{discoveryv1.LabelServiceName: service},
 	}}
 	for _, a := range addresses {
 		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}})
@@ -41,7 +42,8 @@ func TestFollowServers_OnlyChangesOfServers(t *testing.T) {
 	}
 	// Handlers hear of an event in the order they were added, each by itself.
 	heard := make(chan struct{}, 8)
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(any, any) { heard <- struct{}{} }}); err != nil {
+	if _, err := informer.AddEventHandler(
+		cache.ResourceEventHandlerFuncs{UpdateFunc: func(any, any) { heard <- struct{}{} }}); err != nil {
 		t.Fatal(err)
 	}
 	factory.StartWithContext(ctx)
@@ -60,7 +62,8 @@ func TestFollowServers_OnlyChangesOfServers(t *testing.T) {
 		{"a second server", slice("kubernetes", "kubernetes", "192.0.2.1", "192.0.2.2"), true},
 		{"one gone", slice("kubernetes", "kubernetes", "192.0.2.2"), true},
 	} {
-		if _, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, row.slice, metav1.UpdateOptions{}); err != nil {
+		if _, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, row.slice,
+			metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		<-heard
@@ -79,19 +82,21 @@ func TestFollowServers_OnlyChangesOfServers(t *testing.T) {
 }
 
 func TestReadCluster_NetworkBackend(t *testing.T) {
-	for said, want := range map[clusterconfig.Backend]clusterconfig.Backend{"": "vxlan", "vxlan": "vxlan", "host-gw": "host-gw", "none": "none"} {
+	for said, want := range map[clusterconfig.Backend]clusterconfig.Backend{"": "vxlan", "vxlan": "vxlan",
+		"host-gw": "host-gw", "none": "none"} {
 		c, err := readCluster(joinapi.Cluster{Config: clusterconfig.Config{NetworkBackend: said}})
 		if err != nil || c.NetworkBackend != want {
 			t.Errorf("%q is read as %q, %v; want %s", said, c.NetworkBackend, err, want)
 		}
 	}
-	if _, err := readCluster(joinapi.Cluster{Config: clusterconfig.Config{NetworkBackend: "pigeon"}}); err == nil || !strings.Contains(err.Error(), `network-backend "pigeon"`) || !strings.Contains(err.Error(), "vxlan, host-gw, none") {
+	if _, err := readCluster(joinapi.Cluster{Config: clusterconfig.Config{NetworkBackend: "pigeon"}}); err == nil ||
+		!strings.Contains(err.Error(), `network-backend "pigeon"`) ||
+		!strings.Contains(err.Error(), "vxlan, host-gw, none") {
 		t.Errorf("an unknown one: %v", err)
 	}
 }
 
-// heard is a membership whose server says one thing after the other, and then
-// the node is stopped.
+// heard is a membership whose server says one thing after the other, and then the node is stopped.
 type heard struct {
 	said []clusterconfig.Backend
 	now  joinapi.Cluster
@@ -122,16 +127,23 @@ func TestFollowBackend(t *testing.T) {
 		{name: "the same", said: []clusterconfig.Backend{"host-gw", "host-gw"}},
 		{name: "another", said: []clusterconfig.Backend{"host-gw", "none"}, want: "from host-gw to none"},
 		{name: "another at once", said: []clusterconfig.Backend{"vxlan"}, want: "from host-gw to vxlan"},
-		{name: "nothing, which is the default", said: []clusterconfig.Backend{"host-gw", ""}, want: "from host-gw to vxlan"},
+		{name: "nothing, which is the default", said: []clusterconfig.Backend{"host-gw", ""},
+			want: "from host-gw to vxlan"},
 		{name: "unknown", said: []clusterconfig.Backend{"pigeon", "pigeon", "host-gw", "pigeon"}, logs: 2},
-		{name: "unknown and then another", said: []clusterconfig.Backend{"pigeon", "none"}, want: "from host-gw to none", logs: 1},
+		{
+			name: "unknown and then another",
+			said: []clusterconfig.Backend{"pigeon", "none"},
+			want: "from host-gw to none",
+			logs: 1,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			core, logs := observer.New(zap.ErrorLevel)
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			err := followBackend(ctx, &heard{said: row.said, stop: stop}, "host-gw", zap.New(core))
-			if row.want == "" && err != nil || row.want != "" && (!errors.Is(err, ErrNetworkBackendChanged) || !strings.HasSuffix(err.Error(), row.want)) {
+			if row.want == "" && err != nil || row.want != "" &&
+				(!errors.Is(err, ErrNetworkBackendChanged) || !strings.HasSuffix(err.Error(), row.want)) {
 				t.Errorf("%v, want %q", err, row.want)
 			}
 			if logs.Len() != row.logs {

@@ -38,8 +38,8 @@ func newPodResolvers(file string, clusterDNS []netip.Addr) podResolvers {
 // errSources means that the host's resolvers cannot be read.
 var errSources = errors.New("read the host's resolvers")
 
-// write writes the file and reports whether that changed it. If the host's resolvers cannot be read,
-// a file that exists stays; follow logs the cause and tries again.
+// write writes the file and reports whether that changed it. If the host's resolvers cannot be
+// read, a file that exists stays; follow logs the cause and tries again.
 func (p podResolvers) write() (changed bool, err error) {
 	if changed, err = p.update(); errors.Is(err, errSources) {
 		return changed, nil
@@ -74,8 +74,8 @@ func (p podResolvers) update() (changed bool, err error) {
 // rereadResolvers is the pause after the host's resolvers could not be read.
 const rereadResolvers = 10 * time.Second
 
-// follow writes the file again whenever the host's resolvers change, until ctx
-// ends. Pods created from then on use them.
+// follow writes the file again whenever the host's resolvers change, until ctx ends. Pods created
+// from then on use them.
 func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -86,8 +86,9 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	defer w.Close()
 	var failures retry.Failures
 	for {
-		// Network managers swap links and files, so the folders are watched. The list is computed again
-		// after each event, as folders may have been created in the meantime, even during this loop.
+		// Network managers swap links and files, so the folders are watched. The list is computed
+		// again after each event, as folders may have been created in the meantime, even during
+		// this loop.
 		var watched []string
 		for now := p.folders(); !slices.Equal(watched, now); now = p.folders() {
 			for _, dir := range now {
@@ -114,8 +115,8 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	}
 }
 
-// awaitEvent returns true once one of the sources may have changed or again fires, and false when ctx
-// ends.
+// awaitEvent returns true once one of the sources may have changed or again fires, and false when
+// ctx ends.
 func (p podResolvers) awaitEvent(
 	ctx context.Context, w *fsnotify.Watcher, again <-chan time.Time, log *zap.Logger,
 ) bool {

@@ -51,15 +51,20 @@ func (p podResolvers) written(t *testing.T) string {
 
 func TestPodResolvers_Write(t *testing.T) {
 	for _, row := range []struct{ name, text, want string }{
-		{"no search domains", "search home.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n", "nameserver 192.0.2.1, nameserver 2001:db8::1"},
-		{"a stub on loopback leads to the next file", "nameserver 127.0.0.53\noptions edns0\n", "nameserver 192.0.2.53"},
+		{"no search domains", "search home.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n",
+			"nameserver 192.0.2.1, nameserver 2001:db8::1"},
+		{"a stub on loopback leads to the next file", "nameserver 127.0.0.53\noptions edns0\n",
+			"nameserver 192.0.2.53"},
 		{"the cluster's own DNS is left out", "nameserver 10.43.0.10\nnameserver 192.0.2.1\n", "nameserver 192.0.2.1"},
-		{"at most three, as libc takes", "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", "nameserver 192.0.2.1, nameserver 192.0.2.2, nameserver 192.0.2.3"},
+		{"at most three, as libc takes",
+			"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n",
+			"nameserver 192.0.2.1, nameserver 192.0.2.2, nameserver 192.0.2.3"},
 		{"nonsense", "nameserver\nnameserver home\n# nameserver 192.0.2.1\n", "nameserver 192.0.2.53"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := t.TempDir()
-			p := podResolversOf(t, put(t, filepath.Join(dir, "resolv.conf"), row.text), put(t, filepath.Join(dir, "systemd"), "nameserver 192.0.2.53\n"))
+			p := podResolversOf(t, put(t, filepath.Join(dir, "resolv.conf"), row.text),
+				put(t, filepath.Join(dir, "systemd"), "nameserver 192.0.2.53\n"))
 			changed, err := p.write()
 			if err != nil || !changed || p.written(t) != row.want {
 				t.Errorf("wrote %q, changed %v, %v; want %q", p.written(t), changed, err, row.want)

@@ -21,9 +21,9 @@ func (p program) agentCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "agent",
 		Usage: "run a node of a cluster whose server is on another machine",
-		Description: "The first start needs --server and --token, as the server printed them; later ones need neither.\n" +
-			"Every flag may also be set as a MOTE_* environment variable (MOTE_TOKEN for --token), which other users\n" +
-			"of the machine cannot read, or as a key of the configuration file.",
+		Description: "The first start needs --server and --token, as the server printed them.\n" +
+			"Every flag may also be set as a MOTE_* environment variable (MOTE_TOKEN for --token), which\n" +
+			"other users of the machine cannot read, or as a key of the configuration file.",
 		Flags: append([]cli.Flag{flag(configSetting)}, flags(agentSettings())...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
@@ -52,8 +52,8 @@ func (p program) agent(ctx context.Context, v settings.Values) error {
 	})
 }
 
-// agentPreflight finds out whether a node can run here, and takes the data
-// folder for this process. When it refuses, the host is as it was.
+// agentPreflight finds out whether a node can run here, and takes the data folder for this process.
+// When it refuses, the host is as it was.
 func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 	return preflightOf(h, a.DataDir, a.Logger, agentOptions(a), func() error {
 		isServers, err := exists(datadir.At(a.DataDir).StoreFile())
@@ -61,7 +61,9 @@ func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 			return err
 		}
 		if isServers {
-			return fmt.Errorf("data-dir %s holds a server's cluster: run `mote server` on it, or remove it with `mote uninstall --yes` first", a.DataDir)
+			return fmt.Errorf(
+				"data-dir %s holds a server's cluster: run `mote server` on it, or remove it with `mote uninstall "+
+					"--yes` first", a.DataDir)
 		}
 		return nil
 	})
@@ -70,13 +72,13 @@ func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 // agentOptions say what a node with these settings wants of the host.
 func agentOptions(a agent.Config) hostcheck.Options {
 	return hostcheck.Options{DataDir: a.DataDir, Node: true, Ports: []hostcheck.Port{{
-		Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""), upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
+		Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),
+			upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
 		Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
 	}}}
 }
 
-// runAgent runs a node until ctx ends. opened is called once nothing can be
-// refused any more.
+// runAgent runs a node until ctx ends. opened is called once nothing can be refused any more.
 func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) error {
 	start := time.Now()
 	ready := Ready{NodeName: c.NodeName}

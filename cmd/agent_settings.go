@@ -14,12 +14,14 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 )
 
-// agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of
-// the configuration file. Those a server has too are the same ones.
+// agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of the configuration
+// file. Those a server has too are the same ones.
 func agentSettings() []settings.Setting {
 	all := []settings.Setting{
-		{Name: "server", Kind: settings.List, Usage: "`URL` of a server to join, https://HOST:6443; several are tried in turn"},
-		{Name: "node-external-ip", Kind: settings.List, Usage: "address at which other nodes reach this machine when it is behind a NAT"},
+		{Name: "server", Kind: settings.List,
+			Usage: "`URL` of a server to join, https://HOST:6443; several are tried in turn"},
+		{Name: "node-external-ip", Kind: settings.List,
+			Usage: "address at which other nodes reach this machine when it is behind a NAT"},
 	}
 	for _, s := range serverSettings() {
 		switch s.Name {
@@ -27,7 +29,8 @@ func agentSettings() []settings.Setting {
 			s.Usage = "token the server printed; needed for the first start only"
 		case "disable":
 			s.Usage = "in-process services not to run on this node: " + strings.Join(agent.Disableable(), ", ")
-		case "data-dir", "node-name", "node-ip", "token-file", "node-label", "node-taint", "registries-file", "kubelet-arg", "kube-proxy-arg", formatSetting.Name, debugSetting.Name:
+		case "data-dir", "node-name", "node-ip", "token-file", "node-label", "node-taint", "registries-file",
+			"kubelet-arg", "kube-proxy-arg", formatSetting.Name, debugSetting.Name:
 		default:
 			continue
 		}
@@ -36,8 +39,8 @@ func agentSettings() []settings.Setting {
 	return all
 }
 
-// agentConfig makes the configuration of a node without a server in its process,
-// and checks it. Every fault is returned.
+// agentConfig makes the configuration of a node without a server in its process, and checks it.
+// Every fault is returned.
 func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 	var p parser
 	text, err := token(v)
@@ -45,11 +48,20 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 	name, err := agentName(v)
 	p.add(err)
 	a := agent.Config{
-		DataDir: v.String("data-dir"), NodeName: name, NodeIPs: p.ips(v, "node-ip", v.List("node-ip")),
-		ExternalIPs: p.ips(v, "node-external-ip", v.List("node-external-ip")),
-		Servers:     v.List("server"), Token: text,
-		KubeletArgs: v.List("kubelet-arg"), ProxyArgs: v.List("kube-proxy-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
-		Disable: v.List("disable"), RegistriesFile: v.String("registries-file"), Debug: v.Bool("debug"), Logger: log,
+		DataDir:        v.String("data-dir"),
+		NodeName:       name,
+		NodeIPs:        p.ips(v, "node-ip", v.List("node-ip")),
+		ExternalIPs:    p.ips(v, "node-external-ip", v.List("node-external-ip")),
+		Servers:        v.List("server"),
+		Token:          text,
+		KubeletArgs:    v.List("kubelet-arg"),
+		ProxyArgs:      v.List("kube-proxy-arg"),
+		NodeLabels:     v.List("node-label"),
+		NodeTaints:     v.List("node-taint"),
+		Disable:        v.List("disable"),
+		RegistriesFile: v.String("registries-file"),
+		Debug:          v.Bool("debug"),
+		Logger:         log,
 	}
 	if a.Logger == nil {
 		a.Logger = zap.NewNop()
@@ -68,8 +80,8 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 	return a, a.MayStart()
 }
 
-// agentName is the node's name: the one asked for, else the one it has joined
-// under before the machine was renamed, else the machine's.
+// agentName is the node's name: the one asked for, else the one it has joined under before the
+// machine was renamed, else the machine's.
 func agentName(v settings.Values) (string, error) {
 	if name := v.String("node-name"); name != "" {
 		return name, nil

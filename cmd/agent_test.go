@@ -20,16 +20,20 @@ func resolveAgent(t *testing.T, flags map[string][]string) settings.Values {
 
 func agentFlags(t *testing.T) map[string][]string {
 	t.Helper()
-	return map[string][]string{"node-name": {"n1"}, "server": {"https://192.0.2.1:6443"}, "token": {"abcdef.0123456789abcdef"}, "data-dir": {filepath.Join(t.TempDir(), "d")}}
+	return map[string][]string{"node-name": {"n1"}, "server": {"https://192.0.2.1:6443"},
+		"token": {"abcdef.0123456789abcdef"}, "data-dir": {filepath.Join(t.TempDir(), "d")}}
 }
 
 func TestAgentConfig_EverySettingCounts(t *testing.T) {
 	tokenFile := filepath.Join(t.TempDir(), "token")
 	writeFile(t, tokenFile, "abcdef.abcdefabcdefabcd\n")
 	values := map[string]string{
-		"server": "https://192.0.2.2:6443", "data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7", "node-external-ip": "198.51.100.7",
-		"token": "abcdef.fedcba9876543210", "token-file": tokenFile, "disable": "dns", "node-label": "a=b", "node-taint": "a=b:NoExecute",
-		"registries-file": "/tmp/r", "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables", "debug": "true",
+		"server": "https://192.0.2.2:6443", "data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7",
+		"node-external-ip": "198.51.100.7",
+		"token":            "abcdef.fedcba9876543210", "token-file": tokenFile, "disable": "dns", "node-label": "a=b",
+		"node-taint":      "a=b:NoExecute",
+		"registries-file": "/tmp/r", "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
+		"debug": "true",
 	}
 	base := agentFlags(t)
 	before, err := agentConfig(resolveAgent(t, base), nil)

@@ -22,7 +22,12 @@ type call struct {
 func run(t *testing.T, env map[string]string, args ...string) call {
 	t.Helper()
 	var out, errOut bytes.Buffer
-	p := program{stdin: strings.NewReader(""), stdout: &out, stderr: &errOut, lookupEnv: func(k string) (string, bool) { v, ok := env[k]; return v, ok }}
+	p := program{
+		stdin:     strings.NewReader(""),
+		stdout:    &out,
+		stderr:    &errOut,
+		lookupEnv: func(k string) (string, bool) { v, ok := env[k]; return v, ok },
+	}
 	code := p.run(context.Background(), append([]string{"mote"}, args...))
 	return call{code, out.String(), errOut.String()}
 }
@@ -63,59 +68,86 @@ func TestServer_BadValues(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{"unknown flag", []string{"--clsuter-cidr", "10.0.0.0/16"}, []string{"unknown flag --clsuter-cidr", `did you mean "--cluster-cidr"?`, "mote server --help"}},
-		{"unknown flag like none", []string{"--frobnicate"}, []string{"unknown flag --frobnicate", "mote server --help"}},
+		{"unknown flag", []string{"--clsuter-cidr", "10.0.0.0/16"},
+			[]string{"unknown flag --clsuter-cidr", `did you mean "--cluster-cidr"?`, "mote server --help"}},
+		{"unknown flag like none", []string{"--frobnicate"},
+			[]string{"unknown flag --frobnicate", "mote server --help"}},
 		{"flag without value", []string{"--data-dir"}, []string{"--data-dir needs a value"}},
 		{"stray word", []string{"start"}, []string{`unexpected argument "start"`}},
-		{"no range", []string{"--cluster-cidr", "10.42.0.0"}, []string{"cluster-cidr", `"10.42.0.0"`, "--cluster-cidr", "10.42.0.0/16"}},
-		{"no range for services", []string{"--service-cidr", "pods"}, []string{"service-cidr", `"pods"`, "10.43.0.0/16"}},
+		{"no range", []string{"--cluster-cidr", "10.42.0.0"},
+			[]string{"cluster-cidr", `"10.42.0.0"`, "--cluster-cidr", "10.42.0.0/16"}},
+		{"no range for services", []string{"--service-cidr", "pods"},
+			[]string{"service-cidr", `"pods"`, "10.43.0.0/16"}},
 		{"host bits", []string{"--cluster-cidr", "10.42.1.0/16"}, []string{"cluster-cidr", "10.42.0.0/16"}},
-		{"overlap", []string{"--cluster-cidr", "10.42.0.0/15"}, []string{"cluster-cidr 10.42.0.0/15", "service-cidr 10.43.0.0/16", "overlap"}},
-		{"pods too few", []string{"--cluster-cidr", "10.42.0.0/25"}, []string{"cluster-cidr 10.42.0.0/25", "too small", "/24"}},
-		{"pods too many", []string{"--cluster-cidr", "128.0.0.0/1"}, []string{"cluster-cidr 128.0.0.0/1", "too wide", "/8"}},
-		{"services too few", []string{"--service-cidr", "10.43.0.0/30", "--cluster-dns", "10.43.0.2"}, []string{"service-cidr 10.43.0.0/30", "too small", "/28"}},
-		{"services too many", []string{"--service-cidr", "10.96.0.0/11"}, []string{"service-cidr 10.96.0.0/11", "too wide", "/12"}},
-		{"two ranges of a family", []string{"--cluster-cidr", "10.1.0.0/16,10.2.0.0/16"}, []string{"cluster-cidr", "each address family"}},
-		{"families differ", []string{"--cluster-cidr", "fd00:1::/48"}, []string{"cluster-cidr fd00:1::/48", "service-cidr 10.43.0.0/16", "families"}},
-		{"one side dual", []string{"--cluster-cidr", "10.42.0.0/16,fd00:1::/48"}, []string{"cluster-cidr has 2", "service-cidr 1"}},
+		{"overlap", []string{"--cluster-cidr", "10.42.0.0/15"},
+			[]string{"cluster-cidr 10.42.0.0/15", "service-cidr 10.43.0.0/16", "overlap"}},
+		{"pods too few", []string{"--cluster-cidr", "10.42.0.0/25"},
+			[]string{"cluster-cidr 10.42.0.0/25", "too small", "/24"}},
+		{"pods too many", []string{"--cluster-cidr", "128.0.0.0/1"},
+			[]string{"cluster-cidr 128.0.0.0/1", "too wide", "/8"}},
+		{"services too few", []string{"--service-cidr", "10.43.0.0/30", "--cluster-dns", "10.43.0.2"},
+			[]string{"service-cidr 10.43.0.0/30", "too small", "/28"}},
+		{"services too many", []string{"--service-cidr", "10.96.0.0/11"},
+			[]string{"service-cidr 10.96.0.0/11", "too wide", "/12"}},
+		{"two ranges of a family", []string{"--cluster-cidr", "10.1.0.0/16,10.2.0.0/16"},
+			[]string{"cluster-cidr", "each address family"}},
+		{"families differ", []string{"--cluster-cidr", "fd00:1::/48"},
+			[]string{"cluster-cidr fd00:1::/48", "service-cidr 10.43.0.0/16", "families"}},
+		{"one side dual", []string{"--cluster-cidr", "10.42.0.0/16,fd00:1::/48"},
+			[]string{"cluster-cidr has 2", "service-cidr 1"}},
 		{"DNS outside", []string{"--cluster-dns", "10.44.0.10"}, []string{"cluster-dns 10.44.0.10", "10.43.0.0/16"}},
-		{"DNS on the API's address", []string{"--cluster-dns", "10.43.0.1"}, []string{"cluster-dns 10.43.0.1", "reserved", "10.43.0.10"}},
+		{"DNS on the API's address", []string{"--cluster-dns", "10.43.0.1"},
+			[]string{"cluster-dns 10.43.0.1", "reserved", "10.43.0.10"}},
 		{"DNS no address", []string{"--cluster-dns", "dns"}, []string{`cluster-dns "dns"`, "no IP address"}},
-		{"port no number", []string{"--https-listen-port", "https"}, []string{`https-listen-port "https"`, "no number"}},
+		{"port no number", []string{"--https-listen-port", "https"},
+			[]string{`https-listen-port "https"`, "no number"}},
 		{"port too high", []string{"--https-listen-port", "70000"}, []string{"https-listen-port 70000", "1 to 65535"}},
 		{"port zero", []string{"--https-listen-port", "0"}, []string{"https-listen-port 0", "1 to 65535"}},
 		{"node name", []string{"--node-name", "My_Node"}, []string{`node-name "My_Node"`, "DNS label"}},
 		{"node name too long", []string{"--node-name", strings.Repeat("a", 64)}, []string{"node-name", "63"}},
-		{"data folder too deep for sockets", []string{"--data-dir", "/" + strings.Repeat("d", 80)}, []string{"data-dir /ddd", "81 characters", "at most 65"}},
+		{"data folder too deep for sockets", []string{"--data-dir", "/" + strings.Repeat("d", 80)},
+			[]string{"data-dir /ddd", "81 characters", "at most 65"}},
 		{"node address", []string{"--node-ip", "here"}, []string{`node-ip "here"`, "no IP address"}},
 		{"node address of pods", []string{"--node-ip", "10.42.0.9"}, []string{"node-ip 10.42.0.9", "cluster-cidr"}},
 		{"bind address", []string{"--bind-address", "eth0"}, []string{`bind-address "eth0"`, "no IP address"}},
 		{"name in certificate", []string{"--tls-san", "a b"}, []string{`tls-san "a b"`}},
 		{"domain", []string{"--cluster-domain", "cluster_local"}, []string{`cluster-domain "cluster_local"`}},
-		{"network backend", []string{"--network-backend", "flannel"}, []string{`network-backend "flannel"`, "vxlan, host-gw, none"}},
+		{"network backend", []string{"--network-backend", "flannel"},
+			[]string{`network-backend "flannel"`, "vxlan, host-gw, none"}},
 		{"token", []string{"--token", "Secret!"}, []string{"token", "<6 characters>.<16 characters>"}},
 		{"token with a wrong pin", []string{"--token", "M10abc::abcdef.0123456789abcdef"}, []string{"token", "M10"}},
-		{"token twice", []string{"--token", "abcdef.0123456789abcdef", "--token-file", "/tmp/x"}, []string{"token", "token-file", "one of them"}},
+		{"token twice", []string{"--token", "abcdef.0123456789abcdef", "--token-file", "/tmp/x"},
+			[]string{"token", "token-file", "one of them"}},
 		{"token file", []string{"--token-file", "/nowhere/token"}, []string{"token-file", "/nowhere/token"}},
 		{"service to disable", []string{"--disable", "dnss"}, []string{`"dnss"`, "dns"}},
-		{"service proxy argument", []string{"--kube-proxy-arg", "proxy-mode=ipvs"}, []string{`kube-proxy-arg "proxy-mode=ipvs"`, "nftables, iptables"}},
+		{"service proxy argument", []string{"--kube-proxy-arg", "proxy-mode=ipvs"},
+			[]string{`kube-proxy-arg "proxy-mode=ipvs"`, "nftables, iptables"}},
 		{"kubelet argument", []string{"--kubelet-arg", "max-pods"}, []string{`kubelet-arg "max-pods"`, "flag=value"}},
-		{"API server argument", []string{"--kube-apiserver-arg", "v"}, []string{`kube-apiserver-arg "v"`, "flag=value"}},
+		{"API server argument", []string{"--kube-apiserver-arg", "v"},
+			[]string{`kube-apiserver-arg "v"`, "flag=value"}},
 		{"label", []string{"--node-label", "a b=c"}, []string{`node-label "a b=c"`, "key=value"}},
 		{"taint", []string{"--node-taint", "a=b:Never"}, []string{`node-taint "a=b:Never"`, "NoSchedule"}},
-		{"durability", []string{"--datastore-durability", "some"}, []string{`datastore-durability "some"`, "full", "relaxed"}},
-		{"datastore", []string{"--datastore-endpoint", "db:2379"}, []string{`datastore-endpoint "db:2379"`, "https://HOST:2379"}},
-		{"datastore without a token", []string{"--datastore-endpoint", "http://db:2379"}, []string{"datastore-endpoint needs a token", "--token-file"}},
-		{"datastore with half a certificate", []string{"--datastore-endpoint", "https://db:2379", "--datastore-keyfile", "/k"}, []string{"datastore-certfile and datastore-keyfile"}},
-		{"datastore with files for no TLS", []string{"--datastore-endpoint", "http://db:2379", "--datastore-cafile", "/ca"}, []string{"datastore-cafile is for TLS"}},
-		{"files for no datastore", []string{"--datastore-cafile", "/ca"}, []string{"datastore-cafile", "--datastore-endpoint"}},
+		{"durability", []string{"--datastore-durability", "some"},
+			[]string{`datastore-durability "some"`, "full", "relaxed"}},
+		{"datastore", []string{"--datastore-endpoint", "db:2379"},
+			[]string{`datastore-endpoint "db:2379"`, "https://HOST:2379"}},
+		{"datastore without a token", []string{"--datastore-endpoint", "http://db:2379"},
+			[]string{"datastore-endpoint needs a token", "--token-file"}},
+		{"datastore with half a certificate", []string{"--datastore-endpoint", "https://db:2379", "--datastore-keyfile",
+			"/k"}, []string{"datastore-certfile and datastore-keyfile"}},
+		{"datastore with files for no TLS", []string{"--datastore-endpoint", "http://db:2379", "--datastore-cafile",
+			"/ca"}, []string{"datastore-cafile is for TLS"}},
+		{"files for no datastore", []string{"--datastore-cafile", "/ca"},
+			[]string{"datastore-cafile", "--datastore-endpoint"}},
 		{"log format", []string{"--log-format", "xml"}, []string{`log-format "xml"`, "text"}},
-		{"relative kubeconfig", []string{"--kubeconfig-output", "k.yaml"}, []string{`kubeconfig-output "k.yaml"`, "absolute"}},
+		{"relative kubeconfig", []string{"--kubeconfig-output", "k.yaml"},
+			[]string{`kubeconfig-output "k.yaml"`, "absolute"}},
 		{"configuration file", []string{"--config", "/nowhere/config.yaml"}, []string{"/nowhere/config.yaml"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := filepath.Join(shortDir(t), "data")
-			c := run(t, map[string]string{"MOTE_CONFIG": ""}, append([]string{"server", "--data-dir", dir, "--node-name", "n"}, test.args...)...)
+			c := run(t, map[string]string{"MOTE_CONFIG": ""},
+				append([]string{"server", "--data-dir", dir, "--node-name", "n"}, test.args...)...)
 			refused(t, c, test.want...)
 			if _, err := os.Stat(dir); !os.IsNotExist(err) {
 				t.Errorf("the data folder was made: %v", err)
@@ -131,11 +163,13 @@ func TestServer_BadFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config.yaml")
 	writeFile(t, path, "cluster-cdir: 10.42.0.0/16\n")
-	refused(t, run(t, nil, "server", "--config", path), `unknown key "cluster-cdir"`, path, `did you mean "cluster-cidr"?`)
+	refused(t, run(t, nil, "server", "--config", path), `unknown key "cluster-cdir"`, path,
+		`did you mean "cluster-cidr"?`)
 	refused(t, run(t, map[string]string{"MOTE_CONFIG": path}, "server"), `unknown key "cluster-cdir"`)
 	writeFile(t, path, "cluster-cidr: 10.42.0.0/33\n")
 	refused(t, run(t, nil, "server", "--config", path), `cluster-cidr "10.42.0.0/33"`, path, "no address range")
-	refused(t, run(t, map[string]string{"MOTE_CLUSTER_CIDR": "ten"}, "server", "--config", path), `cluster-cidr "ten"`, "MOTE_CLUSTER_CIDR")
+	refused(t, run(t, map[string]string{"MOTE_CLUSTER_CIDR": "ten"}, "server", "--config", path), `cluster-cidr "ten"`,
+		"MOTE_CLUSTER_CIDR")
 }
 
 func TestCommands_BadWords(t *testing.T) {
@@ -157,7 +191,8 @@ func TestCommands_BadWords(t *testing.T) {
 		{[]string{"store", "--cert-file", "x"}, []string{"key-file", "give both"}},
 		{[]string{"store", "--listen", "256.0.0.1:1"}, []string{"256.0.0.1:1", "--listen"}},
 		{[]string{"snapshot", "restore"}, []string{"mote snapshot restore", "FILE"}},
-		{[]string{"snapshot", "restore", "--data-dir", "/nowhere", "/nowhere.db"}, []string{"/nowhere.db", "not there"}},
+		{[]string{"snapshot", "restore", "--data-dir", "/nowhere", "/nowhere.db"},
+			[]string{"/nowhere.db", "not there"}},
 		{[]string{"snapshot", "save", "--data-dir", "/nowhere"}, []string{"no store in /nowhere"}},
 		{[]string{"uninstall", "--data-dir", "/nowhere"}, []string{"/nowhere", "--yes"}},
 		{[]string{"uninstall", "--data-dir", "/etc", "--yes"}, []string{"/etc"}},
@@ -169,8 +204,8 @@ func TestCommands_BadWords(t *testing.T) {
 	}
 }
 
-// shortDir is a folder whose path leaves room for sockets; those of the testing
-// package have the test's name in them.
+// shortDir is a folder whose path leaves room for sockets; those of the testing package have the
+// test's name in them.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mote-cmd-")
@@ -190,7 +225,9 @@ func TestServer_HostRefuses(t *testing.T) {
 	}
 	server := func(t *testing.T, dir string, args ...string) call {
 		t.Helper()
-		return run(t, nil, append([]string{"server", "--data-dir", dir, "--node-name", "n", "--disable-agent", "--kubeconfig-output", filepath.Join(t.TempDir(), "k")}, args...)...)
+		return run(t, nil,
+			append([]string{"server", "--data-dir", dir, "--node-name", "n", "--disable-agent", "--kubeconfig-output",
+				filepath.Join(t.TempDir(), "k")}, args...)...)
 	}
 	t.Run("port in use", func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -200,7 +237,8 @@ func TestServer_HostRefuses(t *testing.T) {
 		defer l.Close()
 		_, port, _ := net.SplitHostPort(l.Addr().String())
 		dir := filepath.Join(t.TempDir(), "a", "data")
-		refused(t, server(t, dir, "--https-listen-port", port, "--bind-address", "127.0.0.1"), "port "+port, "API server", "in use by cmd.test", "--https-listen-port")
+		refused(t, server(t, dir, "--https-listen-port", port, "--bind-address", "127.0.0.1"), "port "+port,
+			"API server", "in use by cmd.test", "--https-listen-port")
 		if _, err := os.Stat(filepath.Dir(dir)); !os.IsNotExist(err) {
 			t.Errorf("folders were made: %v", err)
 		}
@@ -232,8 +270,9 @@ func TestServer_HostRefuses(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"damaged store":     {"server/db/state.db": "this is no database at all"},
 		"damaged authority": {"server/tls/ca.crt": "-----BEGIN CERTIFICATE-----\nnonsense\n"},
-		"authority in half": {"server/tls/front-proxy-ca.key": "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"},
-		"damaged key":       {"server/tls/service-account.key": "\x00\x00\x00"},
+		"authority in half": {
+			"server/tls/front-proxy-ca.key": "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"},
+		"damaged key": {"server/tls/service-account.key": "\x00\x00\x00"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

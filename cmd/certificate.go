@@ -21,38 +21,55 @@ import (
 	"github.com/mote-dev/mote/server/revocation"
 )
 
-// reissueTimeout is how long a server may take to write a new kubeconfig after
-// the administrator's certificate was revoked.
+// reissueTimeout is how long a server may take to write a new kubeconfig after the administrator's
+// certificate was revoked.
 const reissueTimeout = 10 * time.Second
 
 func (p program) certificateCommand() *cli.Command {
 	target := []cli.Flag{
-		&cli.StringFlag{Name: "node", Usage: "`NAME` of a node: revoke all its certificates and keep it from joining again until `mote node forget NAME`"},
+		&cli.StringFlag{Name: "node",
+			Usage: "`NAME` of a node: revoke all its certificates and keep it from joining again until `mote node " +
+				"forget NAME`"},
 		&cli.StringFlag{Name: "user", Usage: "`NAME` of a user: revoke every certificate issued to it until now"},
 		&cli.StringFlag{Name: "serial", Usage: "serial number of one certificate, in `HEX`adecimal"},
 		clusterFlag(),
 	}
-	const about = "FILE is a kubeconfig, of which all client certificates are meant, or a certificate. --kubeconfig says which cluster to talk to, not what is revoked."
+	const about = "FILE is a kubeconfig, of which all client certificates are meant, or a certificate. --kubeconfig " +
+		"says which cluster to talk to, not what is revoked."
 	return &cli.Command{
 		Name:  "certificate",
 		Usage: "revoke client certificates: a leaked kubeconfig, a lost node",
 		Subcommands: []*cli.Command{
 			{
-				Name: "revoke", Usage: "refuse certificates at once, and close the connections that use them", ArgsUsage: "[FILE]", Description: about,
-				Flags:  append([]cli.Flag{&cli.StringFlag{Name: "reason", Usage: "`TEXT` to remember why"}}, target...),
+				Name:        "revoke",
+				Usage:       "refuse certificates at once, and close the connections that use them",
+				ArgsUsage:   "[FILE]",
+				Description: about,
+				Flags: append([]cli.Flag{&cli.StringFlag{Name: "reason", Usage: "`TEXT` to remember why"}},
+					target...),
 				Action: p.withCluster(p.revoke),
 			},
 			{
-				Name: "unrevoke", Usage: "accept revoked certificates again", ArgsUsage: "[FILE]", Description: about, Flags: target,
-				Action: p.withCluster(p.unrevoke),
+				Name:        "unrevoke",
+				Usage:       "accept revoked certificates again",
+				ArgsUsage:   "[FILE]",
+				Description: about,
+				Flags:       target,
+				Action:      p.withCluster(p.unrevoke),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list revocations", Flags: []cli.Flag{outputFlag(), clusterFlag()},
-				Action: p.withCluster(p.listRevoked),
+				Name:    "list",
+				Aliases: []string{"ls"},
+				Usage:   "list revocations",
+				Flags:   []cli.Flag{outputFlag(), clusterFlag()},
+				Action:  p.withCluster(p.listRevoked),
 			},
 			{
-				Name: "show", Usage: "show the subjects and expiry dates of the certificates in a file; needs no cluster", ArgsUsage: "FILE",
-				Flags: []cli.Flag{outputFlag()}, Action: p.showCertificates,
+				Name:      "show",
+				Usage:     "show the subjects and expiry dates of the certificates in a file; needs no cluster",
+				ArgsUsage: "FILE",
+				Flags:     []cli.Flag{outputFlag()},
+				Action:    p.showCertificates,
 			},
 		},
 	}
@@ -62,7 +79,8 @@ func (p program) certificateCommand() *cli.Command {
 func (program) lateFlags(c *cli.Context) error {
 	for _, word := range c.Args().Slice() {
 		if len(word) > 1 && strings.HasPrefix(word, "-") {
-			return fmt.Errorf("flag %s comes too late: write `%s`", word, strings.TrimSpace(c.Command.HelpName+" [flags] "+c.Command.ArgsUsage))
+			return fmt.Errorf("flag %s comes too late: write `%s`", word,
+				strings.TrimSpace(c.Command.HelpName+" [flags] "+c.Command.ArgsUsage))
 		}
 	}
 	return nil
@@ -102,9 +120,13 @@ func oneTarget(c *cli.Context) error {
 	}
 	switch {
 	case len(given) == 0 && c.IsSet("kubeconfig"):
-		return fmt.Errorf("say what is meant: `%s %s` for the certificate in that file; --kubeconfig only says which cluster to talk to", c.Command.HelpName, c.String("kubeconfig"))
+		return fmt.Errorf(
+			"say what is meant: `%s %s` for the certificate in that file; --kubeconfig only says which cluster to "+
+				"talk to", c.Command.HelpName, c.String("kubeconfig"))
 	case len(given) == 0:
-		return fmt.Errorf("say what is meant: `%s FILE` with a kubeconfig or certificate, or one of --node, --user, --serial", c.Command.HelpName)
+		return fmt.Errorf(
+			"say what is meant: `%s FILE` with a kubeconfig or certificate, or one of --node, --user, --serial",
+			c.Command.HelpName)
 	case len(given) > 1:
 		return fmt.Errorf("%s are named together: one at a time", strings.Join(given, " and "))
 	}
@@ -149,7 +171,9 @@ func (p program) target(c *cli.Context, cl *cluster) (named, error) {
 	}
 	ours := signedBy(cl.config.CAData, certs)
 	if len(ours) == 0 {
-		return named{}, fmt.Errorf("%s holds no certificate of this cluster: that of %q was signed by %q of another one; --kubeconfig says which cluster to talk to",
+		return named{}, fmt.Errorf(
+			"%s holds no certificate of this cluster: that of %q was signed by %q of another one; --kubeconfig says "+
+				"which cluster to talk to",
 			file, certs[0].Subject.CommonName, certs[0].Issuer.CommonName)
 	}
 	n := named{certs: ours}
@@ -182,8 +206,8 @@ func (p program) revoke(c *cli.Context, cl *cluster) error {
 		n.entries[i].Reason, n.entries[i].By, n.entries[i].Time = c.String("reason"), by, now.Truncate(time.Second)
 	}
 	if err := revocation.Add(c.Context, cl.client, n.entries...); err != nil {
-		// The server may be faster with refusing than with answering: when the
-		// certificate in use is among them, being refused says that it is done.
+		// The server may be faster with refusing than with answering: when the certificate in use
+		// is among them, being refused says that it is done.
 		if _, whoErr := cl.whoami(c.Context); !cl.isOneOf(n.entries) || !apierrors.IsUnauthorized(whoErr) {
 			return err
 		}
@@ -194,8 +218,8 @@ func (p program) revoke(c *cli.Context, cl *cluster) error {
 	return p.sayOwn(c.Context, cl, n.entries)
 }
 
-// refuseServerNode refuses to revoke a node in a server's process: it speaks to
-// that server in memory, without a certificate.
+// refuseServerNode refuses to revoke a node in a server's process: it speaks to that server in
+// memory, without a certificate.
 func refuseServerNode(c *cli.Context, cl *cluster) error {
 	name := c.String("node")
 	if name == "" {
@@ -207,28 +231,32 @@ func refuseServerNode(c *cli.Context, cl *cluster) error {
 	}
 	for _, n := range nodes {
 		if n.Name == name && n.Kind == join.KindServer {
-			return fmt.Errorf("node %s is a server's own and has no certificate to revoke: stop that server, or run it with --disable-agent", name)
+			return fmt.Errorf(
+				"node %s is a server's own and has no certificate to revoke: stop that server, or run it with "+
+					"--disable-agent", name)
 		}
 	}
 	return nil
 }
 
-// serverNames are users whose certificates a server made for itself, and the
-// files they are in.
+// serverNames are users whose certificates a server made for itself, and the files they are in.
 var serverNames = map[string]string{
 	"kube-apiserver-kubelet-client": "apiserver-kubelet-client",
 	"front-proxy-client":            "front-proxy-client",
 	"kube-apiserver":                "apiserver",
 }
 
-// refuseOwn keeps the server's own certificates off the list: without them logs,
-// exec and aggregated APIs end, and the list is not asked where they are shown.
+// refuseOwn keeps the server's own certificates off the list: without them logs, exec and
+// aggregated APIs end, and the list is not asked where they are shown.
 func (p program) refuseOwn(e revocation.Entry) error {
 	if strings.HasPrefix(e.User, "system:serviceaccount:") && e.Serial == "" {
-		return fmt.Errorf("%s has tokens, not certificates: delete the service account, or the secret or pod its token was made for, with kubectl", e.User)
+		return fmt.Errorf(
+			"%s has tokens, not certificates: delete the service account, or the secret or pod its token was made "+
+				"for, with kubectl", e.User)
 	}
 	if _, own := serverNames[e.User]; own && e.Serial == "" {
-		return fmt.Errorf("%s is the server itself: revoke single certificates of that name by file or --serial", e.User)
+		return fmt.Errorf("%s is the server itself: revoke single certificates of that name by file or --serial",
+			e.User)
 	}
 	dataDir, err := p.machineSetting("data-dir", server.DefaultDataDir)
 	if err != nil {
@@ -240,7 +268,9 @@ func (p program) refuseOwn(e revocation.Entry) error {
 		// Without the files, on another machine, the name is all there is to go by.
 		own := err == nil && revocation.Serial(certs[0]) == e.Serial || err != nil && e.User == user
 		if own {
-			return fmt.Errorf("%s is the server's own: to replace it, stop mote, remove %s and the key beside it, start mote, and revoke this serial number then", e.Subject(), file)
+			return fmt.Errorf(
+				"%s is the server's own: to replace it, stop mote, remove %s and the key beside it, start mote, and "+
+					"revoke this serial number then", e.Subject(), file)
 		}
 	}
 	return nil
@@ -249,12 +279,15 @@ func (p program) refuseOwn(e revocation.Entry) error {
 func (p program) sayRevoked(ctx context.Context, cl *cluster, e revocation.Entry) {
 	switch node := e.Node(); {
 	case node != "":
-		fmt.Fprintf(p.stdout, "revoked node %s: it is refused from now on, and cannot join again until `mote node forget %s`\n", node, node)
+		fmt.Fprintf(p.stdout,
+			"revoked node %s: it is refused from now on, and cannot join again until `mote node forget %s`\n", node,
+			node)
 		if _, err := cl.client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			fmt.Fprintf(p.stderr, "mote: note that the cluster has no node %q now\n", node)
 		}
 	case e.Serial == "":
-		fmt.Fprintf(p.stdout, "revoked user %s: every certificate issued until %s is refused from now on\n", e.User, e.IssuedBefore.Format(time.RFC3339))
+		fmt.Fprintf(p.stdout, "revoked user %s: every certificate issued until %s is refused from now on\n", e.User,
+			e.IssuedBefore.Format(time.RFC3339))
 	default:
 		fmt.Fprintf(p.stdout, "revoked %s: it is refused from now on\n", e.Subject())
 	}
@@ -266,8 +299,8 @@ func (c *cluster) isOneOf(entries []revocation.Entry) bool {
 	return err == nil && slices.ContainsFunc(entries, func(e revocation.Entry) bool { return e.Refuses(used) })
 }
 
-// sayOwn tells what becomes of the caller's own access, and on the server's
-// machine waits until the server has written a new kubeconfig.
+// sayOwn tells what becomes of the caller's own access, and on the server's machine waits until the
+// server has written a new kubeconfig.
 func (p program) sayOwn(ctx context.Context, cl *cluster, entries []revocation.Entry) error {
 	if !cl.isOneOf(entries) {
 		return nil
@@ -280,7 +313,8 @@ func (p program) sayOwn(ctx context.Context, cl *cluster, entries []revocation.E
 	if err != nil {
 		return err
 	}
-	if filepath.Clean(cl.file) != filepath.Clean(written) && !slices.Contains(used.Subject.Organization, "system:masters") {
+	if filepath.Clean(cl.file) != filepath.Clean(written) &&
+		!slices.Contains(used.Subject.Organization, "system:masters") {
 		fmt.Fprintln(p.stdout, "this was the certificate you used yourself")
 		return nil
 	}
@@ -295,7 +329,9 @@ func (p program) sayOwn(ctx context.Context, cl *cluster, entries []revocation.E
 		select {
 		case <-tick.C:
 		case <-timeout.C:
-			fmt.Fprintf(p.stdout, "this was the certificate you used yourself; the server writes a new kubeconfig on its own machine, as a rule to %s\n", server.DefaultKubeconfigOutput)
+			fmt.Fprintf(p.stdout,
+				"this was the certificate you used yourself; the server writes a new kubeconfig on its own machine, "+
+					"as a rule to %s\n", server.DefaultKubeconfigOutput)
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -328,7 +364,8 @@ func (p program) unrevoke(c *cli.Context, cl *cluster) error {
 	for _, cert := range n.certs {
 		for _, e := range left {
 			if e.Refuses(cert) {
-				return fmt.Errorf("certificate %s stays refused, because %s is revoked", revocation.Serial(cert), e.Subject())
+				return fmt.Errorf("certificate %s stays refused, because %s is revoked", revocation.Serial(cert),
+					e.Subject())
 			}
 		}
 	}
@@ -389,8 +426,12 @@ func (p program) showCertificates(c *cli.Context) error {
 	shown := make([]shownCertificate, len(certs))
 	for i, cert := range certs {
 		shown[i] = shownCertificate{
-			User: cert.Subject.CommonName, Groups: cert.Subject.Organization, Serial: revocation.Serial(cert),
-			Issuer: cert.Issuer.CommonName, From: cert.NotBefore, Until: cert.NotAfter,
+			User:   cert.Subject.CommonName,
+			Groups: cert.Subject.Organization,
+			Serial: revocation.Serial(cert),
+			Issuer: cert.Issuer.CommonName,
+			From:   cert.NotBefore,
+			Until:  cert.NotAfter,
 		}
 	}
 	err = p.print(c, shown, func() {

@@ -15,13 +15,14 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// fileCertificates are the client certificates in a kubeconfig, or the one in a
-// PEM file. Others says of each user without one how it signs in.
+// fileCertificates are the client certificates in a kubeconfig, or the one in a PEM file. Others
+// says of each user without one how it signs in.
 func fileCertificates(file string) (certs []*x509.Certificate, others []error, err error) {
 	data, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, nil, fmt.Errorf("%s is not there: give a kubeconfig or a certificate, or say --node, --user or --serial", file)
+		return nil, nil,
+			fmt.Errorf("%s is not there: give a kubeconfig or a certificate, or say --node, --user or --serial", file)
 	case err != nil:
 		return nil, nil, fmt.Errorf("read %s: %w", file, err)
 	}
@@ -72,9 +73,12 @@ func fileCertificates(file string) (certs []*x509.Certificate, others []error, e
 func signsInWith(user *clientcmdapi.AuthInfo) string {
 	switch {
 	case user.Token != "" || user.TokenFile != "":
-		return "has a token, not a certificate: a service account's token ends when you delete the account, or the secret or pod it was made for, with kubectl"
+		return "has a token, not a certificate: a service account's token ends when you delete the account, or the " +
+			"secret or pod it was made for, with kubectl"
 	case user.Exec != nil:
-		return fmt.Sprintf("signs in with the program %s, not a certificate: revoke it where that program gets its credentials", user.Exec.Command)
+		return fmt.Sprintf(
+			"signs in with the program %s, not a certificate: revoke it where that program gets its credentials",
+			user.Exec.Command)
 	case user.AuthProvider != nil:
 		return fmt.Sprintf("signs in with the provider %s, not a certificate: revoke it there", user.AuthProvider.Name)
 	}
@@ -95,8 +99,8 @@ func leaf(data []byte) (*x509.Certificate, error) {
 	}
 }
 
-// signedBy drops the certificates that none of the authorities in caPEM has
-// signed: other clusters' are not this one's to revoke.
+// signedBy drops the certificates that none of the authorities in caPEM has signed: other clusters'
+// are not this one's to revoke.
 func signedBy(caPEM []byte, certs []*x509.Certificate) []*x509.Certificate {
 	var cas []*x509.Certificate
 	for block, rest := pem.Decode(caPEM); block != nil; block, rest = pem.Decode(rest) {

@@ -21,7 +21,12 @@ import (
 func says(t *testing.T, args ...string) (code int, out, errOut string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	p := program{stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr, lookupEnv: func(string) (string, bool) { return "", false }}
+	p := program{
+		stdin:     strings.NewReader(""),
+		stdout:    &stdout,
+		stderr:    &stderr,
+		lookupEnv: func(string) (string, bool) { return "", false },
+	}
 	code = p.run(context.Background(), append([]string{"mote"}, args...))
 	return code, stdout.String(), stderr.String()
 }
@@ -38,8 +43,9 @@ func kubeconfigs(t *testing.T) (dir string) {
 		t.Fatal(err)
 	}
 	for name, user := range map[string]*clientcmdapi.AuthInfo{
-		"token":    {Token: "s3cr3t"},
-		"exec":     {Exec: &clientcmdapi.ExecConfig{Command: "aws", APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: clientcmdapi.NeverExecInteractiveMode}},
+		"token": {Token: "s3cr3t"},
+		"exec": {Exec: &clientcmdapi.ExecConfig{Command: "aws", APIVersion: "client.authentication.k8s.io/v1",
+			InteractiveMode: clientcmdapi.NeverExecInteractiveMode}},
 		"password": {Username: "a", Password: "b"},
 		"relative": {ClientCertificate: "tls/admin.crt", ClientKey: "tls/admin.key"},
 		"gone":     {ClientCertificate: "tls/gone.crt"},
@@ -65,7 +71,8 @@ func TestCertificateShow_SaysWhoseAFileIs(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &shown); code != 0 || err != nil || len(shown) != 1 {
 			t.Fatalf("%s: %d, %q, %q, %v", file, code, out, errOut, err)
 		}
-		if shown[0].User != "kubernetes-admin" || len(shown[0].Groups) != 1 || shown[0].Groups[0] != "system:masters" || shown[0].Issuer != "mote-ca" {
+		if shown[0].User != "kubernetes-admin" || len(shown[0].Groups) != 1 || shown[0].Groups[0] != "system:masters" ||
+			shown[0].Issuer != "mote-ca" {
 			t.Errorf("%s: %+v", file, shown[0])
 		}
 		if want == "" {
@@ -74,7 +81,8 @@ func TestCertificateShow_SaysWhoseAFileIs(t *testing.T) {
 		if shown[0].Serial != want {
 			t.Errorf("%s has serial %s, want %s", file, shown[0].Serial, want)
 		}
-		if code, out, _ := says(t, "certificate", "show", filepath.Join(dir, file)); code != 0 || !strings.Contains(out, want) || !strings.Contains(out, "system:masters") {
+		if code, out, _ := says(t, "certificate", "show", filepath.Join(dir, file)); code != 0 ||
+			!strings.Contains(out, want) || !strings.Contains(out, "system:masters") {
 			t.Errorf("%s as text: %d, %q", file, code, out)
 		}
 	}
@@ -89,15 +97,24 @@ func TestCertificate_RefusesWithOneLine(t *testing.T) {
 		name, said string
 		args       []string
 	}{
-		{"token", "has a token, not a certificate", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "token.yaml")}},
-		{"exec", "signs in with the program aws", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "exec.yaml")}},
-		{"password", "has no certificate", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "password.yaml")}},
-		{"certificate file gone", "gone.crt", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "gone.yaml")}},
-		{"certificate broken", "there is no certificate in it", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "broken.yaml")}},
-		{"text", "neither a kubeconfig nor a certificate", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "text.yaml")}},
-		{"empty", "neither a kubeconfig nor a certificate", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "empty.yaml")}},
-		{"key", "there is no certificate in it", []string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "tls", "admin.key")}},
-		{"another cluster's", "of another one", []string{"revoke", "--kubeconfig", admin, filepath.Join(other, "admin.yaml")}},
+		{"token", "has a token, not a certificate",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "token.yaml")}},
+		{"exec", "signs in with the program aws",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "exec.yaml")}},
+		{"password", "has no certificate",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "password.yaml")}},
+		{"certificate file gone", "gone.crt",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "gone.yaml")}},
+		{"certificate broken", "there is no certificate in it",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "broken.yaml")}},
+		{"text", "neither a kubeconfig nor a certificate",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "text.yaml")}},
+		{"empty", "neither a kubeconfig nor a certificate",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "empty.yaml")}},
+		{"key", "there is no certificate in it",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(dir, "tls", "admin.key")}},
+		{"another cluster's", "of another one",
+			[]string{"revoke", "--kubeconfig", admin, filepath.Join(other, "admin.yaml")}},
 		{"missing", "is not there", []string{"revoke", "--kubeconfig", admin, missing}},
 		{"no cluster", "--kubeconfig which one", []string{"revoke", "--kubeconfig", missing, admin}},
 		{"nothing named", "say what is meant", []string{"revoke"}},

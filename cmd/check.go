@@ -15,10 +15,11 @@ import (
 func (p program) checkCommand() *cli.Command {
 	all := serverSettings()
 	return &cli.Command{
-		Name:        "check",
-		Usage:       "check whether this host can run mote, and say what to fix if not",
-		Description: "Takes the settings of `mote server`. Nothing on the host is changed. The exit code is 1 when something required is missing.",
-		Flags:       append([]cli.Flag{outputFlag(), flag(configSetting)}, flags(all)...),
+		Name:  "check",
+		Usage: "check whether this host can run mote, and say what to fix if not",
+		Description: "Takes the settings of `mote server`. Nothing on the host is changed. The exit code is 1 when " +
+			"something required is missing.",
+		Flags: append([]cli.Flag{outputFlag(), flag(configSetting)}, flags(all)...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -72,7 +73,8 @@ func (p program) printResults(results []hostcheck.Result, running int) {
 	}
 	switch {
 	case count[hostcheck.Fail] > 0:
-		fmt.Fprintf(p.stdout, "%d of %d checks failed: mote does not start here yet.\n", count[hostcheck.Fail], len(results))
+		fmt.Fprintf(p.stdout, "%d of %d checks failed: mote does not start here yet.\n", count[hostcheck.Fail],
+			len(results))
 	case count[hostcheck.Warn] > 0:
 		fmt.Fprintf(p.stdout, "mote runs here; %d warnings.\n", count[hostcheck.Warn])
 	default:

@@ -30,11 +30,12 @@ type cluster struct {
 }
 
 func clusterFlag() cli.Flag {
-	return &cli.StringFlag{Name: "kubeconfig", Usage: "`FILE` to talk to the cluster with (default: KUBECONFIG, or what this machine's server wrote)"}
+	return &cli.StringFlag{Name: "kubeconfig",
+		Usage: "`FILE` to talk to the cluster with (default: KUBECONFIG, or what this machine's server wrote)"}
 }
 
-// cluster connects as `mote kubectl` would: with the flag, KUBECONFIG, or the
-// file this machine's server wrote.
+// cluster connects as `mote kubectl` would: with the flag, KUBECONFIG, or the file this machine's
+// server wrote.
 func (p program) cluster(c *cli.Context) (*cluster, error) {
 	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: c.String("kubeconfig")}
 	if rules.ExplicitPath == "" {
@@ -51,9 +52,12 @@ func (p program) cluster(c *cli.Context) (*cluster, error) {
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("kubeconfig %s is not there: run this on the server's machine, or say with --kubeconfig which one to talk to the cluster with", rules.ExplicitPath)
+		return nil, fmt.Errorf(
+			"kubeconfig %s is not there: run this on the server's machine, or say with --kubeconfig which one to "+
+				"talk to the cluster with", rules.ExplicitPath)
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("kubeconfig %s may not be read: run this as root, or give another with --kubeconfig", rules.ExplicitPath)
+		return nil, fmt.Errorf("kubeconfig %s may not be read: run this as root, or give another with --kubeconfig",
+			rules.ExplicitPath)
 	case err != nil:
 		return nil, fmt.Errorf("use kubeconfig: %w", err)
 	}
@@ -72,7 +76,8 @@ func (p program) cluster(c *cli.Context) (*cluster, error) {
 
 // whoami is the name the cluster knows the user by.
 func (c *cluster) whoami(ctx context.Context) (string, error) {
-	review, err := c.client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	review, err := c.client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{},
+		metav1.CreateOptions{})
 	if err != nil {
 		return "", fmt.Errorf("ask the cluster who this is: %w", err)
 	}

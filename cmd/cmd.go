@@ -18,27 +18,31 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 )
 
-// Main runs the command line and returns the process's exit code: 0 when all
-// went well, 1 for anything refused or failed.
+// Main runs the command line and returns the process's exit code: 0 when all went well, 1 for
+// anything refused or failed.
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, lookupEnv: os.LookupEnv}
+	p := program{
+		stdin:     os.Stdin,
+		stdout:    os.Stdout,
+		stderr:    os.Stderr,
+		lookupEnv: os.LookupEnv,
+	}
 	return p.run(ctx, args)
 }
 
-// program is the command line with everything it takes from the process, so
-// that tests can run it in theirs.
+// program is the command line with everything it takes from the process, so that tests can run it
+// in theirs.
 type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	lookupEnv      func(string) (string, bool)
 }
 
-// exitError ends the process with a code and no message of ours: what was run
-// has said its own.
+// exitError ends the process with a code and no message of ours: what was run has said its own.
 type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -113,7 +117,8 @@ func (p program) app() *cli.App {
 		},
 		Action: func(c *cli.Context) error {
 			if word := c.Args().First(); word != "" {
-				return fmt.Errorf("unknown command %q%s; `mote --help` lists the commands", word, settings.Suggest(word, commandNames(c.App.Commands)))
+				return fmt.Errorf("unknown command %q%s; `mote --help` lists the commands", word,
+					settings.Suggest(word, commandNames(c.App.Commands)))
 			}
 			return cli.ShowAppHelp(c)
 		},
@@ -136,7 +141,8 @@ func prepare(c *cli.Command, path string) {
 		names := commandNames(c.Subcommands)
 		c.Action = func(ctx *cli.Context) error {
 			if word := ctx.Args().First(); word != "" {
-				return fmt.Errorf("unknown command %q of %s%s; `%s --help` lists the commands", word, path, settings.Suggest(word, names), path)
+				return fmt.Errorf("unknown command %q of %s%s; `%s --help` lists the commands", word, path,
+					settings.Suggest(word, names), path)
 			}
 			return fmt.Errorf("%s needs a command: one of %s", path, strings.Join(names, ", "))
 		}

@@ -16,14 +16,16 @@ var shells = []string{"bash", "zsh", "fish"}
 
 func (p program) completionCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "completion",
-		Usage:       "print a script that completes mote's commands in a shell",
-		ArgsUsage:   strings.Join(shells, "|"),
-		Description: "bash: source <(mote completion bash)\nzsh:  source <(mote completion zsh)\nfish: mote completion fish | source",
+		Name:      "completion",
+		Usage:     "print a script that completes mote's commands in a shell",
+		ArgsUsage: strings.Join(shells, "|"),
+		Description: "bash: source <(mote completion bash)\nzsh:  source <(mote completion zsh)\nfish: mote " +
+			"completion fish | source",
 		Action: func(c *cli.Context) error {
 			shell := c.Args().First()
 			if c.NArg() != 1 || !slices.Contains(shells, shell) {
-				return fmt.Errorf("completion of %q is not known%s; write `mote completion %s`", strings.Join(c.Args().Slice(), " "), settings.Suggest(shell, shells), strings.Join(shells, "|"))
+				return fmt.Errorf("completion of %q is not known%s; write `mote completion %s`",
+					strings.Join(c.Args().Slice(), " "), settings.Suggest(shell, shells), strings.Join(shells, "|"))
 			}
 			switch shell {
 			case "fish":
@@ -51,8 +53,8 @@ func words(c *cli.Command) []string {
 	return out
 }
 
-// bashCompletion writes one function: words by the commands typed so far, kubectl's
-// own completion behind `mote kubectl`, and files where a file is expected.
+// bashCompletion writes one function: words by the commands typed so far, kubectl's own completion
+// behind `mote kubectl`, and files where a file is expected.
 func bashCompletion(w io.Writer, commands []*cli.Command) {
 	fmt.Fprintf(w, `_mote() {
 	local cur=${COMP_WORDS[COMP_CWORD]} path="" w
@@ -71,7 +73,8 @@ func bashCompletion(w io.Writer, commands []*cli.Command) {
 	var write func(path string, c *cli.Command)
 	write = func(path string, c *cli.Command) {
 		path += " " + c.Name
-		fmt.Fprintf(w, "\t%q) COMPREPLY=($(compgen -W %q -- \"$cur\") $(compgen -f -- \"$cur\")) ;;\n", path, strings.Join(words(c), " "))
+		fmt.Fprintf(w, "\t%q) COMPREPLY=($(compgen -W %q -- \"$cur\") $(compgen -f -- \"$cur\")) ;;\n", path,
+			strings.Join(words(c), " "))
 		for _, sub := range c.Subcommands {
 			write(path, sub)
 		}
@@ -90,14 +93,18 @@ func fishCompletion(w io.Writer, commands []*cli.Command) {
 		fmt.Fprintf(w, "complete -c mote -f -n %s -a %s -d %s\n", quote("not "+seen(all)), c.Name, quote(c.Usage))
 		below := commandNames(c.Subcommands)
 		for _, sub := range c.Subcommands {
-			fmt.Fprintf(w, "complete -c mote -f -n %s -a %s -d %s\n", quote(seen([]string{c.Name})+"; and not "+seen(below)), sub.Name, quote(sub.Usage))
+			fmt.Fprintf(w, "complete -c mote -f -n %s -a %s -d %s\n",
+				quote(seen([]string{c.Name})+"; and not "+seen(below)), sub.Name, quote(sub.Usage))
 			fishFlags(w, quote(seen([]string{c.Name})+"; and "+seen([]string{sub.Name})), sub.Flags, quote)
 		}
 		fishFlags(w, quote(seen([]string{c.Name})), c.Flags, quote)
 	}
-	fmt.Fprintf(w, "complete -c mote -f -n %s -a %s\n", quote(seen([]string{"completion"})), quote(strings.Join(shells, " ")))
+	fmt.Fprintf(w, "complete -c mote -f -n %s -a %s\n", quote(seen([]string{"completion"})),
+		quote(strings.Join(shells, " ")))
 	fmt.Fprintf(w, "complete -c mote -f -n %s -a %s\n", quote(seen([]string{"kubectl"})),
-		quote("(set -l t (commandline -opc) (commandline -ct); mote kubectl __complete $t[3..-1] 2>/dev/null | string match -v ':*')"))
+		quote(
+			"(set -l t (commandline -opc) (commandline -ct); mote kubectl __complete $t[3..-1] 2>/dev/null | string "+
+				"match -v ':*')"))
 }
 
 func fishFlags(w io.Writer, condition string, flags []cli.Flag, quote func(string) string) {

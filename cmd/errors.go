@@ -19,14 +19,18 @@ var remedies = []struct {
 	{store.ErrForeign, "move the file away, or give another --data-dir"},
 	{store.ErrDamaged, "restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"},
 	{store.ErrInUse, "stop the process that uses it"},
-	{pki.ErrDamaged, "put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"},
-	{pki.ErrIncomplete, "put it back from a backup; if there is none, remove the other one too for new ones: what was signed with them is then no longer trusted"},
+	{pki.ErrDamaged,
+		"put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with " +
+			"it is then no longer trusted"},
+	{pki.ErrIncomplete,
+		"put it back from a backup; if there is none, remove the other one too for new ones: what was signed with " +
+			"them is then no longer trusted"},
 	{pki.ErrEnded, "set the clock if it is wrong; else make a new authority as docs/certificates.md says"},
 	{bundle.ErrNoBundle, ""},
 }
 
-// errorLines turns an error into lines for the user: one for each cause, without
-// repeats, with a remedy where it has none of its own.
+// errorLines turns an error into lines for the user: one for each cause, without repeats, with a
+// remedy where it has none of its own.
 func errorLines(err error) []string {
 	var lines []string
 	for _, e := range parts(err) {
@@ -44,14 +48,15 @@ func errorLines(err error) []string {
 	return lines
 }
 
-// parts takes joined errors apart. An error that wraps joined ones is left whole:
-// its own words belong to all of them.
+// parts takes joined errors apart. An error that wraps joined ones is left whole: its own words
+// belong to all of them.
 func parts(err error) []error {
 	if err == nil {
 		return nil
 	}
 	// Only errors.Join's own type separates its members by line breaks.
-	if joined, ok := err.(interface{ Unwrap() []error }); ok && strings.Count(err.Error(), "\n") >= len(joined.Unwrap())-1 {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok &&
+		strings.Count(err.Error(), "\n") >= len(joined.Unwrap())-1 {
 		var all []error
 		for _, e := range joined.Unwrap() {
 			all = append(all, parts(e)...)

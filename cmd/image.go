@@ -24,18 +24,24 @@ func (p program) imageCommand() *cli.Command {
 		Usage: "import, list and remove images of this machine's node",
 		Subcommands: []*cli.Command{
 			{
-				Name: "import", Usage: "import image archives (OCI or docker, also compressed); - reads standard input",
-				ArgsUsage: "FILE…", Flags: common,
-				Action: p.withAgentDir(1, "FILE", p.importImages),
+				Name:      "import",
+				Usage:     "import image archives (OCI or docker, also compressed); - reads standard input",
+				ArgsUsage: "FILE…",
+				Flags:     common,
+				Action:    p.withAgentDir(1, "FILE", p.importImages),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the images",
-				Flags:  append([]cli.Flag{outputFlag()}, common...),
-				Action: p.withAgentDir(0, "", p.listImages),
+				Name:    "list",
+				Aliases: []string{"ls"},
+				Usage:   "list the images",
+				Flags:   append([]cli.Flag{outputFlag()}, common...),
+				Action:  p.withAgentDir(0, "", p.listImages),
 			},
 			{
-				Name: "rm", Usage: "remove images by name",
-				ArgsUsage: "NAME…", Flags: common,
+				Name:      "rm",
+				Usage:     "remove images by name",
+				ArgsUsage: "NAME…",
+				Flags:     common,
 				Action: p.withAgentDir(1, "NAME", func(c *cli.Context, agentDir string) error {
 					if err := image.Remove(c.Context, agentDir, c.Args().Slice()...); err != nil {
 						return err
@@ -48,8 +54,8 @@ func (p program) imageCommand() *cli.Command {
 	}
 }
 
-// withAgentDir gives an action the agent's folder of the machine's mote, after
-// checking that the command has at least so many words, or none.
+// withAgentDir gives an action the agent's folder of the machine's mote, after checking that the
+// command has at least so many words, or none.
 func (p program) withAgentDir(words int, what string, action func(*cli.Context, string) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if words == 0 {
@@ -112,7 +118,8 @@ func importOne(ctx context.Context, p program, file string, options image.Import
 func importFault(file string, err error) error {
 	switch {
 	case errors.Is(err, image.ErrNotAnImage):
-		return fmt.Errorf("%w; nothing was imported: make the archive with `docker save`, `podman save` or `skopeo copy`", err)
+		return fmt.Errorf(
+			"%w; nothing was imported: make the archive with `docker save`, `podman save` or `skopeo copy`", err)
 	case errors.Is(err, os.ErrNotExist) && !errors.Is(err, image.ErrNotRunning):
 		return fmt.Errorf("image archive %s is not there", file)
 	}

@@ -39,7 +39,8 @@ func (c *cluster) explain(err error) error {
 	var connection *net.OpError
 	switch {
 	case errors.As(err, &connection):
-		return fmt.Errorf("the cluster does not answer at %s: start `mote server`, or give --kubeconfig of another", c.config.Host)
+		return fmt.Errorf("the cluster does not answer at %s: start `mote server`, or give --kubeconfig of another",
+			c.config.Host)
 	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
 		return fmt.Errorf("%w: give --kubeconfig of an administrator", err)
 	}
@@ -55,8 +56,8 @@ func (c *cluster) pin() (string, error) {
 	return joinapi.Pin(authorities[0].Raw), nil
 }
 
-// joinURL is where machines that join reach the cluster: the kubeconfig's own
-// address is often one of this machine alone.
+// joinURL is where machines that join reach the cluster: the kubeconfig's own address is often one
+// of this machine alone.
 func (c *cluster) joinURL(ctx context.Context) (string, error) {
 	servers, err := join.Servers(ctx, c.client)
 	if err != nil {

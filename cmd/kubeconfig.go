@@ -47,15 +47,20 @@ func (p program) kubeconfigCommand() *cli.Command {
 		Subcommands: []*cli.Command{{
 			Name:  "create",
 			Usage: "create a kubeconfig for a user, with its own certificate, groups and an expiry date",
-			Description: "The key is generated here; the cluster signs a certificate for it. A new user has no rights until you bind a role to it.\n" +
+			Description: "The key is generated here; the cluster signs a certificate for it. A new user has no " +
+				"rights until you bind a role to it.\n" +
 				"`mote certificate revoke FILE` revokes the file's access before it expires.",
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "user", Usage: "user `NAME` in the cluster"},
 				&cli.StringSliceFlag{Name: "group", Usage: "`NAME` of a group of the user; may be repeated"},
-				&cli.StringFlag{Name: "ttl", Value: "720h", Usage: "lifetime of the certificate, such as 12h or 30d: at least 10m, at most what the cluster's signer allows (a year)"},
-				&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write, readable only by you (default: standard output)"},
+				&cli.StringFlag{Name: "ttl", Value: "720h",
+					Usage: "lifetime of the certificate, such as 12h or 30d: at least 10m, at most what the " +
+						"cluster's signer allows (a year)"},
+				&cli.StringFlag{Name: "output", Aliases: []string{"o"},
+					Usage: "`FILE` to write, readable only by you (default: standard output)"},
 				&cli.BoolFlag{Name: "force", Usage: "overwrite an existing file"},
-				&cli.StringFlag{Name: "server", Usage: "`URL` of the API server in the file (default: its first address)"},
+				&cli.StringFlag{Name: "server",
+					Usage: "`URL` of the API server in the file (default: its first address)"},
 				clusterFlag(),
 			},
 			Action: func(c *cli.Context) error {
@@ -82,21 +87,26 @@ func wantUser(c *cli.Context) (wantedUser, error) {
 	case u.name == "":
 		return u, errors.New("user is missing: name it with --user")
 	case strings.HasPrefix(u.name, "system:"):
-		return u, fmt.Errorf("--user %s: names that begin with system: belong to Kubernetes itself: choose another", u.name)
+		return u, fmt.Errorf("--user %s: names that begin with system: belong to Kubernetes itself: choose another",
+			u.name)
 	case strings.TrimSpace(u.name) != u.name || strings.ContainsFunc(u.name, func(r rune) bool { return r < ' ' }):
 		return u, fmt.Errorf("--user %q has blanks around it or characters that cannot be seen", u.name)
 	case serverNames[u.name] != "" || u.name == "kubernetes-admin":
 		return u, fmt.Errorf("--user %s is a name mote uses itself: choose another", u.name)
 	case slices.Contains(u.groups, "system:masters"):
-		return u, fmt.Errorf("--group system:masters is refused: its members cannot be limited; give full rights with `mote kubectl create clusterrolebinding %s --clusterrole=cluster-admin --user=%s`", bindingName(u.name), u.name)
+		return u, fmt.Errorf(
+			"--group system:masters is refused: its members cannot be limited; give full rights with `mote kubectl "+
+				"create clusterrolebinding %s --clusterrole=cluster-admin --user=%s`", bindingName(u.name), u.name)
 	case err != nil:
 		return u, err
 	case ttl < leastTTL:
-		return u, fmt.Errorf("--ttl %s is too short: Kubernetes makes no certificates for less than %s", c.String("ttl"), leastTTL)
+		return u, fmt.Errorf("--ttl %s is too short: Kubernetes makes no certificates for less than %s",
+			c.String("ttl"), leastTTL)
 	}
 	for _, g := range u.groups {
 		if g == "" || strings.HasPrefix(g, "system:") {
-			return u, fmt.Errorf("--group %q: groups that begin with system: belong to Kubernetes itself: choose another", g)
+			return u, fmt.Errorf(
+				"--group %q: groups that begin with system: belong to Kubernetes itself: choose another", g)
 		}
 	}
 	u.ttl = ttl
@@ -157,14 +167,15 @@ func (p program) createKubeconfig(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	// The signer dates certificates back, so one of a user that was revoked a
-	// moment ago looks like an old one.
+	// The signer dates certificates back, so one of a user that was revoked a moment ago looks like
+	// an old one.
 	admitted, err := revocation.Admit(c.Context, cl.client, cert)
 	if err != nil {
 		return err
 	}
 	config := clientcmdapi.NewConfig()
-	config.Clusters["mote"] = &clientcmdapi.Cluster{Server: address, CertificateAuthorityData: cl.config.CAData, TLSServerName: cl.config.ServerName}
+	config.Clusters["mote"] = &clientcmdapi.Cluster{Server: address, CertificateAuthorityData: cl.config.CAData,
+		TLSServerName: cl.config.ServerName}
 	config.AuthInfos[u.name] = &clientcmdapi.AuthInfo{ClientCertificateData: certPEM, ClientKeyData: keyPEM}
 	config.Contexts["mote"] = &clientcmdapi.Context{Cluster: "mote", AuthInfo: u.name}
 	config.CurrentContext = "mote"
@@ -205,7 +216,8 @@ func (p program) sayIssued(file, address string, u wantedUser, cert *x509.Certif
 	} else {
 		fmt.Fprintf(w, "wrote %s for %s\n", file, u.name)
 	}
-	fmt.Fprintf(w, "  server       %s\n  groups       %s\n  valid until  %s\n  serial       %s\n", address, groups(cert), cert.NotAfter.Format(time.RFC3339), revocation.Serial(cert))
+	fmt.Fprintf(w, "  server       %s\n  groups       %s\n  valid until  %s\n  serial       %s\n", address,
+		groups(cert), cert.NotAfter.Format(time.RFC3339), revocation.Serial(cert))
 	// The signer counts from when it signs, not from when it was asked.
 	if time.Until(cert.NotAfter) < u.ttl-2*time.Minute {
 		fmt.Fprintf(w, "that is less than --ttl %s: the cluster's signer gives no more\n", u.ttl)
@@ -213,7 +225,9 @@ func (p program) sayIssued(file, address string, u wantedUser, cert *x509.Certif
 	if admitted {
 		fmt.Fprintf(w, "%s was revoked before: only this certificate is let in, older ones stay refused\n", u.name)
 	}
-	fmt.Fprintf(w, "it may do nothing yet; to let it change things in the namespace default, for example:\n  mote kubectl create rolebinding %s --clusterrole=edit --user=%q --namespace=default\n", bindingName(u.name), u.name)
+	fmt.Fprintf(w,
+		"it may do nothing yet; to let it change things in the namespace default, for example:\n  mote kubectl "+
+			"create rolebinding %s --clusterrole=edit --user=%q --namespace=default\n", bindingName(u.name), u.name)
 }
 
 // address is where other machines reach the API server.
@@ -225,7 +239,8 @@ func (c *cluster) address(ctx context.Context) (string, error) {
 	if ip := net.ParseIP(own.Hostname()); own.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return c.config.Host, nil
 	}
-	slices, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+	slices, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
+		metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 	if err != nil {
 		return "", fmt.Errorf("ask the cluster for its address: %w", err)
 	}
@@ -260,8 +275,10 @@ func (c *cluster) issue(ctx context.Context, u wantedUser) (cert *x509.Certifica
 	}
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
-	name, uid, err := csr.RequestCertificateWithContext(ctx, c.client, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}),
-		"", certificatesv1.KubeAPIServerClientSignerName, &u.ttl, []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth}, key)
+	name, uid, err := csr.RequestCertificateWithContext(ctx, c.client,
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}),
+		"", certificatesv1.KubeAPIServerClientSignerName, &u.ttl,
+		[]certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth}, key)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("ask for a certificate: %w", err)
 	}
@@ -269,7 +286,8 @@ func (c *cluster) issue(ctx context.Context, u wantedUser) (cert *x509.Certifica
 		// It has served, or never will; the certificate itself is not kept by anybody else.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
 		defer cancel()
-		if deleteErr := c.client.CertificatesV1().CertificateSigningRequests().Delete(ctx, name, metav1.DeleteOptions{}); deleteErr != nil && err == nil {
+		if deleteErr := c.client.CertificatesV1().CertificateSigningRequests().Delete(ctx, name,
+			metav1.DeleteOptions{}); deleteErr != nil && err == nil {
 			err = fmt.Errorf("remove certificate request %s: %w", name, deleteErr)
 		}
 	}()
@@ -290,14 +308,18 @@ func (c *cluster) approve(ctx context.Context, name string, uid types.UID) ([]by
 		return nil, fmt.Errorf("read certificate request %s: %w", name, err)
 	}
 	request.Status.Conditions = append(request.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue, Reason: "MoteKubeconfigCreate", Message: "approved by `mote kubeconfig create`",
+		Type:    certificatesv1.CertificateApproved,
+		Status:  corev1.ConditionTrue,
+		Reason:  "MoteKubeconfigCreate",
+		Message: "approved by `mote kubeconfig create`",
 	})
 	if _, err := api.UpdateApproval(ctx, name, request, metav1.UpdateOptions{}); err != nil {
 		return nil, fmt.Errorf("approve certificate request %s: %w", name, err)
 	}
 	cert, err := csr.WaitForCertificate(ctx, c.client, name, uid)
 	if err != nil {
-		return nil, fmt.Errorf("wait for the cluster to sign certificate request %s: %w: the server's log says why it does not", name, err)
+		return nil, fmt.Errorf(
+			"wait for the cluster to sign certificate request %s: %w: the server's log says why it does not", name, err)
 	}
 	return cert, nil
 }

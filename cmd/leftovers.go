@@ -20,9 +20,8 @@ import (
 	"github.com/mote-dev/mote/runtime/recovery"
 )
 
-// unmountPods unmounts what a node's kubelet mounted for pods below its folder.
-// A file system in memory that is not one of the kubelet's kinds of volume would
-// lose its content, so it stays.
+// unmountPods unmounts what a node's kubelet mounted for pods below its folder. A file system in
+// memory that is not one of the kubelet's kinds of volume would lose its content, so it stays.
 func unmountPods(node datadir.Agent) error {
 	kubelet := node.Kubelet()
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(kubelet))
@@ -36,7 +35,8 @@ func unmountPods(node datadir.Agent) error {
 		if !kubeletMade(node, m) && !boundToItself(node, m) {
 			continue
 		}
-		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil &&
+			!errors.Is(err, unix.EINVAL) {
 			errs = append(errs, fmt.Errorf("unmount volume %s: %w", m.Mountpoint, err))
 		}
 	}
@@ -44,10 +44,11 @@ func unmountPods(node datadir.Agent) error {
 }
 
 // memoryVolumes are the plugins whose volumes are made in memory by the kubelet.
-var memoryVolumes = []string{"kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~empty-dir", "kubernetes.io~configmap", "kubernetes.io~downward-api"}
+var memoryVolumes = []string{"kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~empty-dir",
+	"kubernetes.io~configmap", "kubernetes.io~downward-api"}
 
-// kubeletMade reports whether a mount is one the kubelet makes: pods/UID/volumes/PLUGIN/NAME
-// or pods/UID/volume-subpaths/….
+// kubeletMade reports whether a mount is one the kubelet makes: pods/UID/volumes/PLUGIN/NAME or
+// pods/UID/volume-subpaths/….
 func kubeletMade(node datadir.Agent, m *mountinfo.Info) bool {
 	rel, err := filepath.Rel(node.Pods(), m.Mountpoint)
 	if err != nil || strings.HasPrefix(rel, "..") {
@@ -66,9 +67,9 @@ func kubeletMade(node datadir.Agent, m *mountinfo.Info) bool {
 	return false
 }
 
-// boundToItself reports whether a mount is the kubelet's folder mounted on
-// itself, as the kubelet does to share the mounts in it. A disk mounted there is
-// another device, or another folder of the same one.
+// boundToItself reports whether a mount is the kubelet's folder mounted on itself, as the kubelet
+// does to share the mounts in it. A disk mounted there is another device, or another folder of the
+// same one.
 func boundToItself(node datadir.Agent, m *mountinfo.Info) bool {
 	kubelet := node.Kubelet()
 	if m.Mountpoint != kubelet || !strings.HasSuffix(m.Root, strings.TrimPrefix(kubelet, node.Paths().Root)) {
@@ -81,9 +82,9 @@ func boundToItself(node datadir.Agent, m *mountinfo.Info) bool {
 	return unix.Major(above.Dev) == uint32(m.Major) && unix.Minor(above.Dev) == uint32(m.Minor)
 }
 
-// removePodLogs removes the logs of the pods of node: those marked as its own, and those of pods its kubelet has folders of.
-// The logs' folder is the same for every kubelet of a machine, so the rest may be
-// another's.
+// removePodLogs removes the logs of the pods of node: those marked as its own, and those of pods
+// its kubelet has folders of. The logs' folder is the same for every kubelet of a machine, so the
+// rest may be another's.
 func removePodLogs(logs string, node datadir.Agent) error {
 	entries, err := os.ReadDir(logs)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -138,16 +139,16 @@ func removeContainerLogLinks(dir string) error {
 	return recovery.RemoveEmpty(dir)
 }
 
-// kubeletHome is where every kubelet keeps its socket for device plugins,
-// whatever folder it was given.
+// kubeletHome is where every kubelet keeps its socket for device plugins, whatever folder it was
+// given.
 const kubeletHome = "/var/lib/kubelet"
 
-// removeDevicePlugins removes what our kubelet left in the place all kubelets
-// use. If anything else is there, or somebody answers on the socket, the place is
-// another's.
+// removeDevicePlugins removes what our kubelet left in the place all kubelets use. If anything else
+// is there, or somebody answers on the socket, the place is another's.
 func removeDevicePlugins(home string) error {
 	plugins := filepath.Join(home, "device-plugins")
-	for dir, ours := range map[string][]string{home: {"device-plugins"}, plugins: {"kubelet.sock", "kubelet_internal_checkpoint"}} {
+	for dir, ours := range map[string][]string{home: {"device-plugins"},
+		plugins: {"kubelet.sock", "kubelet_internal_checkpoint"}} {
 		entries, err := os.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -192,8 +193,8 @@ func answers(socket string) (bool, error) {
 
 const cgroupMount = "/sys/fs/cgroup"
 
-// removeCgroups removes the cgroups of pods in every hierarchy. The kernel
-// refuses to remove one that a process is in, so nobody else's can be hit.
+// removeCgroups removes the cgroups of pods in every hierarchy. The kernel refuses to remove one
+// that a process is in, so nobody else's can be hit.
 func removeCgroups(root string) error {
 	hierarchies := []string{cgroupMount}
 	unified, err := exists(filepath.Join(cgroupMount, "cgroup.controllers"))
@@ -223,8 +224,8 @@ func removeCgroups(root string) error {
 	return errors.Join(errs...)
 }
 
-// stopSlices makes systemd forget the slices of pods that nothing runs in any more: it would make the cgroup of one it
-// knows again.
+// stopSlices makes systemd forget the slices of pods that nothing runs in any more: it would make
+// the cgroup of one it knows again.
 func stopSlices(dir string) error {
 	empty, err := emptySlices(dir)
 	if err != nil || len(empty) == 0 {
@@ -237,8 +238,8 @@ func stopSlices(dir string) error {
 	return nil
 }
 
-// emptySlices names the slices at and below dir that no process is in or below, as cgroup version 2 tells, but for those
-// in one that is named: with a slice systemd stops all in it.
+// emptySlices names the slices at and below dir that no process is in or below, as cgroup version 2
+// tells, but for those in one that is named: with a slice systemd stops all in it.
 func emptySlices(dir string) ([]string, error) {
 	var empty []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

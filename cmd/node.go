@@ -18,16 +18,20 @@ func (p program) nodeCommand() *cli.Command {
 		Usage: "list the cluster's machines, or remove one",
 		Subcommands: []*cli.Command{
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list nodes, and machines that have joined",
-				Flags:  []cli.Flag{outputFlag(), clusterFlag()},
-				Action: p.onCluster(0, p.listNodes),
+				Name:    "list",
+				Aliases: []string{"ls"},
+				Usage:   "list nodes, and machines that have joined",
+				Flags:   []cli.Flag{outputFlag(), clusterFlag()},
+				Action:  p.onCluster(0, p.listNodes),
 			},
 			{
-				Name: "forget", Usage: "remove a node and revoke its credentials, so that another machine can join under its name",
+				Name:  "forget",
+				Usage: "remove a node and revoke its credentials, so that another machine can join under its name",
 				Description: "Kubernetes recreates its pods on other nodes. The machine itself is not touched:\n" +
 					"`mote uninstall --yes` there cleans up.",
-				ArgsUsage: "NAME", Flags: []cli.Flag{clusterFlag()},
-				Action: p.onCluster(1, p.forgetNode),
+				ArgsUsage: "NAME",
+				Flags:     []cli.Flag{clusterFlag()},
+				Action:    p.onCluster(1, p.forgetNode),
 			},
 		},
 	}
@@ -46,7 +50,8 @@ func (p program) listNodes(c *cli.Context, k *cluster) error {
 		w := tabwriter.NewWriter(p.stdout, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(w, "NAME\tSTATUS\tKIND\tADDRESS\tVERSION\tSINCE")
 		for _, n := range list {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Status, dash(n.Kind), dash(n.Address), dash(n.Version), n.Since.UTC().Format(time.RFC3339))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Status, dash(n.Kind), dash(n.Address), dash(n.Version),
+				n.Since.UTC().Format(time.RFC3339))
 		}
 		_ = w.Flush()
 	})

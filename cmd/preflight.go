@@ -20,20 +20,22 @@ const kubeletPort = "10250"
 
 var errNotRoot = errors.New("not running as root: run it as root, for instance with sudo")
 
-// preflight finds out whether a server can run here, and takes the data folder
-// for this process. When it refuses, the host is as it was.
+// preflight finds out whether a server can run here, and takes the data folder for this process.
+// When it refuses, the host is as it was.
 func preflight(h hostcheck.Host, s server.Config, a *agent.Config) (*datadir.Dir, error) {
 	return preflightOf(h, s.DataDir, s.Logger, hostOptions(s, a), func() error { return checkStored(s) })
 }
 
 // preflightOf does so for any role; stored looks at what lies in the folder.
-func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.Options, stored func() error) (*datadir.Dir, error) {
+func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.Options,
+	stored func() error) (*datadir.Dir, error) {
 	// Without these two every other answer would be about something else.
 	if h.UID() != 0 {
 		return nil, errNotRoot
 	}
 	if err := h.TryDir(dataDir); err != nil {
-		return nil, fmt.Errorf("data-dir %s cannot be written (%w): give a --data-dir on a disk that is mounted read-write", dataDir, err)
+		return nil, fmt.Errorf(
+			"data-dir %s cannot be written (%w): give a --data-dir on a disk that is mounted read-write", dataDir, err)
 	}
 	// Before the ports: a mote that runs already has them too, and is the cause.
 	dir, err := datadir.Open(dataDir, dataVersions())
@@ -63,8 +65,9 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 		bind = s.BindAddress.String()
 	}
 	o := hostcheck.Options{
-		DataDir: s.DataDir, Node: a != nil,
-		IPv6: s.Cluster.HasIPv6(),
+		DataDir: s.DataDir,
+		Node:    a != nil,
+		IPv6:    s.Cluster.HasIPv6(),
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(bind, strconv.Itoa(s.HTTPSListenPort)),
 			Purpose: "the API server", Setting: "--https-listen-port",
@@ -72,7 +75,8 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 	}
 	if a != nil {
 		o.Ports = append(o.Ports, hostcheck.Port{
-			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""), upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
+			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),
+				upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
 			Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
 		})
 	}

@@ -20,9 +20,8 @@ import (
 // storeHeader is what every SQLite file begins with.
 const storeHeader = "SQLite format 3\x00"
 
-// checkStored refuses a data folder whose irreplaceable files are plainly
-// damaged, before the parts that own them make anything beside these. They look
-// closer when they open them.
+// checkStored refuses a data folder whose irreplaceable files are plainly damaged, before the parts
+// that own them make anything beside these. They look closer when they open them.
 func checkStored(s server.Config) error {
 	if s.DatastoreEndpoint != "" {
 		// The etcd has the keys, and what is missing here comes from there.

@@ -16,14 +16,13 @@ import (
 	"github.com/mote-dev/mote/server"
 )
 
-// settles is how long after it is ready a process still runs code that only a
-// start needs: first syncs, bootstrap objects, the node's first pods.
+// settles is how long after it is ready a process still runs code that only a start needs: first
+// syncs, bootstrap objects, the node's first pods.
 const settles = 30 * time.Second
 
-// runServer runs a server and, unless node is nil, a node beside it until ctx
-// ends. Either one failing stops both; the node stops first, so that it can
-// still tell the server what it has to. opened is called once nothing can be
-// refused any more.
+// runServer runs a server and, unless node is nil, a node beside it until ctx ends. Either one
+// failing stops both; the node stops first, so that it can still tell the server what it has to.
+// opened is called once nothing can be refused any more.
 func runServer(ctx context.Context, control server.Config, node *agent.Config, ui UI, opened func() error) error {
 	start := time.Now()
 	s, err := server.New(control)
@@ -39,7 +38,13 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	ready := func(node string) Ready {
-		return Ready{NodeName: node, Kubeconfig: control.KubeconfigOutput, URL: s.URL(), JoinCommand: s.JoinCommand(), TokenFile: datadir.At(control.DataDir).TokenFile()}
+		return Ready{
+			NodeName:    node,
+			Kubeconfig:  control.KubeconfigOutput,
+			URL:         s.URL(),
+			JoinCommand: s.JoinCommand(),
+			TokenFile:   datadir.At(control.DataDir).TokenFile(),
+		}
 	}
 	running := []roleReport{{"server", s.Report}}
 	nodeDone := make(chan struct{})
@@ -89,9 +94,8 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	return g.Wait()
 }
 
-// announce says that the process is ready, and gives back to the machine what
-// only starting needed: memory at once, pages of the executable when what
-// follows a start is over as well.
+// announce says that the process is ready, and gives back to the machine what only starting needed:
+// memory at once, pages of the executable when what follows a start is over as well.
 func announce(ctx context.Context, ui UI, r Ready, start time.Time, log *zap.Logger) {
 	r.Took = time.Since(start)
 	ui.Ready(r)
@@ -115,9 +119,12 @@ func connectTo(s *server.Server, node agent.Config) agent.Connect {
 			return agent.Connection{}, fmt.Errorf("make identity of node %s: %w", node.NodeName, err)
 		}
 		return agent.Connection{
-			REST: n.REST, Informers: n.Informers,
-			ServingCertFile: n.Serving.CertFile, ServingKeyFile: n.Serving.KeyFile, ClientCAFile: n.ClientCAFile,
-			Cluster: node.Cluster,
+			REST:            n.REST,
+			Informers:       n.Informers,
+			ServingCertFile: n.Serving.CertFile,
+			ServingKeyFile:  n.Serving.KeyFile,
+			ClientCAFile:    n.ClientCAFile,
+			Cluster:         node.Cluster,
 		}, nil
 	}
 }

@@ -52,8 +52,8 @@ func (p program) server(ctx context.Context, v settings.Values) error {
 	})
 }
 
-// ui returns what tells the user and the log that belongs to it: drawn for a
-// terminal, lines otherwise.
+// ui returns what tells the user and the log that belongs to it: drawn for a terminal, lines
+// otherwise.
 func (p program) ui(debug bool, format string) (UI, *zap.Logger, func(), error) {
 	options := logging.Options{Output: p.stderr, Format: format, Debug: debug}
 	f, isFile := p.stderr.(*os.File)
@@ -88,7 +88,8 @@ func (p program) settings(c *cli.Context, all []settings.Setting) (settings.Valu
 			given[s.Name] = flagItems(c, s)
 		}
 	}
-	where, err := settings.Resolve([]settings.Setting{configSetting}, settings.Sources{Flags: given, LookupEnv: p.lookupEnv})
+	where, err := settings.Resolve([]settings.Setting{configSetting},
+		settings.Sources{Flags: given, LookupEnv: p.lookupEnv})
 	if err != nil {
 		return settings.Values{}, err
 	}
@@ -119,8 +120,8 @@ func flags(all []settings.Setting) []cli.Flag {
 	return out
 }
 
-// flag makes a setting's flag. Environment and default are left to Resolve,
-// which alone knows the files between them.
+// flag makes a setting's flag. Environment and default are left to Resolve, which alone knows the
+// files between them.
 func flag(s settings.Setting) cli.Flag {
 	usage := s.Usage
 	if s.Default != "" {

@@ -20,45 +20,74 @@ import (
 
 // Settings that several commands share.
 var (
-	configSetting  = settings.Setting{Name: "config", Default: settings.DefaultFile, Usage: "configuration `FILE`; the files of FILE.d are read after it"}
-	dataDirSetting = settings.Setting{Name: "data-dir", Default: server.DefaultDataDir, Usage: "folder for all of mote's data"}
-	debugSetting   = settings.Setting{Name: "debug", Kind: settings.Bool, Usage: "log more"}
-	formatSetting  = settings.Setting{Name: "log-format", Default: logging.FormatText, Usage: "format of log lines: text or json"}
+	configSetting = settings.Setting{Name: "config", Default: settings.DefaultFile,
+		Usage: "configuration `FILE`; the files of FILE.d are read after it"}
+	dataDirSetting = settings.Setting{Name: "data-dir", Default: server.DefaultDataDir,
+		Usage: "folder for all of mote's data"}
+	debugSetting  = settings.Setting{Name: "debug", Kind: settings.Bool, Usage: "log more"}
+	formatSetting = settings.Setting{Name: "log-format", Default: logging.FormatText,
+		Usage: "format of log lines: text or json"}
 )
 
-// serverSettings are the flags of `mote server`, the MOTE_* variables, and the
-// keys of the configuration file.
+// serverSettings are the flags of `mote server`, the MOTE_* variables, and the keys of the
+// configuration file.
 func serverSettings() []settings.Setting {
 	return []settings.Setting{
 		dataDirSetting,
 		{Name: "node-name", Usage: "name of this machine's node (default: the host name)"},
-		{Name: "node-ip", Kind: settings.List, Usage: "address of this machine, one of each family (default: that of the default route)"},
+		{Name: "node-ip", Kind: settings.List,
+			Usage: "address of this machine, one of each family (default: that of the default route)"},
 		{Name: "bind-address", Usage: "address the HTTPS port listens on (default: all)"},
-		{Name: "https-listen-port", Kind: settings.Int, Default: fmt.Sprint(server.DefaultHTTPSListenPort), Usage: "port of the API server"},
-		{Name: "tls-san", Kind: settings.List, Usage: "further host names and addresses in the API server's certificate"},
-		{Name: "cluster-cidr", Kind: settings.List, Default: clusterconfig.DefaultClusterCIDR, Usage: "addresses of pods, one range of each family"},
-		{Name: "service-cidr", Kind: settings.List, Default: clusterconfig.DefaultServiceCIDR, Usage: "addresses of services, one range of each family"},
-		{Name: "cluster-dns", Kind: settings.List, Usage: "address of the cluster's DNS (default: the tenth of service-cidr)"},
+		{
+			Name:    "https-listen-port",
+			Kind:    settings.Int,
+			Default: fmt.Sprint(server.DefaultHTTPSListenPort),
+			Usage:   "port of the API server",
+		},
+		{Name: "tls-san", Kind: settings.List,
+			Usage: "further host names and addresses in the API server's certificate"},
+		{
+			Name:    "cluster-cidr",
+			Kind:    settings.List,
+			Default: clusterconfig.DefaultClusterCIDR,
+			Usage:   "addresses of pods, one range of each family",
+		},
+		{
+			Name:    "service-cidr",
+			Kind:    settings.List,
+			Default: clusterconfig.DefaultServiceCIDR,
+			Usage:   "addresses of services, one range of each family",
+		},
+		{Name: "cluster-dns", Kind: settings.List,
+			Usage: "address of the cluster's DNS (default: the tenth of service-cidr)"},
 		{Name: "cluster-domain", Default: clusterconfig.DefaultClusterDomain, Usage: "DNS domain of the cluster"},
-		{Name: "network-backend", Default: string(clusterconfig.DefaultNetworkBackend), Usage: "how all nodes reach pods of other nodes: " + clusterconfig.Choices()},
+		{Name: "network-backend", Default: string(clusterconfig.DefaultNetworkBackend),
+			Usage: "how all nodes reach pods of other nodes: " + clusterconfig.Choices()},
 		{Name: "token", Usage: "token or password agents join with (default: generated at first start)"},
 		{Name: "token-file", Usage: "`FILE` that holds the token"},
-		{Name: "disable", Kind: settings.List, Usage: "in-process services not to run: " + strings.Join(disableable(), ", ")},
+		{Name: "disable", Kind: settings.List,
+			Usage: "in-process services not to run: " + strings.Join(disableable(), ", ")},
 		{Name: "disable-agent", Kind: settings.Bool, Usage: "run no node beside the server"},
-		{Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` for the administrator's kubeconfig"},
+		{Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput,
+			Usage: "`FILE` for the administrator's kubeconfig"},
 		{Name: "node-label", Kind: settings.List, Usage: "label (key=value) the node registers with"},
 		{Name: "node-taint", Kind: settings.List, Usage: "taint (key=value:Effect) the node registers with"},
-		{Name: "registries-file", Default: agent.DefaultRegistriesFile, Usage: "`FILE` of image registry mirrors and credentials"},
+		{Name: "registries-file", Default: agent.DefaultRegistriesFile,
+			Usage: "`FILE` of image registry mirrors and credentials"},
 		{Name: "kubelet-arg", Kind: settings.Args, Usage: "flag=value for the kubelet"},
-		{Name: "kube-proxy-arg", Kind: settings.Args, Usage: "flag=value for the service proxy: proxy-mode, nodeport-addresses, healthz-bind-address, metrics-bind-address"},
+		{Name: "kube-proxy-arg", Kind: settings.Args,
+			Usage: "flag=value for the service proxy: proxy-mode, nodeport-addresses, healthz-bind-address, " +
+				"metrics-bind-address"},
 		{Name: "kube-apiserver-arg", Kind: settings.Args, Usage: "flag=value for the API server"},
 		{Name: "kube-controller-manager-arg", Kind: settings.Args, Usage: "flag=value for the controllers"},
 		{Name: "kube-scheduler-arg", Kind: settings.Args, Usage: "flag=value for the scheduler"},
 		{Name: "datastore-endpoint", Usage: "`URLS` of an etcd cluster to use instead of the built-in store"},
-		{Name: "datastore-cafile", Usage: "`FILE` of the CA of that etcd's certificates (default: the machine's trusted CAs)"},
+		{Name: "datastore-cafile",
+			Usage: "`FILE` of the CA of that etcd's certificates (default: the machine's trusted CAs)"},
 		{Name: "datastore-certfile", Usage: "`FILE` of the client certificate for that etcd"},
 		{Name: "datastore-keyfile", Usage: "`FILE` of that certificate's key"},
-		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability, Usage: "full, or relaxed: writes less, but may lose the last seconds in a power cut"},
+		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability,
+			Usage: "full, or relaxed: writes less, but may lose the last seconds in a power cut"},
 		formatSetting,
 		debugSetting,
 	}
@@ -75,8 +104,8 @@ func fileKeys() []string {
 	return keys
 }
 
-// configs makes the two roles' configurations of the settings, and checks them.
-// The agent's is nil when no node shall run. Every fault is returned.
+// configs makes the two roles' configurations of the settings, and checks them. The agent's is nil
+// when no node shall run. Every fault is returned.
 func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, error) {
 	var p parser
 	token, err := token(v)
@@ -132,10 +161,17 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		return s, nil, errors.Join(p.errs...)
 	}
 	a := &agent.Config{
-		DataDir: s.DataDir, NodeName: s.NodeName, NodeIPs: s.NodeIPs,
-		Cluster:     s.Cluster,
-		KubeletArgs: v.List("kubelet-arg"), ProxyArgs: v.List("kube-proxy-arg"), NodeLabels: v.List("node-label"), NodeTaints: v.List("node-taint"),
-		RegistriesFile: v.String("registries-file"), Debug: s.Debug, Logger: log,
+		DataDir:        s.DataDir,
+		NodeName:       s.NodeName,
+		NodeIPs:        s.NodeIPs,
+		Cluster:        s.Cluster,
+		KubeletArgs:    v.List("kubelet-arg"),
+		ProxyArgs:      v.List("kube-proxy-arg"),
+		NodeLabels:     v.List("node-label"),
+		NodeTaints:     v.List("node-taint"),
+		RegistriesFile: v.String("registries-file"),
+		Debug:          s.Debug,
+		Logger:         log,
 	}
 	p.add(a.Validate())
 	return s, a, errors.Join(p.errs...)
@@ -148,7 +184,8 @@ func token(v settings.Values) (string, error) {
 		return text, nil
 	}
 	if text != "" {
-		return "", fmt.Errorf("token%s and token-file%s are both set: give one of them", v.From("token"), v.From("token-file"))
+		return "", fmt.Errorf("token%s and token-file%s are both set: give one of them", v.From("token"),
+			v.From("token-file"))
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -215,9 +252,11 @@ func (p *parser) nets(v settings.Values, name string) []netip.Prefix {
 		r, err := netip.ParsePrefix(w)
 		switch {
 		case err != nil:
-			p.add(fmt.Errorf("%s %q%s is no address range: write it as ADDRESS/BITS, such as %s", name, w, v.From(name), p.example(name)))
+			p.add(fmt.Errorf("%s %q%s is no address range: write it as ADDRESS/BITS, such as %s", name, w, v.From(name),
+				p.example(name)))
 		case r != r.Masked():
-			p.add(fmt.Errorf("%s %q%s does not start where its range does: write %s", name, w, v.From(name), r.Masked()))
+			p.add(fmt.Errorf("%s %q%s does not start where its range does: write %s", name, w, v.From(name),
+				r.Masked()))
 		default:
 			out = append(out, r)
 		}

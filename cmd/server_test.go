@@ -30,12 +30,15 @@ func TestConfigs_Defaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(s.DataDir, s.NodeName, s.NodeIPs, s.BindAddress, s.HTTPSListenPort, s.Cluster.ClusterCIDRs, s.Cluster.ServiceCIDRs, s.Cluster.ClusterDNS, s.Cluster.ClusterDomain, s.Cluster.NetworkBackend, s.KubeconfigOutput, s.DatastoreDurability)
+	got := fmt.Sprint(s.DataDir, s.NodeName, s.NodeIPs, s.BindAddress, s.HTTPSListenPort, s.Cluster.ClusterCIDRs,
+		s.Cluster.ServiceCIDRs, s.Cluster.ClusterDNS, s.Cluster.ClusterDomain, s.Cluster.NetworkBackend,
+		s.KubeconfigOutput, s.DatastoreDurability)
 	want := "/var/lib/moten1[]<nil>6443[10.42.0.0/16][10.43.0.0/16][10.43.0.10]cluster.localvxlan/etc/mote/kubeconfig.yamlfull"
 	if strings.ReplaceAll(got, " ", "") != want {
 		t.Errorf("server is\n%s, want\n%s", got, want)
 	}
-	if a == nil || a.NodeName != "n1" || a.DataDir != s.DataDir || !reflect.DeepEqual(a.Cluster, s.Cluster) || a.RegistriesFile != agent.DefaultRegistriesFile {
+	if a == nil || a.NodeName != "n1" || a.DataDir != s.DataDir || !reflect.DeepEqual(a.Cluster, s.Cluster) ||
+		a.RegistriesFile != agent.DefaultRegistriesFile {
 		t.Errorf("agent is %+v", a)
 	}
 }
@@ -45,19 +48,26 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 	tokenFile := filepath.Join(t.TempDir(), "token")
 	writeFile(t, tokenFile, "abcdef.0123456789abcdef\n")
 	values := map[string]string{
-		"data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7", "bind-address": "192.0.2.8", "https-listen-port": "7443",
-		"tls-san": "mote.example.com", "cluster-cidr": "10.50.0.0/16", "service-cidr": "10.51.0.0/16", "cluster-dns": "10.43.0.53",
-		"cluster-domain": "example.org", "network-backend": "host-gw", "token": "abcdef.0123456789abcdef", "token-file": tokenFile, "disable": "dns", "disable-agent": "true",
-		"kubeconfig-output": "/tmp/k", "node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r", "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
-		"kube-apiserver-arg": "x=y", "kube-controller-manager-arg": "x=y", "kube-scheduler-arg": "x=y", "datastore-endpoint": "http://127.0.0.1:2379",
-		"datastore-cafile": "/tmp/ca", "datastore-certfile": "/tmp/cert", "datastore-keyfile": "/tmp/key",
+		"data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7", "bind-address": "192.0.2.8",
+		"https-listen-port": "7443",
+		"tls-san":           "mote.example.com", "cluster-cidr": "10.50.0.0/16", "service-cidr": "10.51.0.0/16",
+		"cluster-dns":    "10.43.0.53",
+		"cluster-domain": "example.org", "network-backend": "host-gw", "token": "abcdef.0123456789abcdef",
+		"token-file": tokenFile, "disable": "dns", "disable-agent": "true",
+		"kubeconfig-output": "/tmp/k", "node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r",
+		"kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
+		"kube-apiserver-arg": "x=y", "kube-controller-manager-arg": "x=y", "kube-scheduler-arg": "x=y",
+		"datastore-endpoint": "http://127.0.0.1:2379",
+		"datastore-cafile":   "/tmp/ca", "datastore-certfile": "/tmp/cert", "datastore-keyfile": "/tmp/key",
 		"datastore-durability": server.DurabilityRelaxed, "debug": "true",
 	}
 	// Some are refused without others.
 	etcd := map[string][]string{"datastore-endpoint": {"https://127.0.0.1:2379"}, "token": {"abcdef.0123456789abcdef"}}
-	pair := map[string][]string{"datastore-endpoint": etcd["datastore-endpoint"], "token": etcd["token"], "datastore-certfile": {"/tmp/c"}, "datastore-keyfile": {"/tmp/k"}}
+	pair := map[string][]string{"datastore-endpoint": etcd["datastore-endpoint"], "token": etcd["token"],
+		"datastore-certfile": {"/tmp/c"}, "datastore-keyfile": {"/tmp/k"}}
 	beside := map[string]map[string][]string{
-		"datastore-endpoint": {"token": etcd["token"]}, "datastore-cafile": etcd, "datastore-certfile": pair, "datastore-keyfile": pair,
+		"datastore-endpoint": {"token": etcd["token"]}, "datastore-cafile": etcd, "datastore-certfile": pair,
+		"datastore-keyfile": pair,
 	}
 	for _, s := range serverSettings() {
 		if s.Name == formatSetting.Name {
@@ -95,14 +105,16 @@ func TestConfigs_TokenFile(t *testing.T) {
 		t.Errorf("token is %q, %v", s.Token, err)
 	}
 	writeFile(t, path, "\n")
-	if _, _, err := configs(resolve(t, map[string][]string{"token-file": {path}}), nil); err == nil || !strings.Contains(err.Error(), "empty") {
+	if _, _, err := configs(resolve(t, map[string][]string{"token-file": {path}}), nil); err == nil ||
+		!strings.Contains(err.Error(), "empty") {
 		t.Errorf("an empty file: %v", err)
 	}
 }
 
 func TestConfigs_DualStack(t *testing.T) {
 	s, _, err := configs(resolve(t, map[string][]string{
-		"node-name": {"n1"}, "cluster-cidr": {"10.42.0.0/16,fd00:42::/56"}, "service-cidr": {"10.43.0.0/16", "fd00:43::/112"},
+		"node-name": {"n1"}, "cluster-cidr": {"10.42.0.0/16,fd00:42::/56"},
+		"service-cidr": {"10.43.0.0/16", "fd00:43::/112"},
 	}), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +125,8 @@ func TestConfigs_DualStack(t *testing.T) {
 }
 
 func TestConfigs_FaultsOfBothRolesOnce(t *testing.T) {
-	_, _, err := configs(resolve(t, map[string][]string{"node-name": {"Bad_Name"}, "kubelet-arg": {"x"}, "cluster-domain": {"?"}}), nil)
+	_, _, err := configs(resolve(t,
+		map[string][]string{"node-name": {"Bad_Name"}, "kubelet-arg": {"x"}, "cluster-domain": {"?"}}), nil)
 	lines := errorLines(err)
 	if len(lines) != 3 {
 		t.Errorf("%d faults, want 3: %q", len(lines), lines)
@@ -121,7 +134,8 @@ func TestConfigs_FaultsOfBothRolesOnce(t *testing.T) {
 }
 
 func TestHostOptions_Ports(t *testing.T) {
-	s, a, err := configs(resolve(t, map[string][]string{"node-name": {"n1"}, "https-listen-port": {"7443"}, "kubelet-arg": {"port=7250", "address=127.0.0.1"}}), nil)
+	s, a, err := configs(resolve(t, map[string][]string{"node-name": {"n1"}, "https-listen-port": {"7443"},
+		"kubelet-arg": {"port=7250", "address=127.0.0.1"}}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,8 +173,8 @@ func TestMachineSetting_Sources(t *testing.T) {
 }
 
 func TestExecHelper_LinkNames(t *testing.T) {
-	// The tools end this process if they run, so only the way there is tested: a
-	// helper that cannot be unpacked is reported under both names.
+	// The tools end this process if they run, so only the way there is tested: a helper that cannot
+	// be unpacked is reported under both names.
 	if _, err := os.Stat("../runtime/bundle/data/bundle.json"); err == nil {
 		t.Skip("this build has the helper")
 	}
@@ -169,7 +183,8 @@ func TestExecHelper_LinkNames(t *testing.T) {
 		p.lookupEnv = func(string) (string, bool) { return "", false }
 		var errOut strings.Builder
 		p.stderr, p.stdout = &errOut, &errOut
-		if code := p.run(t.Context(), []string{"/usr/local/bin/" + name, "--help"}); code != 1 || !strings.Contains(errOut.String(), "bundle") {
+		if code := p.run(t.Context(), []string{"/usr/local/bin/" + name, "--help"}); code != 1 ||
+			!strings.Contains(errOut.String(), "bundle") {
 			t.Errorf("%s: code %d, %q", name, code, errOut.String())
 		}
 	}

@@ -23,18 +23,24 @@ func (p program) snapshotCommand() *cli.Command {
 		Usage: "save, list, check and restore snapshots of the built-in store",
 		Subcommands: []*cli.Command{
 			{
-				Name: "save", Usage: "save the store in its current state; a server may be running",
-				ArgsUsage: "[FILE]", Flags: common,
-				Action: p.withDataDir(0, 1, p.saveSnapshot),
+				Name:      "save",
+				Usage:     "save the store in its current state; a server may be running",
+				ArgsUsage: "[FILE]",
+				Flags:     common,
+				Action:    p.withDataDir(0, 1, p.saveSnapshot),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the snapshots of the data folder, newest first",
-				Flags:  append([]cli.Flag{outputFlag()}, common...),
-				Action: p.withDataDir(0, 0, p.listSnapshots),
+				Name:    "list",
+				Aliases: []string{"ls"},
+				Usage:   "list the snapshots of the data folder, newest first",
+				Flags:   append([]cli.Flag{outputFlag()}, common...),
+				Action:  p.withDataDir(0, 0, p.listSnapshots),
 			},
 			{
-				Name: "check", Usage: "check every page and row of a snapshot",
-				ArgsUsage: "FILE", Flags: common,
+				Name:      "check",
+				Usage:     "check every page and row of a snapshot",
+				ArgsUsage: "FILE",
+				Flags:     common,
 				Action: p.withDataDir(1, 1, func(c *cli.Context, _ string) error {
 					info, err := store.CheckFile(c.Context, c.Args().First())
 					if err != nil {
@@ -45,9 +51,11 @@ func (p program) snapshotCommand() *cli.Command {
 				}),
 			},
 			{
-				Name: "restore", Usage: "replace the store with a snapshot; the old store is kept beside it",
-				ArgsUsage: "FILE", Flags: common,
-				Action: p.withDataDir(1, 1, p.restoreSnapshot),
+				Name:      "restore",
+				Usage:     "replace the store with a snapshot; the old store is kept beside it",
+				ArgsUsage: "FILE",
+				Flags:     common,
+				Action:    p.withDataDir(1, 1, p.restoreSnapshot),
 			},
 		},
 	}
@@ -104,7 +112,8 @@ func (p program) listSnapshots(c *cli.Context, dataDir string) error {
 		w := tabwriter.NewWriter(p.stdout, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(w, "TAKEN\tREVISION\tSIZE\tFILE")
 		for _, s := range list {
-			fmt.Fprintf(w, "%s\t%d\t%.1f MB\t%s\n", s.Taken.Format(time.RFC3339), s.Revision, float64(s.Bytes)/1e6, s.Path)
+			fmt.Fprintf(w, "%s\t%d\t%.1f MB\t%s\n", s.Taken.Format(time.RFC3339), s.Revision, float64(s.Bytes)/1e6,
+				s.Path)
 		}
 		_ = w.Flush()
 	})

@@ -13,22 +13,20 @@ import (
 	"github.com/mote-dev/mote/internal/upstream"
 )
 
-// role is what a process is about to be, a server or an agent. Its functions are
-// called in this order.
+// role is what a process is about to be, a server or an agent. Its functions are called in this
+// order.
 type role struct {
 	// configure takes over the settings.
 	configure func(*zap.Logger) error
-	// preflight finds out whether the role can run here, and takes the data folder
-	// for this process. When it refuses, the host is as it was.
+	// preflight finds out whether the role can run here, and takes the data folder for this
+	// process. When it refuses, the host is as it was.
 	preflight func(hostcheck.Host) (*datadir.Dir, error)
-	// run runs the role until ctx ends. It calls opened once nothing can be refused
-	// any more, with the files it makes outside of the data folder, and changes
-	// nothing before.
+	// run runs the role until ctx ends. It calls opened once nothing can be refused any more, with
+	// the files it makes outside of the data folder, and changes nothing before.
 	run func(ctx context.Context, ui UI, opened func(outside ...string) error) error
 }
 
-// start checks everything that can be wrong before anything changes, and then
-// runs the role.
+// start checks everything that can be wrong before anything changes, and then runs the role.
 func (p program) start(ctx context.Context, v settings.Values, r role) error {
 	ui, log, closeUI, err := p.ui(v.Bool("debug"), v.String("log-format"))
 	if err != nil {

@@ -39,7 +39,8 @@ type Status struct {
 }
 
 func (p program) statusCommand() *cli.Command {
-	all := []settings.Setting{dataDirSetting, {Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput, Usage: "`FILE` the server wrote its kubeconfig to"}}
+	all := []settings.Setting{dataDirSetting, {Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput,
+		Usage: "`FILE` the server wrote its kubeconfig to"}}
 	return &cli.Command{
 		Name:        "status",
 		Usage:       "show whether mote is running here, and its state",
@@ -109,7 +110,8 @@ func (p program) printStatus(st Status) {
 		return
 	}
 	fmt.Fprintf(p.stdout, "mote runs on %s (process %d, %d MB)\n", st.DataDir, st.Process, st.MemoryMB)
-	fmt.Fprintf(p.stdout, "  API server  %s\n  containerd  %s\n  store       %d MB\n  kubeconfig  %s\n", st.API, st.Containerd, st.StoreMB, st.Kubeconfig)
+	fmt.Fprintf(p.stdout, "  API server  %s\n  containerd  %s\n  store       %d MB\n  kubeconfig  %s\n", st.API,
+		st.Containerd, st.StoreMB, st.Kubeconfig)
 	for _, role := range st.Parts {
 		p.printParts(role)
 	}

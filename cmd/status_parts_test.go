@@ -24,7 +24,8 @@ func TestServeStatus_AnswersUntilItsContextEnds(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		serveStatus(ctx, socket, []roleReport{{"server", func() []part.Status { return []part.Status{state} }}}, zap.NewNop())
+		serveStatus(ctx, socket, []roleReport{{"server", func() []part.Status { return []part.Status{state} }}},
+			zap.NewNop())
 	}()
 	var got []RoleStatus
 	var err error

@@ -22,17 +22,21 @@ import (
 func (p program) storeCommand() *cli.Command {
 	all := []settings.Setting{
 		dataDirSetting, formatSetting, debugSetting,
-		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability, Usage: "full or relaxed, as of `mote server`"},
+		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability,
+			Usage: "full or relaxed, as of `mote server`"},
 	}
 	return &cli.Command{
-		Name:        "store",
-		Usage:       "run the store alone, for any etcd client",
-		Description: "Serves etcd's v3 API over gRPC on the store file of the data folder. No server may run on that folder at the same time.\nWithout --cert-file, anyone who can reach the port can read and write everything.",
+		Name:  "store",
+		Usage: "run the store alone, for any etcd client",
+		Description: "Serves etcd's v3 API over gRPC on the store file of the data folder. No server may run on that " +
+			"folder at the same time.\nWithout --cert-file, anyone who can reach the port can read and write " +
+			"everything.",
 		Flags: append(flags(all), flag(configSetting),
 			&cli.StringFlag{Name: "listen", Value: "127.0.0.1:2379", Usage: "`HOST:PORT` to listen on"},
 			&cli.StringFlag{Name: "cert-file", Usage: "certificate `FILE` for TLS"},
 			&cli.StringFlag{Name: "key-file", Usage: "key `FILE` for TLS"},
-			&cli.StringFlag{Name: "trusted-ca-file", Usage: "`FILE` of the CA that client certificates must be signed by"},
+			&cli.StringFlag{Name: "trusted-ca-file",
+				Usage: "`FILE` of the CA that client certificates must be signed by"},
 		),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
@@ -56,7 +60,8 @@ func (p program) storeCommand() *cli.Command {
 	}
 }
 
-func serveStore(ctx context.Context, v settings.Values, address string, security *tls.Config, log *zap.Logger) (err error) {
+func serveStore(ctx context.Context, v settings.Values, address string, security *tls.Config,
+	log *zap.Logger) (err error) {
 	dataDir := v.String("data-dir")
 	if !filepath.IsAbs(dataDir) {
 		return fmt.Errorf("data-dir %q is not an absolute path: give one that starts with /", dataDir)
@@ -79,7 +84,8 @@ func serveStore(ctx context.Context, v settings.Values, address string, security
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("create folder of the store: %w", err)
 	}
-	s, err := store.Open(ctx, store.Options{Path: file, Logger: log.Named("store"), Durability: store.Durability(v.String("datastore-durability"))})
+	s, err := store.Open(ctx, store.Options{Path: file, Logger: log.Named("store"),
+		Durability: store.Durability(v.String("datastore-durability"))})
 	if err != nil {
 		return fmt.Errorf("open store %s: %w", file, err)
 	}
@@ -87,7 +93,8 @@ func serveStore(ctx context.Context, v settings.Values, address string, security
 	if security != nil {
 		listener = tls.NewListener(listener, security)
 	}
-	log.Info("store serves etcd clients", zap.String("address", listener.Addr().String()), zap.String("file", file), zap.Int64("revision", s.Revision()))
+	log.Info("store serves etcd clients", zap.String("address", listener.Addr().String()), zap.String("file", file),
+		zap.Int64("revision", s.Revision()))
 	return s.Serve(ctx, listener)
 }
 

@@ -24,26 +24,35 @@ func (p program) tokenCommand() *cli.Command {
 		Usage: "create, list and revoke the tokens that machines join with",
 		Subcommands: []*cli.Command{
 			{
-				Name: "create", Usage: "create a token and print the command to run on the joining machine",
+				Name:  "create",
+				Usage: "create a token and print the command to run on the joining machine",
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "ttl", Usage: "how long machines can join with it, such as 30m or 24h; 0 means until it is deleted", Value: "24h"},
+					&cli.StringFlag{Name: "ttl",
+						Usage: "how long machines can join with it, such as 30m or 24h; 0 means until it is deleted",
+						Value: "24h"},
 					&cli.StringFlag{Name: "description", Usage: "`TEXT` that identifies it in the list"},
 					quiet, clusterFlag(),
 				},
 				Action: p.onCluster(0, p.createToken),
 			},
 			{
-				Name: "list", Aliases: []string{"ls"}, Usage: "list the tokens without their secrets",
-				Flags:  []cli.Flag{outputFlag(), clusterFlag()},
-				Action: p.onCluster(0, p.listTokens),
+				Name:    "list",
+				Aliases: []string{"ls"},
+				Usage:   "list the tokens without their secrets",
+				Flags:   []cli.Flag{outputFlag(), clusterFlag()},
+				Action:  p.onCluster(0, p.listTokens),
 			},
 			{
-				Name: "delete", Aliases: []string{"revoke"}, Usage: "revoke a token at once; machines that have joined with it stay",
-				ArgsUsage: "ID", Flags: []cli.Flag{clusterFlag()},
-				Action: p.onCluster(1, p.deleteToken),
+				Name:      "delete",
+				Aliases:   []string{"revoke"},
+				Usage:     "revoke a token at once; machines that have joined with it stay",
+				ArgsUsage: "ID",
+				Flags:     []cli.Flag{clusterFlag()},
+				Action:    p.onCluster(1, p.deleteToken),
 			},
 			{
-				Name: "rotate", Usage: "replace the server's own token, on the server's machine",
+				Name:   "rotate",
+				Usage:  "replace the server's own token, on the server's machine",
 				Flags:  []cli.Flag{quiet, clusterFlag(), flag(configSetting), flag(dataDirSetting)},
 				Action: p.onCluster(0, p.rotateToken),
 			},
@@ -54,7 +63,8 @@ func (p program) tokenCommand() *cli.Command {
 func (p program) createToken(c *cli.Context, k *cluster) error {
 	ttl, err := time.ParseDuration(c.String("ttl"))
 	if err != nil || ttl < 0 {
-		return fmt.Errorf("ttl %q is no duration: write it as 30m or 24h, or 0 for a token that does not expire", c.String("ttl"))
+		return fmt.Errorf("ttl %q is no duration: write it as 30m or 24h, or 0 for a token that does not expire",
+			c.String("ttl"))
 	}
 	pin, err := k.pin()
 	if err != nil {

@@ -39,15 +39,19 @@ func TestTokenAndNode_BadInput(t *testing.T) {
 		{"unknown command", nil, []string{"node", "forgt"}, []string{`did you mean "forget"?`}},
 		{"a word too many", nil, with("token", "create", "now"), []string{"mote token create [flags]"}},
 		{"a word too few", nil, with("node", "forget"), []string{"mote node forget [flags] NAME"}},
-		{"no server here", map[string]string{"MOTE_CONFIG": config}, []string{"token", "list"}, []string{"missing.yaml is not there", "server", "--kubeconfig"}},
-		{"a flag too late", nil, []string{"node", "forget", "n1", "--kubeconfig", kubeconfig}, []string{"--kubeconfig comes too late"}},
+		{"no server here", map[string]string{"MOTE_CONFIG": config}, []string{"token", "list"},
+			[]string{"missing.yaml is not there", "server", "--kubeconfig"}},
+		{"a flag too late", nil, []string{"node", "forget", "n1", "--kubeconfig", kubeconfig},
+			[]string{"--kubeconfig comes too late"}},
 		{"a server that is off", nil, with("token", "list"), []string{"does not answer", address, "mote server"}},
 		{"a file that is none", nil, []string{"node", "list", "--kubeconfig", config}, []string{"use kubeconfig"}},
 		{"a ttl that is none", nil, with("token", "create", "--ttl", "tomorrow"), []string{`ttl "tomorrow"`, "24h"}},
 		{"a ttl in the past", nil, with("token", "create", "--ttl", "-1h"), []string{`ttl "-1h"`}},
-		{"no id", nil, with("token", "delete", "abcdef.0123456789abcdef"), []string{"no token's id", "mote token list"}},
+		{"no id", nil, with("token", "delete", "abcdef.0123456789abcdef"),
+			[]string{"no token's id", "mote token list"}},
 		{"no node's name", nil, with("node", "forget", "N1/x"), []string{"no node's name", "mote node list"}},
-		{"rotated elsewhere", nil, with("token", "rotate", "--data-dir", filepath.Join(dir, "nothing")), []string{"no server in", "--data-dir"}},
+		{"rotated elsewhere", nil, with("token", "rotate", "--data-dir", filepath.Join(dir, "nothing")),
+			[]string{"no server in", "--data-dir"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := run(t, row.env, row.args...)
@@ -62,7 +66,8 @@ func TestTokenAndNode_BadInput(t *testing.T) {
 // A terminal shows the token once; a log keeps what it is told, and others read it.
 func TestLineUI_Ready_HoldsNoToken(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
-	newLineUI(zap.New(core)).Ready(Ready{Took: time.Second, JoinCommand: "mote agent --token abcdef.0123456789abcdef", TokenFile: "/var/lib/mote/server/token"})
+	newLineUI(zap.New(core)).Ready(Ready{Took: time.Second, JoinCommand: "mote agent --token abcdef.0123456789abcdef",
+		TokenFile: "/var/lib/mote/server/token"})
 	for _, e := range logs.All() {
 		text := fmt.Sprint(e.Message, e.ContextMap())
 		if strings.Contains(text, "0123456789abcdef") {

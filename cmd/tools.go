@@ -20,10 +20,11 @@ import (
 
 func (p program) kubectlCommand() *cli.Command {
 	return &cli.Command{
-		Name:            "kubectl",
-		Usage:           "run the built-in kubectl against this machine's cluster",
-		UsageText:       "mote kubectl ARGUMENT…",
-		Description:     "All arguments go to kubectl. Without --kubeconfig and KUBECONFIG it uses the file `mote server` wrote.",
+		Name:      "kubectl",
+		Usage:     "run the built-in kubectl against this machine's cluster",
+		UsageText: "mote kubectl ARGUMENT…",
+		Description: "All arguments go to kubectl. Without --kubeconfig and KUBECONFIG it uses the file `mote " +
+			"server` wrote.",
 		SkipFlagParsing: true,
 		Action: func(c *cli.Context) error {
 			env := os.Environ()
@@ -45,10 +46,11 @@ func (p program) kubectlCommand() *cli.Command {
 
 func (p program) ctrCommand() *cli.Command {
 	return &cli.Command{
-		Name:            "ctr",
-		Usage:           "run the built-in ctr against this machine's containerd",
-		UsageText:       "mote ctr ARGUMENT…",
-		Description:     "All arguments go to ctr. Without --address and CONTAINERD_ADDRESS it connects to the containerd of the mote in MOTE_DATA_DIR, in the k8s.io namespace.",
+		Name:      "ctr",
+		Usage:     "run the built-in ctr against this machine's containerd",
+		UsageText: "mote ctr ARGUMENT…",
+		Description: "All arguments go to ctr. Without --address and CONTAINERD_ADDRESS it connects to the " +
+			"containerd of the mote in MOTE_DATA_DIR, in the k8s.io namespace.",
 		SkipFlagParsing: true,
 		Action: func(c *cli.Context) error {
 			dir, err := p.machineSetting("data-dir", server.DefaultDataDir)
@@ -69,9 +71,8 @@ func (p program) ctrCommand() *cli.Command {
 	}
 }
 
-// machineSetting resolves one setting of this machine's mote for a command that
-// takes no flags of its own. A file that a server would refuse is no reason not
-// to look at the cluster.
+// machineSetting resolves one setting of this machine's mote for a command that takes no flags of
+// its own. A file that a server would refuse is no reason not to look at the cluster.
 func (p program) machineSetting(name, otherwise string) (string, error) {
 	config, err := settings.Resolve([]settings.Setting{configSetting}, settings.Sources{LookupEnv: p.lookupEnv})
 	if err != nil {
@@ -81,15 +82,16 @@ func (p program) machineSetting(name, otherwise string) (string, error) {
 	if err != nil {
 		files = nil
 	}
-	v, err := settings.Resolve([]settings.Setting{{Name: name, Default: otherwise}}, settings.Sources{LookupEnv: p.lookupEnv, Files: files})
+	v, err := settings.Resolve([]settings.Setting{{Name: name, Default: otherwise}},
+		settings.Sources{LookupEnv: p.lookupEnv, Files: files})
 	if err != nil {
 		return "", err
 	}
 	return v.String(name), nil
 }
 
-// execHelper becomes the helper executable, which behaves as the tool of its
-// name. It is unpacked first if no server has done so.
+// execHelper becomes the helper executable, which behaves as the tool of its name. It is unpacked
+// first if no server has done so.
 func (p program) execHelper(name string, args, env []string) error {
 	path, err := p.helper()
 	if err != nil {
@@ -101,9 +103,9 @@ func (p program) execHelper(name string, args, env []string) error {
 	return nil
 }
 
-// helper finds the helper executable of this very mote, and unpacks it if no
-// server has done so. A data folder that a mote runs on is left to that one, and
-// one that does not exist is not made for this.
+// helper finds the helper executable of this very mote, and unpacks it if no server has done so. A
+// data folder that a mote runs on is left to that one, and one that does not exist is not made for
+// this.
 func (p program) helper() (string, error) {
 	manifest, err := bundle.ReadManifest()
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 
 // UI tells a person or a log what a long command is doing.
 type UI interface {
-	// Phase says that something has begun; the function it returns, that it has
-	// ended. Several phases may run at once.
+	// Phase says that something has begun; the function it returns, that it has ended. Several
+	// phases may run at once.
 	Phase(name string) func(err error)
-	// Progress says how far long work is: the phase it belongs to, what it is
-	// about, and how much is done. Total is zero when it is not known.
+	// Progress says how far long work is: the phase it belongs to, what it is about, and how much
+	// is done. Total is zero when it is not known.
 	Progress(phase, name string, done, total int64)
 	// Ready says that the command has come up.
 	Ready(r Ready)
@@ -29,15 +29,14 @@ type Ready struct {
 	URL string
 	// Kubeconfig is the administrator's file; empty on a machine without a server.
 	Kubeconfig string
-	// JoinCommand joins another machine; empty while that is not possible. It
-	// holds a token, so it is for a person and not for a log.
+	// JoinCommand joins another machine; empty while that is not possible. It holds a token, so it
+	// is for a person and not for a log.
 	JoinCommand string
 	// TokenFile is where that token lies.
 	TokenFile string
 }
 
-// progressEvery is how often a log hears of progress: lines stay, unlike what a
-// terminal shows.
+// progressEvery is how often a log hears of progress: lines stay, unlike what a terminal shows.
 const progressEvery = 5 * time.Second
 
 // lineUI writes log lines, for a service.

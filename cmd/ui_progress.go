@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// progressTimes lets one report through per piece of work and interval. The
-// first one waits an interval too: short work needs no report.
+// progressTimes lets one report through per piece of work and interval. The first one waits an
+// interval too: short work needs no report.
 type progressTimes struct {
 	every time.Duration
 

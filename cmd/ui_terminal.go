@@ -15,9 +15,8 @@ var frames = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "�
 // frameTime is how long a frame stands.
 const frameTime = 100 * time.Millisecond
 
-// terminalUI draws a line for each phase: those that ended stay, the ones under
-// way turn in the last line. Log lines pass through it, so that they do not
-// tear that line apart.
+// terminalUI draws a line for each phase: those that ended stay, the ones under way turn in the
+// last line. Log lines pass through it, so that they do not tear that line apart.
 type terminalUI struct {
 	out   io.Writer
 	width func() int
@@ -41,7 +40,12 @@ type phase struct {
 
 // newTerminalUI returns a UI that draws until close.
 func newTerminalUI(out io.Writer, width func() int) *terminalUI {
-	u := &terminalUI{out: out, width: width, now: time.Now, stop: make(chan struct{})}
+	u := &terminalUI{
+		out:   out,
+		width: width,
+		now:   time.Now,
+		stop:  make(chan struct{}),
+	}
 	u.done.Go(func() {
 		ticker := time.NewTicker(frameTime)
 		defer ticker.Stop()
@@ -70,8 +74,8 @@ func (u *terminalUI) turn() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.running) == 0 {
-		// An idle server must not wake a terminal ten times a second for nothing;
-		// it costs one comparison.
+		// An idle server must not wake a terminal ten times a second for nothing; it costs one
+		// comparison.
 		return
 	}
 	u.frame = (u.frame + 1) % len(frames)

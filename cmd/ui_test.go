@@ -28,7 +28,13 @@ func TestTerminalUI_Screen(t *testing.T) {
 		fmt.Fprint(ui, "a log line\n")
 		done(nil)
 		other(errors.New("no"))
-		ui.Ready(Ready{Took: 2500 * time.Millisecond, NodeName: "n1", URL: "https://192.0.2.7:6443", Kubeconfig: "/etc/mote/kubeconfig.yaml", JoinCommand: "mote agent --server …"})
+		ui.Ready(Ready{
+			Took:        2500 * time.Millisecond,
+			NodeName:    "n1",
+			URL:         "https://192.0.2.7:6443",
+			Kubeconfig:  "/etc/mote/kubeconfig.yaml",
+			JoinCommand: "mote agent --server …",
+		})
 		ui.close()
 
 		raw := out.String()
@@ -82,7 +88,8 @@ func TestLineUI_Lines(t *testing.T) {
 	if strings.Join(got, "|") != want {
 		t.Errorf("lines are %q", got)
 	}
-	if m := logs.FilterMessage("mote is ready").All()[0].ContextMap(); m["kubeconfig"] != "/k" || m["url"] == nil || m["node"] != nil {
+	if m := logs.FilterMessage("mote is ready").All()[0].ContextMap(); m["kubeconfig"] != "/k" || m["url"] == nil ||
+		m["node"] != nil {
 		t.Errorf("ready has %v", m)
 	}
 }
@@ -94,12 +101,20 @@ func TestFaultLines(t *testing.T) {
 		want []string
 	}{
 		{"plain", errors.New("one"), []string{"one"}},
-		{"joined", errors.Join(errors.New("one"), errors.Join(errors.New("two"), errors.New("one"))), []string{"one", "two"}},
+		{"joined", errors.Join(errors.New("one"), errors.Join(errors.New("two"), errors.New("one"))),
+			[]string{"one", "two"}},
 		{"several lines", errors.New("one\n  two"), []string{"one two"}},
-		{"wrapped join stays whole", fmt.Errorf("start: %w", errors.Join(errors.New("one"), errors.New("two"))), []string{"start: one two"}},
-		{"damaged store", fmt.Errorf("open store /d/state.db: %w", store.ErrDamaged), []string{"open store /d/state.db: store file is damaged: restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"}},
-		{"newer store", fmt.Errorf("open store /d: %w", store.ErrNewer), []string{"open store /d: store file was written by a newer mote: install that version of mote again, or restore an older snapshot with `mote snapshot restore`"}},
-		{"damaged key", fmt.Errorf("open /d/ca.crt: %w", pki.ErrDamaged), []string{"open /d/ca.crt: damaged certificate or key: put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"}},
+		{"wrapped join stays whole", fmt.Errorf("start: %w", errors.Join(errors.New("one"), errors.New("two"))),
+			[]string{"start: one two"}},
+		{"damaged store", fmt.Errorf("open store /d/state.db: %w", store.ErrDamaged),
+			[]string{
+				"open store /d/state.db: store file is damaged: restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"}},
+		{"newer store", fmt.Errorf("open store /d: %w", store.ErrNewer),
+			[]string{
+				"open store /d: store file was written by a newer mote: install that version of mote again, or restore an older snapshot with `mote snapshot restore`"}},
+		{"damaged key", fmt.Errorf("open /d/ca.crt: %w", pki.ErrDamaged),
+			[]string{
+				"open /d/ca.crt: damaged certificate or key: put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := errorLines(test.err)

@@ -25,12 +25,12 @@ import (
 	"github.com/mote-dev/mote/server"
 )
 
-// stopPatience is how long a running mote may take to stop before it is killed;
-// it promises to stop within ten seconds.
+// stopPatience is how long a running mote may take to stop before it is killed; it promises to stop
+// within ten seconds.
 const stopPatience = 15 * time.Second
 
-// pollEvery is how often the process that was asked to stop is looked at when
-// the kernel cannot tell when it ends.
+// pollEvery is how often the process that was asked to stop is looked at when the kernel cannot
+// tell when it ends.
 const pollEvery = 100 * time.Millisecond
 
 func (p program) uninstallCommand() *cli.Command {
@@ -38,9 +38,11 @@ func (p program) uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
 		Usage: "stop mote and its pods on this machine and remove everything it made",
-		Description: "Removes pods, their network, the cluster's data and keys. Leaves alone file systems mounted inside the data folder,\n" +
+		Description: "Removes pods, their network, the cluster's data and keys. Leaves alone file systems mounted " +
+			"inside the data folder,\n" +
 			"the configuration in /etc/mote, and the executable itself. It is safe to repeat.",
-		Flags: append(flags(all), flag(configSetting), &cli.BoolFlag{Name: "yes", Usage: "confirm: without it, nothing is removed"}),
+		Flags: append(flags(all), flag(configSetting),
+			&cli.BoolFlag{Name: "yes", Usage: "confirm: without it, nothing is removed"}),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -68,9 +70,8 @@ func (p program) uninstallCommand() *cli.Command {
 	}
 }
 
-// checkMotes refuses a folder that nothing of a mote is in: a slip of the hand
-// should not cost somebody's files. One that is not there may be what an earlier
-// run has left to do outside of it.
+// checkMotes refuses a folder that nothing of a mote is in: a slip of the hand should not cost
+// somebody's files. One that is not there may be what an earlier run has left to do outside of it.
 func checkMotes(dataDir string) error {
 	entries, err := os.ReadDir(dataDir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 || dataDir == server.DefaultDataDir {
@@ -80,7 +81,8 @@ func checkMotes(dataDir string) error {
 		return fmt.Errorf("look at data-dir: %w", err)
 	}
 	paths := datadir.At(dataDir)
-	for _, mark := range append(paths.Records(), paths.Database(), paths.TLS(), paths.Agent().Dir(), paths.CurrentBin()) {
+	for _, mark := range append(paths.Records(), paths.Database(), paths.TLS(), paths.Agent().Dir(),
+		paths.CurrentBin()) {
 		there, err := exists(mark)
 		if err != nil || there {
 			return err
@@ -89,8 +91,8 @@ func checkMotes(dataDir string) error {
 	return fmt.Errorf("data-dir %s holds nothing of a mote: give the one the server was given", dataDir)
 }
 
-// uninstaller removes one mote, in the order in which each step may be
-// interrupted and the whole repeated: the record of what is left to do goes last.
+// uninstaller removes one mote, in the order in which each step may be interrupted and the whole
+// repeated: the record of what is left to do goes last.
 type uninstaller struct {
 	program
 	dataDir string
@@ -105,8 +107,8 @@ func (u *uninstaller) run(ctx context.Context) error {
 		return err
 	}
 	node := datadir.At(u.dataDir).Agent()
-	// Rules and DNS are the machine's, not the folder's: a server that had no node
-	// must leave those of another mote alone.
+	// Rules and DNS are the machine's, not the folder's: a server that had no node must leave those
+	// of another mote alone.
 	hadNode, err := exists(node.Dir())
 	if err != nil {
 		return err
@@ -152,8 +154,8 @@ func (u *uninstaller) run(ctx context.Context) error {
 	return nil
 }
 
-// stopMote asks the process that runs on the data folder to stop, and ends it
-// when it does not. Killing loses nothing: the store survives power cuts.
+// stopMote asks the process that runs on the data folder to stop, and ends it when it does not.
+// Killing loses nothing: the store survives power cuts.
 func (u *uninstaller) stopMote(ctx context.Context) error {
 	pid, err := datadir.Holder(u.dataDir)
 	if err != nil || pid == 0 {
@@ -203,9 +205,9 @@ func waitPidfd(ctx context.Context, fd int, patience time.Duration) (bool, error
 	return false, ctx.Err()
 }
 
-// removeVolumes unmounts what the kubelet mounted for pods and removes its
-// folder. Unmounting deletes nothing but the memory of secrets and the like; a
-// folder that something else is still mounted in stays.
+// removeVolumes unmounts what the kubelet mounted for pods and removes its folder. Unmounting
+// deletes nothing but the memory of secrets and the like; a folder that something else is still
+// mounted in stays.
 func (u *uninstaller) removeVolumes(node datadir.Agent) error {
 	// First, as the kubelet's folder tells whose logs these are.
 	if err := removePodLogs(agent.PodLogsDir(u.dataDir), node); err != nil {
@@ -217,8 +219,8 @@ func (u *uninstaller) removeVolumes(node datadir.Agent) error {
 	return u.remove(node.Kubelet())
 }
 
-// removeFiles removes the rest: the server's part, what this package made, logs
-// of pods and cgroups, and the folder itself when nothing else is in it.
+// removeFiles removes the rest: the server's part, what this package made, logs of pods and
+// cgroups, and the folder itself when nothing else is in it.
 func (u *uninstaller) removeFiles(node datadir.Agent) error {
 	paths := node.Paths()
 	// Before the authority, which tells whose they are.
@@ -263,8 +265,8 @@ func (u *uninstaller) removeFiles(node datadir.Agent) error {
 	return nil
 }
 
-// removeOutside removes the files mote made outside of the data folder. Another
-// mote may have written its own to the same place since: that one stays.
+// removeOutside removes the files mote made outside of the data folder. Another mote may have
+// written its own to the same place since: that one stays.
 func (u *uninstaller) removeOutside() error {
 	files, err := datadir.Outside(u.dataDir)
 	if err != nil {

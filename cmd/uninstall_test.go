@@ -24,12 +24,14 @@ func TestEmptySlices(t *testing.T) {
 	}
 	for path, populated := range map[string]string{
 		"": "1", "kubepods-burstable.slice": "0", "kubepods-burstable.slice/kubepods-burstable-pod1.slice": "0",
-		"kubepods-pod2.slice": "1", "kubepods-pod2.slice/cri-containerd-3.scope": "1", "kubepods-pod2.slice/cri-containerd-4.scope": "0",
+		"kubepods-pod2.slice": "1", "kubepods-pod2.slice/cri-containerd-3.scope": "1",
+		"kubepods-pod2.slice/cri-containerd-4.scope": "0",
 	} {
 		if err := os.MkdirAll(filepath.Join(dir, path), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, path, "cgroup.events"), []byte("populated "+populated+"\nfrozen 0\n"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, path, "cgroup.events"), []byte("populated "+populated+"\nfrozen 0\n"),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -137,8 +139,8 @@ func TestUninstaller_KeepsWhatIsNotMotes(t *testing.T) {
 	}
 	t.Setenv("HOME", t.TempDir())
 	u, out, kubeconfig := machine(t)
-	// Another cluster's kubeconfig at the same place, a file of the user's, a disk
-	// in a volume, and one mounted by hand.
+	// Another cluster's kubeconfig at the same place, a file of the user's, a disk in a volume, and
+	// one mounted by hand.
 	writeFile(t, kubeconfig, "ca: other")
 	writeFile(t, filepath.Join(u.dataDir, "notes"), "mine")
 	disk := t.TempDir()
@@ -148,7 +150,8 @@ func TestUninstaller_KeepsWhatIsNotMotes(t *testing.T) {
 	if err := os.MkdirAll(byHand, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for target, flags := range map[string]uintptr{volume: unix.MS_BIND, byHand: unix.MS_BIND, filepath.Join(u.dataDir, "agent/kubelet"): unix.MS_BIND | unix.MS_REC} {
+	for target, flags := range map[string]uintptr{volume: unix.MS_BIND, byHand: unix.MS_BIND,
+		filepath.Join(u.dataDir, "agent/kubelet"): unix.MS_BIND | unix.MS_REC} {
 		source := disk
 		if filepath.Base(target) == "kubelet" {
 			source = target
@@ -232,7 +235,8 @@ func TestRemoveContainerLogLinks_OnlyDangling(t *testing.T) {
 	if err := os.Mkdir(links, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"live.log": live, "gone.log": filepath.Join(dir, "pods", "b"), "foreign.log": "/nowhere/else"} {
+	for name, target := range map[string]string{"live.log": live, "gone.log": filepath.Join(dir, "pods", "b"),
+		"foreign.log": "/nowhere/else"} {
 		if err := os.Symlink(target, filepath.Join(links, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -254,8 +258,10 @@ func TestRemoveDevicePlugins_OnlyOurs(t *testing.T) {
 	}{
 		{"ours", "", false, ""},
 		{"somebody answers", "", true, "kubelet kubelet/device-plugins kubelet/device-plugins/kubelet.sock"},
-		{"another kubelet's pods", "pods", false, "kubelet kubelet/device-plugins kubelet/device-plugins/kubelet.sock kubelet/pods"},
-		{"a plugin's socket", "device-plugins/gpu.sock", false, "kubelet kubelet/device-plugins kubelet/device-plugins/gpu.sock kubelet/device-plugins/kubelet.sock"},
+		{"another kubelet's pods", "pods", false,
+			"kubelet kubelet/device-plugins kubelet/device-plugins/kubelet.sock kubelet/pods"},
+		{"a plugin's socket", "device-plugins/gpu.sock", false,
+			"kubelet kubelet/device-plugins kubelet/device-plugins/gpu.sock kubelet/device-plugins/kubelet.sock"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := shortDir(t)
@@ -307,9 +313,12 @@ func TestUninstaller_UnreadableIsNotMissing(t *testing.T) {
 		run  func(u *uninstaller) error
 		path func(datadir.Paths) string
 	}{
-		{"whether there was a node", func(u *uninstaller) error { return u.run(t.Context()) }, func(p datadir.Paths) string { return p.Agent().Dir() }},
-		{"whether it is mote's", func(u *uninstaller) error { return checkMotes(u.dataDir) }, func(p datadir.Paths) string { return p.Records()[0] }},
-		{"whose the kubeconfig is", (*uninstaller).removeOutside, func(p datadir.Paths) string { return filepath.Join(p.TLS(), "ca.crt") }},
+		{"whether there was a node", func(u *uninstaller) error { return u.run(t.Context()) },
+			func(p datadir.Paths) string { return p.Agent().Dir() }},
+		{"whether it is mote's", func(u *uninstaller) error { return checkMotes(u.dataDir) },
+			func(p datadir.Paths) string { return p.Records()[0] }},
+		{"whose the kubeconfig is", (*uninstaller).removeOutside,
+			func(p datadir.Paths) string { return filepath.Join(p.TLS(), "ca.crt") }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			u, _, kubeconfig := machine(t)

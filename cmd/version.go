@@ -29,8 +29,11 @@ type Versions struct {
 func versions() Versions {
 	sqlite, _, _ := sqlite3.Version()
 	v := Versions{
-		Mote: Version, Kubernetes: version.Get().GitVersion, SQLite: "v" + sqlite,
-		Go: goruntime.Version(), Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
+		Mote:       Version,
+		Kubernetes: version.Get().GitVersion,
+		SQLite:     "v" + sqlite,
+		Go:         goruntime.Version(),
+		Platform:   goruntime.GOOS + "/" + goruntime.GOARCH,
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -67,14 +70,20 @@ func (p program) versionCommand() *cli.Command {
 			}
 			v := versions()
 			return p.print(c, v, func() {
-				fmt.Fprintf(p.stdout, "mote %s\nKubernetes %s\ncontainerd %s\nSQLite %s\nGo %s %s\n", v.Mote, v.Kubernetes, v.Containerd, v.SQLite, v.Go, v.Platform)
+				fmt.Fprintf(p.stdout, "mote %s\nKubernetes %s\ncontainerd %s\nSQLite %s\nGo %s %s\n", v.Mote,
+					v.Kubernetes, v.Containerd, v.SQLite, v.Go, v.Platform)
 			})
 		},
 	}
 }
 
 func outputFlag() cli.Flag {
-	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT` of the output: text or json", Value: "text"}
+	return &cli.StringFlag{
+		Name:    "output",
+		Aliases: []string{"o"},
+		Usage:   "`FORMAT` of the output: text or json",
+		Value:   "text",
+	}
 }
 
 // print writes v as JSON when asked for, else calls text.

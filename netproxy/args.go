@@ -24,8 +24,9 @@ type Args struct {
 	HealthzAddress, MetricsAddress string
 }
 
-// ParseArgs parses arguments of the form flag=value, named like kube-proxy's flags, over kube-proxy's defaults. It returns all
-// errors; each names the argument and says what would be valid.
+// ParseArgs parses arguments of the form flag=value, named like kube-proxy's flags, over
+// kube-proxy's defaults. It returns all errors; each names the argument and says what would be
+// valid.
 func ParseArgs(args []string) (Args, error) {
 	out := Args{HealthzAddress: DefaultHealthzAddress, MetricsAddress: DefaultMetricsAddress}
 	var errs []error
@@ -60,7 +61,9 @@ func ParseArgs(args []string) (Args, error) {
 			}
 			*at = address
 		default:
-			report("%q is not supported: mote has proxy-mode, nodeport-addresses, healthz-bind-address and metrics-bind-address", arg)
+			report(
+				"%q is not supported: mote has proxy-mode, nodeport-addresses, healthz-bind-address and "+
+					"metrics-bind-address", arg)
 		}
 	}
 	return out, errors.Join(errs...)
@@ -68,7 +71,8 @@ func ParseArgs(args []string) (Args, error) {
 
 var errNoAddress = errors.New("no address: write it as IP:PORT, or nothing to serve it nowhere")
 
-// listenAddress parses an address to listen on. As with kube-proxy the port is optional. Empty means not to listen.
+// listenAddress parses an address to listen on. As with kube-proxy the port is optional. Empty
+// means not to listen.
 func listenAddress(text, otherwise string) (string, error) {
 	if text == "" {
 		return "", nil

@@ -15,16 +15,20 @@ func TestParseArgs(t *testing.T) {
 	}{
 		{name: "none", want: Args{HealthzAddress: "0.0.0.0:10256", MetricsAddress: "127.0.0.1:10249"}},
 		{
-			name: "all", args: []string{"proxy-mode=iptables", "--nodeport-addresses=192.168.1.0/24,fd00::/8", "healthz-bind-address=", "metrics-bind-address=0.0.0.0"},
-			want: Args{Mode: "iptables", NodePortAddresses: []string{"192.168.1.0/24", "fd00::/8"}, MetricsAddress: "0.0.0.0:10249"},
+			name: "all", args: []string{"proxy-mode=iptables", "--nodeport-addresses=192.168.1.0/24,fd00::/8",
+				"healthz-bind-address=", "metrics-bind-address=0.0.0.0"},
+			want: Args{Mode: "iptables", NodePortAddresses: []string{"192.168.1.0/24", "fd00::/8"},
+				MetricsAddress: "0.0.0.0:10249"},
 		},
 		{
 			name: "the last wins", args: []string{"metrics-bind-address=0.0.0.0:1", "metrics-bind-address=[::1]:2"},
 			want: Args{HealthzAddress: "0.0.0.0:10256", MetricsAddress: "[::1]:2"},
 		},
 		{
-			name: "faults", args: []string{"proxy-mode=ipvs", "nodeport-addresses=primary", "healthz-bind-address=here", "cluster-cidr=10.0.0.0/8"},
-			bad: []string{`"proxy-mode=ipvs"`, `"primary" is no range`, `"healthz-bind-address=here"`, `"cluster-cidr=10.0.0.0/8" is not supported`},
+			name: "faults", args: []string{"proxy-mode=ipvs", "nodeport-addresses=primary", "healthz-bind-address=here",
+				"cluster-cidr=10.0.0.0/8"},
+			bad: []string{`"proxy-mode=ipvs"`, `"primary" is no range`, `"healthz-bind-address=here"`,
+				`"cluster-cidr=10.0.0.0/8" is not supported`},
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {

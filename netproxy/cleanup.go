@@ -24,9 +24,10 @@ type CleanupConfig struct {
 	Logger *zap.Logger
 }
 
-// Cleanup removes everything a [Proxy] created: service rules of both modes, the node's own rules, the bridge and the pods'
-// interfaces on it, the overlay, address leases and the network list. It never touches rules of others and may be repeated.
-// The Proxy must not be running, or it would restore its rules.
+// Cleanup removes everything a [Proxy] created: service rules of both modes, the node's own rules,
+// the bridge and the pods' interfaces on it, the overlay, address leases and the network list. It
+// never touches rules of others and may be repeated. The Proxy must not be running, or it would
+// restore its rules.
 func Cleanup(ctx context.Context, c CleanupConfig) error {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -39,6 +40,11 @@ func Cleanup(ctx context.Context, c CleanupConfig) error {
 	if podnet.IPTablesInUse(ctx) && iptables.CleanupLeftovers(ctx) {
 		errs = append(errs, errors.New("remove service rules of iptables: see the log"))
 	}
-	errs = append(errs, policy.Cleanup(ctx), podnet.Cleanup(ctx, podnet.Config{Bridge: c.Bridge, ConfDir: c.CNIConfDir, StateDir: c.StateDir, Logger: c.Logger}))
+	errs = append(errs, policy.Cleanup(ctx), podnet.Cleanup(ctx, podnet.Config{
+		Bridge:   c.Bridge,
+		ConfDir:  c.CNIConfDir,
+		StateDir: c.StateDir,
+		Logger:   c.Logger,
+	}))
 	return errors.Join(errs...)
 }

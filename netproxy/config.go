@@ -24,25 +24,28 @@ const (
 
 // Config configures a [Proxy]. It is not written to after [New].
 type Config struct {
-	// Client reads services, endpoint slices, nodes and service CIDRs. It is used for informers only, and only if
-	// Informers is nil.
+	// Client reads services, endpoint slices, nodes and service CIDRs. It is used for informers
+	// only, and only if Informers is nil.
 	Client kubernetes.Interface
-	// Informers is the factory that the parts of this process share, so that no object is cached twice. New requests the
-	// informers it needs from it. Its owner runs them, before or after New: to Start it is only a request to start what
-	// was requested, and nothing here ends it, as with internal/informer.Shared. Nil makes Run own one.
+	// Informers is the factory that the parts of this process share, so that no object is cached
+	// twice. New requests the informers it needs from it. Its owner runs them, before or after New:
+	// to Start it is only a request to start what was requested, and nothing here ends it, as with
+	// internal/informer.Shared. Nil makes Run own one.
 	Informers informers.SharedInformerFactory
 	// NodeName is the name of this node.
 	NodeName string
-	// NodeIPs are the node's addresses, the primary one first. They may be empty: the Node object is not waited for.
+	// NodeIPs are the node's addresses, the primary one first. They may be empty: the Node object
+	// is not waited for.
 	NodeIPs []net.IP
 	// Cluster is what all nodes agree on, with its defaults filled in.
 	Cluster clusterconfig.Config
-	// LocalServiceIPs are service addresses that this node serves itself (cluster DNS). The service proxy never handles
-	// them.
+	// LocalServiceIPs are service addresses that this node serves itself (cluster DNS). The service
+	// proxy never handles them.
 	LocalServiceIPs []netip.Addr
 	// Mode forces the backend: "nftables" or "iptables". Empty probes.
 	Mode string
-	// CNIConfDir is the folder of the container runtime's network lists, CNIBinDir that of the CNI plugins.
+	// CNIConfDir is the folder of the container runtime's network lists, CNIBinDir that of the CNI
+	// plugins.
 	CNIConfDir, CNIBinDir string
 	// StateDir keeps address leases: <data-dir>/agent/cni.
 	StateDir string
@@ -52,12 +55,14 @@ type Config struct {
 	Bridge string
 	// MTU of pods; zero means to derive it from the uplink.
 	MTU int
-	// NodePortAddresses limits the addresses NodePort services answer on, as CIDRs; empty means all of the node.
+	// NodePortAddresses limits the addresses NodePort services answer on, as CIDRs; empty means all
+	// of the node.
 	NodePortAddresses []string
-	// HealthzAddress serves the proxy's health to load balancers (upstream's default: 0.0.0.0:10256); empty disables it.
+	// HealthzAddress serves the proxy's health to load balancers (upstream's default:
+	// 0.0.0.0:10256); empty disables it.
 	HealthzAddress string
-	// MetricsAddress serves the proxy's metrics and mode without authentication (upstream's default: 127.0.0.1:10249); empty
-	// disables it.
+	// MetricsAddress serves the proxy's metrics and mode without authentication (upstream's
+	// default: 127.0.0.1:10249); empty disables it.
 	MetricsAddress string
 	// Logger may be nil for no logs.
 	Logger *zap.Logger

@@ -10,8 +10,9 @@ import (
 	proxyapis "k8s.io/kubernetes/pkg/proxy/apis"
 )
 
-// serviceFilter filters the shared service informer for the proxier. kube-proxy selects its services in its request to the
-// API server; a shared informer has all of them, so the same selection happens here.
+// serviceFilter filters the shared service informer for the proxier. kube-proxy selects its
+// services in its request to the API server; a shared informer has all of them, so the same
+// selection happens here.
 type serviceFilter struct {
 	proxier proxy.Provider
 	local   []netip.Addr
@@ -21,8 +22,9 @@ func newServiceFilter(proxier proxy.Provider, local []netip.Addr) *serviceFilter
 	return &serviceFilter{proxier: proxier, local: local}
 }
 
-// concerns reports whether the proxier handles the service: it has a cluster IP, is not assigned to another proxy, and its
-// address is not served by this node itself. The proxier would reject packets to those, as they have no endpoints.
+// concerns reports whether the proxier handles the service: it has a cluster IP, is not assigned to
+// another proxy, and its address is not served by this node itself. The proxier would reject
+// packets to those, as they have no endpoints.
 func (f *serviceFilter) concerns(s *v1.Service) bool {
 	if _, other := s.Labels[proxyapis.LabelServiceProxyName]; other || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return false
@@ -60,8 +62,8 @@ func (f *serviceFilter) OnServiceDelete(s *v1.Service) {
 
 func (f *serviceFilter) OnServiceSynced() { f.proxier.OnServiceSynced() }
 
-// OnServiceCIDRsChanged passes on the ranges in which the proxier drops packets to addresses without a service, minus the
-// addresses this node serves itself.
+// OnServiceCIDRsChanged passes on the ranges in which the proxier drops packets to addresses
+// without a service, minus the addresses this node serves itself.
 func (f *serviceFilter) OnServiceCIDRsChanged(cidrs []string) {
 	var out []string
 	for _, text := range cidrs {

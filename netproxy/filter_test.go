@@ -36,9 +36,11 @@ func (r *recorder) OnServiceCIDRsChanged(cidrs []string) { r.cidrs = cidrs }
 
 func TestServiceFilter(t *testing.T) {
 	make := func(ip string, labels map[string]string) *v1.Service {
-		return &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", Labels: labels}, Spec: v1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}}}
+		return &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s", Labels: labels},
+			Spec: v1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}}}
 	}
-	plain, other := make("10.43.0.5", nil), make("10.43.0.5", map[string]string{"service.kubernetes.io/service-proxy-name": "mine"})
+	plain, other := make("10.43.0.5", nil),
+		make("10.43.0.5", map[string]string{"service.kubernetes.io/service-proxy-name": "mine"})
 	headless, dns := make("None", nil), make("10.43.0.10", nil)
 	second := make("10.43.0.6", nil)
 	second.Spec.ClusterIPs = []string{"10.43.0.6", "fd00:43::a"}
@@ -76,7 +78,8 @@ func TestServiceFilter(t *testing.T) {
 
 func TestEndpointFilter(t *testing.T) {
 	plain := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "s"}}
-	headless := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "s", Labels: map[string]string{v1.IsHeadlessService: ""}}}
+	headless := &discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "s",
+		Labels: map[string]string{v1.IsHeadlessService: ""}}}
 	r := &recorder{}
 	f := endpointFilter{r}
 	f.OnEndpointSliceAdd(headless)

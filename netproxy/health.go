@@ -17,8 +17,9 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// healthHandler serves /healthz and /livez as kube-proxy does: load balancers use the former to drain a node that is being
-// removed. Upstream's own server is not used because it cannot be stopped.
+// healthHandler serves /healthz and /livez as kube-proxy does: load balancers use the former to
+// drain a node that is being removed. Upstream's own server is not used because it cannot be
+// stopped.
 func (p *Proxy) healthHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { p.answerHealth(w, true) })
@@ -26,8 +27,8 @@ func (p *Proxy) healthHandler() http.Handler {
 	return mux
 }
 
-// metricsHandler serves /proxyMode and /metrics as kube-proxy does. The registry belongs to the whole process; metrics of the
-// API server must not be shown here, as they need authorization.
+// metricsHandler serves /proxyMode and /metrics as kube-proxy does. The registry belongs to the
+// whole process; metrics of the API server must not be shown here, as they need authorization.
 func (p *Proxy) metricsHandler(mode string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
@@ -36,7 +37,8 @@ func (p *Proxy) metricsHandler(mode string) http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		_, _ = io.WriteString(w, mode)
 	})
-	mux.Handle("/metrics", metrics.HandlerFor(ownMetrics{legacyregistry.DefaultGatherer}, metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
+	mux.Handle("/metrics", metrics.HandlerFor(ownMetrics{legacyregistry.DefaultGatherer},
+		metrics.HandlerOpts{ErrorHandling: metrics.ContinueOnError}))
 	return mux
 }
 
@@ -48,11 +50,13 @@ func (o ownMetrics) Gather() ([]*dto.MetricFamily, error) {
 	families, err := o.all.Gather()
 	return slices.DeleteFunc(families, func(f *dto.MetricFamily) bool {
 		name := f.GetName()
-		return !strings.HasPrefix(name, "kubeproxy_") && !strings.HasPrefix(name, "process_") && !strings.HasPrefix(name, "go_")
+		return !strings.HasPrefix(name, "kubeproxy_") && !strings.HasPrefix(name, "process_") &&
+			!strings.HasPrefix(name, "go_")
 	}), err
 }
 
-// serveHTTP serves handler on address until ctx ends; what names it in logs. An empty address means nothing is served.
+// serveHTTP serves handler on address until ctx ends; what names it in logs. An empty address means
+// nothing is served.
 func (p *Proxy) serveHTTP(ctx context.Context, what, address string, handler http.Handler) error {
 	if address == "" {
 		return nil

@@ -28,9 +28,14 @@ func dualConfig(t *testing.T, mode string) Config {
 	t.Helper()
 	dir := t.TempDir()
 	return Config{
-		Client: fake.NewClientset(), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")}, Mode: mode,
+		Client:     fake.NewClientset(),
+		NodeName:   "n1",
+		NodeIPs:    []net.IP{net.ParseIP("192.0.2.5")},
+		Mode:       mode,
 		Cluster:    cluster("10.42.0.0/16,fd42::/56", "10.43.0.0/16,fd43::/112"),
-		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
+		CNIConfDir: filepath.Join(dir, "net.d"),
+		StateDir:   filepath.Join(dir, "cni"),
+		Logger:     zaptest.NewLogger(t),
 	}
 }
 

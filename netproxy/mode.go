@@ -21,16 +21,23 @@ import (
 )
 
 // ErrNoBackend is returned when the host has neither a usable nftables nor a usable iptables.
-var ErrNoBackend = errors.New("no usable packet filter: install nftables (nft 1.0.1 or newer, kernel 5.13 or newer) or iptables")
+var ErrNoBackend = errors.New(
+	"no usable packet filter: install nftables (nft 1.0.1 or newer, kernel 5.13 or newer) or iptables")
 
 // ErrNoIPv6 is returned when pods of the cluster have IPv6 addresses and the host has no IPv6.
-var ErrNoIPv6 = errors.New("pods of this cluster have IPv6 addresses, but IPv6 is missing or switched off in this machine's kernel: " +
-	"run `sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0`, or boot it without ipv6.disable=1")
+var ErrNoIPv6 = errors.New(
+	"pods of this cluster have IPv6 addresses, but IPv6 is missing or switched off in this machine's kernel: " +
+		"run `sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0`, or boot it without " +
+		"ipv6.disable=1")
 
-// ErrNoIP6Tables is returned in iptables mode when pods of the cluster have IPv6 addresses: their services would not work.
-var ErrNoIP6Tables = errors.New("pods of this cluster have IPv6 addresses, and ip6tables is missing or does not work: install it, or nftables (nft 1.0.1 or newer, kernel 5.13 or newer)")
+// ErrNoIP6Tables is returned in iptables mode when pods of the cluster have IPv6 addresses: their
+// services would not work.
+var ErrNoIP6Tables = errors.New(
+	"pods of this cluster have IPv6 addresses, and ip6tables is missing or does not work: install it, or nftables " +
+		"(nft 1.0.1 or newer, kernel 5.13 or newer)")
 
-// errNoIPTables is in the error of a probe that found iptables missing or without its kernel tables.
+// errNoIPTables is in the error of a probe that found iptables missing or without its kernel
+// tables.
 var errNoIPTables = errors.New("iptables is not usable on this host")
 
 const (
@@ -38,15 +45,17 @@ const (
 	probeTries = 6
 	// Pauses between such probes: 15 seconds in all.
 	firstProbeRetry, lastProbeRetry = 500 * time.Millisecond, 8 * time.Second
-	// iptablesTimeout bounds one run of iptables, which waits iptablesLockWait for the lock others hold.
+	// iptablesTimeout bounds one run of iptables, which waits iptablesLockWait for the lock others
+	// hold.
 	iptablesTimeout  = 30 * time.Second
 	iptablesLockWait = "20"
 )
 
 // chooseMode chooses the backend by probing what it needs. A forced mode is probed as well.
 //
-// Only a known answer decides, because choosing a mode deletes the rules of the other one. A probe that fails for another
-// reason (no memory, a lock, a timeout) is repeated, and in the end its error is returned.
+// Only a known answer decides, because choosing a mode deletes the rules of the other one. A probe
+// that fails for another reason (no memory, a lock, a timeout) is repeated, and in the end its
+// error is returned.
 func chooseMode(ctx context.Context, forced string, log *zap.Logger) (string, error) {
 	backoff := retry.Backoff{First: firstProbeRetry, Last: lastProbeRetry}
 	for try := 1; ; try++ {
@@ -94,8 +103,8 @@ func probeMode(ctx context.Context, forced string) (string, error) {
 	return "", fmt.Errorf("probe iptables: %w (nftables is not usable: %v)", err, nftErr)
 }
 
-// probeScript has a rule of every kind the proxier and the pod network write. It is checked, not applied: the table is not
-// made.
+// probeScript has a rule of every kind the proxier and the pod network write. It is checked, not
+// applied: the table is not made.
 const probeScript = `add table ip mote-probe
 add chain ip mote-probe probe-nat { type nat hook prerouting priority -100 ; }
 add chain ip mote-probe probe-snat { type nat hook postrouting priority 100 ; }
@@ -113,15 +122,17 @@ add rule ip mote-probe probe-filter ct state new reject
 add rule ip mote-probe probe-filter ct status dnat accept
 `
 
-// probeNFTables lets tool and kernel check [probeScript]: some kernels lack single expressions, and fail only when the first
-// such rule is applied. Its error has [nfttool.ErrUnsupported] if the host lacks something.
+// probeNFTables lets tool and kernel check [probeScript]: some kernels lack single expressions, and
+// fail only when the first such rule is applied. Its error has [nfttool.ErrUnsupported] if the host
+// lacks something.
 func probeNFTables(ctx context.Context) error {
 	kernel, err := utilkernel.GetVersion()
 	if err != nil {
 		return fmt.Errorf("read kernel version: %w", err)
 	}
 	if kernel.LessThan(version.MustParseGeneric(utilkernel.NFTablesKubeProxyKernelVersion)) {
-		return fmt.Errorf("kernel %s is older than %s: %w", kernel, utilkernel.NFTablesKubeProxyKernelVersion, nfttool.ErrUnsupported)
+		return fmt.Errorf("kernel %s is older than %s: %w", kernel, utilkernel.NFTablesKubeProxyKernelVersion,
+			nfttool.ErrUnsupported)
 	}
 	tool, err := nfttool.Run(ctx, "", "--version")
 	if err != nil {
@@ -137,8 +148,8 @@ func probeNFTables(ctx context.Context) error {
 	return nil
 }
 
-// probeIPTables checks that the tool (iptables or ip6tables) is installed and the kernel has its tables. Its error has
-// errNoIPTables if not.
+// probeIPTables checks that the tool (iptables or ip6tables) is installed and the kernel has its
+// tables. Its error has errNoIPTables if not.
 func probeIPTables(ctx context.Context, tool string) error {
 	ctx, cancel := context.WithTimeout(ctx, iptablesTimeout)
 	defer cancel()
@@ -182,7 +193,8 @@ func ipv6Off(which string) (bool, error) {
 	return strings.TrimSpace(string(off)) == "1", nil
 }
 
-// checkIPv6 rejects a host on which no pod of the cluster could start. The bridge gets the default setting.
+// checkIPv6 rejects a host on which no pod of the cluster could start. The bridge gets the default
+// setting.
 func checkIPv6(cluster clusterconfig.Config) error {
 	if !cluster.HasIPv6() {
 		return nil

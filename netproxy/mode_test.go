@@ -34,23 +34,75 @@ func TestChooseMode_ProbeFails(t *testing.T) {
 	)
 	twice := func(script string) string {
 		count := filepath.Join(t.TempDir(), "count")
-		return `n=$(($(/bin/cat ` + count + ` 2>/dev/null || echo 0)+1)); echo $n >` + count + `; [ $n -gt 2 ] && exit 0` + "\n" + script
+		return `n=$(($(/bin/cat ` + count + ` 2>/dev/null || echo 0)+1)); echo $n >` + count +
+			`; [ $n -gt 2 ] && exit 0` + "\n" + script
 	}
 	for _, row := range []struct {
 		name, nft, iptables, forced string
 		want, message               string
 		noBackend                   bool
 	}{
-		{name: "memory is short twice", nft: version + twice(noMemory), iptables: "exit 0", want: ModeNFTables},
-		{name: "memory stays short", nft: version + noMemory, iptables: "exit 0", message: "Cannot allocate memory"},
-		{name: "nft is killed", nft: version + "kill -9 $$", iptables: "exit 0", message: "killed"},
-		{name: "an expression is missing", nft: version + noFib, iptables: "exit 0", want: ModeIPTables},
-		{name: "nft is too old", nft: `echo "nftables v1.0.0 (Fearless Fosdick #2)"`, iptables: "exit 0", want: ModeIPTables},
-		{name: "iptables is locked twice", nft: version + noFib, iptables: twice(locked), want: ModeIPTables},
-		{name: "iptables stays locked", nft: version + noFib, iptables: locked, message: "holding the xtables lock"},
-		{name: "neither", nft: version + noFib, iptables: noTable, noBackend: true, message: "Table does not exist"},
-		{name: "forced, memory is short twice", nft: version + twice(noMemory), forced: ModeNFTables, want: ModeNFTables},
-		{name: "forced, an expression is missing", nft: version + noFib, forced: ModeNFTables, message: "use nftables"},
+		{
+			name:     "memory is short twice",
+			nft:      version + twice(noMemory),
+			iptables: "exit 0",
+			want:     ModeNFTables,
+		},
+		{
+			name:     "memory stays short",
+			nft:      version + noMemory,
+			iptables: "exit 0",
+			message:  "Cannot allocate memory",
+		},
+		{
+			name:     "nft is killed",
+			nft:      version + "kill -9 $$",
+			iptables: "exit 0",
+			message:  "killed",
+		},
+		{
+			name:     "an expression is missing",
+			nft:      version + noFib,
+			iptables: "exit 0",
+			want:     ModeIPTables,
+		},
+		{
+			name:     "nft is too old",
+			nft:      `echo "nftables v1.0.0 (Fearless Fosdick #2)"`,
+			iptables: "exit 0",
+			want:     ModeIPTables,
+		},
+		{
+			name:     "iptables is locked twice",
+			nft:      version + noFib,
+			iptables: twice(locked),
+			want:     ModeIPTables,
+		},
+		{
+			name:     "iptables stays locked",
+			nft:      version + noFib,
+			iptables: locked,
+			message:  "holding the xtables lock",
+		},
+		{
+			name:      "neither",
+			nft:       version + noFib,
+			iptables:  noTable,
+			noBackend: true,
+			message:   "Table does not exist",
+		},
+		{
+			name:   "forced, memory is short twice",
+			nft:    version + twice(noMemory),
+			forced: ModeNFTables,
+			want:   ModeNFTables,
+		},
+		{
+			name:    "forced, an expression is missing",
+			nft:     version + noFib,
+			forced:  ModeNFTables,
+			message: "use nftables",
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			tools := map[string]string{"nft": row.nft}
@@ -60,7 +112,8 @@ func TestChooseMode_ProbeFails(t *testing.T) {
 			fakeTools(t, tools)
 			synctest.Test(t, func(t *testing.T) {
 				got, err := chooseMode(t.Context(), row.forced, zap.NewNop())
-				if got != row.want || (err == nil) != (row.want != "") || errors.Is(err, ErrNoBackend) != row.noBackend {
+				if got != row.want || (err == nil) != (row.want != "") ||
+					errors.Is(err, ErrNoBackend) != row.noBackend {
 					t.Errorf("mode %q, want %q: %v", got, row.want, err)
 				}
 				if row.message != "" && (err == nil || !strings.Contains(err.Error(), row.message)) {

@@ -46,7 +46,8 @@ func inside(t *testing.T, ns string, f func() error) {
 	}
 }
 
-// TestProxy_Run_NetworkPolicy lets one pod talk to another over the bridge, and forbids and allows it by policies.
+// TestProxy_Run_NetworkPolicy lets one pod talk to another over the bridge, and forbids and allows
+// it by policies.
 func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	if !netnstest.Enter(t) {
 		return
@@ -97,15 +98,21 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	for i, name := range []string{"client", "server"} {
 		objects = append(objects, &v1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": name}},
-			Spec:       v1.PodSpec{NodeName: "n1"}, Status: v1.PodStatus{Phase: v1.PodRunning, PodIPs: []v1.PodIP{{IP: fmt.Sprintf("10.42.0.%d", i+2)}}},
+			Spec:       v1.PodSpec{NodeName: "n1"},
+			Status:     v1.PodStatus{Phase: v1.PodRunning, PodIPs: []v1.PodIP{{IP: fmt.Sprintf("10.42.0.%d", i+2)}}},
 		})
 	}
 	objects = append(objects, &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	api := fake.NewClientset(objects...)
 	dir := t.TempDir()
 	p, err := New(Config{
-		Client: api, NodeName: "n1", Cluster: cluster("10.42.0.0/16", "10.43.0.0/16"), LocalServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
-		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
+		Client:          api,
+		NodeName:        "n1",
+		Cluster:         cluster("10.42.0.0/16", "10.43.0.0/16"),
+		LocalServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
+		CNIConfDir:      filepath.Join(dir, "net.d"),
+		StateDir:        filepath.Join(dir, "cni"),
+		Logger:          zaptest.NewLogger(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +139,9 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	policies := api.NetworkingV1().NetworkPolicies("default")
 	create := func(name string, spec networking.NetworkPolicySpec) {
 		t.Helper()
-		if _, err := policies.Create(ctx, &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: spec}, metav1.CreateOptions{}); err != nil {
+		if _, err := policies.Create(ctx,
+			&networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: spec},
+			metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -148,12 +157,16 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	server, clientSelector := selects("server"), selects("client")
 
 	want("without policies", true, true)
-	create("deny", networking.NetworkPolicySpec{PodSelector: metav1.LabelSelector{}, PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress}})
+	create("deny", networking.NetworkPolicySpec{PodSelector: metav1.LabelSelector{},
+		PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress}})
 	want("ingress denied", false, false)
 	number := intstr.FromInt32(80)
-	create("allow", networking.NetworkPolicySpec{PodSelector: server, PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress}, Ingress: []networking.NetworkPolicyIngressRule{{
-		From: []networking.NetworkPolicyPeer{{PodSelector: &clientSelector}}, Ports: []networking.NetworkPolicyPort{{Port: &number}},
-	}}})
+	create("allow", networking.NetworkPolicySpec{PodSelector: server,
+		PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress},
+		Ingress: []networking.NetworkPolicyIngressRule{{
+			From:  []networking.NetworkPolicyPeer{{PodSelector: &clientSelector}},
+			Ports: []networking.NetworkPolicyPort{{Port: &number}},
+		}}})
 	want("one port allowed", true, false)
 	// The node itself is never kept out: probes come from there.
 	if conn, err := net.DialTimeout("tcp", "10.42.0.3:81", 2*time.Second); err != nil {
@@ -165,7 +178,8 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	want("table deleted by another program", true, false)
 	run(t, "nft", "flush", "table", "inet", "mote-policy")
 	want("table flushed by another program", true, false)
-	create("no-way-out", networking.NetworkPolicySpec{PodSelector: clientSelector, PolicyTypes: []networking.PolicyType{networking.PolicyTypeEgress}})
+	create("no-way-out", networking.NetworkPolicySpec{PodSelector: clientSelector,
+		PolicyTypes: []networking.PolicyType{networking.PolicyTypeEgress}})
 	want("egress denied", false, false)
 	drop("no-way-out")
 	drop("allow")

@@ -28,7 +28,8 @@ import (
 	"github.com/mote-dev/mote/netproxy/policy"
 )
 
-// healthTimeout is how long a change may wait to be applied before the proxy reports itself unhealthy.
+// healthTimeout is how long a change may wait to be applied before the proxy reports itself
+// unhealthy.
 const healthTimeout = 2 * syncPeriod
 
 // serviceTable is the nftables table of upstream's proxier, one per address family.
@@ -43,7 +44,8 @@ type Proxy struct {
 	log *zap.Logger
 	// own runs the informers if the config has none; else nil.
 	own *informer.Shared
-	// gate is how this package uses the informers: it takes our handlers away when Run ends, as shared informers go on.
+	// gate is how this package uses the informers: it takes our handlers away when Run ends, as
+	// shared informers go on.
 	gate   *informer.Gate
 	ready  chan struct{}
 	node   nodeState
@@ -54,9 +56,10 @@ type Proxy struct {
 	mode    string     // the backend in use, empty before Run has chosen one
 }
 
-// New checks the config, and that the host can have pods of the cluster's address families: without them other parts of the
-// node would fail first, with errors that do not say why. It requests the informers it needs from the config's factory and
-// sets the feature gates of the process, which decide on which addresses upstream's proxier serves NodePorts.
+// New checks the config, and that the host can have pods of the cluster's address families: without
+// them other parts of the node would fail first, with errors that do not say why. It requests the
+// informers it needs from the config's factory and sets the feature gates of the process, which
+// decide on which addresses upstream's proxier serves NodePorts.
 func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)
@@ -73,7 +76,8 @@ func New(c Config) (*Proxy, error) {
 	p := &Proxy{cfg: c, log: c.Logger, ready: make(chan struct{})}
 	shared := c.Informers
 	if shared == nil {
-		p.own = informer.NewShared(informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(Trim)))
+		p.own = informer.NewShared(informers.NewSharedInformerFactoryWithOptions(c.Client, 0,
+			informers.WithTransform(Trim)))
 		shared = p.own
 	}
 	p.gate = informer.NewGate(shared, nil)
@@ -88,7 +92,8 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Ready is closed once the rules of all services known at start are written and pods can get a network.
+// Ready is closed once the rules of all services known at start are written and pods can get a
+// network.
 func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 
 // Mode returns the backend in use, or nothing before [Proxy.Run] has chosen one.
@@ -98,7 +103,8 @@ func (p *Proxy) Mode() string {
 	return p.mode
 }
 
-// Run maintains services and pod network until ctx ends, and leaves all rules in place. It can be called once.
+// Run maintains services and pod network until ctx ends, and leaves all rules in place. It can be
+// called once.
 func (p *Proxy) Run(ctx context.Context) (err error) {
 	if err := p.gate.Open(); err != nil {
 		return err
@@ -129,7 +135,8 @@ func (p *Proxy) Run(ctx context.Context) (err error) {
 		p.log.Warn("leftover rules could not be removed", zap.Error(err))
 	}
 	for _, err := range setConntrack(klogCtx, upstreamConfig(mode, p.cfg).Linux.Conntrack) {
-		// Containers and some VMs may not write these; the kernel's own limits serve a small node well.
+		// Containers and some VMs may not write these; the kernel's own limits serve a small node
+		// well.
 		p.log.Info("connection tracking setting kept as it is", zap.Error(err))
 	}
 	proxier, err := newProxier(klogCtx, mode, p.cfg, p.health)
@@ -151,7 +158,8 @@ func (p *Proxy) Run(ctx context.Context) (err error) {
 	return fmt.Errorf("run network: %w", err)
 }
 
-// runParts runs everything until ctx ends or a part fails, and waits for all of it. policies may be nil.
+// runParts runs everything until ctx ends or a part fails, and waits for all of it. policies may be
+// nil.
 func (p *Proxy) runParts(ctx context.Context, mode string, proxier proxy.Provider, network *podnet.Network,
 	policies *policy.Controller, watch *watch,
 ) error {
@@ -168,7 +176,8 @@ func (p *Proxy) runParts(ctx context.Context, mode string, proxier proxy.Provide
 		default:
 		}
 	}
-	// Upstream's loop cannot be stopped: it ends with the process. Without our handlers nothing feeds it, so it only sleeps.
+	// Upstream's loop cannot be stopped: it ends with the process. Without our handlers nothing
+	// feeds it, so it only sleeps.
 	go proxier.SyncLoop()
 	g, ctx := errgroup.WithContext(ctx)
 	if p.own != nil {
@@ -208,8 +217,8 @@ func (p *Proxy) runParts(ctx context.Context, mode string, proxier proxy.Provide
 	return g.Wait()
 }
 
-// policies returns the controller of network policies. If they are disabled it returns nil and removes the rules of earlier
-// runs.
+// policies returns the controller of network policies. If they are disabled it returns nil and
+// removes the rules of earlier runs.
 func (p *Proxy) policies(ctx context.Context) (*policy.Controller, error) {
 	if p.cfg.DisablePolicy {
 		return nil, policy.Cleanup(ctx)
@@ -217,8 +226,8 @@ func (p *Proxy) policies(ctx context.Context) (*policy.Controller, error) {
 	return policy.New(p.cfg.NodeName, p.gate, p.log.Named("policy"))
 }
 
-// restoreServices makes the proxier rewrite all rules. It has no method for that, but does so on every topology change, even
-// to the same topology.
+// restoreServices makes the proxier rewrite all rules. It has no method for that, but does so on
+// every topology change, even to the same topology.
 func (p *Proxy) restoreServices(ctx context.Context, proxier proxy.Provider) {
 	p.log.Info("service rules were deleted by another program; writing them again")
 	if err := ensureServiceTables(ctx); err != nil {
@@ -227,7 +236,8 @@ func (p *Proxy) restoreServices(ctx context.Context, proxier proxy.Provider) {
 	proxier.OnTopologyChange(p.node.topology())
 }
 
-// upstreamLogger drops upstream's informational lines, which are meant for its developers, except at debug level.
+// upstreamLogger drops upstream's informational lines, which are meant for its developers, except
+// at debug level.
 func upstreamLogger(log *zap.Logger) *zap.Logger {
 	if log.Core().Enabled(zap.DebugLevel) {
 		return log
@@ -235,8 +245,8 @@ func upstreamLogger(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 }
 
-// nodesChanged passes the nodes to the pod network and this node's topology to the proxier. Heartbeats update every node
-// every few minutes; both receivers act only on changes.
+// nodesChanged passes the nodes to the pod network and this node's topology to the proxier.
+// Heartbeats update every node every few minutes; both receivers act only on changes.
 func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network *podnet.Network) {
 	// Serialised, so that the list read last is also passed on last.
 	p.nodesMu.Lock()
@@ -254,7 +264,8 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 		}
 	}
 	if self == nil {
-		// The node is not registered yet, or was deleted while its pods keep running: keep the state as it is.
+		// The node is not registered yet, or was deleted while its pods keep running: keep the
+		// state as it is.
 		return
 	}
 	slices.SortFunc(peers, func(a, b podnet.Node) int { return strings.Compare(a.Name, b.Name) })
@@ -264,8 +275,8 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 	network.SetNodes(networkNode(self), peers)
 }
 
-// Trim drops most of the size of cached objects: whatever neither this package nor a node's DNS reads. It is the transform of
-// informers that nothing else shares.
+// Trim drops most of the size of cached objects: whatever neither this package nor a node's DNS
+// reads. It is the transform of informers that nothing else shares.
 func Trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
@@ -286,8 +297,8 @@ func Trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// networkNode converts a Node object. The node's address in each family is its first internal one, else its first external
-// one.
+// networkNode converts a Node object. The node's address in each family is its first internal one,
+// else its first external one.
 func networkNode(n *v1.Node) podnet.Node {
 	out := podnet.Node{Name: n.Name}
 	cidrs := n.Spec.PodCIDRs
@@ -329,7 +340,8 @@ func (s *nodeState) Node() *v1.Node {
 	return s.node
 }
 
-// set stores the node and reports whether its zone changed, the only topology label the proxier reads.
+// set stores the node and reports whether its zone changed, the only topology label the proxier
+// reads.
 func (s *nodeState) set(n *v1.Node) (zoneChanged bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -60,7 +60,8 @@ func eventually(t *testing.T, check func() string) {
 	}
 }
 
-// testHost is a namespace laid out like a node: an address, a default route, and one pod behind the bridge.
+// testHost is a namespace laid out like a node: an address, a default route, and one pod behind the
+// bridge.
 type testHost struct {
 	pod string // the pod's namespace
 }
@@ -93,21 +94,37 @@ func newHost(t *testing.T) testHost {
 func clusterObjects(ip string, port int32) []runtime.Object {
 	tcp, name, yes, node := v1.ProtocolTCP, "http", true, "n1"
 	return []runtime.Object{
-		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: v1.NodeSpec{PodCIDR: "10.42.0.0/24", PodCIDRs: []string{"10.42.0.0/24"}}},
+		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+			Spec: v1.NodeSpec{PodCIDR: "10.42.0.0/24", PodCIDRs: []string{"10.42.0.0/24"}}},
 		&v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: v1.ServiceSpec{
-			Type: v1.ServiceTypeNodePort, ClusterIP: "10.43.0.80", ClusterIPs: []string{"10.43.0.80"}, IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
-			Ports: []v1.ServicePort{{Name: "http", Protocol: tcp, Port: 80, TargetPort: intstr.FromInt32(port), NodePort: 30080}},
+			Type:       v1.ServiceTypeNodePort,
+			ClusterIP:  "10.43.0.80",
+			ClusterIPs: []string{"10.43.0.80"},
+			IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
+			Ports: []v1.ServicePort{{
+				Name:       "http",
+				Protocol:   tcp,
+				Port:       80,
+				TargetPort: intstr.FromInt32(port),
+				NodePort:   30080,
+			}},
 		}},
 		&discovery.EndpointSlice{
-			ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discovery.LabelServiceName: "web"}},
-			AddressType: discovery.AddressTypeIPv4, Ports: []discovery.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
-			Endpoints: []discovery.Endpoint{{Addresses: []string{ip}, NodeName: &node, Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-1",
+				Labels: map[string]string{discovery.LabelServiceName: "web"}},
+			AddressType: discovery.AddressTypeIPv4,
+			Ports:       []discovery.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
+			Endpoints: []discovery.Endpoint{{Addresses: []string{ip}, NodeName: &node,
+				Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}}},
 		},
 		&v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "kube-dns"}, Spec: v1.ServiceSpec{
-			ClusterIP: "10.43.0.10", ClusterIPs: []string{"10.43.0.10"}, IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
-			Ports: []v1.ServicePort{{Name: "dns-tcp", Protocol: tcp, Port: 53}},
+			ClusterIP:  "10.43.0.10",
+			ClusterIPs: []string{"10.43.0.10"},
+			IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
+			Ports:      []v1.ServicePort{{Name: "dns-tcp", Protocol: tcp, Port: 53}},
 		}},
-		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}}},
+		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
+			Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}}},
 	}
 }
 
@@ -118,7 +135,8 @@ func serve(t *testing.T, addr, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })}
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -145,8 +163,8 @@ func get(url string) string {
 	return string(body)
 }
 
-// TestProxy_Run drives each backend with real packets. The one endpoint is an address of the host, which needs no pod that
-// serves; the pod asks.
+// TestProxy_Run drives each backend with real packets. The one endpoint is an address of the host,
+// which needs no pod that serves; the pod asks.
 func TestProxy_Run_NFTables(t *testing.T) { testProxyRun(t, ModeNFTables) }
 func TestProxy_Run_IPTables(t *testing.T) { testProxyRun(t, ModeIPTables) }
 
@@ -160,10 +178,17 @@ func testProxyRun(t *testing.T, mode string) {
 	serve(t, "10.43.0.10:53", "dns")
 	dir := t.TempDir()
 	c := Config{
-		Client: fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), NodeName: "n1", NodeIPs: []net.IP{net.ParseIP("192.0.2.5")},
+		Client:          fake.NewClientset(clusterObjects("192.0.2.5", 8080)...),
+		NodeName:        "n1",
+		NodeIPs:         []net.IP{net.ParseIP("192.0.2.5")},
 		Cluster:         cluster("10.42.0.0/16", "10.43.0.0/16"),
-		LocalServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, Mode: mode, HealthzAddress: DefaultHealthzAddress, MetricsAddress: DefaultMetricsAddress,
-		CNIConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "cni"), Logger: zaptest.NewLogger(t),
+		LocalServiceIPs: []netip.Addr{netip.MustParseAddr("10.43.0.10")},
+		Mode:            mode,
+		HealthzAddress:  DefaultHealthzAddress,
+		MetricsAddress:  DefaultMetricsAddress,
+		CNIConfDir:      filepath.Join(dir, "net.d"),
+		StateDir:        filepath.Join(dir, "cni"),
+		Logger:          zaptest.NewLogger(t),
 	}
 	p, err := New(c)
 	if err != nil {
@@ -193,7 +218,8 @@ func testProxyRun(t *testing.T, mode string) {
 	reaches("http://10.43.0.80/", "web")
 	reaches("http://192.0.2.5:30080/", "web")
 	reaches("http://127.0.0.1:30080/", "web")
-	// The service of the cluster DNS has no endpoints, and must not make the proxier reject what the node answers itself.
+	// The service of the cluster DNS has no endpoints, and must not make the proxier reject what
+	// the node answers itself.
 	reaches("http://10.43.0.10:53/", "dns")
 	if got := get("http://127.0.0.1:10256/healthz"); !strings.Contains(got, `"nodeEligible":true`) {
 		t.Errorf("health: %s", got)
@@ -202,7 +228,8 @@ func testProxyRun(t *testing.T, mode string) {
 		t.Errorf("mode is said to be %s", got)
 	}
 	metrics := get("http://127.0.0.1:10249/metrics")
-	for _, want := range []string{"kubeproxy_sync_proxy_rules_duration_seconds_count", "process_resident_memory_bytes"} {
+	for _, want := range []string{"kubeproxy_sync_proxy_rules_duration_seconds_count",
+		"process_resident_memory_bytes"} {
 		if !strings.Contains(metrics, "\n"+want) {
 			t.Errorf("metrics lack %s: %.300s", want, metrics)
 		}
@@ -213,9 +240,11 @@ func testProxyRun(t *testing.T, mode string) {
 	}
 	fromPod := func(addr string) string {
 		return run(t, "ip", "netns", "exec", h.pod, "timeout", "5", "bash", "-c",
-			fmt.Sprintf(`exec 3<>/dev/tcp/%s; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3`, strings.Replace(addr, ":", "/", 1)))
+			fmt.Sprintf(`exec 3<>/dev/tcp/%s; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3`,
+				strings.Replace(addr, ":", "/", 1)))
 	}
-	for addr, want := range map[string]string{"10.43.0.80:80": "web", "192.0.2.5:30080": "web", "10.43.0.10:53": "dns"} {
+	for addr, want := range map[string]string{"10.43.0.80:80": "web", "192.0.2.5:30080": "web",
+		"10.43.0.10:53": "dns"} {
 		if got := fromPod(addr); got != want {
 			t.Errorf("pod to %s: %q", addr, got)
 		}
@@ -242,7 +271,8 @@ func testProxyRun(t *testing.T, mode string) {
 	// Upstream's loop cannot be stopped, and may still be about to write what was last asked of it.
 	eventually(t, func() string {
 		for range 2 {
-			if err := Cleanup(context.Background(), CleanupConfig{CNIConfDir: c.CNIConfDir, StateDir: c.StateDir, Logger: c.Logger}); err != nil {
+			if err := Cleanup(context.Background(),
+				CleanupConfig{CNIConfDir: c.CNIConfDir, StateDir: c.StateDir, Logger: c.Logger}); err != nil {
 				return err.Error()
 			}
 		}
@@ -261,7 +291,8 @@ func TestChooseMode(t *testing.T) {
 		return
 	}
 	ctx := context.Background()
-	for forced, want := range map[string]string{ModeAuto: ModeNFTables, ModeNFTables: ModeNFTables, ModeIPTables: ModeIPTables} {
+	for forced, want := range map[string]string{ModeAuto: ModeNFTables, ModeNFTables: ModeNFTables,
+		ModeIPTables: ModeIPTables} {
 		if got, err := chooseMode(ctx, forced, zap.NewNop()); err != nil || got != want {
 			t.Errorf("chooseMode(%q) = %q, %v", forced, got, err)
 		}
@@ -270,13 +301,15 @@ func TestChooseMode(t *testing.T) {
 		t.Errorf("the probe left its table:\n%s", got)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if got, err := chooseMode(ctx, ModeAuto, zap.NewNop()); err == nil || !strings.Contains(err.Error(), ErrNoBackend.Error()) {
+	if got, err := chooseMode(ctx, ModeAuto, zap.NewNop()); err == nil ||
+		!strings.Contains(err.Error(), ErrNoBackend.Error()) {
 		t.Errorf("without tools: %q, %v", got, err)
 	}
 }
 
 func TestConfig_Validate(t *testing.T) {
-	err := Config{Mode: "ipvs", NodePortAddresses: []string{"primary"}, Cluster: clusterconfig.Config{NetworkBackend: "pigeon"}}.Validate()
+	err := Config{Mode: "ipvs", NodePortAddresses: []string{"primary"},
+		Cluster: clusterconfig.Config{NetworkBackend: "pigeon"}}.Validate()
 	for _, want := range []string{"neither client", "node name", "ipvs", "node port", "pigeon", "cluster CIDR"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not name %s: %v", want, err)

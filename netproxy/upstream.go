@@ -28,19 +28,21 @@ import (
 const (
 	// minSyncPeriod is the least time between two syncs; upstream's default.
 	minSyncPeriod = time.Second
-	// syncPeriod is the pause before a failed sync is repeated, and how often the iptables proxier checks that its rules
-	// still exist. For nftables the kernel reports changes.
+	// syncPeriod is the pause before a failed sync is repeated, and how often the iptables proxier
+	// checks that its rules still exist. For nftables the kernel reports changes.
 	syncPeriod = time.Minute
 )
 
-// upstreamConfig is the part of kube-proxy's configuration the proxiers read. It mirrors the defaults of
-// pkg/proxy/apis/config/v1alpha1 in v1.37.2, which are made for a file and reachable only through its scheme.
+// upstreamConfig is the part of kube-proxy's configuration the proxiers read. It mirrors the
+// defaults of pkg/proxy/apis/config/v1alpha1 in v1.37.2, which are made for a file and reachable
+// only through its scheme.
 func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfiguration {
 	masqueradeBit, maxPerCore, minConntrack := int32(14), int32(32*1024), int32(128*1024)
 	localhostNodePorts := true
 	out := &kubeproxyconfig.KubeProxyConfiguration{
-		Mode:              kubeproxyconfig.ProxyMode(mode),
-		IPTables:          kubeproxyconfig.KubeProxyIPTablesConfiguration{MasqueradeBit: &masqueradeBit, LocalhostNodePorts: &localhostNodePorts},
+		Mode: kubeproxyconfig.ProxyMode(mode),
+		IPTables: kubeproxyconfig.KubeProxyIPTablesConfiguration{MasqueradeBit: &masqueradeBit,
+			LocalhostNodePorts: &localhostNodePorts},
 		NFTables:          kubeproxyconfig.KubeProxyNFTablesConfiguration{MasqueradeBit: &masqueradeBit},
 		DetectLocalMode:   kubeproxyconfig.LocalModeClusterCIDR,
 		NodePortAddresses: c.NodePortAddresses,
@@ -48,16 +50,18 @@ func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfigurati
 		MinSyncPeriod:     metav1.Duration{Duration: minSyncPeriod},
 		Linux: kubeproxyconfig.KubeProxyLinuxConfiguration{
 			Conntrack: kubeproxyconfig.KubeProxyConntrackConfiguration{
-				MaxPerCore: &maxPerCore, Min: &minConntrack,
+				MaxPerCore:            &maxPerCore,
+				Min:                   &minConntrack,
 				TCPEstablishedTimeout: &metav1.Duration{Duration: 24 * time.Hour},
 				TCPCloseWaitTimeout:   &metav1.Duration{Duration: time.Hour},
 			},
 		},
 	}
 	if len(out.NodePortAddresses) == 0 {
-		// Not the keyword for the node's own addresses: those change on home networks, and the proxier reads them once.
-		// Loopback is named although the others include it: with KubeProxyNFTablesLocalhostNodePorts (see internal/upstream),
-		// nftables mode serves TCP ports there only if it is.
+		// Not the keyword for the node's own addresses: those change on home networks, and the
+		// proxier reads them once. Loopback is named although the others include it: with
+		// KubeProxyNFTablesLocalhostNodePorts (see internal/upstream), nftables mode serves TCP
+		// ports there only if it is.
 		out.NodePortAddresses = []string{"127.0.0.0/8", proxyutil.IPv4ZeroCIDR, "::1/128", proxyutil.IPv6ZeroCIDR}
 	}
 	for _, n := range c.Cluster.ClusterCIDRs {
@@ -66,8 +70,10 @@ func upstreamConfig(mode string, c Config) *kubeproxyconfig.KubeProxyConfigurati
 	return out
 }
 
-// conntrackParts splits the connection tracking settings, so that one that cannot be set does not block the others.
-func conntrackParts(c kubeproxyconfig.KubeProxyConntrackConfiguration) []kubeproxyconfig.KubeProxyConntrackConfiguration {
+// conntrackParts splits the connection tracking settings, so that one that cannot be set does not
+// block the others.
+func conntrackParts(
+	c kubeproxyconfig.KubeProxyConntrackConfiguration) []kubeproxyconfig.KubeProxyConntrackConfiguration {
 	return []kubeproxyconfig.KubeProxyConntrackConfiguration{
 		{MaxPerCore: c.MaxPerCore, Min: c.Min},
 		{TCPEstablishedTimeout: c.TCPEstablishedTimeout},
@@ -75,7 +81,8 @@ func conntrackParts(c kubeproxyconfig.KubeProxyConntrackConfiguration) []kubepro
 	}
 }
 
-// setConntrack sets the connection tracking limits and returns an error for each part that could not be set.
+// setConntrack sets the connection tracking limits and returns an error for each part that could
+// not be set.
 func setConntrack(ctx context.Context, c kubeproxyconfig.KubeProxyConntrackConfiguration) []error {
 	var errs []error
 	for _, part := range conntrackParts(c) {
@@ -86,8 +93,9 @@ func setConntrack(ctx context.Context, c kubeproxyconfig.KubeProxyConntrackConfi
 	return errs
 }
 
-// nodeAddresses returns the node's address in each family, or loopback, as upstream does: the proxiers need the addresses
-// only to decide whether a load balancer's source ranges include the node.
+// nodeAddresses returns the node's address in each family, or loopback, as upstream does: the
+// proxiers need the addresses only to decide whether a load balancer's source ranges include the
+// node.
 func nodeAddresses(ips []net.IP) map[v1.IPFamily]net.IP {
 	out := map[v1.IPFamily]net.IP{v1.IPv4Protocol: net.IPv4(127, 0, 0, 1), v1.IPv6Protocol: net.IPv6loopback}
 	for i := len(ips) - 1; i >= 0; i-- {
@@ -100,8 +108,10 @@ func nodeAddresses(ips []net.IP) map[v1.IPFamily]net.IP {
 	return out
 }
 
-// newProxier returns upstream's proxier for both address families, or for IPv4 if the host has no IPv6.
-func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.ProxyHealthServer) (proxy.Provider, error) {
+// newProxier returns upstream's proxier for both address families, or for IPv4 if the host has no
+// IPv6.
+func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.ProxyHealthServer) (proxy.Provider,
+	error) {
 	config := upstreamConfig(mode, c)
 	proxymetrics.RegisterMetrics(config.Mode)
 	detectors := map[v1.IPFamily]proxyutil.LocalTrafficDetector{
@@ -126,7 +136,8 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 	case mode == ModeNFTables && dual:
 		proxier, err = nftables.NewDualStackProxier(ctx, config, detectors, c.NodeName, ips, nil, health, false)
 	case mode == ModeNFTables:
-		proxier, err = nftables.NewProxier(ctx, config, v1.IPv4Protocol, detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
+		proxier, err = nftables.NewProxier(ctx, config, v1.IPv4Protocol, detectors[v1.IPv4Protocol], c.NodeName,
+			ips[v1.IPv4Protocol], nil, health, false)
 	default:
 		proxier, err = newIPTablesProxier(ctx, c, config, dual, detectors, ips, health)
 	}
@@ -136,8 +147,8 @@ func newProxier(ctx context.Context, mode string, c Config, health *healthcheck.
 	return proxier, nil
 }
 
-// ensureServiceTables creates the proxier's tables if they are missing. The proxier would create them itself, but first log
-// that it cannot read them.
+// ensureServiceTables creates the proxier's tables if they are missing. The proxier would create
+// them itself, but first log that it cannot read them.
 func ensureServiceTables(ctx context.Context) error {
 	families := []knftables.Family{knftables.IPv4Family}
 	dual, err := ipv6Enabled()
@@ -161,9 +172,11 @@ func ensureServiceTables(ctx context.Context) error {
 	return nil
 }
 
-// newIPTablesProxier returns the proxier of iptables mode. dual is set if the host has IPv6; ip6tables may still be missing.
+// newIPTablesProxier returns the proxier of iptables mode. dual is set if the host has IPv6;
+// ip6tables may still be missing.
 func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.KubeProxyConfiguration, dual bool,
-	detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector, ips map[v1.IPFamily]net.IP, health *healthcheck.ProxyHealthServer,
+	detectors map[v1.IPFamily]proxyutil.LocalTrafficDetector, ips map[v1.IPFamily]net.IP,
+	health *healthcheck.ProxyHealthServer,
 ) (proxy.Provider, error) {
 	missing := ErrNoIPv6
 	if dual {
@@ -173,7 +186,8 @@ func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.K
 				v1.IPv4Protocol: utiliptables.New(utiliptables.ProtocolIPv4),
 				v1.IPv6Protocol: utiliptables.New(utiliptables.ProtocolIPv6),
 			}
-			return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, c.NodeName, ips, nil, health, false)
+			return iptables.NewDualStackProxier(ctx, config, tools, utilsysctl.New(), detectors, c.NodeName, ips, nil,
+				health, false)
 		}
 		if !errors.Is(err, errNoIPTables) {
 			return nil, fmt.Errorf("probe ip6tables: %w", err)
@@ -183,11 +197,13 @@ func newIPTablesProxier(ctx context.Context, c Config, config *kubeproxyconfig.K
 	if c.Cluster.HasIPv6() {
 		return nil, missing
 	}
-	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, utiliptables.New(utiliptables.ProtocolIPv4), utilsysctl.New(),
+	return iptables.NewProxier(ctx, config, v1.IPv4Protocol, utiliptables.New(utiliptables.ProtocolIPv4),
+		utilsysctl.New(),
 		detectors[v1.IPv4Protocol], c.NodeName, ips[v1.IPv4Protocol], nil, health, false)
 }
 
-// removeOtherMode removes the service rules of a run in another mode, so that packets are not translated twice.
+// removeOtherMode removes the service rules of a run in another mode, so that packets are not
+// translated twice.
 func removeOtherMode(ctx context.Context, mode string) error {
 	var failed bool
 	if mode == ModeNFTables {

@@ -49,8 +49,8 @@ type watch struct {
 
 // watch registers the proxier and the pod network with the informers.
 //
-// Upstream's pkg/proxy/config is not used: it registers with the informer first and takes its own handlers afterwards, which
-// loses what a shared, running informer reports in between.
+// Upstream's pkg/proxy/config is not used: it registers with the informer first and takes its own
+// handlers afterwards, which loses what a shared, running informer reports in between.
 func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, error) {
 	services := newServiceFilter(proxier, p.cfg.LocalServiceIPs)
 	endpoints := endpointFilter{proxier}
@@ -84,7 +84,8 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 			p.gate.Networking().V1().ServiceCIDRs().Informer(),
 			handlers(ranges.set, func(_, c *networking.ServiceCIDR) { ranges.set(c) }, ranges.remove),
 		},
-		{nodes, handlers(func(*v1.Node) { changed() }, func(_, _ *v1.Node) { changed() }, func(*v1.Node) { changed() })},
+		{nodes, handlers(func(*v1.Node) { changed() }, func(_, _ *v1.Node) { changed() },
+			func(*v1.Node) { changed() })},
 	} {
 		handled, err := r.informer.AddEventHandler(r.handler)
 		if err != nil {
@@ -95,7 +96,8 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 	return w, nil
 }
 
-// run waits until the handlers have had all initial objects, and then lets the proxier write its rules.
+// run waits until the handlers have had all initial objects, and then lets the proxier write its
+// rules.
 func (w *watch) run(ctx context.Context) error {
 	for _, h := range w.handled {
 		select {

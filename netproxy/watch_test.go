@@ -59,20 +59,24 @@ func (r *lockedRecorder) OnServiceCIDRsChanged(c []string) {
 }
 func (r *lockedRecorder) OnTopologyChange(l map[string]string) { r.locked(func() { r.topology = l }) }
 
-// TestProxy_Watch_RunningInformers registers with informers that have run for long, as those of a server in the same process:
-// they report everything they know the moment a handler is there.
+// TestProxy_Watch_RunningInformers registers with informers that have run for long, as those of a
+// server in the same process: they report everything they know the moment a handler is there.
 func TestProxy_Watch_RunningInformers(t *testing.T) {
 	const count = 200
 	objects := []runtime.Object{
 		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{v1.LabelTopologyZone: "attic"}}},
-		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}}},
-		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.44.0.0/16"}}},
+		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "a"},
+			Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16"}}},
+		&networking.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "b"},
+			Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.44.0.0/16"}}},
 	}
 	for i := range count {
 		name := fmt.Sprintf("s%d", i)
 		objects = append(objects,
-			&v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: v1.ServiceSpec{ClusterIP: "10.43.1.1"}},
-			&discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e" + name}, AddressType: discovery.AddressTypeIPv4})
+			&v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+				Spec: v1.ServiceSpec{ClusterIP: "10.43.1.1"}},
+			&discovery.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e" + name},
+				AddressType: discovery.AddressTypeIPv4})
 	}
 	client := fake.NewClientset(objects...)
 	for range 20 {
@@ -153,7 +157,8 @@ func TestNew_RequestsInformers(t *testing.T) {
 	factory.Start(ctx.Done())
 	synced := factory.WaitForCacheSync(ctx.Done())
 	if len(synced) != 5 {
-		t.Errorf("the owner of the factory would start %d informers, want services, endpoint slices, nodes, ranges, policies: %v", len(synced), synced)
+		t.Errorf(
+			"the owner of the factory would start %d informers, want services, endpoint slices, nodes, ranges, policies: %v", len(synced), synced)
 	}
 	cancel()
 	factory.Shutdown()
@@ -166,7 +171,8 @@ func TestProxy_Run_Ends_SharedInformersGoOnWithoutIt(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	shared := informer.NewShared(informers.NewSharedInformerFactory(fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), 0))
+	shared := informer.NewShared(
+		informers.NewSharedInformerFactory(fake.NewClientset(clusterObjects("192.0.2.5", 8080)...), 0))
 	ran := make(chan error, 1)
 	go func() { ran <- shared.Run(ctx) }()
 	dir := t.TempDir()
@@ -192,7 +198,8 @@ func TestProxy_Run_Ends_SharedInformersGoOnWithoutIt(t *testing.T) {
 	if services.IsStopped() {
 		t.Error("the informers ended with the proxy")
 	}
-	if _, err := p.gate.Core().V1().Services().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{}); err == nil {
+	if _, err := p.gate.Core().V1().Services().Informer().AddEventHandler(
+		cache.ResourceEventHandlerFuncs{}); err == nil {
 		t.Error("the proxy's handlers were not removed")
 	}
 	cancel()

@@ -61,20 +61,24 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	var errs []error
 	if c.DataDir == "" || !filepath.IsAbs(c.DataDir) {
-		errs = append(errs, fmt.Errorf("data folder of the container runtime is %q: it must be an absolute path", c.DataDir))
+		errs = append(errs,
+			fmt.Errorf("data folder of the container runtime is %q: it must be an absolute path", c.DataDir))
 	}
 	switch c.Snapshotter {
 	case "", snapshotterOverlay, snapshotterNative:
 	default:
-		errs = append(errs, fmt.Errorf("snapshotter is %q: it must be %s or %s", c.Snapshotter, snapshotterOverlay, snapshotterNative))
+		errs = append(errs,
+			fmt.Errorf("snapshotter is %q: it must be %s or %s", c.Snapshotter, snapshotterOverlay, snapshotterNative))
 	}
 	switch c.CgroupDriver {
 	case "", cgroupDriverSystemd, cgroupDriverFS:
 	default:
-		errs = append(errs, fmt.Errorf("cgroup driver is %q: it must be %s or %s", c.CgroupDriver, cgroupDriverSystemd, cgroupDriverFS))
+		errs = append(errs,
+			fmt.Errorf("cgroup driver is %q: it must be %s or %s", c.CgroupDriver, cgroupDriverSystemd, cgroupDriverFS))
 	}
 	if c.MaxConcurrentDownloads < 0 {
-		errs = append(errs, fmt.Errorf("concurrent downloads are %d: they must not be negative", c.MaxConcurrentDownloads))
+		errs = append(errs,
+			fmt.Errorf("concurrent downloads are %d: they must not be negative", c.MaxConcurrentDownloads))
 	}
 	return errors.Join(errs...)
 }

@@ -14,7 +14,8 @@ func TestConfig_Validate(t *testing.T) {
 		{"good", Config{DataDir: "/d"}, nil},
 		{"nothing", Config{}, []string{"absolute path"}},
 		{"relative", Config{DataDir: "d"}, []string{"absolute path"}},
-		{"everything", Config{Snapshotter: "zfs", CgroupDriver: "upstart", MaxConcurrentDownloads: -1}, []string{"absolute path", "zfs", "upstart", "-1"}},
+		{"everything", Config{Snapshotter: "zfs", CgroupDriver: "upstart", MaxConcurrentDownloads: -1},
+			[]string{"absolute path", "zfs", "upstart", "-1"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			err := row.c.Validate()

@@ -45,8 +45,8 @@ type daemon struct {
 	grpc    *grpc.Server
 	ttrpc   *ttrpc.Server
 	ready   *readiness
-	// stop ends the plugins' own loops, such as the garbage collector's, before what they work on is
-	// closed.
+	// stop ends the plugins' own loops, such as the garbage collector's, before what they work on
+	// is closed.
 	stop context.CancelFunc
 }
 
@@ -78,7 +78,8 @@ func (r *readiness) release() {
 // startDaemon loads the plugins in the order of their dependencies. It does what containerd's own
 // server.New does, except that plugins get their settings from code, that a failure closes what was
 // opened before, and that nothing listens yet.
-func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, snapshotter string) (_ *daemon, err error) {
+func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, snapshotter string) (_ *daemon,
+	err error) {
 	d := &daemon{ready: newReadiness()}
 	// The plugins keep this context until they are closed, not until the caller asks to stop: calls
 	// in progress may finish.
@@ -113,7 +114,8 @@ func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, s
 	return d, d.register(set)
 }
 
-func (d *daemon) load(ctx context.Context, set *plugin.Set, r plugin.Registration, p layout.Paths, settings map[string]any) error {
+func (d *daemon) load(ctx context.Context, set *plugin.Set, r plugin.Registration, p layout.Paths,
+	settings map[string]any) error {
 	id := r.URI()
 	ic := plugin.NewContext(ctx, set, map[string]string{
 		plugins.PropertyRootDir:      filepath.Join(p.Root, id),
@@ -169,7 +171,8 @@ func (d *daemon) register(set *plugin.Set) error {
 		if err != nil {
 			continue
 		}
-		if s, ok := instance.(interface{ Register(*grpc.Server) error }); ok && p.Registration.Type == plugins.GRPCPlugin {
+		if s, ok := instance.(interface{ Register(*grpc.Server) error }); ok &&
+			p.Registration.Type == plugins.GRPCPlugin {
 			if err := s.Register(d.grpc); err != nil {
 				return fmt.Errorf("register %s: %w", p.Registration.URI(), err)
 			}
@@ -206,7 +209,8 @@ func (d *daemon) serve(ctx context.Context, main, shims net.Listener) error {
 		return nil
 	})
 	g.Go(func() error {
-		if err := d.ttrpc.Serve(context.WithoutCancel(ctx), shims); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
+		if err := d.ttrpc.Serve(context.WithoutCancel(ctx), shims); err != nil &&
+			!errors.Is(err, ttrpc.ErrServerClosed) {
 			return fmt.Errorf("serve the shims' socket: %w", err)
 		}
 		return nil

@@ -27,16 +27,17 @@ const (
 
 	runtimeName = "runc"
 
-	// The kubelet reads container statistics through cAdvisor, so containerd's
-	// own collectors only answer `crictl stats`: rarely is often enough.
+	// The kubelet reads container statistics through cAdvisor, so containerd's own collectors only
+	// answer `crictl stats`: rarely is often enough.
 	statsPeriod        = "10m"
 	statsRetention     = "30m"
 	snapshotStatsEvery = 60 // seconds; the kubelet asks for image disk use through it
 )
 
-// pluginSettings returns the settings of each containerd plugin that does not
-// run with its defaults, by plugin URI.
-func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter string, reg registries, restrictOOM bool) map[string]any {
+// pluginSettings returns the settings of each containerd plugin that does not run with its
+// defaults, by plugin URI.
+func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter string, reg registries,
+	restrictOOM bool) map[string]any {
 	id := func(t plugin.Type, name string) string { return t.String() + "." + name }
 	return map[string]any{
 		id(plugins.ShimPlugin, "manager"): map[string]any{
@@ -46,8 +47,8 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 			"no_prometheus": true,
 		},
 		id(plugins.GCPlugin, "scheduler"): map[string]any{
-			// Content that is on disk but not in the metadata may be about to be
-			// recorded again by the images rebuilt at start.
+			// Content that is on disk but not in the metadata may be about to be recorded again by
+			// the images rebuilt at start.
 			"startup_delay": "1m",
 		},
 		id(plugins.TransferPlugin, "local"): map[string]any{
@@ -64,8 +65,8 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 			"pinned_images":            map[string]any{"sandbox": b.Manifest.PauseImage},
 			"registry":                 map[string]any{"config_path": p.Registries, "configs": reg.credentials()},
 			"max_concurrent_downloads": c.MaxConcurrentDownloads,
-			// Without it a power cut soon after a pull leaves files of length
-			// zero in a snapshot the metadata calls complete.
+			// Without it a power cut soon after a pull leaves files of length zero in a snapshot
+			// the metadata calls complete.
 			"image_pull_with_sync_fs": true,
 			"use_local_image_pull":    true,
 			"stats_collect_period":    snapshotStatsEvery,
@@ -75,8 +76,8 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 			"netns_mounts_under_state_dir": true,
 			"stats_collect_period":         statsPeriod,
 			"stats_retention_period":       statsRetention,
-			// Devices handed to a container belong to the user it runs as, as
-			// unprivileged workloads with device plugins expect.
+			// Devices handed to a container belong to the user it runs as, as unprivileged
+			// workloads with device plugins expect.
 			"device_ownership_from_security_context": true,
 			"cni": map[string]any{
 				"bin_dirs":              []string{b.Dir},
@@ -98,8 +99,8 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 			},
 		},
 		id(plugins.GRPCPlugin, "cri"): map[string]any{
-			// Exec, attach and port-forward are fetched by the kubelet in this
-			// process; port 0 lets the kernel choose.
+			// Exec, attach and port-forward are fetched by the kubelet in this process; port 0 lets
+			// the kernel choose.
 			"disable_tcp_service":   true,
 			"stream_server_address": "127.0.0.1",
 			"stream_server_port":    "0",
@@ -167,8 +168,8 @@ func lacksSysResource() bool {
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0
 }
 
-// wanted reports whether a registered plugin is started. Another package linked into the process may
-// have registered more than plugins.go imports.
+// wanted reports whether a registered plugin is started. Another package linked into the process
+// may have registered more than plugins.go imports.
 func wanted(r *plugin.Registration, snapshotter string) bool {
 	switch r.Type {
 	case plugins.SnapshotPlugin:

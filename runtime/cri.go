@@ -28,9 +28,10 @@ const criTimeout = 2 * time.Minute
 // errIncomplete is wrapped when a response lacks a field the protocol requires.
 var errIncomplete = errors.New("container runtime sent an incomplete response")
 
-// call runs one server method with the namespace and the time limit it needs, and turns its error into
-// a gRPC status, as a connection would.
-func call[Req, Resp any](ctx context.Context, limit time.Duration, method func(context.Context, Req) (Resp, error), req Req) (Resp, error) {
+// call runs one server method with the namespace and the time limit it needs, and turns its error
+// into a gRPC status, as a connection would.
+func call[Req, Resp any](ctx context.Context, limit time.Duration, method func(context.Context, Req) (Resp, error),
+	req Req) (Resp, error) {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	if limit > 0 {
 		var cancel context.CancelFunc

@@ -12,9 +12,10 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// GetContainerEvents delivers events until the context or the server ends. The kubelet calls it only
-// if evented PLEG is enabled.
-func (r *runtimeService) GetContainerEvents(ctx context.Context, events chan *runtimeapi.ContainerEventResponse, established func(runtimeapi.RuntimeService_GetContainerEventsClient)) error {
+// GetContainerEvents delivers events until the context or the server ends. The kubelet calls it
+// only if evented PLEG is enabled.
+func (r *runtimeService) GetContainerEvents(ctx context.Context, events chan *runtimeapi.ContainerEventResponse,
+	established func(runtimeapi.RuntimeService_GetContainerEventsClient)) error {
 	stream := &eventStream{ctx: namespaces.WithNamespace(ctx, layout.Namespace), events: events}
 	if established != nil {
 		established(eventStreamClient{stream})

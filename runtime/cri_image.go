@@ -20,7 +20,8 @@ func (i *imageService) ListImages(ctx context.Context, filter *runtimeapi.ImageF
 	return resp.GetImages(), err
 }
 
-func (i *imageService) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec, verbose bool) (*runtimeapi.ImageStatusResponse, error) {
+func (i *imageService) ImageStatus(ctx context.Context, image *runtimeapi.ImageSpec,
+	verbose bool) (*runtimeapi.ImageStatusResponse, error) {
 	resp, err := call(ctx, criTimeout, i.s.ImageStatus, &runtimeapi.ImageStatusRequest{Image: image, Verbose: verbose})
 	if err != nil {
 		return nil, err
@@ -31,7 +32,8 @@ func (i *imageService) ImageStatus(ctx context.Context, image *runtimeapi.ImageS
 	return resp, nil
 }
 
-func (i *imageService) PullImage(ctx context.Context, image *runtimeapi.ImageSpec, auth *runtimeapi.AuthConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+func (i *imageService) PullImage(ctx context.Context, image *runtimeapi.ImageSpec, auth *runtimeapi.AuthConfig,
+	sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	// A pull has no limit of its own: it is cancelled when nothing arrives.
 	resp, err := call(ctx, 0, i.s.PullImage, &runtimeapi.PullImageRequest{
 		Image:         proto.CloneOf(image),

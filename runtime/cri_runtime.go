@@ -34,7 +34,8 @@ func (r *runtimeService) Version(ctx context.Context, apiVersion string) (*runti
 	return resp, nil
 }
 
-func (r *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+func (r *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig,
+	handler string) (string, error) {
 	if dir := config.GetLogDirectory(); dir != "" {
 		// Without the mark, uninstall finds the logs only while the kubelet still has the pod.
 		if err := markLogs(dir, r.dataDir); err != nil {
@@ -65,12 +66,15 @@ func (r *runtimeService) RemovePodSandbox(ctx context.Context, id string) error 
 	return err
 }
 
-func (r *runtimeService) PodSandboxStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.PodSandboxStatusResponse, error) {
-	resp, err := call(ctx, criTimeout, r.s.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: verbose})
+func (r *runtimeService) PodSandboxStatus(ctx context.Context, id string,
+	verbose bool) (*runtimeapi.PodSandboxStatusResponse, error) {
+	resp, err := call(ctx, criTimeout, r.s.PodSandboxStatus,
+		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: verbose})
 	if err != nil {
 		return nil, err
 	}
-	if s := resp.Status; s != nil && (s.Id == "" || s.Metadata == nil || s.Metadata.Name == "" || s.Metadata.Namespace == "" || s.Metadata.Uid == "" || s.CreatedAt == 0) {
+	if s := resp.Status; s != nil && (s.Id == "" || s.Metadata == nil || s.Metadata.Name == "" ||
+		s.Metadata.Namespace == "" || s.Metadata.Uid == "" || s.CreatedAt == 0) {
 		return nil, incomplete("get pod sandbox status", "id, metadata or creation time")
 	}
 	if resp.Status != nil {
@@ -79,16 +83,19 @@ func (r *runtimeService) PodSandboxStatus(ctx context.Context, id string, verbos
 	return resp, nil
 }
 
-func (r *runtimeService) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+func (r *runtimeService) ListPodSandbox(ctx context.Context,
+	filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
 	resp, err := call(ctx, criTimeout, r.s.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{Filter: filter})
 	return pastSandboxes(resp.GetItems(), time.Now()), err
 }
 
-func (r *runtimeService) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+func (r *runtimeService) UpdatePodSandboxResources(ctx context.Context,
+	req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	return call(ctx, criTimeout, r.s.UpdatePodSandboxResources, req)
 }
 
-func (r *runtimeService) CreateContainer(ctx context.Context, sandboxID string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
+func (r *runtimeService) CreateContainer(ctx context.Context, sandboxID string, config *runtimeapi.ContainerConfig,
+	sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	resp, err := call(ctx, criTimeout, r.s.CreateContainer, &runtimeapi.CreateContainerRequest{
 		PodSandboxId:  sandboxID,
 		Config:        proto.CloneOf(config),
@@ -110,7 +117,8 @@ func (r *runtimeService) StartContainer(ctx context.Context, id string) error {
 
 func (r *runtimeService) StopContainer(ctx context.Context, id string, timeout int64) error {
 	// The limit leaves time for the kill after the grace period.
-	_, err := call(ctx, criTimeout+time.Duration(timeout)*time.Second, r.s.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: timeout})
+	_, err := call(ctx, criTimeout+time.Duration(timeout)*time.Second, r.s.StopContainer,
+		&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: timeout})
 	return err
 }
 
@@ -119,17 +127,21 @@ func (r *runtimeService) RemoveContainer(ctx context.Context, id string) error {
 	return err
 }
 
-func (r *runtimeService) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+func (r *runtimeService) ListContainers(ctx context.Context,
+	filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
 	resp, err := call(ctx, criTimeout, r.s.ListContainers, &runtimeapi.ListContainersRequest{Filter: filter})
 	return pastContainers(resp.GetContainers(), time.Now()), err
 }
 
-func (r *runtimeService) ContainerStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
-	resp, err := call(ctx, criTimeout, r.s.ContainerStatus, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: verbose})
+func (r *runtimeService) ContainerStatus(ctx context.Context, id string,
+	verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
+	resp, err := call(ctx, criTimeout, r.s.ContainerStatus,
+		&runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: verbose})
 	if err != nil {
 		return nil, err
 	}
-	if s := resp.Status; s != nil && (s.Id == "" || s.Metadata == nil || s.Metadata.Name == "" || s.CreatedAt == 0 || s.Image == nil || s.Image.Image == "" || s.ImageRef == "") {
+	if s := resp.Status; s != nil && (s.Id == "" || s.Metadata == nil || s.Metadata.Name == "" || s.CreatedAt == 0 ||
+		s.Image == nil || s.Image.Image == "" || s.ImageRef == "") {
 		return nil, incomplete("get container status", "id, metadata, image or creation time")
 	}
 	if resp.Status != nil {
@@ -138,7 +150,8 @@ func (r *runtimeService) ContainerStatus(ctx context.Context, id string, verbose
 	return resp, nil
 }
 
-func (r *runtimeService) UpdateContainerResources(ctx context.Context, id string, resources *runtimeapi.ContainerResources) error {
+func (r *runtimeService) UpdateContainerResources(ctx context.Context, id string,
+	resources *runtimeapi.ContainerResources) error {
 	_, err := call(ctx, criTimeout, r.s.UpdateContainerResources, &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: id,
 		Linux:       proto.CloneOf(resources.GetLinux()),
@@ -147,12 +160,14 @@ func (r *runtimeService) UpdateContainerResources(ctx context.Context, id string
 	return err
 }
 
-func (r *runtimeService) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, err error) {
+func (r *runtimeService) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout,
+	stderr []byte, err error) {
 	limit := time.Duration(0)
 	if timeout > 0 {
 		limit = criTimeout + timeout
 	}
-	resp, err := call(ctx, limit, r.s.ExecSync, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: int64(timeout.Seconds())})
+	resp, err := call(ctx, limit, r.s.ExecSync,
+		&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: int64(timeout.Seconds())})
 	if err != nil {
 		// Probes recognise a command that timed out by this error.
 		if status.Code(err) == codes.DeadlineExceeded {
@@ -177,7 +192,8 @@ func (r *runtimeService) Exec(ctx context.Context, req *runtimeapi.ExecRequest) 
 	return resp, err
 }
 
-func (r *runtimeService) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+func (r *runtimeService) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse,
+	error) {
 	resp, err := call(ctx, criTimeout, r.s.Attach, req)
 	if err == nil && resp.Url == "" {
 		return nil, incomplete("attach", "URL")
@@ -185,7 +201,8 @@ func (r *runtimeService) Attach(ctx context.Context, req *runtimeapi.AttachReque
 	return resp, err
 }
 
-func (r *runtimeService) PortForward(ctx context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+func (r *runtimeService) PortForward(ctx context.Context,
+	req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	resp, err := call(ctx, criTimeout, r.s.PortForward, req)
 	if err == nil && resp.Url == "" {
 		return nil, incomplete("forward port", "URL")
@@ -211,7 +228,8 @@ func (r *runtimeService) CheckpointPod(ctx context.Context, req *runtimeapi.Chec
 	return err
 }
 
-func (r *runtimeService) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+func (r *runtimeService) RestorePod(ctx context.Context,
+	req *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
 	return call(ctx, 2*criTimeout, r.s.RestorePod, req)
 }
 
@@ -220,7 +238,8 @@ func (r *runtimeService) ContainerStats(ctx context.Context, id string) (*runtim
 	return resp.GetStats(), err
 }
 
-func (r *runtimeService) ListContainerStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
+func (r *runtimeService) ListContainerStats(ctx context.Context,
+	filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
 	resp, err := call(ctx, criTimeout, r.s.ListContainerStats, &runtimeapi.ListContainerStatsRequest{Filter: filter})
 	return resp.GetStats(), err
 }
@@ -230,7 +249,8 @@ func (r *runtimeService) PodSandboxStats(ctx context.Context, id string) (*runti
 	return resp.GetStats(), err
 }
 
-func (r *runtimeService) ListPodSandboxStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
+func (r *runtimeService) ListPodSandboxStats(ctx context.Context,
+	filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
 	resp, err := call(ctx, criTimeout, r.s.ListPodSandboxStats, &runtimeapi.ListPodSandboxStatsRequest{Filter: filter})
 	return resp.GetStats(), err
 }
@@ -246,7 +266,8 @@ func (r *runtimeService) ListPodSandboxMetrics(ctx context.Context) ([]*runtimea
 }
 
 func (r *runtimeService) UpdateRuntimeConfig(ctx context.Context, config *runtimeapi.RuntimeConfig) error {
-	_, err := call(ctx, criTimeout, r.s.UpdateRuntimeConfig, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: config})
+	_, err := call(ctx, criTimeout, r.s.UpdateRuntimeConfig,
+		&runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: config})
 	return err
 }
 

@@ -20,9 +20,11 @@ func TestPast_TimesOfTheFuture_KeepTheirOrderAndComeFirst(t *testing.T) {
 		t.Errorf("the present became %d", got)
 	}
 	// Zero means that it has not happened.
-	status := &runtimeapi.ContainerStatus{CreatedAt: now.AddDate(1, 0, 0).UnixNano(), StartedAt: now.AddDate(1, 0, 0).Add(time.Second).UnixNano()}
+	status := &runtimeapi.ContainerStatus{CreatedAt: now.AddDate(1, 0, 0).UnixNano(),
+		StartedAt: now.AddDate(1, 0, 0).Add(time.Second).UnixNano()}
 	pastStatus(status, now)
-	if status.FinishedAt != 0 || status.CreatedAt == 0 || status.CreatedAt >= status.StartedAt || status.StartedAt > now.UnixNano() {
+	if status.FinishedAt != 0 || status.CreatedAt == 0 || status.CreatedAt >= status.StartedAt ||
+		status.StartedAt > now.UnixNano() {
 		t.Errorf("status became %v", status)
 	}
 }

@@ -88,7 +88,12 @@ func useContainers(ctx context.Context, n runtimetest.Node, c runtimetest.CRI) e
 	if _, err := c.Runtime.ContainerStatus(ctx, "no-such-container", false); err == nil {
 		return fmt.Errorf("status of a container that is not there gave no error")
 	}
-	if _, err := c.Runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh"}, Stdin: true, Stdout: true}); err != nil {
+	if _, err := c.Runtime.Exec(ctx, &runtimeapi.ExecRequest{
+		ContainerId: id,
+		Cmd:         []string{"sh"},
+		Stdin:       true,
+		Stdout:      true,
+	}); err != nil {
 		return fmt.Errorf("prepare exec: %w", err)
 	}
 	if err := c.Runtime.StopContainer(ctx, id, 0); err != nil {
@@ -107,8 +112,8 @@ func useContainers(ctx context.Context, n runtimetest.Node, c runtimetest.CRI) e
 	return c.Runtime.RemovePodSandbox(ctx, p.ID)
 }
 
-// TestRuntime_RestartKeepsContainers stops the runtime cleanly and then by kill -9. Each time the next
-// one must find the same running container.
+// TestRuntime_RestartKeepsContainers stops the runtime cleanly and then by kill -9. Each time the
+// next one must find the same running container.
 func TestRuntime_RestartKeepsContainers(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)
@@ -146,15 +151,16 @@ func TestRuntime_RestartKeepsContainers(t *testing.T) {
 		if after.StartedAt != before.StartedAt {
 			t.Errorf("after %s the container started at %d, before at %d", how.name, after.StartedAt, before.StartedAt)
 		}
-		if out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "alive"}, 30*time.Second); err != nil || string(out) != "alive\n" {
+		if out, _, err := c.Runtime.ExecSync(ctx, id, []string{"echo", "alive"}, 30*time.Second); err != nil ||
+			string(out) != "alive\n" {
 			t.Errorf("after %s exec gave %q: %v", how.name, out, err)
 		}
 	}
 	child.Stop()
 }
 
-// TestRuntime_Reboot ends everything as a reboot does. The pods must be reported as ended, and new ones
-// must run.
+// TestRuntime_Reboot ends everything as a reboot does. The pods must be reported as ended, and new
+// ones must run.
 func TestRuntime_Reboot(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)
@@ -197,8 +203,8 @@ func TestRuntime_Reboot(t *testing.T) {
 	child.Stop()
 }
 
-// TestRuntime_FailedStart_KeepsPods has containerd fail to start for reasons that say nothing about its
-// records. Pods must run on, and the next start must find them.
+// TestRuntime_FailedStart_KeepsPods has containerd fail to start for reasons that say nothing about
+// its records. Pods must run on, and the next start must find them.
 func TestRuntime_FailedStart_KeepsPods(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)
@@ -266,8 +272,7 @@ func TestRuntime_FailedStart_KeepsPods(t *testing.T) {
 	}
 }
 
-// cniConf is a pod network of the shape the node's own is, for the child's
-// network namespace only.
+// cniConf is a pod network of the shape the node's own is, for the child's network namespace only.
 const cniConf = `{
   "cniVersion": "1.0.0", "name": "test",
   "plugins": [
@@ -277,8 +282,8 @@ const cniConf = `{
   ]
 }`
 
-// TestRuntime_PodNetwork runs a pod with the bundled CNI plugins. The runtime
-// starts before there is a network, as on a node that boots.
+// TestRuntime_PodNetwork runs a pod with the bundled CNI plugins. The runtime starts before there
+// is a network, as on a node that boots.
 func TestRuntime_PodNetwork(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)
@@ -288,7 +293,8 @@ func TestRuntime_PodNetwork(t *testing.T) {
 		t.Errorf("network is ready without a configuration: %v, %v", ready, err)
 	}
 	conf := filepath.Join(n.Config.DataDir, "cni/conf/10-test.conflist")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, cniConf, filepath.Join(n.Config.DataDir, "cni/ipam")), 0o600); err != nil {
+	if err := os.WriteFile(conf, fmt.Appendf(nil, cniConf, filepath.Join(n.Config.DataDir, "cni/ipam")),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -371,8 +377,9 @@ func TestRuntime_OOMKilled(t *testing.T) {
 		Command: []string{"sh", "-c", "x=0123456789abcdef; while :; do x=$x$x; done"},
 		LogPath: "oom.log",
 		Linux: &runtimeapi.LinuxContainerConfig{
-			Resources:       &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20},
-			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: p.Config.Linux.SecurityContext.NamespaceOptions},
+			Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: p.Config.Linux.SecurityContext.NamespaceOptions},
 		},
 	}, p.Config)
 	if err != nil {
@@ -391,8 +398,8 @@ func TestRuntime_OOMKilled(t *testing.T) {
 	child.Stop()
 }
 
-// TestRuntime_OtherBoot has pods run on although the state is of another boot, as in a container whose
-// /run is kept. All must be cleared.
+// TestRuntime_OtherBoot has pods run on although the state is of another boot, as in a container
+// whose /run is kept. All must be cleared.
 func TestRuntime_OtherBoot(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)

@@ -8,9 +8,9 @@ import (
 )
 
 // logsOwner is an extended attribute of the folder with a pod's logs: the data folder of the pod's
-// node. All kubelets of a machine share the folder above it, and the logs outlast the pod. Every file
-// system that Linux runs from supports attributes in the trusted namespace, even if none in the user
-// namespace.
+// node. All kubelets of a machine share the folder above it, and the logs outlast the pod. Every
+// file system that Linux runs from supports attributes in the trusted namespace, even if none in
+// the user namespace.
 const logsOwner = "trusted.mote.data-dir"
 
 // markLogs records that the logs in dir are those of a pod of dataDir's node.

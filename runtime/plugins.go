@@ -1,9 +1,9 @@
 package runtime
 
-// The containerd plugins a Kubernetes node needs, and no others. Left out on
-// purpose: NRI, image verifiers, tracing, the debug and metrics listeners, the
-// restart monitor (the kubelet restarts), and every snapshotter but overlayfs
-// and native. Each import registers itself with containerd's plugin registry.
+// The containerd plugins a Kubernetes node needs, and no others. Left out on purpose: NRI, image
+// verifiers, tracing, the debug and metrics listeners, the restart monitor (the kubelet restarts),
+// and every snapshotter but overlayfs and native. Each import registers itself with containerd's
+// plugin registry.
 import (
 	_ "github.com/containerd/containerd/api/types/runc/options" // typeurl: options of the runc shim
 	_ "github.com/containerd/containerd/v2/core/metrics/cgroups"

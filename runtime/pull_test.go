@@ -91,8 +91,8 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
 }
 
-// TestPull_ThroughMirror pulls an image of a registry that does not exist from
-// the mirror the registries file names, with the credentials it gives.
+// TestPull_ThroughMirror pulls an image of a registry that does not exist from the mirror the
+// registries file names, with the credentials it gives.
 func TestPull_ThroughMirror(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)
@@ -104,7 +104,8 @@ func TestPull_ThroughMirror(t *testing.T) {
 	server := httptest.NewServer(reg)
 	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
-	file := fmt.Sprintf("mirrors:\n  none.invalid:\n    endpoint: [%q]\nconfigs:\n  %q:\n    auth: {username: reader, password: secret}\n", server.URL, host)
+	file := fmt.Sprintf(
+		"mirrors:\n  none.invalid:\n    endpoint: [%q]\nconfigs:\n  %q:\n    auth: {username: reader, password: secret}\n", server.URL, host)
 	if err := os.WriteFile(n.Config.RegistriesFile, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,8 @@ func TestPull_ThroughMirror(t *testing.T) {
 	if status.Image.Pinned {
 		t.Error("a pulled image is pinned")
 	}
-	if _, err := r.ImageService().PullImage(ctx, &runtimeapi.ImageSpec{Image: "none.invalid/app:2"}, nil, nil); err == nil {
+	if _, err := r.ImageService().PullImage(ctx, &runtimeapi.ImageSpec{Image: "none.invalid/app:2"}, nil,
+		nil); err == nil {
 		t.Error("pulling what the mirror does not have gave no error")
 	}
 	// containerd's records are lost; the registry is out of reach.

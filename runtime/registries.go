@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// registries is registries.yaml: mirrors tried in place of a registry, and how to connect and log in
-// to one. The format is that of k3s.
+// registries is registries.yaml: mirrors tried in place of a registry, and how to connect and log
+// in to one. The format is that of k3s.
 type registries struct {
 	Mirrors map[string]registryMirror `json:"mirrors,omitempty"`
 	Configs map[string]registryConfig `json:"configs,omitempty"`

@@ -10,9 +10,11 @@ import (
 func TestReadRegistries_Refuses(t *testing.T) {
 	for _, row := range []struct{ name, text, want string }{
 		{"unknown key", "mirror:\n  docker.io: {}\n", "mirror"},
-		{"rewrite, which containerd does not have", "mirrors:\n  docker.io:\n    endpoint: [https://a]\n    rewrite: {a: b}\n", "rewrite"},
+		{"rewrite, which containerd does not have",
+			"mirrors:\n  docker.io:\n    endpoint: [https://a]\n    rewrite: {a: b}\n", "rewrite"},
 		{"no endpoint", "mirrors:\n  docker.io: {}\n", "no endpoint"},
-		{"endpoint without scheme", "mirrors:\n  docker.io:\n    endpoint: [mirror:5000]\n", "not an http or https URL"},
+		{"endpoint without scheme", "mirrors:\n  docker.io:\n    endpoint: [mirror:5000]\n",
+			"not an http or https URL"},
 		{"host that is a path", "mirrors:\n  ../../etc:\n    endpoint: [https://a]\n", "not a registry host"},
 		{"host with a scheme", "configs:\n  https://a: {}\n", "not a registry host"},
 		{"certificate without key", "configs:\n  a:\n    tls: {cert_file: /dev/null}\n", "together"},
@@ -87,7 +89,8 @@ configs:
 	if all := read("_default"); !strings.Contains(all, "https://all.example") {
 		t.Errorf("mirror of all registries is lost:\n%s", all)
 	}
-	if own := read("own.example"); !strings.Contains(own, `"https://own.example"`) && !strings.Contains(own, `'https://own.example'`) {
+	if own := read("own.example"); !strings.Contains(own, `"https://own.example"`) &&
+		!strings.Contains(own, `'https://own.example'`) {
 		t.Errorf("TLS settings of a registry without mirrors are lost:\n%s", own)
 	}
 	if c := r.credentials(); len(c) != 1 || c["mirror.example:5000"] == nil {

@@ -25,8 +25,8 @@ const imageEventsTimeout = 5 * time.Second
 // errStopped ends the parts of a Run whose caller asked it to stop.
 var errStopped = errors.New("container runtime was asked to stop")
 
-// Runtime is the container runtime of one node. Containers outlive it: the next
-// Run over the same folders finds them again.
+// Runtime is the container runtime of one node. Containers outlive it: the next Run over the same
+// folders finds them again.
 type Runtime struct {
 	cfg   Config
 	p     layout.Paths
@@ -45,11 +45,16 @@ func New(c Config) (*Runtime, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	return &Runtime{cfg: c, p: layout.For(c.DataDir), log: c.Logger, ready: make(chan struct{})}, nil
+	return &Runtime{
+		cfg:   c,
+		p:     layout.For(c.DataDir),
+		log:   c.Logger,
+		ready: make(chan struct{}),
+	}, nil
 }
 
-// Ready is closed when CRI answers, has recovered the running pods, and the bundled and local images
-// are loaded.
+// Ready is closed when CRI answers, has recovered the running pods, and the bundled and local
+// images are loaded.
 func (r *Runtime) Ready() <-chan struct{} { return r.ready }
 
 // Socket returns the path of containerd's socket, which also serves CRI.
@@ -92,8 +97,8 @@ func (r *Runtime) ImageService() internalapi.ImageManagerService {
 	return &imageService{s: r.daemon.cri}
 }
 
-// Run repairs what the last stop left damaged, starts containerd, loads images, and blocks until ctx
-// ends or containerd fails. Pods keep running when it returns. It may be called once.
+// Run repairs what the last stop left damaged, starts containerd, loads images, and blocks until
+// ctx ends or containerd fails. Pods keep running when it returns. It may be called once.
 func (r *Runtime) Run(ctx context.Context) (err error) {
 	fatal := make(chan error, 1)
 	upstream.BridgeContainerd(r.log.Named("containerd"), r.cfg.Debug, fatal)
@@ -119,8 +124,9 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	// containerd finds its own shim by name, on the PATH. A shim given as a path it takes for a third
-	// party's, and runs it once before each start to ask what it can do. The shim looks for runc there.
+	// containerd finds its own shim by name, on the PATH. A shim given as a path it takes for a
+	// third party's, and runs it once before each start to ask what it can do. The shim looks for
+	// runc there.
 	if err := upstream.PrependPath(b.Dir); err != nil {
 		return err
 	}
@@ -145,7 +151,8 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 
 // serve runs a started daemon until ctx ends or a part fails, and closes it. It returns what failed
 // first, and then what the close adds to it.
-func (r *Runtime) serve(ctx context.Context, d *daemon, l image.Loader, last recovery.LastStop, fatal <-chan error) (err error) {
+func (r *Runtime) serve(ctx context.Context, d *daemon, l image.Loader, last recovery.LastStop,
+	fatal <-chan error) (err error) {
 	defer func() {
 		switch closeErr := d.close(); {
 		case closeErr == nil:
@@ -214,7 +221,8 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.Last
 		snapshotter = snapshotterOverlay
 		if reason != nil {
 			snapshotter = snapshotterNative
-			r.log.Warn("overlayfs does not work here: images are copied for each container, which takes more disk and time",
+			r.log.Warn(
+				"overlayfs does not work here: images are copied for each container, which takes more disk and time",
 				zap.Error(reason))
 		}
 	}
@@ -267,7 +275,8 @@ func waitForImages(ctx context.Context, cri criServer, names []string) error {
 	defer tick.Stop()
 	for _, name := range names {
 		for {
-			resp, err := call(ctx, criTimeout, cri.ImageStatus, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+			resp, err := call(ctx, criTimeout, cri.ImageStatus,
+				&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 			if err != nil {
 				return fmt.Errorf("look for loaded image %s: %w", name, err)
 			}

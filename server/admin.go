@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	// firstAdminRetry and lastAdminRetry bound the pauses after which writing the
-	// administrator's new kubeconfig is tried again.
+	// firstAdminRetry and lastAdminRetry bound the pauses after which writing the administrator's
+	// new kubeconfig is tried again.
 	firstAdminRetry = time.Second
 	lastAdminRetry  = 5 * time.Minute
 )
 
-// newGuard makes what refuses revoked certificates. It reads its list in memory,
-// so it cannot lock itself out.
+// newGuard makes what refuses revoked certificates. It reads its list in memory, so it cannot lock
+// itself out.
 func (s *Server) newGuard() (*revocation.Guard, error) {
 	client, err := kubernetes.NewForConfig(s.loopback.Config(&user.DefaultInfo{
 		Name: "system:mote", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated},
@@ -32,10 +32,9 @@ func (s *Server) newGuard() (*revocation.Guard, error) {
 	return revocation.New(revocation.Config{Client: client, Logger: s.config.Logger.Named("revocation")})
 }
 
-// keepAdmin gives this machine's administrator a new certificate whenever the
-// present one is revoked, also one that was renewed after its user was: who owns
-// the machine cannot be locked out of it, and a leaked kubeconfig can be revoked
-// with that very file.
+// keepAdmin gives this machine's administrator a new certificate whenever the present one is
+// revoked, also one that was renewed after its user was: who owns the machine cannot be locked out
+// of it, and a leaked kubeconfig can be revoked with that very file.
 func (s *Server) keepAdmin(ctx context.Context, revoked *revocation.Guard) error {
 	changed := make(chan struct{}, 1)
 	revoked.OnChange(func() {
@@ -57,7 +56,9 @@ func (s *Server) keepAdmin(ctx context.Context, revoked *revocation.Guard) error
 		if err := s.replaceRevokedAdmin(ctx, revoked, &written); err != nil {
 			if text := err.Error(); text != said && ctx.Err() == nil {
 				said = text
-				log.Error("the administrator's certificate is revoked and there is no new kubeconfig yet, trying again: " + text)
+				log.Error(
+					"the administrator's certificate is revoked and there is no new kubeconfig yet, trying again: " +
+						text)
 			}
 			again, pause = time.After(pause), min(2*pause, lastAdminRetry)
 		} else {
@@ -97,7 +98,8 @@ func (s *Server) replaceRevokedAdmin(ctx context.Context, revoked *revocation.Gu
 		return err
 	}
 	*written = true
-	s.config.Logger.Named("revocation").Info("wrote a new administrator's kubeconfig, as the certificate in the old one is revoked",
+	s.config.Logger.Named("revocation").Info(
+		"wrote a new administrator's kubeconfig, as the certificate in the old one is revoked",
 		zap.String("kubeconfig", s.config.KubeconfigOutput))
 	return nil
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/mote-dev/mote/server/revocation"
 )
 
-// TestServer_KeepAdmin_WritesTheFileHoweverLate revokes the administrator while
-// the file cannot be written: the owner must get in all the same, a little later.
+// TestServer_KeepAdmin_WritesTheFileHoweverLate revokes the administrator while the file cannot be
+// written: the owner must get in all the same, a little later.
 func TestServer_KeepAdmin_WritesTheFileHoweverLate(t *testing.T) {
 	dir := t.TempDir()
 	set, err := pki.Open(filepath.Join(dir, "tls"), pki.Names{}, time.Now())
@@ -41,7 +41,8 @@ func TestServer_KeepAdmin_WritesTheFileHoweverLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{config: Config{KubeconfigOutput: filepath.Join(folder, "kubeconfig.yaml"), HTTPSListenPort: 6443, Logger: zap.New(core)}, pki: set}
+	s := &Server{config: Config{KubeconfigOutput: filepath.Join(folder, "kubeconfig.yaml"), HTTPSListenPort: 6443,
+		Logger: zap.New(core)}, pki: set}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	defer running.Wait()

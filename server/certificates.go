@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// renewEvery is the time between two looks at the certificates. They are also
-	// looked at when the clock was set.
+	// renewEvery is the time between two looks at the certificates. They are also looked at when
+	// the clock was set.
 	renewEvery = 10 * time.Minute
-	// endsSoon is how long before the cluster's CA ends the log begins to say so,
-	// and sayEvery how often it does.
+	// endsSoon is how long before the cluster's CA ends the log begins to say so, and sayEvery how
+	// often it does.
 	endsSoon = 365 * 24 * time.Hour
 	sayEvery = 30 * 24 * time.Hour
 )
 
-// keepCertificates renews the server's own certificates, and those of a node in
-// its process, for as long as it runs. Upstream's servers and clients read the
-// files again when they change: servers at once, clients within five minutes.
+// keepCertificates renews the server's own certificates, and those of a node in its process, for as
+// long as it runs. Upstream's servers and clients read the files again when they change: servers at
+// once, clients within five minutes.
 func (s *Server) keepCertificates(ctx context.Context) error {
 	log := s.config.Logger.Named("pki")
 	var looked, said time.Time
@@ -62,7 +62,8 @@ func (s *Server) keepCertificates(ctx context.Context) error {
 		}
 		if end := s.pki.End(); now.After(end.Add(-endsSoon)) && now.Sub(said).Abs() > sayEvery {
 			said = now
-			log.Warn("the cluster's certificate authority ends: see docs/certificates.md on how to make a new one", zap.Time("end", end))
+			log.Warn("the cluster's certificate authority ends: see docs/certificates.md on how to make a new one",
+				zap.Time("end", end))
 		}
 		return nil
 	}

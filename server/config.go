@@ -33,61 +33,59 @@ const (
 const (
 	// DurabilityFull answers a write only when it is safe from a power cut.
 	DurabilityFull = "full"
-	// DurabilityRelaxed may lose the last moments before a power cut, never
-	// the consistency of the file; it writes far less to flash cards.
+	// DurabilityRelaxed may lose the last moments before a power cut, never the consistency of the
+	// file; it writes far less to flash cards.
 	DurabilityRelaxed = "relaxed"
 )
 
-// Config is everything a server can be told. Only the command line fills it
-// in; nothing writes to it after New.
+// Config is everything a server can be told. Only the command line fills it in; nothing writes to
+// it after New.
 type Config struct {
-	// DataDir holds keys, store, images and unpacked tools. An absolute path;
-	// empty means DefaultDataDir.
+	// DataDir holds keys, store, images and unpacked tools. An absolute path; empty means
+	// DefaultDataDir.
 	DataDir string
-	// NodeName is the name of the node this server runs as, a DNS label.
-	// Empty means the host's name in lower case.
+	// NodeName is the name of the node this server runs as, a DNS label. Empty means the host's
+	// name in lower case.
 	NodeName string
-	// NodeIPs are the addresses this server is reached at, at most one of
-	// each family. Empty means: found from the default route, else loopback,
-	// and followed when the network changes.
+	// NodeIPs are the addresses this server is reached at, at most one of each family. Empty means:
+	// found from the default route, else loopback, and followed when the network changes.
 	NodeIPs []net.IP
 	// BindAddress is where the HTTPS port listens. Nil means all addresses.
 	BindAddress net.IP
-	// HTTPSListenPort is the TCP port of the API server, 1 to 65535. Zero
-	// means DefaultHTTPSListenPort.
+	// HTTPSListenPort is the TCP port of the API server, 1 to 65535. Zero means
+	// DefaultHTTPSListenPort.
 	HTTPSListenPort int
-	// TLSSANs are further host names and addresses the serving certificate is
-	// made out to, beside the ones mote finds itself.
+	// TLSSANs are further host names and addresses the serving certificate is made out to, beside
+	// the ones mote finds itself.
 	TLSSANs []string
 
-	// Cluster is what all servers and nodes agree on. Its Disable names parts of both
-	// roles that run nowhere; those of nodes are not known here, so it is not validated.
+	// Cluster is what all servers and nodes agree on. Its Disable names parts of both roles that
+	// run nowhere; those of nodes are not known here, so it is not validated.
 	Cluster clusterconfig.Config
 
-	// Token is the secret that agents join with, in one of the forms of
-	// joinapi.Token. A bootstrap token becomes one of the cluster; a password, and
-	// whatever is given beside DatastoreEndpoint, is held in memory only. Empty
-	// means a token is made at first start.
+	// Token is the secret that agents join with, in one of the forms of joinapi.Token. A bootstrap
+	// token becomes one of the cluster; a password, and whatever is given beside DatastoreEndpoint,
+	// is held in memory only. Empty means a token is made at first start.
 	Token string
-	// KubeconfigOutput is the file the administrator's kubeconfig is written
-	// to, mode 0600. Empty means DefaultKubeconfigOutput.
+	// KubeconfigOutput is the file the administrator's kubeconfig is written to, mode 0600. Empty
+	// means DefaultKubeconfigOutput.
 	KubeconfigOutput string
 
-	// KubeAPIServerArgs, KubeControllerManagerArgs and KubeSchedulerArgs are
-	// "flag=value" settings handed to the upstream options last, so they win.
+	// KubeAPIServerArgs, KubeControllerManagerArgs and KubeSchedulerArgs are "flag=value" settings
+	// handed to the upstream options last, so they win.
 	KubeAPIServerArgs         []string
 	KubeControllerManagerArgs []string
 	KubeSchedulerArgs         []string
 
-	// DatastoreEndpoint is a comma-separated list of URLs of a real etcd
-	// cluster to use in place of the built-in store: several servers can then
-	// share it, which know each other by Token. Empty means built-in.
+	// DatastoreEndpoint is a comma-separated list of URLs of a real etcd cluster to use in place of
+	// the built-in store: several servers can then share it, which know each other by Token. Empty
+	// means built-in.
 	DatastoreEndpoint string
-	// DatastoreCAFile is the authority of that etcd's certificates, as PEM. Empty
-	// means those the machine trusts.
+	// DatastoreCAFile is the authority of that etcd's certificates, as PEM. Empty means those the
+	// machine trusts.
 	DatastoreCAFile string
-	// DatastoreCertFile and DatastoreKeyFile are shown to that etcd, as PEM. Both
-	// empty means it asks for none.
+	// DatastoreCertFile and DatastoreKeyFile are shown to that etcd, as PEM. Both empty means it
+	// asks for none.
 	DatastoreCertFile, DatastoreKeyFile string
 	// DatastoreDurability is DurabilityFull or DurabilityRelaxed. Empty means
 	// DefaultDatastoreDurability.
@@ -101,8 +99,8 @@ type Config struct {
 	Logger *zap.Logger
 }
 
-// WithDefaults returns c with each zero field replaced by what it stands for,
-// except NodeIPs, BindAddress and Token, whose zero stays meaningful.
+// WithDefaults returns c with each zero field replaced by what it stands for, except NodeIPs,
+// BindAddress and Token, whose zero stays meaningful.
 func (c Config) WithDefaults() (Config, error) {
 	if c.DataDir == "" {
 		c.DataDir = DefaultDataDir
@@ -130,9 +128,8 @@ func (c Config) WithDefaults() (Config, error) {
 	return c, nil
 }
 
-// Validate joins every fault of a config with its defaults filled in. Each is
-// one line that names the setting and says what would be right. It looks at
-// the values only, never at the host.
+// Validate joins every fault of a config with its defaults filled in. Each is one line that names
+// the setting and says what would be right. It looks at the values only, never at the host.
 func (c Config) Validate() error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -143,11 +140,14 @@ func (c Config) Validate() error {
 		fault("data-dir must not be the root folder: give a folder of its own, such as %s", DefaultDataDir)
 	}
 	if msgs := validation.IsDNS1123Subdomain(c.NodeName); len(msgs) > 0 {
-		fault("node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and '-' between letters or digits", c.NodeName)
+		fault(
+			"node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and "+
+				"'-' between letters or digits", c.NodeName)
 	} else {
 		for label := range strings.SplitSeq(c.NodeName, ".") {
 			if len(validation.IsDNS1123Label(label)) > 0 {
-				fault("node-name %q has a part longer than 63 characters: choose a shorter name with --node-name", c.NodeName)
+				fault("node-name %q has a part longer than 63 characters: choose a shorter name with --node-name",
+					c.NodeName)
 				break
 			}
 		}
@@ -178,7 +178,8 @@ func (c Config) Validate() error {
 		fault("kubeconfig-output %q is not an absolute path: give one that starts with /", c.KubeconfigOutput)
 	}
 	for name, args := range map[string][]string{
-		"kube-apiserver-arg": c.KubeAPIServerArgs, "kube-controller-manager-arg": c.KubeControllerManagerArgs, "kube-scheduler-arg": c.KubeSchedulerArgs,
+		"kube-apiserver-arg": c.KubeAPIServerArgs, "kube-controller-manager-arg": c.KubeControllerManagerArgs,
+		"kube-scheduler-arg": c.KubeSchedulerArgs,
 	} {
 		for _, a := range args {
 			if !strings.Contains(a, "=") {
@@ -187,7 +188,8 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.DatastoreDurability != DurabilityFull && c.DatastoreDurability != DurabilityRelaxed {
-		fault("datastore-durability %q is unknown: use %s or %s", c.DatastoreDurability, DurabilityFull, DurabilityRelaxed)
+		fault("datastore-durability %q is unknown: use %s or %s", c.DatastoreDurability, DurabilityFull,
+			DurabilityRelaxed)
 	}
 	return errors.Join(append(errs, c.validateDatastore()...)...)
 }
@@ -198,7 +200,8 @@ func (c Config) validateDatastore() []error {
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
 	files := []struct{ setting, file string }{
-		{"datastore-cafile", c.DatastoreCAFile}, {"datastore-certfile", c.DatastoreCertFile}, {"datastore-keyfile", c.DatastoreKeyFile},
+		{"datastore-cafile", c.DatastoreCAFile}, {"datastore-certfile", c.DatastoreCertFile},
+		{"datastore-keyfile", c.DatastoreKeyFile},
 	}
 	if c.DatastoreEndpoint == "" {
 		for _, f := range files {
@@ -211,7 +214,8 @@ func (c Config) validateDatastore() []error {
 	schemes := map[string]bool{}
 	for _, ep := range c.datastoreEndpoints() {
 		u, err := url.Parse(ep)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.Port() == "" || strings.Trim(u.Path, "/") != "" {
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.Port() == "" ||
+			strings.Trim(u.Path, "/") != "" {
 			fault("datastore-endpoint %q is no etcd URL: write it as https://HOST:2379", ep)
 			continue
 		}

@@ -17,7 +17,8 @@ import (
 // registerNode creates a node as a kubelet does, and makes it ready for pods.
 func (i *instance) registerNode(ctx context.Context, name string) error {
 	nodes := i.client.CoreV1().Nodes()
-	if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+	if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}},
+		metav1.CreateOptions{}); err != nil {
 		return err
 	}
 	// A kubelet reports several times in its first seconds.

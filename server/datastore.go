@@ -33,12 +33,11 @@ const (
 	storeAddress = "store.mote.in-process:2379"
 )
 
-// datastore is where the API server keeps its objects: the built-in store or a
-// real etcd.
+// datastore is where the API server keeps its objects: the built-in store or a real etcd.
 type datastore struct {
 	client *etcdkubernetes.Client
-	// transport leads the few parts of upstream that make an etcd client of their
-	// own (the node port allocator) to the same data.
+	// transport leads the few parts of upstream that make an etcd client of their own (the node
+	// port allocator) to the same data.
 	transport storagebackend.TransportConfig
 	// run blocks until ctx ends; close comes after it.
 	run   func(context.Context) error
@@ -52,8 +51,8 @@ func openDatastore(ctx context.Context, c Config) (*datastore, error) {
 	return openStore(ctx, c)
 }
 
-// heartbeats are written every ten seconds by each node and each server, and mean nothing after a power cut: who lives
-// writes the next one. The leases that elect leaders are not among them.
+// heartbeats are written every ten seconds by each node and each server, and mean nothing after a
+// power cut: who lives writes the next one. The leases that elect leaders are not among them.
 var heartbeats = []string{"/registry/leases/kube-node-lease/", "/registry/leases/kube-system/apiserver-"}
 
 func openStore(ctx context.Context, c Config) (*datastore, error) {
@@ -72,8 +71,8 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", file, err)
 	}
-	// Upstream asks a client's endpoints what they can do, and an in-process
-	// client has none. Without this, the watch cache would not answer reads.
+	// Upstream asks a client's endpoints what they can do, and an in-process client has none.
+	// Without this, the watch cache would not answer reads.
 	etcdfeature.DefaultFeatureSupportChecker.CheckClient(ctx, s.Endpoint(ctx), storage.RequestWatchProgress)
 	listener := bufconn.Listen(pipeBuffer)
 	grpcServer := grpc.NewServer()
@@ -83,7 +82,8 @@ func openStore(ctx context.Context, c Config) (*datastore, error) {
 		transport: storagebackend.TransportConfig{
 			ServerList: []string{"http://" + storeAddress},
 			EgressLookup: func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
-				return func(ctx context.Context, _, _ string) (net.Conn, error) { return listener.DialContext(ctx) }, nil
+				return func(ctx context.Context, _, _ string) (net.Conn, error) { return listener.DialContext(ctx) },
+					nil
 			},
 		},
 		run: func(ctx context.Context) error {

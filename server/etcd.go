@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// etcdPatience is how long a real etcd may take to answer at start: after a
-	// power cut it starts at the same time as its servers.
+	// etcdPatience is how long a real etcd may take to answer at start: after a power cut it starts
+	// at the same time as its servers.
 	etcdPatience = 20 * time.Second
 	// etcdRetry is the pause between attempts to reach it.
 	etcdRetry = 500 * time.Millisecond
@@ -49,8 +49,12 @@ func openEtcd(ctx context.Context, c Config) (*datastore, error) {
 		return nil, err
 	}
 	client, err := etcdkubernetes.New(clientv3.Config{
-		Context: context.WithoutCancel(ctx), Endpoints: endpoints, TLS: secure, DialTimeout: etcdPatience,
-		DialKeepAliveTime: 30 * time.Second, DialKeepAliveTimeout: 10 * time.Second,
+		Context:              context.WithoutCancel(ctx),
+		Endpoints:            endpoints,
+		TLS:                  secure,
+		DialTimeout:          etcdPatience,
+		DialKeepAliveTime:    30 * time.Second,
+		DialKeepAliveTimeout: 10 * time.Second,
 		// What its client warns of, it tries again.
 		Logger: c.Logger.Named("etcd").WithOptions(zap.IncreaseLevel(zap.ErrorLevel)),
 	})
@@ -60,12 +64,16 @@ func openEtcd(ctx context.Context, c Config) (*datastore, error) {
 	probe, cancel := context.WithTimeout(ctx, etcdTimeout)
 	defer cancel()
 	if _, err := client.Client.Get(probe, "/registry/health"); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %s answers, and not as an etcd that may be read: %s", ErrEtcd, strings.Join(endpoints, ","), rpcWords(err)), client.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %s answers, and not as an etcd that may be read: %s", ErrEtcd,
+			strings.Join(endpoints, ","), rpcWords(err)), client.Close())
 	}
 	return &datastore{
 		client: client,
 		transport: storagebackend.TransportConfig{
-			ServerList: endpoints, TrustedCAFile: c.DatastoreCAFile, CertFile: c.DatastoreCertFile, KeyFile: c.DatastoreKeyFile,
+			ServerList:    endpoints,
+			TrustedCAFile: c.DatastoreCAFile,
+			CertFile:      c.DatastoreCertFile,
+			KeyFile:       c.DatastoreKeyFile,
 		},
 		run: func(ctx context.Context) error {
 			<-ctx.Done()
@@ -75,8 +83,7 @@ func openEtcd(ctx context.Context, c Config) (*datastore, error) {
 	}, nil
 }
 
-// rpcWords is an etcd's own words, or the code alone of what is none: its words
-// may be a page.
+// rpcWords is an etcd's own words, or the code alone of what is none: its words may be a page.
 func rpcWords(err error) string {
 	var own rpctypes.EtcdError
 	if errors.As(err, &own) || errors.Is(err, context.DeadlineExceeded) {
@@ -98,7 +105,9 @@ func (c Config) etcdTLS() (*tls.Config, error) {
 		}
 		secure.RootCAs = x509.NewCertPool()
 		if !secure.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("datastore-cafile %s has no certificate in it: give the authority of the etcd's certificates, as PEM", c.DatastoreCAFile)
+			return nil, fmt.Errorf(
+				"datastore-cafile %s has no certificate in it: give the authority of the etcd's certificates, as PEM",
+				c.DatastoreCAFile)
 		}
 	}
 	if c.DatastoreCertFile == "" {
@@ -159,16 +168,16 @@ func awaitEtcd(ctx context.Context, endpoints []string, secure *tls.Config) erro
 }
 
 const (
-	// http2Hello is what every HTTP/2 client, and so every gRPC client, says first:
-	// the preface and empty settings.
+	// http2Hello is what every HTTP/2 client, and so every gRPC client, says first: the preface and
+	// empty settings.
 	http2Hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-	// http2Header is the length of what precedes each frame, settingsFrame the
-	// type of the one every server answers with.
+	// http2Header is the length of what precedes each frame, settingsFrame the type of the one
+	// every server answers with.
 	http2Header, settingsFrame = 9, 4
 )
 
-// greet finds out whether a gRPC server answers that trusts and is trusted. The
-// etcd client would only say that time ran out.
+// greet finds out whether a gRPC server answers that trusts and is trusted. The etcd client would
+// only say that time ran out.
 func greet(ctx context.Context, endpoint string, secure *tls.Config) error {
 	u, err := url.Parse(endpoint)
 	if err != nil {
@@ -189,8 +198,11 @@ func greet(ctx context.Context, endpoint string, secure *tls.Config) error {
 		own := secure.Clone()
 		own.ServerName, own.NextProtos = u.Hostname(), []string{"h2"}
 		wrapped := tls.Client(conn, own)
-		if err := wrapped.HandshakeContext(ctx); errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-			return errors.New("it takes a connection and does not answer in TLS: check that it is an etcd, and http or https in the URL")
+		if err := wrapped.HandshakeContext(ctx); errors.Is(err, context.DeadlineExceeded) ||
+			errors.Is(err, os.ErrDeadlineExceeded) {
+			return errors.New(
+				"it takes a connection and does not answer in TLS: check that it is an etcd, and http or https in " +
+					"the URL")
 		} else if err != nil {
 			return explainTLS(err)
 		}
@@ -204,7 +216,8 @@ func greet(ctx context.Context, endpoint string, secure *tls.Config) error {
 		return explainTLS(err)
 	}
 	if header[3] != settingsFrame {
-		return fmt.Errorf("%w: what answers is no etcd, or speaks TLS where the URL says http: check the URL", errEtcdRefused)
+		return fmt.Errorf("%w: what answers is no etcd, or speaks TLS where the URL says http: check the URL",
+			errEtcdRefused)
 	}
 	return nil
 }
@@ -217,11 +230,15 @@ func explainTLS(err error) error {
 	var remote *net.OpError
 	switch {
 	case errors.As(err, &notTLS):
-		return fmt.Errorf("%w: it does not speak TLS: write the URL as http://, or let etcd have a certificate", errEtcdRefused)
+		return fmt.Errorf("%w: it does not speak TLS: write the URL as http://, or let etcd have a certificate",
+			errEtcdRefused)
 	case errors.As(err, &untrusted):
-		return fmt.Errorf("%w: its certificate is not trusted (%w): give its authority with --datastore-cafile", errEtcdRefused, untrusted.Err)
+		return fmt.Errorf("%w: its certificate is not trusted (%w): give its authority with --datastore-cafile",
+			errEtcdRefused, untrusted.Err)
 	case errors.As(err, &alert), errors.As(err, &remote) && remote.Op == "remote error":
-		return fmt.Errorf("%w: it does not accept this server's certificate (%w): give one it trusts with --datastore-certfile and --datastore-keyfile", errEtcdRefused, err)
+		return fmt.Errorf(
+			"%w: it does not accept this server's certificate (%w): give one it trusts with --datastore-certfile and "+
+				"--datastore-keyfile", errEtcdRefused, err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("it ends the connection: check that it is an etcd, and http or https in the URL")
 	}

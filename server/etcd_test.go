@@ -45,14 +45,14 @@ func serveEtcd(t *testing.T, o ...grpc.ServerOption) string {
 	return port
 }
 
-// certificate returns one for 127.0.0.1 that net/http/httptest has, and its file
-// as an authority.
+// certificate returns one for 127.0.0.1 that net/http/httptest has, and its file as an authority.
 func certificate(t *testing.T) (tls.Certificate, string) {
 	t.Helper()
 	s := httptest.NewTLSServer(http.NotFoundHandler())
 	defer s.Close()
 	file := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	return s.TLS.Certificates[0], file
@@ -60,7 +60,12 @@ func certificate(t *testing.T) (tls.Certificate, string) {
 
 func etcdConfig(t *testing.T, endpoint string) Config {
 	t.Helper()
-	c, err := Config{NodeName: "n1", DataDir: t.TempDir(), DatastoreEndpoint: endpoint, Token: "abcdef.0123456789abcdef"}.WithDefaults()
+	c, err := Config{
+		NodeName:          "n1",
+		DataDir:           t.TempDir(),
+		DatastoreEndpoint: endpoint,
+		Token:             "abcdef.0123456789abcdef",
+	}.WithDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +93,8 @@ func TestOpenEtcd_AnyOfTheEndpoints(t *testing.T) {
 
 func TestOpenEtcd_TLS(t *testing.T) {
 	cert, ca := certificate(t)
-	port := serveEtcd(t, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}})))
+	port := serveEtcd(t,
+		grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}})))
 	c := etcdConfig(t, "https://127.0.0.1:"+port)
 	c.DatastoreCAFile = ca
 	d, err := openDatastore(t.Context(), c)
@@ -109,7 +115,9 @@ func TestOpenEtcd_Refused(t *testing.T) {
 	pool := x509.NewCertPool()
 	pool.AddCert(cert.Leaf)
 	secure := serveEtcd(t, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}})))
-	mutual := serveEtcd(t, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})))
+	mutual := serveEtcd(t,
+		grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool,
+			ClientAuth: tls.RequireAndVerifyClientCert})))
 	empty := grpc.NewServer()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -134,13 +142,19 @@ func TestOpenEtcd_Refused(t *testing.T) {
 		change         func(*Config)
 		words          []string
 	}{
-		{"an authority it does not know", "https://127.0.0.1:" + secure, nil, []string{"not trusted", "--datastore-cafile"}},
-		{"no certificate of its own", "https://127.0.0.1:" + mutual, func(c *Config) { c.DatastoreCAFile = ca }, []string{"does not accept", "--datastore-certfile"}},
+		{"an authority it does not know", "https://127.0.0.1:" + secure, nil,
+			[]string{"not trusted", "--datastore-cafile"}},
+		{"no certificate of its own", "https://127.0.0.1:" + mutual, func(c *Config) { c.DatastoreCAFile = ca },
+			[]string{"does not accept", "--datastore-certfile"}},
 		{"a web server", web.URL, nil, []string{"no etcd"}},
 		{"another gRPC server", "http://" + listener.Addr().String(), nil, []string{"not as an etcd", "Unimplemented"}},
-		{"no file", "https://127.0.0.1:" + secure, func(c *Config) { c.DatastoreCAFile = "/nowhere/ca" }, []string{"datastore-cafile", "/nowhere/ca"}},
-		{"no authority in the file", "https://127.0.0.1:" + secure, func(c *Config) { c.DatastoreCAFile = garbage }, []string{"datastore-cafile", garbage}},
-		{"no key in the file", "https://127.0.0.1:" + secure, func(c *Config) { c.DatastoreCertFile, c.DatastoreKeyFile = ca, garbage }, []string{"datastore-certfile and datastore-keyfile"}},
+		{"no file", "https://127.0.0.1:" + secure, func(c *Config) { c.DatastoreCAFile = "/nowhere/ca" },
+			[]string{"datastore-cafile", "/nowhere/ca"}},
+		{"no authority in the file", "https://127.0.0.1:" + secure, func(c *Config) { c.DatastoreCAFile = garbage },
+			[]string{"datastore-cafile", garbage}},
+		{"no key in the file", "https://127.0.0.1:" + secure,
+			func(c *Config) { c.DatastoreCertFile, c.DatastoreKeyFile = ca, garbage },
+			[]string{"datastore-certfile and datastore-keyfile"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := etcdConfig(t, row.endpoint)

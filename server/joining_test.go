@@ -36,8 +36,7 @@ import (
 	"github.com/mote-dev/mote/server/join"
 )
 
-// startServer runs a whole control plane, without a node, on loopback until the
-// test ends.
+// startServer runs a whole control plane, without a node, on loopback until the test ends.
 func startServer(t *testing.T) *Server {
 	t.Helper()
 	// An address of its own: the port is free until the server takes it.
@@ -52,7 +51,10 @@ func startServer(t *testing.T) *Server {
 	}
 	dir := t.TempDir()
 	s, err := New(Config{
-		DataDir: filepath.Join(dir, "data"), NodeName: "server1", BindAddress: ip, HTTPSListenPort: port,
+		DataDir:          filepath.Join(dir, "data"),
+		NodeName:         "server1",
+		BindAddress:      ip,
+		HTTPSListenPort:  port,
 		KubeconfigOutput: filepath.Join(dir, "kubeconfig.yaml"),
 	})
 	if err != nil {
@@ -103,8 +105,11 @@ func (m *machine) ask(t *testing.T, path string) joinapi.Code {
 		t.Fatal(err)
 	}
 	body, err := json.Marshal(joinapi.Request{
-		NodeName: m.name, NodeSecret: m.secret, CSR: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
-		KubernetesVersion: version.Get().GitVersion, Time: time.Now(),
+		NodeName:          m.name,
+		NodeSecret:        m.secret,
+		CSR:               pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
+		KubernetesVersion: version.Get().GitVersion,
+		Time:              time.Now(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -149,13 +154,15 @@ func (m *machine) client(t *testing.T) kubernetes.Interface {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m.clientOf(t, rest.TLSClientConfig{CertData: m.certificate, KeyData: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})}, "")
+	return m.clientOf(t, rest.TLSClientConfig{CertData: m.certificate,
+		KeyData: pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})}, "")
 }
 
 func (m *machine) clientOf(t *testing.T, own rest.TLSClientConfig, bearer string) kubernetes.Interface {
 	t.Helper()
 	own.CAData, own.ServerName = m.server.pki.CA.CertPEM, "kubernetes"
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: m.server.url(), TLSClientConfig: own, BearerToken: bearer})
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: m.server.url(), TLSClientConfig: own,
+		BearerToken: bearer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,23 +170,26 @@ func (m *machine) clientOf(t *testing.T, own rest.TLSClientConfig, bearer string
 }
 
 // create asks the API for a certificate as the node.
-func (m *machine) create(t *testing.T, signer string, usage certificatesv1.KeyUsage, template x509.CertificateRequest) (*certificatesv1.CertificateSigningRequest, error) {
+func (m *machine) create(t *testing.T, signer string, usage certificatesv1.KeyUsage,
+	template x509.CertificateRequest) (*certificatesv1.CertificateSigningRequest, error) {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &template, m.key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m.client(t).CertificatesV1().CertificateSigningRequests().Create(t.Context(), &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-"},
-		Spec: certificatesv1.CertificateSigningRequestSpec{
-			SignerName: signer, Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, usage},
-			Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
-		},
-	}, metav1.CreateOptions{})
+	return m.client(t).CertificatesV1().CertificateSigningRequests().Create(t.Context(),
+		&certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-"},
+			Spec: certificatesv1.CertificateSigningRequestSpec{
+				SignerName: signer, Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, usage},
+				Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
+			},
+		}, metav1.CreateOptions{})
 }
 
 // request asks for a certificate and waits until it is signed or denied.
-func (m *machine) request(t *testing.T, signer string, usage certificatesv1.KeyUsage, template x509.CertificateRequest) *certificatesv1.CertificateSigningRequest {
+func (m *machine) request(t *testing.T, signer string, usage certificatesv1.KeyUsage,
+	template x509.CertificateRequest) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
 	csr, err := m.create(t, signer, usage, template)
 	if err != nil {
@@ -188,7 +198,8 @@ func (m *machine) request(t *testing.T, signer string, usage certificatesv1.KeyU
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	requests := m.client(t).CertificatesV1().CertificateSigningRequests()
-	watcher, err := requests.Watch(ctx, metav1.ListOptions{ResourceVersion: csr.ResourceVersion, FieldSelector: "metadata.name=" + csr.Name})
+	watcher, err := requests.Watch(ctx,
+		metav1.ListOptions{ResourceVersion: csr.ResourceVersion, FieldSelector: "metadata.name=" + csr.Name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,8 +222,7 @@ func (m *machine) request(t *testing.T, signer string, usage certificatesv1.KeyU
 	return nil
 }
 
-// A machine joins a real API server by its token alone and gets a node's rights
-// and no more.
+// A machine joins a real API server by its token alone and gets a node's rights and no more.
 func TestServer_Joining(t *testing.T) {
 	s := startServer(t)
 	text, err := os.ReadFile(datadir.At(s.config.DataDir).TokenFile())
@@ -227,7 +237,13 @@ func TestServer_Joining(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{server: s, token: token, name: "n1", secret: strings.Repeat("a1", 32), key: key}
+	m := &machine{
+		server: s,
+		token:  token,
+		name:   "n1",
+		secret: strings.Repeat("a1", 32),
+		key:    key,
+	}
 	code := m.ask(t, joinapi.PathJoin)
 	for range 3 {
 		// The controller that signs starts last; nodes ask again as well.
@@ -279,8 +295,8 @@ func TestServer_Joining(t *testing.T) {
 	})
 }
 
-// waitRefused waits until the API refuses the machine's certificate, which is
-// when the server has heard of it.
+// waitRefused waits until the API refuses the machine's certificate, which is when the server has
+// heard of it.
 func waitRefused(t *testing.T, m *machine) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -295,11 +311,12 @@ func waitRefused(t *testing.T, m *machine) {
 	}
 }
 
-// testRightsOfNode tries what a node's parts need, and what nobody may do with a
-// node's certificate.
+// testRightsOfNode tries what a node's parts need, and what nobody may do with a node's
+// certificate.
 func testRightsOfNode(t *testing.T, m *machine) {
 	client, ctx := m.client(t), t.Context()
-	if _, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}},
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	all := metav1.ListOptions{}
@@ -311,22 +328,27 @@ func testRightsOfNode(t *testing.T, m *machine) {
 		"endpoint slices":  second(client.DiscoveryV1().EndpointSlices("").List(ctx, all)),
 		"network policies": second(client.NetworkingV1().NetworkPolicies("").List(ctx, all)),
 		"service ranges":   second(client.NetworkingV1().ServiceCIDRs().List(ctx, all)),
-		"DNS settings":     second(client.CoreV1().ConfigMaps("kube-system").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=mote-dns"})),
-		"runtime classes":  second(client.NodeV1().RuntimeClasses().List(ctx, all)),
-		"CSI drivers":      second(client.StorageV1().CSIDrivers().List(ctx, all)),
+		"DNS settings": second(client.CoreV1().ConfigMaps("kube-system").List(ctx,
+			metav1.ListOptions{FieldSelector: "metadata.name=mote-dns"})),
+		"runtime classes": second(client.NodeV1().RuntimeClasses().List(ctx, all)),
+		"CSI drivers":     second(client.StorageV1().CSIDrivers().List(ctx, all)),
 	} {
 		if err != nil {
 			t.Errorf("a node may not list %s: %v", what, err)
 		}
 	}
 	for what, err := range map[string]error{
-		"list all secrets":          second(client.CoreV1().Secrets("").List(ctx, all)),
-		"read a join token":         second(client.CoreV1().Secrets("kube-system").List(ctx, all)),
-		"read a node's binding":     second(client.CoreV1().Secrets("kube-system").Get(ctx, "n1.node-secret.mote", metav1.GetOptions{})),
-		"list all config maps":      second(client.CoreV1().ConfigMaps("").List(ctx, all)),
-		"make another node":         second(client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}, metav1.CreateOptions{})),
-		"make a secret":             second(client.CoreV1().Secrets("default").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{})),
-		"delete another's lease":    client.CoordinationV1().Leases("kube-node-lease").Delete(ctx, "server1", metav1.DeleteOptions{}),
+		"list all secrets":  second(client.CoreV1().Secrets("").List(ctx, all)),
+		"read a join token": second(client.CoreV1().Secrets("kube-system").List(ctx, all)),
+		"read a node's binding": second(client.CoreV1().Secrets("kube-system").Get(ctx, "n1.node-secret.mote",
+			metav1.GetOptions{})),
+		"list all config maps": second(client.CoreV1().ConfigMaps("").List(ctx, all)),
+		"make another node": second(client.CoreV1().Nodes().Create(ctx,
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}, metav1.CreateOptions{})),
+		"make a secret": second(client.CoreV1().Secrets("default").Create(ctx,
+			&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{})),
+		"delete another's lease": client.CoordinationV1().Leases("kube-node-lease").Delete(ctx, "server1",
+			metav1.DeleteOptions{}),
 		"list rights":               second(client.RbacV1().ClusterRoleBindings().List(ctx, all)),
 		"ask for a token of others": second(client.CoreV1().ServiceAccounts("default").List(ctx, all)),
 	} {
@@ -338,18 +360,20 @@ func testRightsOfNode(t *testing.T, m *machine) {
 
 func second[T any](_ T, err error) error { return err }
 
-// testTokenAtTheAPI shows that a token is no credential of the Kubernetes API,
-// where it could ask for a certificate of any name.
+// testTokenAtTheAPI shows that a token is no credential of the Kubernetes API, where it could ask
+// for a certificate of any name.
 func testTokenAtTheAPI(t *testing.T, m *machine) {
 	client := m.clientOf(t, rest.TLSClientConfig{}, m.token.Secret)
-	if _, err := client.CertificatesV1().CertificateSigningRequests().List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+	if _, err := client.CertificatesV1().CertificateSigningRequests().List(t.Context(),
+		metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
 		t.Errorf("the API says %v, want 401", err)
 	}
 }
 
 func testServingCertificate(t *testing.T, m *machine) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
-	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.11"}, {Type: corev1.NodeInternalIP, Address: "10.43.0.1"}}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.11"},
+		{Type: corev1.NodeInternalIP, Address: "10.43.0.1"}}
 	if _, err := m.client(t).CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -361,9 +385,10 @@ func testServingCertificate(t *testing.T, m *machine) {
 		{"the API server's name", "kubernetes", "192.0.2.11", false},
 		{"the API's service address", "n1", "10.43.0.1", false},
 	} {
-		csr := m.request(t, certificatesv1.KubeletServingSignerName, certificatesv1.UsageServerAuth, x509.CertificateRequest{
-			Subject: m.subject(), DNSNames: []string{row.dns}, IPAddresses: []net.IP{net.ParseIP(row.ip)},
-		})
+		csr := m.request(t, certificatesv1.KubeletServingSignerName, certificatesv1.UsageServerAuth,
+			x509.CertificateRequest{
+				Subject: m.subject(), DNSNames: []string{row.dns}, IPAddresses: []net.IP{net.ParseIP(row.ip)},
+			})
 		if (len(csr.Status.Certificate) > 0) != row.want {
 			t.Errorf("%s: %+v; signed should be %v", row.name, csr.Status.Conditions, row.want)
 		}
@@ -374,10 +399,12 @@ func testServingCertificate(t *testing.T, m *machine) {
 func testRenewal(t *testing.T, m *machine) {
 	const signer, usage = certificatesv1.KubeAPIServerClientKubeletSignerName, certificatesv1.UsageClientAuth
 	other := machine{name: "server1"}
-	if _, err := m.create(t, signer, usage, x509.CertificateRequest{Subject: other.subject()}); !apierrors.IsForbidden(err) {
+	if _, err := m.create(t, signer, usage,
+		x509.CertificateRequest{Subject: other.subject()}); !apierrors.IsForbidden(err) {
 		t.Errorf("another's: %v", err)
 	}
-	if own := m.request(t, signer, usage, x509.CertificateRequest{Subject: m.subject()}); len(own.Status.Certificate) == 0 {
+	if own := m.request(t, signer, usage,
+		x509.CertificateRequest{Subject: m.subject()}); len(own.Status.Certificate) == 0 {
 		t.Errorf("its own: %+v", own.Status.Conditions)
 	}
 }
@@ -409,13 +436,16 @@ func testPlainHTTP(t *testing.T, s *Server) {
 // A token of another cluster is refused before anything starts.
 func TestServer_Open_TokenOfAnotherCluster(t *testing.T) {
 	s, err := New(Config{
-		DataDir: filepath.Join(t.TempDir(), "data"), NodeName: "server1", BindAddress: net.IPv4(127, 0, 0, 1),
-		Token: "M10" + strings.Repeat("0f", 32) + "::abcdef.0123456789abcdef",
+		DataDir:     filepath.Join(t.TempDir(), "data"),
+		NodeName:    "server1",
+		BindAddress: net.IPv4(127, 0, 0, 1),
+		Token:       "M10" + strings.Repeat("0f", 32) + "::abcdef.0123456789abcdef",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), "another cluster") || strings.Contains(err.Error(), "0123456789abcdef") || strings.Contains(err.Error(), "\n") {
+	if err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), "another cluster") ||
+		strings.Contains(err.Error(), "0123456789abcdef") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("opened with %v, want one line that names the other cluster", err)
 	}
 }

@@ -24,8 +24,8 @@ import (
 // systemSet names the set of the objects that every cluster of mote has, in kube-system.
 const systemSet = "mote-system"
 
-// ensureSystemObjects makes what every cluster of mote has, unless this server's settings contradict
-// what the cluster was made with.
+// ensureSystemObjects makes what every cluster of mote has, unless this server's settings
+// contradict what the cluster was made with.
 func (s *Server) ensureSystemObjects(ctx context.Context) error {
 	client, err := s.client(system)
 	if err != nil {
@@ -36,7 +36,8 @@ func (s *Server) ensureSystemObjects(ctx context.Context) error {
 	}
 	// The API server makes this namespace as well, a moment after it says it is ready.
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem}}
-	if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+	if _, err := client.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil &&
+		!apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create namespace kube-system: %w", err)
 	}
 	objects := systemObjects()
@@ -84,16 +85,24 @@ func systemObjects() []runtime.Object {
 			Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"services", "nodes", "namespaces", "pods"}, Verbs: read},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
-				{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies", "servicecidrs"}, Verbs: read},
-				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"mote-dns"}, Verbs: read},
+				{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies", "servicecidrs"},
+					Verbs: read},
+				{
+					APIGroups:     []string{""},
+					Resources:     []string{"configmaps"},
+					ResourceNames: []string{"mote-dns"},
+					Verbs:         read,
+				},
 			},
 		},
 		bind("mote:node", "mote:node", user.NodesGroup),
 		// For server/join: whoever has a token may request a node's first certificate, and nodes
 		// may request their next.
 		bind("mote:join", "system:node-bootstrapper", bootstrapapi.BootstrapDefaultGroup),
-		bind("mote:join-approved", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", bootstrapapi.BootstrapDefaultGroup),
-		bind("mote:renew-approved", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", user.NodesGroup),
+		bind("mote:join-approved", "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+			bootstrapapi.BootstrapDefaultGroup),
+		bind("mote:renew-approved", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+			user.NodesGroup),
 	}
 }
 
@@ -125,7 +134,8 @@ func (s *Server) dnsService(ctx context.Context, client kubernetes.Interface) (r
 		return nil, fmt.Errorf("read service kube-system/kube-dns: %w", err)
 	}
 	if err == nil && have.Spec.ClusterIP != "" && have.Spec.ClusterIP != texts[0] {
-		s.config.Logger.Warn("service kube-system/kube-dns keeps its address: delete it to give it the one of cluster-dns",
+		s.config.Logger.Warn(
+			"service kube-system/kube-dns keeps its address: delete it to give it the one of cluster-dns",
 			zap.Strings("has", have.Spec.ClusterIPs), zap.Strings("cluster-dns", texts))
 		texts = have.Spec.ClusterIPs
 	}
@@ -143,8 +153,18 @@ func (s *Server) dnsService(ctx context.Context, client kubernetes.Interface) (r
 			ClusterIP:  texts[0],
 			ClusterIPs: texts,
 			Ports: []corev1.ServicePort{
-				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
-				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
+				{
+					Name:       "dns",
+					Protocol:   corev1.ProtocolUDP,
+					Port:       53,
+					TargetPort: intstr.FromInt32(53),
+				},
+				{
+					Name:       "dns-tcp",
+					Protocol:   corev1.ProtocolTCP,
+					Port:       53,
+					TargetPort: intstr.FromInt32(53),
+				},
 			},
 		},
 	}

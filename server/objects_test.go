@@ -12,7 +12,8 @@ import (
 func TestServer_SystemObjects_AreRestoredAndPruned(t *testing.T) {
 	dir := t.TempDir()
 	first := startInstance(t, dir)
-	ctx, roles, bindings := t.Context(), first.client.RbacV1().ClusterRoles(), first.client.RbacV1().ClusterRoleBindings()
+	ctx, roles, bindings := t.Context(), first.client.RbacV1().ClusterRoles(),
+		first.client.RbacV1().ClusterRoleBindings()
 	role, err := roles.Get(ctx, "mote:node", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +38,8 @@ func TestServer_SystemObjects_AreRestoredAndPruned(t *testing.T) {
 		}
 	}
 	patch := []byte(`{"metadata":{"labels":{"team":"edge"}}}`)
-	if _, err := first.client.CoreV1().Services(metav1.NamespaceSystem).Patch(ctx, "kube-dns", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := first.client.CoreV1().Services(metav1.NamespaceSystem).Patch(ctx, "kube-dns", types.MergePatchType,
+		patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	before := revisions(t, first)
@@ -77,7 +79,8 @@ func revisions(t *testing.T, i *instance) map[string]string {
 	}
 	out["the set"] = set.ResourceVersion
 	var binding *rbacv1.ClusterRoleBinding
-	if binding, err = i.client.RbacV1().ClusterRoleBindings().Get(t.Context(), "mote:join", metav1.GetOptions{}); err != nil {
+	if binding, err = i.client.RbacV1().ClusterRoleBindings().Get(t.Context(), "mote:join",
+		metav1.GetOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	out["mote:join"] = binding.ResourceVersion

@@ -8,7 +8,8 @@ import (
 	"github.com/mote-dev/mote/internal/part"
 )
 
-// TestParts_Documentation_ShowsTheTable holds docs/architecture.md to the table of the server's parts.
+// TestParts_Documentation_ShowsTheTable holds docs/architecture.md to the table of the server's
+// parts.
 func TestParts_Documentation_ShowsTheTable(t *testing.T) {
 	const page = "../docs/architecture.md"
 	begin, end := "<!-- server parts -->\n", "<!-- end of server parts -->"
@@ -20,6 +21,7 @@ func TestParts_Documentation_ShowsTheTable(t *testing.T) {
 	_, rest, found := strings.Cut(string(text), begin)
 	got, _, closed := strings.Cut(rest, end)
 	if !found || !closed || strings.TrimSpace(got) != strings.TrimSpace(want) {
-		t.Errorf("%s differs from the table in server/parts.go; put this between %q and %q:\n%s", page, strings.TrimSpace(begin), end, want)
+		t.Errorf("%s differs from the table in server/parts.go; put this between %q and %q:\n%s", page,
+			strings.TrimSpace(begin), end, want)
 	}
 }

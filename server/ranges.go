@@ -14,8 +14,9 @@ import (
 	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
-// checkNodeRanges refuses pod ranges other than those the nodes' own were cut from. Upstream's controller would not start with them (its
-// occupyCIDRs in pkg/controller/nodeipam/ipam/range_allocator.go, v1.37.2), nor say what to do.
+// checkNodeRanges refuses pod ranges other than those the nodes' own were cut from. Upstream's
+// controller would not start with them (its occupyCIDRs in
+// pkg/controller/nodeipam/ipam/range_allocator.go, v1.37.2), nor say what to do.
 func (s *Server) checkNodeRanges(ctx context.Context, client kubernetes.Interface) error {
 	// What the API server has in memory is good enough: ranges of a node never change.
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
@@ -26,14 +27,18 @@ func (s *Server) checkNodeRanges(ctx context.Context, client kubernetes.Interfac
 	var fewer []string
 	for _, n := range nodes.Items {
 		if cidr := outside(n, ranges); cidr != "" {
-			return fmt.Errorf("cluster-cidr %s does not hold %s, which node %s has: give the ranges the cluster began with, in their order", clusterconfig.Join(ranges), cidr, n.Name)
+			return fmt.Errorf(
+				"cluster-cidr %s does not hold %s, which node %s has: give the ranges the cluster began with, in "+
+					"their order", clusterconfig.Join(ranges), cidr, n.Name)
 		}
 		if have := len(n.Spec.PodCIDRs); have > 0 && have < len(ranges) {
 			fewer = append(fewer, n.Name)
 		}
 	}
 	if len(fewer) > 0 {
-		s.config.Logger.Warn("nodes joined before cluster-cidr had two ranges, and their pods have addresses of the first alone: `kubectl delete node NAME` and a restart of mote there make them join anew",
+		s.config.Logger.Warn(
+			"nodes joined before cluster-cidr had two ranges, and their pods have addresses of the first alone: "+
+				"`kubectl delete node NAME` and a restart of mote there make them join anew",
 			zap.Strings("nodes", fewer))
 	}
 	return nil

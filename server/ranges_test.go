@@ -23,9 +23,11 @@ func TestServer_CheckNodeRanges(t *testing.T) {
 	}{
 		{"as it was", []string{four, six}, []string{"10.42.3.0/24", "fd42:0:0:3::/64"}, "", false},
 		{"no range yet", []string{four, six}, nil, "", false},
-		{"one family less", []string{four}, []string{"10.42.3.0/24", "fd42:0:0:3::/64"}, "does not hold fd42:0:0:3::/64, which node n1 has: give the ranges", false},
+		{"one family less", []string{four}, []string{"10.42.3.0/24", "fd42:0:0:3::/64"},
+			"does not hold fd42:0:0:3::/64, which node n1 has: give the ranges", false},
 		{"one family more", []string{four, six}, []string{"10.42.3.0/24"}, "", true},
-		{"other order", []string{six, four}, []string{"10.42.3.0/24", "fd42:0:0:3::/64"}, "cluster-cidr fd42::/56,10.42.0.0/16 does not hold 10.42.3.0/24", false},
+		{"other order", []string{six, four}, []string{"10.42.3.0/24", "fd42:0:0:3::/64"},
+			"cluster-cidr fd42::/56,10.42.0.0/16 does not hold 10.42.3.0/24", false},
 		{"other range", []string{"10.52.0.0/16"}, []string{"10.42.3.0/24"}, "does not hold 10.42.3.0/24", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -34,7 +36,8 @@ func TestServer_CheckNodeRanges(t *testing.T) {
 			for _, r := range row.ranges {
 				s.config.Cluster.ClusterCIDRs = append(s.config.Cluster.ClusterCIDRs, netip.MustParsePrefix(r))
 			}
-			client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: row.node}})
+			client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
+				Spec: corev1.NodeSpec{PodCIDRs: row.node}})
 			err := s.checkNodeRanges(t.Context(), client)
 			if (err != nil) != (row.fault != "") || err != nil && !strings.Contains(err.Error(), row.fault) {
 				t.Errorf("fault %v, want %q", err, row.fault)

@@ -29,7 +29,8 @@ import (
 type Server struct {
 	config   Config
 	loopback *loopback.Server
-	// shared is the one set of informers of this process. Its part owns it; everyone else only uses it.
+	// shared is the one set of informers of this process. Its part owns it; everyone else only uses
+	// it.
 	shared *informer.Shared
 	ready  chan struct{}
 	parts  *part.Set[*control]
@@ -41,15 +42,15 @@ type Server struct {
 	// listener and data are set by Open.
 	listener net.Listener
 	data     *datastore
-	// token is what the user wants nodes to join with, serverToken what the join
-	// command has: set before ready is closed.
+	// token is what the user wants nodes to join with, serverToken what the join command has: set
+	// before ready is closed.
 	token, serverToken joinapi.Token
 	// member is this server among those of its etcd; nil on the built-in store.
 	member *members.Member
 }
 
-// New checks c, sets the process's feature gates, and returns a server that has not
-// touched anything yet.
+// New checks c, sets the process's feature gates, and returns a server that has not touched
+// anything yet.
 func New(c Config) (*Server, error) {
 	c, err := c.WithDefaults()
 	if err != nil {
@@ -105,8 +106,8 @@ type Node struct {
 	ClientCAFile string
 }
 
-// Node returns the identity of a node in this process, once the API answers and
-// the controllers are made; see controllers.Config.Built.
+// Node returns the identity of a node in this process, once the API answers and the controllers are
+// made; see controllers.Config.Built.
 func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string) (Node, error) {
 	select {
 	case <-s.built:
@@ -116,7 +117,8 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 	if len(ips) == 0 {
 		ips = hostaddr.All()
 	}
-	serving, err := s.pki.NodeServing(dir, name, append([]net.IP{net.IPv4(127, 0, 0, 1), hostaddr.Dummy}, ips...), time.Now())
+	serving, err := s.pki.NodeServing(dir, name, append([]net.IP{net.IPv4(127, 0, 0, 1), hostaddr.Dummy}, ips...),
+		time.Now())
 	if err != nil {
 		return Node{}, err
 	}
@@ -132,9 +134,9 @@ func (s *Server) Node(ctx context.Context, name string, ips []net.IP, dir string
 	}, nil
 }
 
-// Open opens the store, loads the cluster's keys and takes the port, and refuses
-// what is damaged: everything that can be wrong before a part starts. Run does
-// it if it has not been done; Close undoes it if Run is never called.
+// Open opens the store, loads the cluster's keys and takes the port, and refuses what is damaged:
+// everything that can be wrong before a part starts. Run does it if it has not been done; Close
+// undoes it if Run is never called.
 func (s *Server) Open(ctx context.Context) error {
 	data, err := openDatastore(ctx, s.config)
 	if err != nil {
@@ -181,8 +183,8 @@ func (s *Server) Close() error {
 	return s.data.close()
 }
 
-// Run serves until ctx ends and closes everything in reverse order. It returns
-// nil when it was asked to stop, else the first cause.
+// Run serves until ctx ends and closes everything in reverse order. It returns nil when it was
+// asked to stop, else the first cause.
 func (s *Server) Run(ctx context.Context) error {
 	if s.data == nil {
 		if err := s.Open(ctx); err != nil {

@@ -29,8 +29,8 @@ import (
 // leaveTimeout bounds how long a server that stops tries to say so.
 const leaveTimeout = 5 * time.Second
 
-// share makes this server one of those of its etcd: with a name of its own, and
-// with their keys in dir.
+// share makes this server one of those of its etcd: with a name of its own, and with their keys in
+// dir.
 func (s *Server) share(ctx context.Context, data *datastore, dir string) error {
 	c := s.config
 	own, err := pki.ReadShared(dir)
@@ -38,10 +38,15 @@ func (s *Server) share(ctx context.Context, data *datastore, dir string) error {
 		return err
 	}
 	keys, err := sharedkeys.Agree(ctx, sharedkeys.Config{
-		KV: data.client.Client, Secret: s.token.Secret, Dir: dir,
+		KV:     data.client.Client,
+		Secret: s.token.Secret,
+		Dir:    dir,
 		Settings: map[string]string{
-			"cluster-cidr": clusterconfig.Join(c.Cluster.ClusterCIDRs), "service-cidr": clusterconfig.Join(c.Cluster.ServiceCIDRs), "cluster-dns": clusterconfig.Join(c.Cluster.ClusterDNS),
-			"cluster-domain": c.Cluster.ClusterDomain, "network-backend": string(c.Cluster.NetworkBackend), "https-listen-port": strconv.Itoa(c.HTTPSListenPort),
+			"cluster-cidr":   clusterconfig.Join(c.Cluster.ClusterCIDRs),
+			"service-cidr":   clusterconfig.Join(c.Cluster.ServiceCIDRs),
+			"cluster-dns":    clusterconfig.Join(c.Cluster.ClusterDNS),
+			"cluster-domain": c.Cluster.ClusterDomain, "network-backend": string(c.Cluster.NetworkBackend),
+			"https-listen-port": strconv.Itoa(c.HTTPSListenPort),
 		},
 	}, own, func(own map[string][]byte) (map[string][]byte, error) { return pki.CompleteShared(own, time.Now()) })
 	if err != nil {
@@ -79,8 +84,7 @@ func ensureID(file string) (string, error) {
 	return id, atomicfile.Write(file, []byte(id+"\n"), 0o600)
 }
 
-// inTurn calls ensure, which makes what every cluster has, while no other server
-// does.
+// inTurn calls ensure, which makes what every cluster has, while no other server does.
 func (s *Server) inTurn(ctx context.Context, ensure func(context.Context) error) error {
 	if s.member == nil {
 		return ensure(ctx)
@@ -96,8 +100,8 @@ func (s *Server) servers() apiserver.Servers {
 	return s.member
 }
 
-// leave tells the other servers that this one is gone. If it cannot, they find
-// out a few seconds later.
+// leave tells the other servers that this one is gone. If it cannot, they find out a few seconds
+// later.
 func (s *Server) leave(ctx context.Context) {
 	if s.member == nil {
 		return
@@ -118,7 +122,11 @@ func (s *Server) lead(lease string) part.Lead {
 			return fmt.Errorf("make client of lease %s: %w", lease, err)
 		}
 		return election.Lead(ctx, election.Config{
-			Client: client, Lease: lease, NodeName: s.config.NodeName, Timing: election.Default, Logger: s.config.Logger.Named("election"),
+			Client:   client,
+			Lease:    lease,
+			NodeName: s.config.NodeName,
+			Timing:   election.Default,
+			Logger:   s.config.Logger.Named("election"),
 		}, work)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// writeTx is a batch on its way into the file. Its proposals see the changes of those before them. journal.begin sets c,
-// rev and pageBytes.
+// writeTx is a batch on its way into the file. Its proposals see the changes of those before them.
+// journal.begin sets c, rev and pageBytes.
 type writeTx struct {
 	c         *conn
 	mode      syncMode
@@ -27,11 +27,13 @@ type writeTx struct {
 	frames  int64 // pages it writes to the log, at most
 	wrote   bool
 	counted bool // the key counts are saved
-	// leases that this batch granted (true) and revoked (false). The lessor gets them after the commit.
+	// leases that this batch granted (true) and revoked (false). The lessor gets them after the
+	// commit.
 	leases map[int64]bool
 }
 
-// apply runs one proposal. The error it returns is a fault of the file; an answer goes to the proposal.
+// apply runs one proposal. The error it returns is a fault of the file; an answer goes to the
+// proposal.
 func (tx *writeTx) apply(p *proposal) error {
 	before := len(tx.changes)
 	tx.sub = 0
@@ -86,7 +88,8 @@ func (tx *writeTx) append(r *row) error {
 
 // insert writes a row and makes it its key's newest.
 func (tx *writeTx) insert(r *row) error {
-	if err := tx.exec("INSERT INTO log(id, prev, created, version, lease, sum, key, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+	if err := tx.exec(
+		"INSERT INTO log(id, prev, created, version, lease, sum, key, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
 		r.id, r.prev, r.created, r.version, r.lease, r.sum(), blob(r.key), blob(r.value)); err != nil {
 		return err
 	}
@@ -108,7 +111,13 @@ func (tx *writeTx) insert(r *row) error {
 // put writes a new version of a key whose newest version, if it has one, is old.
 func (tx *writeTx) put(key, value []byte, lease int64, old row, had bool) error {
 	rev := tx.rev + 1
-	r := row{created: rev, version: 1, lease: lease, key: key, value: value}
+	r := row{
+		created: rev,
+		version: 1,
+		lease:   lease,
+		key:     key,
+		value:   value,
+	}
 	var prev *mvccpb.KeyValue
 	if had {
 		r.prev = old.id
@@ -127,7 +136,8 @@ func (tx *writeTx) put(key, value []byte, lease int64, old row, had bool) error 
 	return nil
 }
 
-// before is what watchers are given as the version before a change of old: the one of an earlier revision.
+// before is what watchers are given as the version before a change of old: the one of an earlier
+// revision.
 func (tx *writeTx) before(old row) (*mvccpb.KeyValue, error) {
 	if revOf(old.id) <= tx.rev {
 		return old.kv(), nil
@@ -190,7 +200,8 @@ func (tx *writeTx) applyPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 		return nil, err
 	}
 	if (r.IgnoreValue || r.IgnoreLease) && (!had || old.dead()) {
-		// It was there when the transaction was checked, and an operation before this one has deleted it.
+		// It was there when the transaction was checked, and an operation before this one has
+		// deleted it.
 		return nil, ErrKeyNotFound
 	}
 	value, lease := r.Value, r.Lease
@@ -250,7 +261,8 @@ func (tx *writeTx) applyTxn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return resp, nil
 }
 
-// comparePath evaluates the comparisons of a transaction and of those nested in its chosen branch, in order.
+// comparePath evaluates the comparisons of a transaction and of those nested in its chosen branch,
+// in order.
 func comparePath(sn *snap, r *pb.TxnRequest) ([]bool, error) {
 	ok := true
 	for _, c := range r.Compare {
@@ -338,7 +350,8 @@ func cmp64(a, b int64) int {
 	return 0
 }
 
-// checkPath checks the operations a transaction will run and tells how many nested transactions that covers.
+// checkPath checks the operations a transaction will run and tells how many nested transactions
+// that covers.
 func checkPath(sn *snap, r *pb.TxnRequest, path []bool, checkPut func(*pb.PutRequest) error) (int, error) {
 	n := 0
 	for _, op := range branch(r, path[0]) {

@@ -7,7 +7,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// authServer answers as an etcd does that has no users and cannot have any: who reaches the socket may use the store.
+// authServer answers as an etcd does that has no users and cannot have any: who reaches the socket
+// may use the store.
 type authServer struct {
 	pb.UnimplementedAuthServer
 	s *Store
@@ -47,7 +48,8 @@ func (authServer) UserDelete(context.Context, *pb.AuthUserDeleteRequest) (*pb.Au
 	return nil, rpctypes.ErrGRPCUserNotFound
 }
 
-func (authServer) UserChangePassword(context.Context, *pb.AuthUserChangePasswordRequest) (*pb.AuthUserChangePasswordResponse, error) {
+func (authServer) UserChangePassword(context.Context,
+	*pb.AuthUserChangePasswordRequest) (*pb.AuthUserChangePasswordResponse, error) {
 	return nil, rpctypes.ErrGRPCUserNotFound
 }
 
@@ -55,7 +57,8 @@ func (authServer) UserGrantRole(context.Context, *pb.AuthUserGrantRoleRequest) (
 	return nil, rpctypes.ErrGRPCUserNotFound
 }
 
-func (authServer) UserRevokeRole(context.Context, *pb.AuthUserRevokeRoleRequest) (*pb.AuthUserRevokeRoleResponse, error) {
+func (authServer) UserRevokeRole(context.Context, *pb.AuthUserRevokeRoleRequest) (*pb.AuthUserRevokeRoleResponse,
+	error) {
 	return nil, rpctypes.ErrGRPCUserNotFound
 }
 
@@ -75,10 +78,12 @@ func (authServer) RoleDelete(context.Context, *pb.AuthRoleDeleteRequest) (*pb.Au
 	return nil, rpctypes.ErrGRPCRoleNotFound
 }
 
-func (authServer) RoleGrantPermission(context.Context, *pb.AuthRoleGrantPermissionRequest) (*pb.AuthRoleGrantPermissionResponse, error) {
+func (authServer) RoleGrantPermission(context.Context,
+	*pb.AuthRoleGrantPermissionRequest) (*pb.AuthRoleGrantPermissionResponse, error) {
 	return nil, rpctypes.ErrGRPCRoleNotFound
 }
 
-func (authServer) RoleRevokePermission(context.Context, *pb.AuthRoleRevokePermissionRequest) (*pb.AuthRoleRevokePermissionResponse, error) {
+func (authServer) RoleRevokePermission(context.Context,
+	*pb.AuthRoleRevokePermissionRequest) (*pb.AuthRoleRevokePermissionResponse, error) {
 	return nil, rpctypes.ErrGRPCRoleNotFound
 }

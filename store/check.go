@@ -15,8 +15,8 @@ import (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sum is the checksum a row carries. SQLite checks the form of its pages, not their content; this finds a changed bit
-// in a value when it is read.
+// sum is the checksum a row carries. SQLite checks the form of its pages, not their content; this
+// finds a changed bit in a value when it is read.
 func (r *row) sum() int64 {
 	var head [40]byte
 	for i, n := range []int64{r.id, r.prev, r.created, r.version, r.lease} {
@@ -29,7 +29,8 @@ func (r *row) sum() int64 {
 
 const fileMagic = "SQLite format 3\x00"
 
-// prepareFile makes the file if there is none, and refuses one that is no database at all. It tells whether it is empty.
+// prepareFile makes the file if there is none, and refuses one that is no database at all. It tells
+// whether it is empty.
 func prepareFile(path string) (empty bool, err error) {
 	// Made here, so that it is never readable by others.
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -50,7 +51,8 @@ func prepareFile(path string) (empty bool, err error) {
 	return false, nil
 }
 
-// isEmpty reports whether the file has no tables: it is new, or its first start ended before the first commit.
+// isEmpty reports whether the file has no tables: it is new, or its first start ended before the
+// first commit.
 func isEmpty(c *conn) (bool, error) {
 	n, err := c.queryInt("SELECT count(*) FROM sqlite_master")
 	return n == 0, err
@@ -95,13 +97,16 @@ func checkStore(ctx context.Context, c *conn, deep bool) error {
 
 // checkRows reads every row and compares its checksum, and that each key's newest version is there.
 func checkRows(ctx context.Context, c *conn) error {
-	if err := c.queryContext(ctx, "SELECT "+rowColumns+", l.key FROM log l ORDER BY l.id", func(v []driver.Value) (bool, error) {
-		_, err := scanRow(asBytes(v[7]), v)
-		return err == nil, err
-	}); err != nil {
+	if err := c.queryContext(ctx, "SELECT "+rowColumns+", l.key FROM log l ORDER BY l.id",
+		func(v []driver.Value) (bool, error) {
+			_, err := scanRow(asBytes(v[7]), v)
+			return err == nil, err
+		}); err != nil {
 		return fault(err)
 	}
-	lost, err := c.queryIntContext(ctx, "SELECT count(*) FROM cur c LEFT JOIN log l ON l.id = c.id WHERE l.id IS NULL OR l.key <> c.key OR (l.version = 0) <> c.dead")
+	lost, err := c.queryIntContext(ctx,
+		"SELECT count(*) FROM cur c LEFT JOIN log l ON l.id = c.id WHERE l.id IS NULL OR l.key <> c.key OR "+
+			"(l.version = 0) <> c.dead")
 	if err != nil {
 		return fault(err)
 	}
@@ -111,7 +116,8 @@ func checkRows(ctx context.Context, c *conn) error {
 	return checkKeyCounts(ctx, c)
 }
 
-// checkKeyCounts compares the saved counts with the keys. Files of format 1 have none until they are migrated.
+// checkKeyCounts compares the saved counts with the keys. Files of format 1 have none until they
+// are migrated.
 func checkKeyCounts(ctx context.Context, c *conn) error {
 	meta, err := readMeta(c)
 	if err != nil {
@@ -138,8 +144,8 @@ func checkKeyCounts(ctx context.Context, c *conn) error {
 	return nil
 }
 
-// migrations bring a file from one format to the next; entry i leads from format i+1. Each needs a test that opens a
-// file of the old format.
+// migrations bring a file from one format to the next; entry i leads from format i+1. Each needs a
+// test that opens a file of the old format.
 var migrations = []func(c *conn) error{
 	func(c *conn) error { // 1 to 2: the keyCounts
 		if err := c.exec("CREATE TABLE tally(start BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID"); err != nil {

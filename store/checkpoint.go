@@ -14,9 +14,9 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// checkpointer copies the write-ahead log back into the file beside the writer, on a connection of its own. The log
-// starts over from its beginning only when all of it is copied, which while there are writes only the writer itself
-// can bring about: it copies what little the checkpointer leaves.
+// checkpointer copies the write-ahead log back into the file beside the writer, on a connection of
+// its own. The log starts over from its beginning only when all of it is copied, which while there
+// are writes only the writer itself can bring about: it copies what little the checkpointer leaves.
 type checkpointer struct {
 	log       *zap.Logger
 	metrics   *metrics
@@ -42,8 +42,8 @@ type checkpointer struct {
 const (
 	// littleFrames is how much the writer copies and syncs itself.
 	littleFrames = 128
-	// copyAhead is how many sizes of the log the writer may be ahead of the copying before it waits for a pass, and
-	// patience is how long at most.
+	// copyAhead is how many sizes of the log the writer may be ahead of the copying before it waits
+	// for a pass, and patience is how long at most.
 	copyAhead = 4
 	patience  = 20 * time.Millisecond
 )
@@ -65,7 +65,8 @@ func openCheckpointer(o Options, c *conn, wal *syncFile, pageBytes int64) (*chec
 	}, nil
 }
 
-// close leaves the file open: closing it would give up the locks of SQLite's connections, see closeFile.
+// close leaves the file open: closing it would give up the locks of SQLite's connections, see
+// closeFile.
 func (cp *checkpointer) close() error { return cp.c.close() }
 
 // closeFile must come after all connections are closed.
@@ -107,8 +108,9 @@ func (cp *checkpointer) pass(stop <-chan struct{}) error {
 	if err := cp.repair(); err != nil {
 		return err
 	}
-	// SQLite syncs the file only when all is copied. Were that left to the writer, it would wait for everything that was
-	// copied here to reach the disk. So each round syncs what it copied, and the next has only what came meanwhile.
+	// SQLite syncs the file only when all is copied. Were that left to the writer, it would wait
+	// for everything that was copied here to reach the disk. So each round syncs what it copied,
+	// and the next has only what came meanwhile.
 	var copied int64
 	for range 8 {
 		before := copied
@@ -140,8 +142,9 @@ func (cp *checkpointer) pass(stop <-chan struct{}) error {
 	return nil
 }
 
-// checkpoint copies what it can without waiting for anyone, and returns how many frames of the log are left and copied.
-// While a file is torn it does nothing: the log must not start over before all of it is known to be in the store file.
+// checkpoint copies what it can without waiting for anyone, and returns how many frames of the log
+// are left and copied. While a file is torn it does nothing: the log must not start over before all
+// of it is known to be in the store file.
 func (cp *checkpointer) checkpoint(c *conn) (left, copied int64, err error) {
 	if !cp.wal.copying.TryLock() {
 		return littleFrames + 1, 0, nil // one at a time; the writer does not wait for it
@@ -157,7 +160,8 @@ func (cp *checkpointer) checkpoint(c *conn) (left, copied int64, err error) {
 		return false, nil
 	})
 	if err != nil {
-		// It syncs the log, and at times the file. Which sync failed, if one did, SQLite does not say.
+		// It syncs the log, and at times the file. Which sync failed, if one did, SQLite does not
+		// say.
 		cp.wal.torn.Store(true)
 		cp.file.torn.Store(true)
 	}
@@ -172,9 +176,9 @@ func (cp *checkpointer) repair() error {
 	return nil
 }
 
-// afterCommit keeps the log short. It takes how many frames may be in the log since the last checkpoint, and returns
-// the same after its own: an upper bound, as SQLite does not report it without a checkpoint. The writer calls it, with
-// its connection.
+// afterCommit keeps the log short. It takes how many frames may be in the log since the last
+// checkpoint, and returns the same after its own: an upper bound, as SQLite does not report it
+// without a checkpoint. The writer calls it, with its connection.
 func (cp *checkpointer) afterCommit(c *conn, frames int64, stop <-chan struct{}) int64 {
 	if cp.almost.Swap(false) {
 		left, _, err := cp.checkpoint(c)
@@ -201,7 +205,8 @@ func (cp *checkpointer) afterCommit(c *conn, frames int64, stop <-chan struct{})
 	if frames*cp.pageBytes < copyAhead*cp.walBytes || cp.stuck.Load() {
 		return frames
 	}
-	// When writes outrun the copying, a short wait after each commit keeps the log from growing without bound.
+	// When writes outrun the copying, a short wait after each commit keeps the log from growing
+	// without bound.
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
@@ -212,9 +217,9 @@ func (cp *checkpointer) afterCommit(c *conn, frames int64, stop <-chan struct{})
 	return frames
 }
 
-// fillLog writes zeros into the rest of the log's file, so that commits overwrite it in place: making a file longer
-// costs a commit of the file system's journal each time, which is more than the write. SQLite takes zeros for the end
-// of the log.
+// fillLog writes zeros into the rest of the log's file, so that commits overwrite it in place:
+// making a file longer costs a commit of the file system's journal each time, which is more than
+// the write. SQLite takes zeros for the end of the log.
 func fillLog(path string, size int64) error {
 	f, err := os.OpenFile(path+"-wal", os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
@@ -224,8 +229,8 @@ func fillLog(path string, size int64) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("look at log: %w", err), f.Close())
 	}
-	// One page of the kernel at a time, for its cache to hold it in pages of that size: it counts, and may write, a
-	// larger one as a whole for every commit.
+	// One page of the kernel at a time, for its cache to hold it in pages of that size: it counts,
+	// and may write, a larger one as a whole for every commit.
 	zeros := make([]byte, 4096)
 	for off := st.Size(); off < size; off += int64(len(zeros)) {
 		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off); err != nil {

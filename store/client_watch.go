@@ -30,11 +30,17 @@ var _ clientv3.Watcher = (*localWatcher)(nil)
 // errWatchOver ends a watch's goroutine after its last answer.
 var errWatchOver = errors.New("watch is over")
 
-// Watch starts a watch. It has begun when Watch returns: with no revision given, it sees everything from now on.
+// Watch starts a watch. It has begun when Watch returns: with no revision given, it sees everything
+// from now on.
 func (w *localWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpWatch(key, opts...)
-	r := &pb.WatchCreateRequest{Key: op.KeyBytes(), RangeEnd: op.RangeBytes(), StartRevision: op.Rev(), PrevKv: op.IsPrevKV(),
-		ProgressNotify: op.IsProgressNotify()}
+	r := &pb.WatchCreateRequest{
+		Key:            op.KeyBytes(),
+		RangeEnd:       op.RangeBytes(),
+		StartRevision:  op.Rev(),
+		PrevKv:         op.IsPrevKV(),
+		ProgressNotify: op.IsProgressNotify(),
+	}
 	if op.IsFilterPut() {
 		r.Filters = append(r.Filters, pb.WatchCreateRequest_NOPUT)
 	}
@@ -44,7 +50,8 @@ func (w *localWatcher) Watch(ctx context.Context, key string, opts ...clientv3.O
 	out := make(chan clientv3.WatchResponse, 1)
 	md, _ := metadata.FromOutgoingContext(ctx)
 	over := func(err error) clientv3.WatchResponse {
-		return clientv3.WatchResponse{Header: w.s.header(0), Canceled: true, CancelReason: rpctypes.ErrorDesc(toGRPC(err))}
+		return clientv3.WatchResponse{Header: w.s.header(0), Canceled: true,
+			CancelReason: rpctypes.ErrorDesc(toGRPC(err))}
 	}
 	tctx, end, err := w.s.tasks.begin(ctx)
 	if err != nil {
@@ -102,12 +109,19 @@ func (w *localWatcher) add(st *watchStream, lw *localWatch) bool {
 	return true
 }
 
-func (w *localWatcher) deliver(ctx context.Context, out chan<- clientv3.WatchResponse, r *pb.WatchResponse, created bool) error {
+func (w *localWatcher) deliver(ctx context.Context, out chan<- clientv3.WatchResponse, r *pb.WatchResponse,
+	created bool) error {
 	if r.Created && !r.Canceled && !created {
 		return nil
 	}
-	resp := clientv3.WatchResponse{Header: r.Header, Events: r.Events, CompactRevision: r.CompactRevision, Canceled: r.Canceled,
-		Created: r.Created, CancelReason: r.CancelReason}
+	resp := clientv3.WatchResponse{
+		Header:          r.Header,
+		Events:          r.Events,
+		CompactRevision: r.CompactRevision,
+		Canceled:        r.Canceled,
+		Created:         r.Created,
+		CancelReason:    r.CancelReason,
+	}
 	select {
 	case out <- resp:
 	case <-ctx.Done():
@@ -121,7 +135,8 @@ func (w *localWatcher) deliver(ctx context.Context, out chan<- clientv3.WatchRes
 	return nil
 }
 
-// RequestProgress has the revision sent to the watches whose context carries the same metadata as ctx.
+// RequestProgress has the revision sent to the watches whose context carries the same metadata as
+// ctx.
 func (w *localWatcher) RequestProgress(ctx context.Context) error {
 	md, _ := metadata.FromOutgoingContext(ctx)
 	key := streamKey(md)

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// codec writes answers to ranges without copying their values: what goes out is a list of pieces, of which values are
-// the store's own, which nobody changes. All else is as gRPC has it.
+// codec writes answers to ranges without copying their values: what goes out is a list of pieces,
+// of which values are the store's own, which nobody changes. All else is as gRPC has it.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
@@ -25,7 +25,8 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return marshalRange(c.CodecV2, r)
 }
 
-// Fields of the messages, see rpc.proto and kv.proto of etcd's API. A test compares with what protobuf writes.
+// Fields of the messages, see rpc.proto and kv.proto of etcd's API. A test compares with what
+// protobuf writes.
 const (
 	rangeKvs                                                        protowire.Number = 2
 	kvKey, kvCreated, kvModified, kvVersion, kvValue, kvLeaseNumber protowire.Number = 1, 2, 3, 4, 5, 6

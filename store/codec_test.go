@@ -20,14 +20,34 @@ func TestCodec_Range_IsWhatProtobufReads(t *testing.T) {
 		{"head only", &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: 7}, Count: 3, More: true}},
 		{"no head", &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{{Key: []byte("k")}}}},
 		{"all fields", &pb.RangeResponse{
-			Header: &pb.ResponseHeader{ClusterId: math.MaxUint64, MemberId: 1, Revision: math.MaxInt64, RaftTerm: 2}, Count: math.MaxInt64, More: true,
+			Header: &pb.ResponseHeader{
+				ClusterId: math.MaxUint64,
+				MemberId:  1,
+				Revision:  math.MaxInt64,
+				RaftTerm:  2,
+			},
+			Count: math.MaxInt64,
+			More:  true,
 			Kvs: []*mvccpb.KeyValue{
-				{Key: []byte("small"), Value: []byte("v"), CreateRevision: 1, ModRevision: 300, Version: 2, Lease: math.MaxInt64},
-				{Key: []byte("referred"), Value: big[:worthReferring], ModRevision: 1 << 40, Lease: -1},
+				{
+					Key:            []byte("small"),
+					Value:          []byte("v"),
+					CreateRevision: 1,
+					ModRevision:    300,
+					Version:        2,
+					Lease:          math.MaxInt64,
+				},
+				{
+					Key:         []byte("referred"),
+					Value:       big[:worthReferring],
+					ModRevision: 1 << 40,
+					Lease:       -1,
+				},
 				{Key: []byte("just copied"), Value: big[:worthReferring-1]},
 				{Key: big[:300], Value: big},
 				{},
-			}}},
+			},
+		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			parts, err := newCodec().Marshal(tc.resp)

@@ -12,9 +12,10 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// compactor deletes what compaction made superfluous, a few rows a transaction, so that writers hardly wait. A row is
-// superfluous when its successor, the row whose prev it is, is not newer than the compacted revision; a tombstone,
-// when it is older itself. So going once over the rows from the last sweep to the compacted revision finds all.
+// compactor deletes what compaction made superfluous, a few rows a transaction, so that writers
+// hardly wait. A row is superfluous when its successor, the row whose prev it is, is not newer than
+// the compacted revision; a tombstone, when it is older itself. So going once over the rows from
+// the last sweep to the compacted revision finds all.
 type compactor struct {
 	log       *zap.Logger
 	metrics   *metrics
@@ -32,25 +33,31 @@ type compactor struct {
 	moved chan struct{} // closed and replaced when swept changes
 }
 
-// compact makes revisions before rev unreadable, and returns the store's revision. run deletes afterwards, in steps, what
-// that makes superfluous.
+// compact makes revisions before rev unreadable, and returns the store's revision. run deletes
+// afterwards, in steps, what that makes superfluous.
 func (cr *compactor) compact(ctx context.Context, rev int64) (int64, error) {
 	now := int64(0)
-	err := cr.writes.submit(&proposal{ctx: ctx, size: 32, apply: func(tx *writeTx) error {
-		switch {
-		case rev <= cr.revs.compacted.Load():
-			return ErrCompacted
-		case rev > tx.rev:
-			return ErrFutureRevision
-		}
-		now = tx.rev
-		tx.wrote = true
-		return setMeta(tx.c, metaCompacted, rev)
-	}, published: func() {
-		// Not before: reads at the revision that counts until then would seem to ask for a compacted one.
-		cr.revs.compacted.Store(max(cr.revs.compacted.Load(), rev))
-		cr.wake()
-	}})
+	err := cr.writes.submit(&proposal{
+		ctx:  ctx,
+		size: 32,
+		apply: func(tx *writeTx) error {
+			switch {
+			case rev <= cr.revs.compacted.Load():
+				return ErrCompacted
+			case rev > tx.rev:
+				return ErrFutureRevision
+			}
+			now = tx.rev
+			tx.wrote = true
+			return setMeta(tx.c, metaCompacted, rev)
+		},
+		published: func() {
+			// Not before: reads at the revision that counts until then would seem to ask for a
+			// compacted one.
+			cr.revs.compacted.Store(max(cr.revs.compacted.Load(), rev))
+			cr.wake()
+		},
+	})
 	if err != nil {
 		return 0, err // and now is still the writer's
 	}
@@ -128,7 +135,8 @@ func (cr *compactor) pass(ctx context.Context) error {
 		return nil
 	}
 	start, rows := time.Now(), 0
-	// Rows of the revision swept to last are looked at again: then it was the limit, and its tombstones had to stay.
+	// Rows of the revision swept to last are looked at again: then it was the limit, and its
+	// tombstones had to stay.
 	for next := idOf(from, 0); ; {
 		n, last, err := cr.step(ctx, next, target)
 		if err != nil {
@@ -149,7 +157,8 @@ func (cr *compactor) pass(ctx context.Context) error {
 	cr.moved = make(chan struct{})
 	cr.mu.Unlock()
 	cr.metrics.compactionSeconds.Observe(time.Since(start).Seconds())
-	cr.log.Debug("compacted", zap.Int64("revision", target), zap.Int("rows", rows), zap.Duration("took", time.Since(start)))
+	cr.log.Debug("compacted", zap.Int64("revision", target), zap.Int("rows", rows),
+		zap.Duration("took", time.Since(start)))
 	return cr.vacuum(ctx, 1024, 4)
 }
 
@@ -159,12 +168,14 @@ type compactRow struct {
 	key      []byte
 }
 
-// step looks at the next rows up to target and deletes what they make superfluous. last is the id of the last row
-// looked at, 0 when there was none.
+// step looks at the next rows up to target and deletes what they make superfluous. last is the id
+// of the last row looked at, 0 when there was none.
 func (cr *compactor) step(ctx context.Context, from, target int64) (deleted int, last int64, err error) {
 	var batch []compactRow
 	err = cr.reads.view(ctx, func(sn *snap) error {
-		return sn.c.query("SELECT id, prev, version, CASE version WHEN 0 THEN key END FROM log WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3",
+		return sn.c.query(
+			"SELECT id, prev, version, CASE version WHEN 0 THEN key END FROM log WHERE id BETWEEN ?1 AND ?2 ORDER BY "+
+				"id LIMIT ?3",
 			func(v []driver.Value) (bool, error) {
 				batch = append(batch, compactRow{asInt(v[0]), asInt(v[1]), asInt(v[2]) == 0, asBytes(v[3])})
 				return true, nil
@@ -217,8 +228,8 @@ func (cr *compactor) finish(ctx context.Context, target int64) error {
 	}, nil)
 }
 
-// vacuum shrinks the file while more than keep pages of it are free and they are more than one in share, a few pages a
-// transaction. A share of 0 is any.
+// vacuum shrinks the file while more than keep pages of it are free and they are more than one in
+// share, a few pages a transaction. A share of 0 is any.
 func (cr *compactor) vacuum(ctx context.Context, keep, share int64) error {
 	for {
 		free, err := cr.reads.count(ctx, "PRAGMA freelist_count")

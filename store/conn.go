@@ -11,29 +11,29 @@ import (
 	"github.com/mattn/go-sqlite3"
 )
 
-// conn is one SQLite connection with its prepared statements. It goes past database/sql on purpose: the pool there
-// costs more than the statements, and a snapshot needs one connection held for several statements. A conn is used by
-// one goroutine at a time.
+// conn is one SQLite connection with its prepared statements. It goes past database/sql on purpose:
+// the pool there costs more than the statements, and a snapshot needs one connection held for
+// several statements. A conn is used by one goroutine at a time.
 type conn struct {
 	c     *sqlite3.SQLiteConn
 	stmts map[string]*stmt
 	dest  []driver.Value
 }
 
-// stmt is a prepared statement. SQLite gives it one cursor: running it again moves that cursor back to the start, also
-// under a caller that is still reading from it.
+// stmt is a prepared statement. SQLite gives it one cursor: running it again moves that cursor back
+// to the start, also under a caller that is still reading from it.
 type stmt struct {
 	s    *sqlite3.SQLiteStmt
 	busy bool // a query reads from it
 }
 
-// errStatementBusy means that a row callback runs the query it is called for. Without this error the outer query would
-// start over, silently.
+// errStatementBusy means that a row callback runs the query it is called for. Without this error
+// the outer query would start over, silently.
 var errStatementBusy = errors.New("statement is already running on this connection")
 
-// dsn names the file for the driver; every other setting is a pragma, so that there is one place to look. Other
-// processes are kept out, and with that the index of the write-ahead log stays in memory: shared with them it would be
-// a mapped file, of which commits dirty up to six blocks.
+// dsn names the file for the driver; every other setting is a pragma, so that there is one place to
+// look. Other processes are kept out, and with that the index of the write-ahead log stays in
+// memory: shared with them it would be a mapped file, of which commits dirty up to six blocks.
 func dsn(path string) string {
 	u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}
 	u.RawQuery = url.Values{"_busy_timeout": {"10000"}, "vfs": {"unix-excl"}}.Encode()
@@ -95,8 +95,8 @@ func (c *conn) exec(sql string, args ...driver.Value) error {
 	return err
 }
 
-// query runs sql and calls fn for each row until fn returns false. The values in row are only good during the call,
-// except for blobs, which are fresh copies.
+// query runs sql and calls fn for each row until fn returns false. The values in row are only good
+// during the call, except for blobs, which are fresh copies.
 func (c *conn) query(sql string, fn func(row []driver.Value) (bool, error), args ...driver.Value) error {
 	s, err := c.stmt(sql)
 	if err != nil {
@@ -109,8 +109,10 @@ func (c *conn) query(sql string, fn func(row []driver.Value) (bool, error), args
 	return c.each(s, rows, fn)
 }
 
-// queryContext is query for statements that take long: it interrupts SQLite when ctx ends, and then returns ctx's error.
-func (c *conn) queryContext(ctx context.Context, sql string, fn func(row []driver.Value) (bool, error), args ...driver.Value) error {
+// queryContext is query for statements that take long: it interrupts SQLite when ctx ends, and then
+// returns ctx's error.
+func (c *conn) queryContext(ctx context.Context, sql string, fn func(row []driver.Value) (bool, error),
+	args ...driver.Value) error {
 	s, err := c.stmt(sql)
 	if err != nil {
 		return err
@@ -180,7 +182,8 @@ func asBytes(v driver.Value) []byte {
 	return b
 }
 
-// blob binds bytes, with nil and empty as NULL: the row is smaller by nothing, but reading back gives nil as etcd does.
+// blob binds bytes, with nil and empty as NULL: the row is smaller by nothing, but reading back
+// gives nil as etcd does.
 func blob(b []byte) driver.Value {
 	if len(b) == 0 {
 		return nil

@@ -40,7 +40,8 @@ func TestOpen_Refusals(t *testing.T) {
 		damage func(t *testing.T, path string)
 		want   error
 	}{
-		{"no database", func(t *testing.T, path string) { write(t, path, []byte("hello, this is no database")) }, ErrDamaged},
+		{"no database", func(t *testing.T, path string) { write(t, path, []byte("hello, this is no database")) },
+			ErrDamaged},
 		{"start overwritten", func(t *testing.T, path string) { patch(t, path, 0, make([]byte, 600)) }, ErrDamaged},
 		{"cut in half", func(t *testing.T, path string) {
 			st, err := os.Stat(path)
@@ -51,8 +52,10 @@ func TestOpen_Refusals(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ErrDamaged},
-		{"pages of zeros", func(t *testing.T, path string) { patch(t, path, 20<<10, make([]byte, 20<<10)) }, ErrDamaged},
-		{"another program's", func(t *testing.T, path string) { script(t, path, "PRAGMA application_id = 7") }, ErrForeign},
+		{"pages of zeros", func(t *testing.T, path string) { patch(t, path, 20<<10, make([]byte, 20<<10)) },
+			ErrDamaged},
+		{"another program's", func(t *testing.T, path string) { script(t, path, "PRAGMA application_id = 7") },
+			ErrForeign},
 		{"of a newer mote", func(t *testing.T, path string) { script(t, path, "PRAGMA user_version = 99") }, ErrNewer},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -69,8 +72,10 @@ func TestOpen_Refusals(t *testing.T) {
 			if s != nil {
 				t.Error("a store came with the error")
 			}
-			// A file that does not begin like a database could be anything when it is not in a store's place.
-			if _, err := CheckFile(t.Context(), path); !errors.Is(err, tc.want) && !(errors.Is(tc.want, ErrDamaged) && errors.Is(err, ErrForeign)) {
+			// A file that does not begin like a database could be anything when it is not in a
+			// store's place.
+			if _, err := CheckFile(t.Context(), path); !errors.Is(err, tc.want) &&
+				!(errors.Is(tc.want, ErrDamaged) && errors.Is(err, ErrForeign)) {
 				t.Errorf("check: %v, want %v", err, tc.want)
 			}
 			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {

@@ -38,9 +38,11 @@ var (
 	ErrLeaseExists = errors.New("lease is there already")
 	// ErrLeaseTTLTooLarge means the lease was asked to live longer than a lease can.
 	ErrLeaseTTLTooLarge = errors.New("lease time to live is too large")
-	// ErrTooLarge means the request is larger than Options.MaxRequestBytes, or changes too many keys at once.
+	// ErrTooLarge means the request is larger than Options.MaxRequestBytes, or changes too many
+	// keys at once.
 	ErrTooLarge = errors.New("request is too large")
-	// ErrNoSpace means the disk is full or Options.MaxBytes reached. Reads go on, and so do writes once there is room.
+	// ErrNoSpace means the disk is full or Options.MaxBytes reached. Reads go on, and so do writes
+	// once there is room.
 	ErrNoSpace = errors.New("no space left for the store")
 	// ErrClosed means the store is closed.
 	ErrClosed = errors.New("store is closed")
@@ -81,8 +83,9 @@ func toGRPC(err error) error {
 	return status.Error(codes.Unknown, err.Error())
 }
 
-// fault names the two errors of SQLite that a caller can act on: no space and damage. Every other one (a failed read, no
-// file descriptor left, no permission) stays what it is: it says nothing about the file's content.
+// fault names the two errors of SQLite that a caller can act on: no space and damage. Every other
+// one (a failed read, no file descriptor left, no permission) stays what it is: it says nothing
+// about the file's content.
 func fault(err error) error {
 	var se sqlite3.Error
 	if err == nil || !errors.As(err, &se) || errors.Is(err, ErrNoSpace) || errors.Is(err, ErrDamaged) {

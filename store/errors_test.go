@@ -43,7 +43,8 @@ func TestFault(t *testing.T) {
 		{"full", sqlite3.Error{Code: sqlite3.ErrFull}, ErrNoSpace},
 		{"no space", sqlite3.Error{Code: sqlite3.ErrIoErr, SystemErrno: syscall.ENOSPC}, ErrNoSpace},
 		{"no quota", sqlite3.Error{Code: sqlite3.ErrIoErr, SystemErrno: syscall.EDQUOT}, ErrNoSpace},
-		{"failed read", sqlite3.Error{Code: sqlite3.ErrIoErr, ExtendedCode: sqlite3.ErrIoErrRead, SystemErrno: syscall.EIO}, nil},
+		{"failed read", sqlite3.Error{Code: sqlite3.ErrIoErr, ExtendedCode: sqlite3.ErrIoErrRead,
+			SystemErrno: syscall.EIO}, nil},
 		{"no descriptors", sqlite3.Error{Code: sqlite3.ErrCantOpen, SystemErrno: syscall.EMFILE}, nil},
 		{"no permission", sqlite3.Error{Code: sqlite3.ErrCantOpen, SystemErrno: syscall.EACCES}, nil},
 		{"no memory", sqlite3.Error{Code: sqlite3.ErrNomem}, nil},
@@ -56,7 +57,8 @@ func TestFault(t *testing.T) {
 			if got, ok := errors.AsType[sqlite3.Error](err); !ok || got != tc.err {
 				t.Errorf("cause %v is lost in %v", tc.err, err)
 			}
-			if text := err.Error(); strings.Contains(text, "\n") || tc.want != nil && strings.Count(text, tc.want.Error()) != 1 {
+			if text := err.Error(); strings.Contains(text, "\n") || tc.want != nil &&
+				strings.Count(text, tc.want.Error()) != 1 {
 				t.Errorf("error reads %q", text)
 			}
 		})
@@ -114,7 +116,8 @@ func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 func TestDecompress_NamesOnlyBadContentDamage(t *testing.T) {
 	content := bytes.Repeat([]byte("content "), 1<<16)
 	var packed, wide bytes.Buffer
-	for w, opts := range map[io.Writer][]zstd.EOption{&packed: {zstd.WithWindowSize(1 << 20)}, &wide: {zstd.WithWindowSize(512 << 20)}} {
+	for w, opts := range map[io.Writer][]zstd.EOption{&packed: {zstd.WithWindowSize(1 << 20)},
+		&wide: {zstd.WithWindowSize(512 << 20)}} {
 		z, err := zstd.NewWriter(w, opts...)
 		if err != nil {
 			t.Fatal(err)
@@ -142,9 +145,20 @@ func TestDecompress_NamesOnlyBadContentDamage(t *testing.T) {
 		{name: "cut", src: bytes.NewReader(good[:len(good)/2]), want: ErrDamaged},
 		{name: "changed", src: bytes.NewReader(changed), want: ErrDamaged},
 		{name: "window", src: &wide, want: ErrForeign},
-		{name: "failed read", src: io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(syscall.EIO)), is: syscall.EIO},
-		{name: "failed write", src: bytes.NewReader(good), dest: failingWriter{syscall.ENOSPC}, is: syscall.ENOSPC},
-		{name: "cancelled", ctx: ended, src: bytes.NewReader(good), is: context.Canceled},
+		{name: "failed read", src: io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(syscall.EIO)),
+			is: syscall.EIO},
+		{
+			name: "failed write",
+			src:  bytes.NewReader(good),
+			dest: failingWriter{syscall.ENOSPC},
+			is:   syscall.ENOSPC,
+		},
+		{
+			name: "cancelled",
+			ctx:  ended,
+			src:  bytes.NewReader(good),
+			is:   context.Canceled,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if tc.ctx == nil {

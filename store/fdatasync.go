@@ -1,9 +1,10 @@
 package store
 
-// SQLite syncs with fsync unless it is told at its compile time that the system's fdatasync works, which the module we
-// take it from does not do. Linux's works, and on a log that is overwritten in place it saves the journal commit that
-// fsync makes for the file's times: about a quarter of the time of a small commit, and a block written. So the C code
-// in this process gets this fsync; Go's own os.File.Sync does not pass here, but syncData does the same.
+// SQLite syncs with fsync unless it is told at its compile time that the system's fdatasync works,
+// which the module we take it from does not do. Linux's works, and on a log that is overwritten in
+// place it saves the journal commit that fsync makes for the file's times: about a quarter of the
+// time of a small commit, and a block written. So the C code in this process gets this fsync; Go's
+// own os.File.Sync does not pass here, but syncData does the same.
 
 /*
 #define _GNU_SOURCE

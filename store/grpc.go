@@ -14,7 +14,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// RegisterGRPC registers etcd's services on gs. gs should take messages of at least GRPCMessageBytes.
+// RegisterGRPC registers etcd's services on gs. gs should take messages of at least
+// GRPCMessageBytes.
 func (s *Store) RegisterGRPC(gs *grpc.Server) {
 	pb.RegisterKVServer(gs, kvServer{s: s})
 	pb.RegisterWatchServer(gs, watchServer{s: s})
@@ -27,11 +28,14 @@ func (s *Store) RegisterGRPC(gs *grpc.Server) {
 // GRPCMessageBytes is the largest message a client may send.
 func (s *Store) GRPCMessageBytes() int { return s.opts.MaxRequestBytes + grpcOverhead }
 
-// Serve answers etcd clients on l until ctx ends, and does the store's background work meanwhile. It closes l.
+// Serve answers etcd clients on l until ctx ends, and does the store's background work meanwhile.
+// It closes l.
 func (s *Store) Serve(ctx context.Context, l net.Listener) error {
-	gs := grpc.NewServer(grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(s.GRPCMessageBytes()), grpc.MaxSendMsgSize(1<<31-1), grpc.MaxConcurrentStreams(1<<32-1),
+	gs := grpc.NewServer(grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(s.GRPCMessageBytes()),
+		grpc.MaxSendMsgSize(1<<31-1), grpc.MaxConcurrentStreams(1<<32-1),
 		grpc.WriteBufferSize(128<<10), grpc.SharedWriteBuffer(true),
-		grpc.NumStreamWorkers(uint32(goruntime.NumCPU())), // spares each request a new goroutine and the growth of its stack
+		// spares each request a new goroutine and the growth of its stack
+		grpc.NumStreamWorkers(uint32(goruntime.NumCPU())),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}))
 	s.RegisterGRPC(gs)
 	ctx, cancel := context.WithCancel(ctx)
@@ -132,7 +136,8 @@ func (ls leaseServer) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest)
 	return &pb.LeaseRevokeResponse{Header: ls.s.header(ls.s.revs.published.Load())}, nil
 }
 
-func (ls leaseServer) LeaseKeepAlive(g grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse]) error {
+func (ls leaseServer) LeaseKeepAlive(g grpc.BidiStreamingServer[pb.LeaseKeepAliveRequest,
+	pb.LeaseKeepAliveResponse]) error {
 	for {
 		r, err := g.Recv()
 		if errors.Is(err, io.EOF) {
@@ -153,14 +158,16 @@ func (ls leaseServer) LeaseKeepAlive(g grpc.BidiStreamingServer[pb.LeaseKeepAliv
 
 // renewal answers one keep-alive.
 func (s *leases) renewal(ctx context.Context, id int64) (*pb.LeaseKeepAliveResponse, error) {
-	// The header's revision is from before the renewal: seeing it must not tell of anything that came after.
+	// The header's revision is from before the renewal: seeing it must not tell of anything that
+	// came after.
 	resp := &pb.LeaseKeepAliveResponse{Header: s.header(s.revs.published.Load()), ID: id}
 	var err error
 	resp.TTL, err = s.keepAlive(ctx, id)
 	return resp, err
 }
 
-func (ls leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+func (ls leaseServer) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse,
+	error) {
 	resp, err := ls.s.leases.timeToLive(ctx, r)
 	return resp, toGRPC(err)
 }
@@ -202,7 +209,8 @@ func (cs clusterServer) MemberUpdate(_ context.Context, r *pb.MemberUpdateReques
 	return nil, cs.refuse(r.ID)
 }
 
-func (cs clusterServer) MemberPromote(_ context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+func (cs clusterServer) MemberPromote(_ context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse,
+	error) {
 	if r.ID == cs.s.memberID {
 		return nil, rpctypes.ErrGRPCMemberNotLearner
 	}

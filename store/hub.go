@@ -8,7 +8,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// hub hands new changes to the watchers that keep up. It holds only those; a watcher that is behind reads the file.
+// hub hands new changes to the watchers that keep up. It holds only those; a watcher that is behind
+// reads the file.
 type hub struct {
 	metrics   *metrics
 	maxEvents int // that wait for one watcher
@@ -17,8 +18,8 @@ type hub struct {
 	mu sync.Mutex
 	// rev is the newest revision handed out.
 	rev int64
-	// Watchers by what they watch: one key, a prefix, or any other range. Most watch a prefix, so that finding them
-	// costs one look-up for each length of prefix there is.
+	// Watchers by what they watch: one key, a prefix, or any other range. Most watch a prefix, so
+	// that finding them costs one look-up for each length of prefix there is.
 	exact    map[string]map[*watcher]struct{}
 	prefixes map[string]map[*watcher]struct{}
 	lengths  map[int]int // length of prefix -> number of different prefixes
@@ -120,8 +121,8 @@ func drop(m map[string]map[*watcher]struct{}, key string, w *watcher) bool {
 	return false
 }
 
-// publish hands out the changes up to rev. A watcher gets all it wants of one call at once, so that it never sees
-// half a revision.
+// publish hands out the changes up to rev. A watcher gets all it wants of one call at once, so that
+// it never sees half a revision.
 func (h *hub) publish(changes []change, rev int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -168,7 +169,8 @@ func (h *hub) offer(w *watcher, c *change) {
 	w.fresh = append(w.fresh, ev)
 }
 
-// flush moves what publish found for w to its stream, or sends w to the file when too much is waiting.
+// flush moves what publish found for w to its stream, or sends w to the file when too much is
+// waiting.
 func (h *hub) flush(w *watcher, rev int64) {
 	size := 0
 	for _, ev := range w.fresh {
@@ -207,7 +209,8 @@ func (h *hub) close() {
 	}
 }
 
-// streamKey sorts in-process watches by the metadata of their context, as etcd's client does with its streams.
+// streamKey sorts in-process watches by the metadata of their context, as etcd's client does with
+// its streams.
 func streamKey(md map[string][]string) string {
 	keys := make([]string, 0, len(md))
 	for k, v := range md {

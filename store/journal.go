@@ -21,24 +21,28 @@ type syncMode int
 const (
 	// modeSynced has it there when commit returns, or with relaxed durability, in the kernel.
 	modeSynced syncMode = iota
-	// modeUnsynced has it in the write-ahead log, without fsync. The next synced commit takes it along.
+	// modeUnsynced has it in the write-ahead log, without fsync. The next synced commit takes it
+	// along.
 	modeUnsynced
 	// modeDeferred has it in memory only. The next commit of another mode writes it first.
 	modeDeferred
 )
 
-// journal decides how transactions become durable: begin, then commit or abort. It owns the writing connection.
+// journal decides how transactions become durable: begin, then commit or abort. It owns the writing
+// connection.
 //
-// Puts of Options.DeferredKeys that come when nothing else is written are deferred. They go into the file together: with
-// the next other write, before a read of one of them, when there are many, or after deferFor. A heartbeat in the file is
-// five pages, its own and those that lead to it; several at once share the latter, and so what the file system adds to
-// each write. A deferred transaction runs on the file like any other, and is then rolled back: only its rows are kept,
-// and the next transaction inserts them before it does anything else. A crash loses them. Then the next start skips more
-// revisions than can have been deferred, so that none comes back with other content.
+// Puts of Options.DeferredKeys that come when nothing else is written are deferred. They go into
+// the file together: with the next other write, before a read of one of them, when there are many,
+// or after deferFor. A heartbeat in the file is five pages, its own and those that lead to it;
+// several at once share the latter, and so what the file system adds to each write. A deferred
+// transaction runs on the file like any other, and is then rolled back: only its rows are kept, and
+// the next transaction inserts them before it does anything else. A crash loses them. Then the next
+// start skips more revisions than can have been deferred, so that none comes back with other
+// content.
 //
-// Writes flushed on behalf of a read are committed without fsync. Later synced commits rely on them: if the log has a
-// hole, everything after it is lost in a power cut. So after a failed fsync the log is written again before anything
-// else is acknowledged.
+// Writes flushed on behalf of a read are committed without fsync. Later synced commits rely on
+// them: if the log has a hole, everything after it is lost in a power cut. So after a failed fsync
+// the log is written again before anything else is acknowledged.
 //
 // The writer's goroutine alone uses it, except for covers and the deferrable methods.
 type journal struct {
@@ -75,8 +79,8 @@ type journal struct {
 const (
 	// deferFor is how long a write is deferred or unsynced at most.
 	deferFor = time.Minute
-	// maxDeferred and maxUnsynced are how many revisions may be deferred and unsynced; deferredSkip is how many are skipped
-	// after a crash.
+	// maxDeferred and maxUnsynced are how many revisions may be deferred and unsynced; deferredSkip
+	// is how many are skipped after a crash.
 	maxDeferred  = 64
 	maxUnsynced  = 4096
 	deferredSkip = 10_000
@@ -113,7 +117,8 @@ func openJournal(o Options, c *conn, revs *revisions) (*journal, error) {
 	return j, nil
 }
 
-// deferrablePut reports whether a put may be deferred. One that attaches a lease may not: leases are not deferred.
+// deferrablePut reports whether a put may be deferred. One that attaches a lease may not: leases
+// are not deferred.
 func (j *journal) deferrablePut(r *pb.PutRequest) bool {
 	for _, p := range j.prefixes {
 		if bytes.HasPrefix(r.Key, p) {
@@ -144,9 +149,9 @@ func (j *journal) deferrableTxn(r *pb.TxnRequest) bool {
 	return true
 }
 
-// covers is what a read of some keys must know before it takes its snapshot: whether one of them is deferred, and if not,
-// the newest deferred revision. Deferred revisions follow directly on those in the file, so for all other keys the
-// snapshot is the state at that revision.
+// covers is what a read of some keys must know before it takes its snapshot: whether one of them is
+// deferred, and if not, the newest deferred revision. Deferred revisions follow directly on those
+// in the file, so for all other keys the snapshot is the state at that revision.
 func (j *journal) covers(r span) (deferred bool, top int64) {
 	if !j.pending.Load() {
 		return false, 0
@@ -333,7 +338,8 @@ func (j *journal) arm() {
 	}
 }
 
-// flush brings everything that is deferred or unsynced to the disk. If that fails, it is due again after deferFor.
+// flush brings everything that is deferred or unsynced to the disk. If that fails, it is due again
+// after deferFor.
 func (j *journal) flush() {
 	j.due = nil
 	var err error
@@ -355,8 +361,8 @@ func (j *journal) flush() {
 	}
 }
 
-// repair writes the log again after a failed sync. It may contain frames of a transaction that was rolled back, which
-// SQLite ignores.
+// repair writes the log again after a failed sync. It may contain frames of a transaction that was
+// rolled back, which SQLite ignores.
 func (j *journal) repair() error {
 	if !j.wal.torn.Load() {
 		return nil

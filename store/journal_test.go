@@ -62,7 +62,8 @@ func TestStore_DeferredKeys_SkipRevisionsAfterACrash(t *testing.T) {
 		}
 	}
 	// A read sees what was acknowledged, and so does a watch from before.
-	if g, err := c.Get(t.Context(), "beat/a"); err != nil || len(g.Kvs) != 1 || g.Kvs[0].ModRevision != rev || g.Kvs[0].Version != 3 {
+	if g, err := c.Get(t.Context(), "beat/a"); err != nil || len(g.Kvs) != 1 || g.Kvs[0].ModRevision != rev ||
+		g.Kvs[0].Version != 3 {
 		t.Errorf("a read of what was held: %v, %v", g, err)
 	}
 	if deferredRows(s) != 0 || s.writes.journal.unsynced != 3 {
@@ -110,7 +111,8 @@ func TestStore_DeferredKeys_CleanStopSkipsNothing(t *testing.T) {
 	if s.Revision() != rev {
 		t.Errorf("revision after a stop %d, want %d", s.Revision(), rev)
 	}
-	if g, err := s.Client(t.Context()).Get(t.Context(), "beat/", clientv3.WithPrefix()); err != nil || len(g.Kvs) != maxDeferred+2 {
+	if g, err := s.Client(t.Context()).Get(t.Context(), "beat/", clientv3.WithPrefix()); err != nil ||
+		len(g.Kvs) != maxDeferred+2 {
 		t.Errorf("deferred writes after a stop: %v, %v", g, err)
 	}
 }
@@ -138,7 +140,8 @@ func TestStore_DeferredKeys_AreSyncedInTime(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if deferredRows(s) != 0 || s.writes.journal.unsynced != 0 || s.writes.journal.due != nil {
-			t.Errorf("%d writes are deferred and %d unsynced after %s", deferredRows(s), s.writes.journal.unsynced, deferFor)
+			t.Errorf("%d writes are deferred and %d unsynced after %s", deferredRows(s), s.writes.journal.unsynced,
+				deferFor)
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -146,8 +149,9 @@ func TestStore_DeferredKeys_AreSyncedInTime(t *testing.T) {
 	})
 }
 
-// TestStore_Lease_ClockJumps opens one file with the clock of today and with that of a synctest bubble, which stands at
-// the year 2000: a jump of decades back, then one forward. What a lease has left counts, not the date.
+// TestStore_Lease_ClockJumps opens one file with the clock of today and with that of a synctest
+// bubble, which stands at the year 2000: a jump of decades back, then one forward. What a lease has
+// left counts, not the date.
 func TestStore_Lease_ClockJumps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	var id clientv3.LeaseID
@@ -183,7 +187,8 @@ func TestStore_Lease_ClockJumps(t *testing.T) {
 		}
 		id = l.ID
 		mustPut(t, c, "leased", "", clientv3.WithLease(id))
-		// While the store runs, the clock can be set as one likes: deadlines are readings of the monotonic one.
+		// While the store runs, the clock can be set as one likes: deadlines are readings of the
+		// monotonic one.
 		s.leases.lessor.mu.Lock()
 		defer s.leases.lessor.mu.Unlock()
 		if d := s.leases.lessor.leases[int64(id)].deadline; !strings.Contains(d.String(), " m=") {

@@ -11,19 +11,21 @@ import (
 	"sync"
 )
 
-// keyCounts holds the number of keys in each of many ranges of the key space. Counting is a scan otherwise, and every
-// first page of a list and every object-count metric asks for a count. A request adds up the ranges that lie wholly
-// inside it, and scans only the two at its ends. Ranges are split and merged to hold some hundred keys each.
+// keyCounts holds the number of keys in each of many ranges of the key space. Counting is a scan
+// otherwise, and every first page of a list and every object-count metric asks for a count. A
+// request adds up the ranges that lie wholly inside it, and scans only the two at its ends. Ranges
+// are split and merged to hold some hundred keys each.
 //
-// The file has the counts of an older revision, and log has every creation and deletion since: a key's first version and
-// its tombstone. So the counts are saved before compaction deletes any of these, and from time to time. Only the writer
-// changes them.
+// The file has the counts of an older revision, and log has every creation and deletion since: a
+// key's first version and its tombstone. So the counts are saved before compaction deletes any of
+// these, and from time to time. Only the writer changes them.
 type keyCounts struct {
 	mu     sync.Mutex
 	rev    int64
 	starts [][]byte // where the ranges begin, in order; the first is nil
 	n      []int64
-	// recent are the creations and deletions of the revisions after recentFrom, for readers of older snapshots.
+	// recent are the creations and deletions of the revisions after recentFrom, for readers of
+	// older snapshots.
 	recent     []keyDelta
 	recentFrom int64
 	// pinned holds counts at one revision, for the pages of a list.
@@ -61,7 +63,12 @@ func (r span) pin(rev int64) pinnedSpan {
 }
 
 func newKeyCounts() *keyCounts {
-	return &keyCounts{starts: [][]byte{nil}, n: []int64{0}, pinned: map[pinnedSpan]int64{}, unsaved: map[string]struct{}{}}
+	return &keyCounts{
+		starts:  [][]byte{nil},
+		n:       []int64{0},
+		pinned:  map[pinnedSpan]int64{},
+		unsaved: map[string]struct{}{},
+	}
 }
 
 // loadKeyCounts reads the file's keyCounts and adds what the log knows since.
@@ -79,10 +86,11 @@ func loadKeyCounts(ctx context.Context, c *conn, saved int64) (*keyCounts, error
 	if err != nil {
 		return nil, fmt.Errorf("read key counts: %w", fault(err))
 	}
-	err = c.queryContext(ctx, "SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
-		t.add(asBytes(v[1]), deltaOf(asInt(v[0])))
-		return true, nil
-	}, lastID(saved))
+	err = c.queryContext(ctx, "SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)",
+		func(v []driver.Value) (bool, error) {
+			t.add(asBytes(v[1]), deltaOf(asInt(v[0])))
+			return true, nil
+		}, lastID(saved))
 	if err != nil {
 		return nil, fmt.Errorf("bring key counts up to date: %w", fault(err))
 	}
@@ -180,7 +188,8 @@ func (t *keyCounts) split(c *conn) error {
 			}
 			var mid []byte
 			where, args := liveIn(keys)
-			if err := c.query("SELECT key FROM cur WHERE "+where+fmt.Sprintf(" ORDER BY key LIMIT 1 OFFSET %d", keysPerRange), func(v []driver.Value) (bool, error) {
+			if err := c.query("SELECT key FROM cur WHERE "+where+fmt.Sprintf(" ORDER BY key LIMIT 1 OFFSET %d",
+				keysPerRange), func(v []driver.Value) (bool, error) {
 				mid = asBytes(v[0])
 				return false, nil
 			}, args...); err != nil {
@@ -263,11 +272,12 @@ func (t *keyCounts) pinnedAt(r span, rev int64) (int64, bool) {
 	return n, ok
 }
 
-// errCountsTooNew means that a snapshot is so old that the keyCounts cannot tell its counts any more.
+// errCountsTooNew means that a snapshot is so old that the keyCounts cannot tell its counts any
+// more.
 var errCountsTooNew = errors.New("keyCounts is too new")
 
-// whole adds up the ranges that lie wholly in r. Together they are inner; at is the revision of the sum, which is
-// not newer than rev. There are none when inner is empty.
+// whole adds up the ranges that lie wholly in r. Together they are inner; at is the revision of the
+// sum, which is not newer than rev. There are none when inner is empty.
 func (t *keyCounts) whole(r span, rev int64) (inner span, n, at int64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -362,11 +372,12 @@ func (sn *snap) scan(r span) (int64, error) {
 
 // deltaOf is how many more keys of r there are than at rev.
 func (sn *snap) deltaOf(r span, rev int64) (n int64, err error) {
-	err = sn.c.query("SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)", func(v []driver.Value) (bool, error) {
-		if r.contains(asBytes(v[1])) {
-			n += deltaOf(asInt(v[0]))
-		}
-		return true, nil
-	}, lastID(rev))
+	err = sn.c.query("SELECT version, key FROM log WHERE id > ?1 AND version IN (0, 1)",
+		func(v []driver.Value) (bool, error) {
+			if r.contains(asBytes(v[1])) {
+				n += deltaOf(asInt(v[0]))
+			}
+			return true, nil
+		}, lastID(rev))
 	return n, err
 }

@@ -95,7 +95,8 @@ func TestStore_Count_AgreesWithTheKeys(t *testing.T) {
 		t.Errorf("%d keys are counted in %d ranges", len(have), len(s.compactor.keys.n))
 	}
 
-	// What a killed process leaves: the file and the log as they are, the keyCounts some way behind.
+	// What a killed process leaves: the file and the log as they are, the keyCounts some way
+	// behind.
 	crashed := filepath.Join(dir, "crashed.db")
 	for _, suffix := range []string{"", "-wal"} {
 		b, err := os.ReadFile(s.opts.Path + suffix)
@@ -107,8 +108,8 @@ func TestStore_Count_AgreesWithTheKeys(t *testing.T) {
 	check(openStore(t, Options{Path: crashed}).Client(t.Context()), revs)
 }
 
-// TestStore_Count_IsOfItsRevision has each revision make one key, so that revision and count must go together, whoever
-// is ahead: the reader's snapshot or the keyCounts.
+// TestStore_Count_IsOfItsRevision has each revision make one key, so that revision and count must
+// go together, whoever is ahead: the reader's snapshot or the keyCounts.
 func TestStore_Count_IsOfItsRevision(t *testing.T) {
 	s := openStore(t, Options{})
 	c := s.Client(t.Context())
@@ -165,7 +166,8 @@ func TestOpen_Format1(t *testing.T) {
 		t.Errorf("keys of the old file: %v, %v", g, err)
 	}
 	mustPut(t, c, "key/new", "")
-	if g, err := c.Get(t.Context(), "key/", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || g.Count != 31 {
+	if g, err := c.Get(t.Context(), "key/", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil ||
+		g.Count != 31 {
 		t.Errorf("count with a new key: %v, %v", g, err)
 	}
 }

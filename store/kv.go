@@ -21,7 +21,8 @@ import (
 // grpcOverhead is what etcd adds to the request limit for the wire.
 const grpcOverhead = 512 << 10
 
-// damageLog reports damage once: clients only see etcd's code for it, without the cause, and read again and again.
+// damageLog reports damage once: clients only see etcd's code for it, without the cause, and read
+// again and again.
 type damageLog struct {
 	mu       sync.Mutex
 	failures retry.Failures
@@ -44,7 +45,8 @@ func (s *Store) finish(op string, key []byte, start time.Time, err error) {
 		s.log.Error("request found damage", zap.String("op", op), zap.ByteString("key", key), zap.Error(err))
 	}
 	if d > s.opts.SlowAfter {
-		s.log.Warn("request is slow", zap.String("op", op), zap.ByteString("key", key), zap.Duration("took", d), zap.Error(err))
+		s.log.Warn("request is slow", zap.String("op", op), zap.ByteString("key", key), zap.Duration("took", d),
+			zap.Error(err))
 	}
 }
 
@@ -67,7 +69,8 @@ func (s *Store) rangeKeys(ctx context.Context, r *pb.RangeRequest) (resp *pb.Ran
 	return resp, nil
 }
 
-// getNow answers the most common read, one key as it is now, with one statement, which is a snapshot of its own.
+// getNow answers the most common read, one key as it is now, with one statement, which is a
+// snapshot of its own.
 func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, error) {
 	top, err := s.reads.prepare(ctx, span{key: key})
 	if err != nil {
@@ -79,17 +82,23 @@ func (s *Store) getNow(ctx context.Context, key []byte) (*pb.RangeResponse, erro
 	}
 	defer s.reads.put(c)
 	var newest, id int64
-	if err := c.query("SELECT m, c.id FROM (SELECT max(id) AS m FROM log) LEFT JOIN cur c ON c.key = ?1", func(v []driver.Value) (bool, error) {
-		newest, id = asInt(v[0]), asInt(v[1])
-		return false, nil
-	}, blob(key)); err != nil {
+	if err := c.query("SELECT m, c.id FROM (SELECT max(id) AS m FROM log) LEFT JOIN cur c ON c.key = ?1",
+		func(v []driver.Value) (bool, error) {
+			newest, id = asInt(v[0]), asInt(v[1])
+			return false, nil
+		}, blob(key)); err != nil {
 		return nil, fault(err)
 	}
 	resp := &pb.RangeResponse{Header: s.header(max(s.revs.of(newest), top))}
 	if id == 0 {
 		return resp, nil
 	}
-	sn := &snap{c: c, ctx: ctx, values: s.reads.values, keep: true}
+	sn := &snap{
+		c:      c,
+		ctx:    ctx,
+		values: s.reads.values,
+		keep:   true,
+	}
 	got, ok, err := sn.version(key, id)
 	switch {
 	case err != nil:
@@ -136,13 +145,18 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, e
 		return nil, err
 	}
 	var resp *pb.PutResponse // the writer's until the proposal is done, which a caller that gives up does not wait for
-	err = s.writes.submit(&proposal{ctx: ctx, size: size, deferrable: s.writes.journal.deferrablePut(r), apply: func(tx *writeTx) (err error) {
-		if err := tx.checkPut(r); err != nil {
+	err = s.writes.submit(&proposal{
+		ctx:        ctx,
+		size:       size,
+		deferrable: s.writes.journal.deferrablePut(r),
+		apply: func(tx *writeTx) (err error) {
+			if err := tx.checkPut(r); err != nil {
+				return err
+			}
+			resp, err = tx.applyPut(r)
 			return err
-		}
-		resp, err = tx.applyPut(r)
-		return err
-	}})
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +181,8 @@ func (s *Store) deleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (_ *p
 	return resp, nil
 }
 
-// compact makes revisions before a revision unreadable. With Physical it waits until they are deleted.
+// compact makes revisions before a revision unreadable. With Physical it waits until they are
+// deleted.
 func (s *Store) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	rev, err := s.compactor.compact(ctx, r.Revision)
 	if err != nil {
@@ -214,10 +229,15 @@ func (s *Store) txn(ctx context.Context, r *pb.TxnRequest) (_ *pb.TxnResponse, e
 			return nil, err
 		}
 	}
-	err = s.writes.submit(&proposal{ctx: ctx, size: size, deferrable: s.writes.journal.deferrableTxn(r), apply: func(tx *writeTx) (err error) {
-		resp, err = tx.applyTxn(r)
-		return err
-	}})
+	err = s.writes.submit(&proposal{
+		ctx:        ctx,
+		size:       size,
+		deferrable: s.writes.journal.deferrableTxn(r),
+		apply: func(tx *writeTx) (err error) {
+			resp, err = tx.applyTxn(r)
+			return err
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -249,8 +269,10 @@ const (
 	targetPiece = 1 << 20
 )
 
-// rangeStream answers a range in pieces that are small in memory, each its own short snapshot at one revision.
-func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*pb.RangeStreamResponse) error) (err error) {
+// rangeStream answers a range in pieces that are small in memory, each its own short snapshot at
+// one revision.
+func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest,
+	send func(*pb.RangeStreamResponse) error) (err error) {
 	defer func(start time.Time) { s.finish("RangeStream", r.Key, start, err) }(time.Now())
 	if err := checkRangeStream(r); err != nil {
 		return err
@@ -259,8 +281,14 @@ func (s *Store) rangeStream(ctx context.Context, r *pb.RangeRequest, send func(*
 	if left == 0 {
 		left = math.MaxInt64
 	}
-	q := &pb.RangeRequest{Key: r.Key, RangeEnd: r.RangeEnd, Revision: r.Revision, KeysOnly: r.KeysOnly, CountOnly: r.CountOnly,
-		SortTarget: r.SortTarget} // without an order, as etcd has it, a target sorts each piece
+	q := &pb.RangeRequest{
+		Key:        r.Key,
+		RangeEnd:   r.RangeEnd,
+		Revision:   r.Revision,
+		KeysOnly:   r.KeysOnly,
+		CountOnly:  r.CountOnly,
+		SortTarget: r.SortTarget,
+	} // without an order, as etcd has it, a target sorts each piece
 	count, head := int64(0), int64(0)
 	for piece := int64(firstPiece); ; {
 		q.Limit = min(piece, left)

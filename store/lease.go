@@ -24,8 +24,9 @@ const (
 	minLeaseTTL = 2
 )
 
-// lease is a lease in memory. Deadlines are readings of the monotonic clock, so that setting the wall clock expires
-// nothing; in the file stands how long the lease has left, so that neither does a restart.
+// lease is a lease in memory. Deadlines are readings of the monotonic clock, so that setting the
+// wall clock expires nothing; in the file stands how long the lease has left, so that neither does
+// a restart.
 type lease struct {
 	id, ttl  int64
 	deadline time.Time
@@ -82,7 +83,12 @@ func after(seconds int64) time.Time {
 
 // insert needs le.mu, or le to be new.
 func (le *lessor) insert(id, ttl, remaining int64) {
-	l := &lease{id: id, ttl: ttl, deadline: after(remaining), saved: remaining}
+	l := &lease{
+		id:       id,
+		ttl:      ttl,
+		deadline: after(remaining),
+		saved:    remaining,
+	}
 	le.leases[id] = l
 	heap.Push(&le.queue, l)
 	if l.pos == 0 {
@@ -119,7 +125,8 @@ func (le *lessor) known(id int64) bool {
 	return ok
 }
 
-// expired reports whether a lease is over, which a renewal while its revocation waited may have undone.
+// expired reports whether a lease is over, which a renewal while its revocation waited may have
+// undone.
 func (le *lessor) expired(id int64) bool {
 	le.mu.Lock()
 	defer le.mu.Unlock()
@@ -166,8 +173,8 @@ func (le *lessor) due(now time.Time) (ids []int64, next time.Time) {
 // saveEvery is how much of its time a lease can get back through a crash.
 const saveEvery = 5 * time.Minute
 
-// stale lists what the file should know by now, at most once in saveEvery. The writer asks when it commits anyway, so
-// that saving costs no commit of its own.
+// stale lists what the file should know by now, at most once in saveEvery. The writer asks when it
+// commits anyway, so that saving costs no commit of its own.
 func (le *lessor) stale(now time.Time) map[int64]int64 {
 	le.mu.Lock()
 	defer le.mu.Unlock()
@@ -302,7 +309,9 @@ func (s *leases) grant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseG
 // leaseKeys lists the keys on a lease, in order.
 func (sn *snap) leaseKeys(id int64) ([][]byte, error) {
 	var keys [][]byte
-	err := sn.c.query("SELECT l.key FROM log l JOIN cur c ON c.key = l.key AND c.id = l.id WHERE l.lease = ?1 AND l.lease <> 0 ORDER BY l.key",
+	err := sn.c.query(
+		"SELECT l.key FROM log l JOIN cur c ON c.key = l.key AND c.id = l.id WHERE l.lease = ?1 AND l.lease <> 0 "+
+			"ORDER BY l.key",
 		func(v []driver.Value) (bool, error) {
 			keys = append(keys, asBytes(v[0]))
 			return true, nil
@@ -310,7 +319,8 @@ func (sn *snap) leaseKeys(id int64) ([][]byte, error) {
 	return keys, err
 }
 
-// revoke ends a lease and deletes its keys in one revision. With onlyExpired a lease renewed meanwhile is let be.
+// revoke ends a lease and deletes its keys in one revision. With onlyExpired a lease renewed
+// meanwhile is let be.
 func (s *leases) revoke(ctx context.Context, id int64, onlyExpired bool) error {
 	gone := false
 	return s.writes.propose(ctx, 32, func(tx *writeTx) error {
@@ -357,7 +367,8 @@ func (s *leases) keepAlive(ctx context.Context, id int64) (int64, error) {
 	if err != nil || !stale {
 		return ttl, err
 	}
-	// Without this a crash would give the lease the shorter time saved before, and it would end early.
+	// Without this a crash would give the lease the shorter time saved before, and it would end
+	// early.
 	err = s.writes.propose(ctx, 32, func(tx *writeTx) error {
 		return tx.exec("UPDATE lease SET remaining = ttl WHERE id = ?1", id)
 	}, func() { s.lessor.setSaved(id, ttl) })

@@ -47,8 +47,8 @@ func (m maintenanceServer) alarms() []*pb.AlarmMember {
 	return []*pb.AlarmMember{{MemberID: m.s.memberID, Alarm: pb.AlarmType_NOSPACE}}
 }
 
-// Alarm tells whether the last write found no room. The alarm goes by itself once a write does, so there is nothing
-// to raise or to disarm.
+// Alarm tells whether the last write found no room. The alarm goes by itself once a write does, so
+// there is nothing to raise or to disarm.
 func (m maintenanceServer) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	resp := &pb.AlarmResponse{Header: m.s.header(m.s.revs.published.Load())}
 	if r.Action == pb.AlarmRequest_GET && r.Alarm != pb.AlarmType_CORRUPT {
@@ -63,9 +63,18 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 		return nil, toGRPC(err)
 	}
 	rev := m.s.revs.published.Load()
-	resp := &pb.StatusResponse{Header: m.s.header(rev), Version: version.Version, Leader: m.s.memberID, RaftIndex: uint64(rev),
-		RaftAppliedIndex: uint64(rev), RaftTerm: raftTerm, StorageVersion: "3.7.0", DbSizeQuota: m.s.opts.MaxBytes,
-		DowngradeInfo: &pb.DowngradeInfo{}, DbSize: size}
+	resp := &pb.StatusResponse{
+		Header:           m.s.header(rev),
+		Version:          version.Version,
+		Leader:           m.s.memberID,
+		RaftIndex:        uint64(rev),
+		RaftAppliedIndex: uint64(rev),
+		RaftTerm:         raftTerm,
+		StorageVersion:   "3.7.0",
+		DbSizeQuota:      m.s.opts.MaxBytes,
+		DowngradeInfo:    &pb.DowngradeInfo{},
+		DbSize:           size,
+	}
 	free, err := m.s.reads.count(ctx, "PRAGMA freelist_count")
 	if err != nil {
 		return nil, toGRPC(err)
@@ -77,7 +86,8 @@ func (m maintenanceServer) Status(ctx context.Context, _ *pb.StatusRequest) (*pb
 	return resp, nil
 }
 
-// Defragment gives all free pages back to the file system, in the same small steps as after a compaction.
+// Defragment gives all free pages back to the file system, in the same small steps as after a
+// compaction.
 func (m maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
 	if err := m.s.compactor.vacuum(ctx, 0, 0); err != nil {
 		return nil, toGRPC(err)
@@ -85,7 +95,8 @@ func (m maintenanceServer) Defragment(ctx context.Context, _ *pb.DefragmentReque
 	return &pb.DefragmentResponse{Header: m.s.header(m.s.revs.published.Load())}, nil
 }
 
-// kvHash hashes the history as etcd hashes its own, so that a store and an etcd with the same history agree.
+// kvHash hashes the history as etcd hashes its own, so that a store and an etcd with the same
+// history agree.
 type kvHash struct {
 	h   hash.Hash32
 	buf []byte
@@ -121,8 +132,8 @@ func (sn *snap) visible(r *row, rev int64) (bool, error) {
 	return ok && got.id == r.id, err
 }
 
-// HashKV hashes every version of every key up to a revision. Of those that compaction may have taken, etcd counts what
-// is visible at the revision, or if nothing is, what compaction left.
+// HashKV hashes every version of every key up to a revision. Of those that compaction may have
+// taken, etcd counts what is visible at the revision, or if nothing is, what compaction left.
 func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
 	resp := &pb.HashKVResponse{}
 	m.s.hashKVMu.Lock()
@@ -147,18 +158,19 @@ func (m maintenanceServer) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb
 			visibleAt = sn.compacted
 		}
 		h := newKVHash()
-		err = sn.c.query("SELECT "+rowColumns+", l.key FROM log l WHERE l.id <= ?1 ORDER BY l.id", func(v []driver.Value) (bool, error) {
-			got, err := scanRow(asBytes(v[7]), v)
-			if err != nil {
-				return false, err
-			}
-			if revOf(got.id) <= sn.compacted {
-				if ok, err := sn.visible(&got, visibleAt); err != nil || !ok {
-					return err == nil, err
+		err = sn.c.query("SELECT "+rowColumns+", l.key FROM log l WHERE l.id <= ?1 ORDER BY l.id",
+			func(v []driver.Value) (bool, error) {
+				got, err := scanRow(asBytes(v[7]), v)
+				if err != nil {
+					return false, err
 				}
-			}
-			return true, h.add(&got)
-		}, lastID(rev))
+				if revOf(got.id) <= sn.compacted {
+					if ok, err := sn.visible(&got, visibleAt); err != nil || !ok {
+						return err == nil, err
+					}
+				}
+				return true, h.add(&got)
+			}, lastID(rev))
 		resp.Hash = h.h.Sum32()
 		return err
 	})

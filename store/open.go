@@ -11,15 +11,21 @@ import (
 	"go.uber.org/zap"
 )
 
-// Open opens the store file at o.Path, making it if it is not there, and checks it. A damaged, foreign or newer file
-// is refused with ErrDamaged, ErrForeign or ErrNewer and left as it is. Writes work from now on; Run does the
-// background work: leases expire and compaction frees space only while it runs.
+// Open opens the store file at o.Path, making it if it is not there, and checks it. A damaged,
+// foreign or newer file is refused with ErrDamaged, ErrForeign or ErrNewer and left as it is.
+// Writes work from now on; Run does the background work: leases expire and compaction frees space
+// only while it runs.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	o = o.withDefaults()
-	s := &Store{opts: o, log: o.Logger, closed: make(chan struct{}), metrics: newMetrics()}
+	s := &Store{
+		opts:    o,
+		log:     o.Logger,
+		closed:  make(chan struct{}),
+		metrics: newMetrics(),
+	}
 	var err error
 	if s.lock, err = lockFile(lockPath(o.Path)); err != nil {
 		return nil, err
@@ -107,7 +113,8 @@ func (s *Store) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// openFile opens the store file for writing. It makes a new one, or checks and migrates the old one.
+// openFile opens the store file for writing. It makes a new one, or checks and migrates the old
+// one.
 func (s *Store) openFile(ctx context.Context) (_ *conn, err error) {
 	empty, err := prepareFile(s.opts.Path)
 	if err != nil {
@@ -119,8 +126,10 @@ func (s *Store) openFile(ctx context.Context) (_ *conn, err error) {
 	}
 	settings := pragmas(s.opts, true)
 	if empty {
-		// Only for a new file, and before anything else: on one that has these settings they would be a write.
-		settings = append([]string{fmt.Sprintf("page_size = %d", s.opts.PageBytes), "auto_vacuum = INCREMENTAL"}, settings...)
+		// Only for a new file, and before anything else: on one that has these settings they would
+		// be a write.
+		settings = append([]string{fmt.Sprintf("page_size = %d", s.opts.PageBytes), "auto_vacuum = INCREMENTAL"},
+			settings...)
 	}
 	c, err := openConn(s.opts.Path, settings...)
 	if err != nil {
@@ -229,11 +238,12 @@ func (s *Store) loadRevisions(c *conn, meta map[string]int64) error {
 	return nil
 }
 
-// deepCheckBytes is up to which size all pages are checked at start; that takes about a second a gigabyte. Of larger
-// files, pages and rows are checked as they are read.
+// deepCheckBytes is up to which size all pages are checked at start; that takes about a second a
+// gigabyte. Of larger files, pages and rows are checked as they are read.
 const deepCheckBytes = 256 << 20
 
-// skipLost moves the revision past everything that may have been shown before a power cut and was lost by it.
+// skipLost moves the revision past everything that may have been shown before a power cut and was
+// lost by it.
 func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 	const lost = 1_000_000 // more than can be written between two write-backs of the kernel
 	mark := int64(allSynced)
@@ -266,7 +276,8 @@ func (s *Store) skipLost(c *conn, meta map[string]int64, newest int64) error {
 
 func synchronous(o Options) string {
 	if o.Durability == DurabilityRelaxed {
-		// The log is synced before it is copied back, and the file after: what is lost is the end of the log.
+		// The log is synced before it is copied back, and the file after: what is lost is the end
+		// of the log.
 		return "synchronous = NORMAL"
 	}
 	return "synchronous = FULL"

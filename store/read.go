@@ -12,7 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// snap is a consistent view of the store: a read transaction, or the writer's own with its changes so far.
+// snap is a consistent view of the store: a read transaction, or the writer's own with its changes
+// so far.
 type snap struct {
 	ctx       context.Context
 	c         *conn
@@ -62,18 +63,27 @@ func (r *row) kv() *mvccpb.KeyValue {
 }
 
 func (r *row) fill(kv *mvccpb.KeyValue) {
-	kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease = r.key, r.value, r.created, revOf(r.id), r.version, r.lease
+	kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, kv.Version, kv.Lease = r.key, r.value, r.created, revOf(r.id),
+		r.version, r.lease
 }
 
-// rowColumns are what scanRow takes; keyColumns leave the value out, and with it the checksum, which covers it.
+// rowColumns are what scanRow takes; keyColumns leave the value out, and with it the checksum,
+// which covers it.
 const (
 	rowColumns = "l.id, l.prev, l.created, l.version, l.lease, l.sum, l.value"
 	keyColumns = "l.id, l.prev, l.created, l.version, l.lease, NULL, NULL"
 )
 
 func scanRow(key []byte, v []driver.Value) (row, error) {
-	r := row{id: asInt(v[0]), prev: asInt(v[1]), created: asInt(v[2]), version: asInt(v[3]), lease: asInt(v[4]),
-		key: key, value: asBytes(v[6])}
+	r := row{
+		id:      asInt(v[0]),
+		prev:    asInt(v[1]),
+		created: asInt(v[2]),
+		version: asInt(v[3]),
+		lease:   asInt(v[4]),
+		key:     key,
+		value:   asBytes(v[6]),
+	}
 	if v[5] != nil && asInt(v[5]) != r.sum() {
 		return r, fmt.Errorf("revision %d of key %q does not match its checksum: %w", revOf(r.id), key, ErrDamaged)
 	}
@@ -108,7 +118,8 @@ func (sn *snap) version(key []byte, id int64) (r row, ok bool, err error) {
 	return r, ok, err
 }
 
-// at walks back from r to the version that was the newest at rev. Not ok means the key was not there.
+// at walks back from r to the version that was the newest at rev. Not ok means the key was not
+// there.
 func (sn *snap) at(r row, rev int64) (row, bool, error) {
 	ok := true
 	for ok && revOf(r.id) > rev {
@@ -132,8 +143,8 @@ func (sn *snap) get(key []byte, rev int64) (row, bool, error) {
 	return sn.at(r, rev)
 }
 
-// each calls fn for the keys in r at rev, in order, until fn answers false. With keysOnly the values are nil. limit
-// is a hint for SQLite, and zero or less is none.
+// each calls fn for the keys in r at rev, in order, until fn answers false. With keysOnly the
+// values are nil. limit is a hint for SQLite, and zero or less is none.
 func (sn *snap) each(r span, rev int64, keysOnly bool, limit int64, fn func(row) (bool, error)) error {
 	if r.empty() {
 		return nil
@@ -146,8 +157,8 @@ func (sn *snap) each(r span, rev int64, keysOnly bool, limit int64, fn func(row)
 		_, err = fn(got)
 		return err
 	}
-	// Keys and where their newest versions are; the versions themselves come from memory or one look-up each. Without
-	// values the rows are read along instead, up to where their values begin.
+	// Keys and where their newest versions are; the versions themselves come from memory or one
+	// look-up each. Without values the rows are read along instead, up to where their values begin.
 	sql := "SELECT c.id, c.key FROM cur c WHERE c.key >= ?1"
 	if keysOnly {
 		sql = "SELECT " + keyColumns + ", c.key FROM cur c CROSS JOIN log l ON l.id = c.id WHERE c.key >= ?1"
@@ -205,8 +216,8 @@ func (sn *snap) checkRevision(rev int64) (int64, error) {
 	return rev, nil
 }
 
-// rangeKeys answers a range request. Without withTotal the count is only that of the keys looked at, as a stream's
-// chunks need no more.
+// rangeKeys answers a range request. Without withTotal the count is only that of the keys looked
+// at, as a stream's chunks need no more.
 func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse, error) {
 	rev, err := sn.checkRevision(r.Revision)
 	if err != nil {
@@ -218,10 +229,12 @@ func (sn *snap) rangeKeys(r *pb.RangeRequest, withTotal bool) (*pb.RangeResponse
 		resp.Count, err = sn.total(keys, rev)
 		return resp, err
 	}
-	sorted := r.SortOrder != pb.RangeRequest_NONE && !(r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND) ||
+	sorted := r.SortOrder != pb.RangeRequest_NONE &&
+		!(r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND) ||
 		r.SortOrder == pb.RangeRequest_NONE && r.SortTarget != pb.RangeRequest_KEY
 	limit := r.Limit
-	// etcd takes the limit before it sorts only by an explicit order; a target alone sorts what the limit left.
+	// etcd takes the limit before it sorts only by an explicit order; a target alone sorts what the
+	// limit left.
 	if r.SortOrder != pb.RangeRequest_NONE && sorted || filtered(r) {
 		limit = 0
 	}

@@ -16,7 +16,8 @@ type readers struct {
 	writes *writer // for what reads must see of deferred writes
 }
 
-// prepare makes sure that a read of r will see all acknowledged writes, and returns the revision that it is at least of.
+// prepare makes sure that a read of r will see all acknowledged writes, and returns the revision
+// that it is at least of.
 func (s *readers) prepare(ctx context.Context, r span) (top int64, err error) {
 	deferred, top := s.writes.journal.covers(r)
 	if deferred {
@@ -77,7 +78,8 @@ func (s *readers) viewOn(ctx context.Context, c *conn, top int64, fn func(sn *sn
 		return fault(err)
 	}
 	defer func() {
-		// A fault may have rolled the transaction back. If not, the connection must not go back with it open.
+		// A fault may have rolled the transaction back. If not, the connection must not go back
+		// with it open.
 		if cerr := c.exec("COMMIT"); cerr != nil && !c.c.AutoCommit() {
 			err = errors.Join(err, fault(cerr), c.exec("ROLLBACK"))
 		}
@@ -86,7 +88,8 @@ func (s *readers) viewOn(ctx context.Context, c *conn, top int64, fn func(sn *sn
 	if err != nil {
 		return fault(err)
 	}
-	// Loaded after the snapshot was taken: rows are removed only after this number has moved past them.
+	// Loaded after the snapshot was taken: rows are removed only after this number has moved past
+	// them.
 	compacted := s.revs.compacted.Load()
 	sn := &snap{
 		c:         c,

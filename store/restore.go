@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// restoredAhead is how far a restored store starts past its snapshot, so that no revision given out since the snapshot
-// gets a second meaning. It is etcd's recommendation.
+// restoredAhead is how far a restored store starts past its snapshot, so that no revision given out
+// since the snapshot gets a second meaning. It is etcd's recommendation.
 const restoredAhead = 1_000_000_000
 
 // Restored tells what Restore did.
@@ -20,8 +20,9 @@ type Restored struct {
 	Kept string
 }
 
-// Restore puts the content of a snapshot in place of the store file at path. The snapshot is checked first; a damaged
-// or foreign one changes nothing. The files that were there are moved to a folder beside. The store must not be open.
+// Restore puts the content of a snapshot in place of the store file at path. The snapshot is
+// checked first; a damaged or foreign one changes nothing. The files that were there are moved to a
+// folder beside. The store must not be open.
 func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
 	var res Restored
 	dir := filepath.Dir(path)
@@ -62,7 +63,8 @@ func Restore(ctx context.Context, snapshot, path string) (Restored, error) {
 	return res, syncDir(dir)
 }
 
-// skipAhead makes a store go on at rev and refuse watches from before: their history is not this one.
+// skipAhead makes a store go on at rev and refuse watches from before: their history is not this
+// one.
 func skipAhead(path string, rev int64) error {
 	c, err := openConn(path, "journal_mode = DELETE", "synchronous = FULL")
 	if err != nil {

@@ -23,5 +23,10 @@ const raftTerm = 2
 type member struct{ clusterID, memberID uint64 }
 
 func (m member) header(rev int64) *pb.ResponseHeader {
-	return &pb.ResponseHeader{ClusterId: m.clusterID, MemberId: m.memberID, RaftTerm: raftTerm, Revision: rev}
+	return &pb.ResponseHeader{
+		ClusterId: m.clusterID,
+		MemberId:  m.memberID,
+		RaftTerm:  raftTerm,
+		Revision:  rev,
+	}
 }

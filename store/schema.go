@@ -13,17 +13,18 @@ const (
 	applicationID = 0x6d6f7465 // "mote"
 )
 
-// subBits is how many bits of a row's id count the changes within one revision; the revision is above them.
+// subBits is how many bits of a row's id count the changes within one revision; the revision is
+// above them.
 const subBits = 22
 
 // maxChanges is how many changes one revision can hold.
 const maxChanges = 1<<subBits - 1
 
-// schema is what a new file gets. log holds every version of every key in revision order, so that a write appends and
-// history is one scan. cur has one small row a key that points at its newest version, tombstones included until they
-// are compacted; older versions are found by following prev. That way a write touches two pages and lists are one
-// range scan. A version of zero marks a tombstone, and sum
-// is a checksum of the row. keyCounts counts keys, see there.
+// schema is what a new file gets. log holds every version of every key in revision order, so that a
+// write appends and history is one scan. cur has one small row a key that points at its newest
+// version, tombstones included until they are compacted; older versions are found by following
+// prev. That way a write touches two pages and lists are one range scan. A version of zero marks a
+// tombstone, and sum is a checksum of the row. keyCounts counts keys, see there.
 const schema = `
 CREATE TABLE log(id INTEGER PRIMARY KEY, prev INTEGER, created INTEGER, version INTEGER, lease INTEGER, sum INTEGER, key BLOB, value BLOB);
 CREATE INDEX log_lease ON log(lease) WHERE lease <> 0;
@@ -68,7 +69,9 @@ func createSchema(c *conn) error {
 			return err
 		}
 	}
-	return c.script(fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT; PRAGMA wal_checkpoint(TRUNCATE)", applicationID, schemaVersion))
+	return c.script(
+		fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT; PRAGMA wal_checkpoint(TRUNCATE)",
+			applicationID, schemaVersion))
 }
 
 func readMeta(c *conn) (map[string]int64, error) {

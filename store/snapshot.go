@@ -29,9 +29,10 @@ const (
 	snapshotTime   = "20060102T150405Z"
 )
 
-// Snapshot writes a consistent copy of the store file at path to dest, also while another process runs the store: then
-// that one is asked to copy. dest is a file that is not there yet, or a folder, in which the snapshot gets a name of its
-// own. The copy is checked before it gets its name.
+// Snapshot writes a consistent copy of the store file at path to dest, also while another process
+// runs the store: then that one is asked to copy. dest is a file that is not there yet, or a
+// folder, in which the snapshot gets a name of its own. The copy is checked before it gets its
+// name.
 func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 	return snapshotBy(ctx, path, dest, func(ctx context.Context, raw string) error {
 		lock, err := lockFile(lockPath(path))
@@ -46,7 +47,8 @@ func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 }
 
 // snapshotBy has the store at path copied by copyTo, and checks, packs and names the copy.
-func snapshotBy(ctx context.Context, path, dest string, copyTo func(ctx context.Context, raw string) error) (SnapshotInfo, error) {
+func snapshotBy(ctx context.Context, path, dest string,
+	copyTo func(ctx context.Context, raw string) error) (SnapshotInfo, error) {
 	info := SnapshotInfo{Taken: time.Now().UTC().Truncate(time.Second)}
 	dir, name := filepath.Dir(dest), filepath.Base(dest)
 	switch st, err := os.Stat(dest); {
@@ -91,8 +93,8 @@ func snapshotBy(ctx context.Context, path, dest string, copyTo func(ctx context.
 	return info, syncDir(dir)
 }
 
-// copyStore writes the store as it is at one moment to the new file dest. It is one read transaction, which blocks no
-// writer. When it fails or ctx ends, dest is removed.
+// copyStore writes the store as it is at one moment to the new file dest. It is one read
+// transaction, which blocks no writer. When it fails or ctx ends, dest is removed.
 func copyStore(ctx context.Context, path, dest string) (err error) {
 	c, err := openConn(path, "query_only = OFF", "cache_size = -2048", "wal_autocheckpoint = 0")
 	if err != nil {
@@ -102,7 +104,8 @@ func copyStore(ctx context.Context, path, dest string) (err error) {
 	if err := checkStore(ctx, c, false); err != nil {
 		return err
 	}
-	// SQLite takes an empty file as new. Ours, so that nobody else can read it and that it is ours to remove.
+	// SQLite takes an empty file as new. Ours, so that nobody else can read it and that it is ours
+	// to remove.
 	f, err := os.OpenFile(dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("create copy of store: %w", err)
@@ -145,7 +148,8 @@ func verify(ctx context.Context, path string) (int64, error) {
 	return max(meta[metaFloor], revOf(newest)), fault(err)
 }
 
-// CheckFile checks every page and every row of a snapshot, or of a store file that no process has open.
+// CheckFile checks every page and every row of a snapshot, or of a store file that no process has
+// open.
 func CheckFile(ctx context.Context, path string) (SnapshotInfo, error) {
 	info := SnapshotInfo{Path: path}
 	st, err := os.Stat(path)
@@ -202,7 +206,12 @@ func ListSnapshots(dir string) ([]SnapshotInfo, error) {
 			if err != nil {
 				return nil, fmt.Errorf("list snapshots: %w", err)
 			}
-			all = append(all, SnapshotInfo{Path: filepath.Join(dir, e.Name()), Revision: rev, Taken: at, Bytes: st.Size()})
+			all = append(all, SnapshotInfo{
+				Path:     filepath.Join(dir, e.Name()),
+				Revision: rev,
+				Taken:    at,
+				Bytes:    st.Size(),
+			})
 		}
 	}
 	slices.SortFunc(all, func(a, b SnapshotInfo) int {

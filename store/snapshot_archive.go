@@ -40,8 +40,8 @@ func pack(ctx context.Context, src, dest string) error {
 	return out.Close()
 }
 
-// unpack writes the database in a snapshot to dest. It knows the compressed form, a plain database, and what
-// `etcdctl snapshot save` wrote: a database with its SHA-256 behind it.
+// unpack writes the database in a snapshot to dest. It knows the compressed form, a plain database,
+// and what `etcdctl snapshot save` wrote: a database with its SHA-256 behind it.
 func unpack(ctx context.Context, src, dest string) error {
 	in, err := os.Open(src)
 	if err != nil {

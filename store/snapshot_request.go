@@ -18,15 +18,16 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// Only one process can open the store, so one that wants a copy of it asks that process over a socket beside the file:
-// a line with where to copy to, answered by a line that is copied or says why not.
+// Only one process can open the store, so one that wants a copy of it asks that process over a
+// socket beside the file: a line with where to copy to, answered by a line that is copied or says
+// why not.
 
 const copied = "copied"
 
 func lockPath(path string) string { return path + ".lock" }
 
-// socketPath names the socket by way of an open folder: the name of a socket may have 107 bytes only, those of folders
-// are longer at times.
+// socketPath names the socket by way of an open folder: the name of a socket may have 107 bytes
+// only, those of folders are longer at times.
 func socketPath(dir *os.File, path string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s.sock", dir.Fd(), filepath.Base(path))
 }
@@ -80,7 +81,8 @@ func (s *snapshots) serveListener(ctx context.Context, l net.Listener) {
 				_ = c.Close()
 			}
 		case err != nil:
-			// Out of file descriptors, for one. The store has better things to do than to end by that.
+			// Out of file descriptors, for one. The store has better things to do than to end by
+			// that.
 			if failures.News(err) {
 				s.log.Warn("other processes cannot take snapshots of this store for now", zap.Error(err))
 			}

@@ -13,7 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// bigStore makes a store whose copy takes a while, and returns its path and size. Its rows have no checksums.
+// bigStore makes a store whose copy takes a while, and returns its path and size. Its rows have no
+// checksums.
 func bigStore(t *testing.T) (path string, size int64) {
 	t.Helper()
 	path = closedStore(t)
@@ -26,7 +27,8 @@ func bigStore(t *testing.T) (path string, size int64) {
 	return path, st.Size()
 }
 
-// whenCopying calls then once the copy at path has its first bytes, and returns its length at the end.
+// whenCopying calls then once the copy at path has its first bytes, and returns its length at the
+// end.
 func whenCopying(t *testing.T, path string, then func()) (length func() int64) {
 	t.Helper()
 	ended, got := make(chan struct{}), int64(0)
@@ -196,7 +198,8 @@ func TestListSnapshots_OnlyOwnNames(t *testing.T) {
 		write(t, filepath.Join(dir, name), nil)
 	}
 	all, err := ListSnapshots(dir)
-	if err != nil || len(all) != 1 || all[0].Revision != 7 || fmt.Sprint(all[0].Taken) != "2026-01-02 03:04:05 +0000 UTC" {
+	if err != nil || len(all) != 1 || all[0].Revision != 7 ||
+		fmt.Sprint(all[0].Taken) != "2026-01-02 03:04:05 +0000 UTC" {
 		t.Errorf("list: %+v, %v", all, err)
 	}
 }

@@ -40,7 +40,8 @@ func (s *snapshots) copyTo(ctx context.Context, raw string) error {
 	return nil
 }
 
-// run takes snapshots on schedule and removes old ones, until ctx ends. It takes none while nothing changes.
+// run takes snapshots on schedule and removes old ones, until ctx ends. It takes none while nothing
+// changes.
 func (s *snapshots) run(ctx context.Context) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		s.log.Error("folder for snapshots cannot be made; the next snapshot tries again", zap.Error(err))
@@ -74,7 +75,8 @@ func (s *snapshots) run(ctx context.Context) error {
 			continue
 		}
 		last = info.Revision
-		s.log.Info("snapshot taken", zap.String("path", info.Path), zap.Int64("revision", info.Revision), zap.Int64("bytes", info.Bytes))
+		s.log.Info("snapshot taken", zap.String("path", info.Path), zap.Int64("revision", info.Revision),
+			zap.Int64("bytes", info.Bytes))
 		if err := s.drop(); err != nil {
 			s.log.Warn("old snapshots could not be removed", zap.Error(err))
 		}

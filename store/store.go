@@ -40,9 +40,9 @@ type Store struct {
 	closeErr  error
 }
 
-// Run does the background work until ctx ends: it expires leases, deletes what compaction made superfluous, copies the
-// store for other processes and takes automatic snapshots. It returns nil when ctx ends or the store closes. When there
-// is nothing to do it sleeps.
+// Run does the background work until ctx ends: it expires leases, deletes what compaction made
+// superfluous, copies the store for other processes and takes automatic snapshots. It returns nil
+// when ctx ends or the store closes. When there is nothing to do it sleeps.
 func (s *Store) Run(ctx context.Context) error {
 	ctx, end, err := s.tasks.begin(ctx)
 	if err != nil {
@@ -62,8 +62,8 @@ func (s *Store) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Close ends Run, all watches and copies of the file, waits for reads and writes in progress, copies the write-ahead log
-// into the file and closes it. A second call returns what the first did.
+// Close ends Run, all watches and copies of the file, waits for reads and writes in progress,
+// copies the write-ahead log into the file and closes it. A second call returns what the first did.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closed)

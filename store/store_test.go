@@ -92,13 +92,16 @@ func TestStore_Get_AtOldRevisions(t *testing.T) {
 	}
 }
 
-// A transaction that fails in the middle changes nothing, and does not take the others of its batch with it.
+// A transaction that fails in the middle changes nothing, and does not take the others of its batch
+// with it.
 func TestStore_Txn_FailsWhole(t *testing.T) {
 	s := openStore(t, Options{})
 	c := s.Client(t.Context())
 	rev := mustPut(t, c, "k", "v")
-	// The zero byte as end is no bound, which the check for overlaps does not count, see validate.go.
-	_, err := c.Txn(t.Context()).Then(clientv3.OpDelete("a", clientv3.WithFromKey()), clientv3.OpPut("k", "", clientv3.WithIgnoreValue())).Commit()
+	// The zero byte as end is no bound, which the check for overlaps does not count, see
+	// validate.go.
+	_, err := c.Txn(t.Context()).Then(clientv3.OpDelete("a", clientv3.WithFromKey()),
+		clientv3.OpPut("k", "", clientv3.WithIgnoreValue())).Commit()
 	if !errors.Is(err, rpctypes.ErrKeyNotFound) {
 		t.Errorf("transaction: %v", err)
 	}
@@ -184,7 +187,8 @@ func TestStore_Watch_FollowsHistoryAndPresent(t *testing.T) {
 
 func TestStore_Lease_ExpiresAndSurvivesRestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
-	// In a bubble no time passes while the disk is waited for, which can take longer than the lease.
+	// In a bubble no time passes while the disk is waited for, which can take longer than the
+	// lease.
 	synctest.Test(t, func(t *testing.T) {
 		s, err := Open(t.Context(), Options{Path: path})
 		if err != nil {
@@ -204,7 +208,8 @@ func TestStore_Lease_ExpiresAndSurvivesRestart(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		ran := make(chan error, 1)
-		// All of Run would listen for who asks for snapshots, and a listener keeps the bubble's clock from moving.
+		// All of Run would listen for who asks for snapshots, and a listener keeps the bubble's
+		// clock from moving.
 		go func() { ran <- s.leases.expire(ctx) }()
 		defer func() {
 			cancel()
@@ -216,7 +221,8 @@ func TestStore_Lease_ExpiresAndSurvivesRestart(t *testing.T) {
 			}
 		}()
 		c = s.Client(t.Context())
-		if ttl, err := c.TimeToLive(t.Context(), l.ID, clientv3.WithAttachedKeys()); err != nil || ttl.TTL < 1 || len(ttl.Keys) != 1 {
+		if ttl, err := c.TimeToLive(t.Context(), l.ID, clientv3.WithAttachedKeys()); err != nil || ttl.TTL < 1 ||
+			len(ttl.Keys) != 1 {
 			t.Fatalf("lease after restart: %+v %v", ttl, err)
 		}
 		ch := c.Watch(t.Context(), "leased")
@@ -231,7 +237,8 @@ func TestStore_Lease_ExpiresAndSurvivesRestart(t *testing.T) {
 		if ttl, err := c.TimeToLive(t.Context(), l.ID); err != nil || ttl.TTL != -1 {
 			t.Fatalf("expired lease: %+v %v", ttl, err)
 		}
-		if _, err := c.Put(t.Context(), "x", "y", clientv3.WithLease(l.ID)); !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		if _, err := c.Put(t.Context(), "x", "y", clientv3.WithLease(l.ID)); !errors.Is(err,
+			rpctypes.ErrLeaseNotFound) {
 			t.Fatalf("put with an expired lease: %v", err)
 		}
 	})
@@ -290,7 +297,8 @@ func BenchmarkStore_Put(b *testing.B) {
 			var n atomic.Int64
 			b.RunParallel(func(p *testing.PB) {
 				for p.Next() {
-					if _, err := c.Put(b.Context(), fmt.Sprintf("/registry/pods/default/pod-%d", n.Add(1)), val); err != nil {
+					if _, err := c.Put(b.Context(), fmt.Sprintf("/registry/pods/default/pod-%d", n.Add(1)),
+						val); err != nil {
 						b.Error(err)
 						return
 					}

@@ -8,9 +8,9 @@ import (
 	"sync/atomic"
 )
 
-// syncFile is a file that SQLite writes and that the store syncs itself. After a failed sync Linux takes pages for clean
-// that never reached the disk, and SQLite does not write them a second time. So the file is torn then, until repair has
-// written all of it again.
+// syncFile is a file that SQLite writes and that the store syncs itself. After a failed sync Linux
+// takes pages for clean that never reached the disk, and SQLite does not write them a second time.
+// So the file is torn then, until repair has written all of it again.
 type syncFile struct {
 	f    *os.File
 	torn atomic.Bool

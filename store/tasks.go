@@ -6,8 +6,9 @@ import (
 	"sync"
 )
 
-// tasks are the work in progress that Close ends and waits for: background loops, copies of the file and the goroutines
-// behind in-process streams. Without it they could outlive the lock on the file. The zero value is ready.
+// tasks are the work in progress that Close ends and waits for: background loops, copies of the
+// file and the goroutines behind in-process streams. Without it they could outlive the lock on the
+// file. The zero value is ready.
 type tasks struct {
 	mu     sync.Mutex
 	closed bool

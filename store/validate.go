@@ -7,7 +7,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What these functions refuse, and in which order, is part of etcd's API, so they answer with its errors directly.
+// What these functions refuse, and in which order, is part of etcd's API, so they answer with its
+// errors directly.
 
 func checkRange(r *pb.RangeRequest) error {
 	if len(r.Key) == 0 {
@@ -25,7 +26,8 @@ func checkRangeStream(r *pb.RangeRequest) error {
 	if err := checkRange(r); err != nil {
 		return err
 	}
-	if r.SortOrder != pb.RangeRequest_NONE && (r.SortTarget != pb.RangeRequest_KEY || r.SortOrder != pb.RangeRequest_ASCEND) {
+	if r.SortOrder != pb.RangeRequest_NONE &&
+		(r.SortTarget != pb.RangeRequest_KEY || r.SortOrder != pb.RangeRequest_ASCEND) {
 		return status.Error(codes.Unimplemented, "RangeStream does not support custom sort orders")
 	}
 	if r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0 {
@@ -106,8 +108,8 @@ type touched struct {
 	dels []*pb.DeleteRangeRequest
 }
 
-// deletes follows etcd to the letter, which here takes a zero byte as end for what it is and not for no bound: such a
-// deletion may share a transaction with a put of one of its keys.
+// deletes follows etcd to the letter, which here takes a zero byte as end for what it is and not
+// for no bound: such a deletion may share a transaction with a put of one of its keys.
 func (t *touched) deletes(key string) bool {
 	for _, d := range t.dels {
 		if from := string(d.Key); len(d.RangeEnd) == 0 && from == key || from <= key && key < string(d.RangeEnd) {
@@ -117,8 +119,9 @@ func (t *touched) deletes(key string) bool {
 	return false
 }
 
-// overlaps refuses a key that is put twice, or put and deleted, by operations that can run together. Two branches of
-// one nested transaction exclude each other, so they may touch the same keys.
+// overlaps refuses a key that is put twice, or put and deleted, by operations that can run
+// together. Two branches of one nested transaction exclude each other, so they may touch the same
+// keys.
 func overlaps(ops []*pb.RequestOp) (*touched, error) {
 	t := &touched{puts: map[string]struct{}{}}
 	for _, op := range ops {

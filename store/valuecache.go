@@ -5,8 +5,9 @@ import (
 	"sync"
 )
 
-// valueCache keeps recent versions of keys in memory, up to a number of bytes. A version never changes, and its id
-// never means another one once it is committed, so nothing here can be out of date. A nil cache keeps nothing.
+// valueCache keeps recent versions of keys in memory, up to a number of bytes. A version never
+// changes, and its id never means another one once it is committed, so nothing here can be out of
+// date. A nil cache keeps nothing.
 type valueCache struct {
 	mu    sync.Mutex
 	limit int64

@@ -45,7 +45,8 @@ type watcher struct {
 	quiet  bool  // nothing was sent since the last progress notice
 	gone   bool
 
-	// next is the first revision to read from the file. Guarded by stream.mu while attached, else the stream's own.
+	// next is the first revision to read from the file. Guarded by stream.mu while attached, else
+	// the stream's own.
 	next int64
 }
 
@@ -65,7 +66,8 @@ type watches struct {
 	closed        <-chan struct{} // when the store closes
 }
 
-// watchStream is a set of watches whose responses go to one receiver. One goroutine, in run, sends them.
+// watchStream is a set of watches whose responses go to one receiver. One goroutine, in run, sends
+// them.
 type watchStream struct {
 	s        *watches
 	mu       sync.Mutex
@@ -115,18 +117,32 @@ func (st *watchStream) create(r *pb.WatchCreateRequest) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.closed {
-		// A request that was received while the stream ended. The hub would keep its watch for ever.
+		// A request that was received while the stream ended. The hub would keep its watch for
+		// ever.
 		return
 	}
 	refuse := func(reason string) {
-		st.control(&pb.WatchResponse{Header: st.s.header(h.rev), WatchId: invalidWatchID, Created: true, Canceled: true, CancelReason: reason})
+		st.control(&pb.WatchResponse{
+			Header:       st.s.header(h.rev),
+			WatchId:      invalidWatchID,
+			Created:      true,
+			Canceled:     true,
+			CancelReason: reason,
+		})
 	}
 	key := r.Key
 	if len(key) == 0 {
 		key = []byte{0}
 	}
-	w := &watcher{stream: st, keys: newSpan(key, r.RangeEnd), start: r.StartRevision, prevKV: r.PrevKv, progress: r.ProgressNotify,
-		fragment: r.Fragment, id: r.WatchId}
+	w := &watcher{
+		stream:   st,
+		keys:     newSpan(key, r.RangeEnd),
+		start:    r.StartRevision,
+		prevKV:   r.PrevKv,
+		progress: r.ProgressNotify,
+		fragment: r.Fragment,
+		id:       r.WatchId,
+	}
 	for _, f := range r.Filters {
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
 		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
@@ -257,7 +273,8 @@ func (st *watchStream) run(ctx context.Context, send func(*pb.WatchResponse) err
 	}
 }
 
-// progressAll answers a request for progress once every watch of the stream has been sent all there is.
+// progressAll answers a request for progress once every watch of the stream has been sent all there
+// is.
 func (st *watchStream) progressAll() *pb.WatchResponse {
 	h := st.s.hub
 	h.mu.Lock()
@@ -321,7 +338,8 @@ func (st *watchStream) serve(ctx context.Context, w *watcher, send func(*pb.Watc
 	return st.catchUp(ctx, w, next, send)
 }
 
-func (st *watchStream) deliver(w *watcher, events []*mvccpb.Event, rev int64, send func(*pb.WatchResponse) error) error {
+func (st *watchStream) deliver(w *watcher, events []*mvccpb.Event, rev int64,
+	send func(*pb.WatchResponse) error) error {
 	r := &pb.WatchResponse{Header: st.s.header(rev), WatchId: w.id, Events: events}
 	limit := st.s.maxMessage
 	if !w.fragment || len(events) < 2 || proto.Size(r) < limit {
@@ -350,8 +368,8 @@ const (
 	catchUpBytes  = 1 << 20
 )
 
-// catchUp reads a piece of history for a watch that is behind, sends it, and gives the watch back to the hub when
-// there is no more.
+// catchUp reads a piece of history for a watch that is behind, sends it, and gives the watch back
+// to the hub when there is no more.
 func (st *watchStream) catchUp(ctx context.Context, w *watcher, from int64, send func(*pb.WatchResponse) error) error {
 	events, upTo, rev, err := st.s.history(ctx, w, from)
 	if errors.Is(err, ErrCompacted) {
@@ -366,7 +384,12 @@ func (st *watchStream) catchUp(ctx context.Context, w *watcher, from int64, send
 		if gone {
 			return nil
 		}
-		return send(&pb.WatchResponse{Header: st.s.header(0), WatchId: w.id, Canceled: true, CompactRevision: st.s.revs.compacted.Load()})
+		return send(&pb.WatchResponse{
+			Header:          st.s.header(0),
+			WatchId:         w.id,
+			Canceled:        true,
+			CompactRevision: st.s.revs.compacted.Load(),
+		})
 	}
 	if err != nil {
 		return err
@@ -398,9 +421,10 @@ func (st *watchStream) catchUp(ctx context.Context, w *watcher, from int64, send
 	return nil
 }
 
-// history reads the events w wants from revision from on, up to a limit but never half a revision. upTo is the last
-// revision that is covered, rev the newest there was.
-func (s *watches) history(ctx context.Context, w *watcher, from int64) (events []*mvccpb.Event, upTo, rev int64, err error) {
+// history reads the events w wants from revision from on, up to a limit but never half a revision.
+// upTo is the last revision that is covered, rev the newest there was.
+func (s *watches) history(ctx context.Context, w *watcher, from int64) (events []*mvccpb.Event, upTo, rev int64,
+	err error) {
 	err = s.reads.view(ctx, func(sn *snap) error {
 		if from < sn.compacted {
 			return ErrCompacted
@@ -423,7 +447,8 @@ func (s *watches) history(ctx context.Context, w *watcher, from int64) (events [
 			if err != nil {
 				return false, err
 			}
-			if n := len(events); n > 0 && (n >= catchUpEvents || size >= catchUpBytes) && revOf(r.id) > events[n-1].Kv.ModRevision {
+			if n := len(events); n > 0 && (n >= catchUpEvents || size >= catchUpBytes) &&
+				revOf(r.id) > events[n-1].Kv.ModRevision {
 				upTo = events[n-1].Kv.ModRevision
 				return false, nil
 			}

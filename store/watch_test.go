@@ -6,7 +6,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// A gRPC stream receives requests until its handler has returned, so one can come when the stream is closed already.
+// A gRPC stream receives requests until its handler has returned, so one can come when the stream
+// is closed already.
 func TestWatchStream_Create_AfterClose(t *testing.T) {
 	s := openStore(t, Options{})
 	st := s.watches.newStream()
@@ -14,7 +15,8 @@ func TestWatchStream_Create_AfterClose(t *testing.T) {
 	st.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l")})
 	s.watches.hub.mu.Lock()
 	defer s.watches.hub.mu.Unlock()
-	if n := len(s.watches.hub.prefixes) + len(s.watches.hub.exact) + len(s.watches.hub.ranges) + len(st.watchers); n != 0 {
+	if n := len(s.watches.hub.prefixes) + len(s.watches.hub.exact) + len(s.watches.hub.ranges) +
+		len(st.watchers); n != 0 {
 		t.Errorf("%d watches of a closed stream are fed", n)
 	}
 }

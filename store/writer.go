@@ -20,21 +20,22 @@ type change struct {
 // proposal is a write that waits for its turn.
 type proposal struct {
 	ctx context.Context
-	// apply does the write inside the batch's transaction. When it refuses the write with an error, it must not have
-	// changed anything.
+	// apply does the write inside the batch's transaction. When it refuses the write with an error,
+	// it must not have changed anything.
 	apply func(tx *writeTx) error
-	// committed, if set, runs in the writer after the commit and before anyone can see the new revision; published, after
-	// everyone can and before the proposer gets its result.
+	// committed, if set, runs in the writer after the commit and before anyone can see the new
+	// revision; published, after everyone can and before the proposer gets its result.
 	committed, published func()
 	size                 int
-	// deferrable allows the journal to defer the write; flush asks for deferred writes to go into the file.
+	// deferrable allows the journal to defer the write; flush asks for deferred writes to go into
+	// the file.
 	deferrable, flush bool
 	err               error
 	done              chan struct{}
 }
 
-// writer queues writes. One goroutine takes them from the queue and changes the file; while a commit waits for the disk,
-// proposals gather, and the next commit takes them all.
+// writer queues writes. One goroutine takes them from the queue and changes the file; while a
+// commit waits for the disk, proposals gather, and the next commit takes them all.
 type writer struct {
 	log       *zap.Logger
 	metrics   *metrics
@@ -67,7 +68,12 @@ func (w *writer) start() {
 
 // propose hands a write to the writer and waits until it is durable or refused.
 func (w *writer) propose(ctx context.Context, size int, apply func(tx *writeTx) error, committed func()) error {
-	return w.submit(&proposal{ctx: ctx, apply: apply, committed: committed, size: size})
+	return w.submit(&proposal{
+		ctx:       ctx,
+		apply:     apply,
+		committed: committed,
+		size:      size,
+	})
 }
 
 func (w *writer) submit(p *proposal) error {
@@ -97,12 +103,18 @@ func (w *writer) submit(p *proposal) error {
 	}
 }
 
-// flush has deferred writes put into the file, for a read that must see them. On a full disk reads go on without them.
+// flush has deferred writes put into the file, for a read that must see them. On a full disk reads
+// go on without them.
 func (w *writer) flush(ctx context.Context) error {
 	if !w.journal.pending.Load() {
 		return nil
 	}
-	err := w.submit(&proposal{ctx: ctx, deferrable: true, flush: true, apply: func(*writeTx) error { return nil }})
+	err := w.submit(&proposal{
+		ctx:        ctx,
+		deferrable: true,
+		flush:      true,
+		apply:      func(*writeTx) error { return nil },
+	})
 	if errors.Is(err, ErrNoSpace) {
 		return nil
 	}
@@ -154,8 +166,9 @@ func (w *writer) modes(batch []*proposal) (mode, fileMode syncMode) {
 	return w.journal.mode(len(batch)), fileMode
 }
 
-// write applies a batch in one transaction. When the batch does not fit on the disk, or the file fails in another way,
-// its proposals are tried one by one, so that one of them cannot fail the others.
+// write applies a batch in one transaction. When the batch does not fit on the disk, or the file
+// fails in another way, its proposals are tried one by one, so that one of them cannot fail the
+// others.
 func (w *writer) write(batch []*proposal) {
 	start := time.Now()
 	mode, fileMode := w.modes(batch)
@@ -195,7 +208,13 @@ func (w *writer) write(batch []*proposal) {
 
 // try applies and commits a batch; an error means that nothing of it has happened.
 func (w *writer) try(batch []*proposal, mode syncMode) error {
-	tx := &writeTx{mode: mode, lessor: w.lessor, keys: w.keys, values: w.values, revs: w.revs}
+	tx := &writeTx{
+		mode:   mode,
+		lessor: w.lessor,
+		keys:   w.keys,
+		values: w.values,
+		revs:   w.revs,
+	}
 	if err := w.journal.begin(tx); err != nil {
 		return err
 	}
@@ -242,7 +261,8 @@ func (w *writer) try(batch []*proposal, mode syncMode) error {
 	return nil
 }
 
-// saveAlong adds to a transaction what the file should know by now, so that it costs no commit of its own.
+// saveAlong adds to a transaction what the file should know by now, so that it costs no commit of
+// its own.
 func (w *writer) saveAlong(tx *writeTx) (left map[int64]int64, err error) {
 	if tx.wrote {
 		left = w.lessor.stale(time.Now())

@@ -21,9 +21,11 @@ const (
 	dialTimeout = 4 * time.Second
 	// firstRetry and lastRetry are the pauses between rounds over all servers while none answers.
 	firstRetry, lastRetry = 500 * time.Millisecond, 8 * time.Second
-	// maxServers bounds the known servers: discovery finds a server again at each address it moves to.
+	// maxServers bounds the known servers: discovery finds a server again at each address it moves
+	// to.
 	maxServers = 16
-	// roundsBeforeDiscovery keeps nodes from searching the local network whenever a server restarts.
+	// roundsBeforeDiscovery keeps nodes from searching the local network whenever a server
+	// restarts.
 	roundsBeforeDiscovery = 3
 )
 
@@ -39,8 +41,8 @@ type Config struct {
 	Servers []string
 	// TLS verifies servers and identifies this node. It is called for each connection.
 	TLS func() *tls.Config
-	// Discover returns further addresses to try when none of the known servers answers; nil means there
-	// is no way to find any. They are only hints: TLS decides.
+	// Discover returns further addresses to try when none of the known servers answers; nil means
+	// there is no way to find any. They are only hints: TLS decides.
 	Discover func(ctx context.Context) []string
 	// Found is called with a discovered server that TLS has verified; may be nil.
 	Found func(server string)
@@ -73,8 +75,15 @@ func New(c Config) *Balancer {
 		c.Logger = zap.NewNop()
 	}
 	b := &Balancer{
-		config: c, log: c.Logger, servers: slices.Clone(c.Servers), online: make(chan struct{}), offline: make(chan struct{}), isUp: true,
-		open: map[net.Conn]struct{}{}, wake: make(chan struct{}, 1), changed: make(chan struct{}),
+		config:  c,
+		log:     c.Logger,
+		servers: slices.Clone(c.Servers),
+		online:  make(chan struct{}),
+		offline: make(chan struct{}),
+		isUp:    true,
+		open:    map[net.Conn]struct{}{},
+		wake:    make(chan struct{}, 1),
+		changed: make(chan struct{}),
 	}
 	close(b.online)
 	return b
@@ -152,8 +161,8 @@ func (b *Balancer) Up() bool {
 	return b.isUp
 }
 
-// DialTLS connects to a server that answers, whatever the address. While offline it fails at once: Run
-// finds out when a server is back.
+// DialTLS connects to a server that answers, whatever the address. While offline it fails at once:
+// Run finds out when a server is back.
 func (b *Balancer) DialTLS(ctx context.Context, _, _ string) (net.Conn, error) {
 	b.mu.Lock()
 	up, last := b.isUp, b.lastErr
@@ -271,7 +280,8 @@ func (b *Balancer) lost(err error) {
 	}
 	b.isUp, b.online = false, make(chan struct{})
 	close(b.offline)
-	b.log.Warn("no server answers: this node continues with what it has cached", zap.Strings("servers", b.servers), zap.Error(err))
+	b.log.Warn("no server answers: this node continues with what it has cached", zap.Strings("servers", b.servers),
+		zap.Error(err))
 	select {
 	case b.wake <- struct{}{}:
 	default:
@@ -289,8 +299,8 @@ func (b *Balancer) found(server string) {
 	b.log.Info("a server answers again", zap.String("server", server))
 }
 
-// Run searches for servers while none answers, until ctx ends. Then it closes all connections, and no
-// more can be opened.
+// Run searches for servers while none answers, until ctx ends. Then it closes all connections, and
+// no more can be opened.
 func (b *Balancer) Run(ctx context.Context) error {
 	defer func() {
 		b.mu.Lock()

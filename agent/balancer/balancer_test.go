@@ -60,7 +60,8 @@ func TestBalancer_DialTLS_FailsOverAndRemembers(t *testing.T) {
 
 func TestBalancer_DialTLS_RefusesStrangers(t *testing.T) {
 	_, address := server(t)
-	b := New(Config{Servers: []string{address}, TLS: func() *tls.Config { return &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"} }})
+	b := New(Config{Servers: []string{address},
+		TLS: func() *tls.Config { return &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"} }})
 	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, ErrOffline) || b.Up() {
 		t.Errorf("a server of an unknown CA: %v, up %v", err, b.Up())
 	}
@@ -71,7 +72,8 @@ func TestBalancer_Run_FindsDiscoveredServer(t *testing.T) {
 	found := make(chan string, 1)
 	old := closed(t)
 	b := New(Config{
-		Servers: []string{old}, TLS: trusting(s),
+		Servers:  []string{old},
+		TLS:      trusting(s),
 		Discover: func(context.Context) []string { return []string{old, address} },
 		Found:    func(s string) { found <- s },
 	})
@@ -143,7 +145,8 @@ func TestBalancer_DialTLS_OutOfFileDescriptors_StaysOnline(t *testing.T) {
 	s, address := server(t)
 	b := New(Config{Servers: []string{address}, TLS: trusting(s)})
 	b.dialer.Control = func(string, string, syscall.RawConn) error { return syscall.EMFILE }
-	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, syscall.EMFILE) || errors.Is(err, ErrOffline) || !b.Up() {
+	if _, err := b.DialTLS(t.Context(), "tcp", ""); !errors.Is(err, syscall.EMFILE) || errors.Is(err, ErrOffline) ||
+		!b.Up() {
 		t.Errorf("error is %v, up %v", err, b.Up())
 	}
 	b.dialer.Control = nil

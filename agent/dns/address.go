@@ -44,8 +44,8 @@ func (k addressKeeper) ensure() error {
 		ip := a.Addr()
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}}
 		if ip.Is6() {
-			// No other host is on this link. Duplicate address detection would delay the address by a
-			// second or two.
+			// No other host is on this link. Duplicate address detection would delay the address by
+			// a second or two.
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrReplace(link, addr); err != nil {
@@ -87,7 +87,8 @@ func (k addressKeeper) run(ctx context.Context) error {
 			return nil
 		case u, ok := <-updates:
 			if !ok {
-				// The socket overflows when many addresses change at once. The tick subscribes again.
+				// The socket overflows when many addresses change at once. The tick subscribes
+				// again.
 				updates = nil
 				unsubscribe()
 				continue
@@ -115,9 +116,10 @@ func (k addressKeeper) run(ctx context.Context) error {
 func (k addressKeeper) subscribe(ctx context.Context) (updates chan netlink.AddrUpdate, end context.CancelFunc) {
 	ctx, end = context.WithCancel(ctx)
 	updates = make(chan netlink.AddrUpdate, 16)
-	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
-		k.log.Debug("watch of addresses interrupted", zap.Error(err))
-	}})
+	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(),
+		netlink.AddrSubscribeOptions{ErrorCallback: func(err error) {
+			k.log.Debug("watch of addresses interrupted", zap.Error(err))
+		}})
 	if err != nil {
 		k.log.Debug("address changes are not reported", zap.Error(err))
 		return nil, end

@@ -21,7 +21,10 @@ func TestServer_Run_KeepsItsAddress(t *testing.T) {
 		return
 	}
 	s, err := New(Config{
-		Client: fake.NewClientset(clusterObjects()...), NodeName: "n1", ListenAddrs: []string{"10.43.0.10", "fd00:43::a"}, Logger: zaptest.NewLogger(t),
+		Client:      fake.NewClientset(clusterObjects()...),
+		NodeName:    "n1",
+		ListenAddrs: []string{"10.43.0.10", "fd00:43::a"},
+		Logger:      zaptest.NewLogger(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +34,8 @@ func TestServer_Run_KeepsItsAddress(t *testing.T) {
 		for _, server := range []string{"10.43.0.10:53", "[fd00:43::a]:53"} {
 			for _, network := range []string{"udp", "tcp"} {
 				client := wire.Client{Net: network, Timeout: time.Second}
-				reply, _, err := client.Exchange(new(wire.Msg).SetQuestion("kubernetes.default.svc.cluster.local.", wire.TypeA), server)
+				reply, _, err := client.Exchange(new(wire.Msg).SetQuestion("kubernetes.default.svc.cluster.local.",
+					wire.TypeA), server)
 				if err != nil || len(reply.Answer) != 1 {
 					return fmt.Sprintf("%s over %s: %v, %v", server, network, err, reply)
 				}
@@ -74,7 +78,12 @@ func TestServer_Run_AddressTaken(t *testing.T) {
 	packets, streams := listenBoth(t)
 	defer packets.Close()
 	defer streams.Close()
-	s, err := New(Config{Client: fake.NewClientset(), NodeName: "n1", ListenAddrs: []string{packets.LocalAddr().String()}, Interface: "-"})
+	s, err := New(Config{
+		Client:      fake.NewClientset(),
+		NodeName:    "n1",
+		ListenAddrs: []string{packets.LocalAddr().String()},
+		Interface:   "-",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +100,12 @@ func TestConfig_Validate(t *testing.T) {
 	if err := good.Validate(); err != nil {
 		t.Errorf("good config: %v", err)
 	}
-	err := Config{ListenAddrs: []string{"dns"}, ClusterDomain: "a..b", CheckpointFile: "x", Interface: "a-very-long-interface"}.Validate()
+	err := Config{
+		ListenAddrs:    []string{"dns"},
+		ClusterDomain:  "a..b",
+		CheckpointFile: "x",
+		Interface:      "a-very-long-interface",
+	}.Validate()
 	for _, want := range []string{"neither client", `"dns"`, "a..b", `"x"`, "a-very-long-interface"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not name %s: %v", want, err)

@@ -53,7 +53,12 @@ type answerCache struct {
 }
 
 func newAnswerCache(maxBytes int, now func() time.Time) *answerCache {
-	return &answerCache{max: maxBytes, now: now, entries: make(map[cacheKey]*list.Element), order: list.New()}
+	return &answerCache{
+		max:     maxBytes,
+		now:     now,
+		entries: make(map[cacheKey]*list.Element),
+		order:   list.New(),
+	}
 }
 
 // get returns an answer with its TTLs counted down, with stale also one that has expired.
@@ -110,7 +115,12 @@ func (c *answerCache) put(k cacheKey, m *wire.Msg) {
 		return
 	}
 	now := c.now()
-	e := &cacheEntry{key: k, packed: packed, stored: now, expires: now.Add(keep)}
+	e := &cacheEntry{
+		key:     k,
+		packed:  packed,
+		stored:  now,
+		expires: now.Add(keep),
+	}
 	if e.size() > c.max/4 {
 		return
 	}
@@ -118,7 +128,8 @@ func (c *answerCache) put(k cacheKey, m *wire.Msg) {
 	defer c.mu.Unlock()
 	if el, ok := c.entries[k]; ok {
 		old := el.Value.(*cacheEntry)
-		if m.Rcode == wire.RcodeServerFailure && now.Before(old.expires.Add(staleFor)) && old.packed[3]&0xf != wire.RcodeServerFailure {
+		if m.Rcode == wire.RcodeServerFailure && now.Before(old.expires.Add(staleFor)) &&
+			old.packed[3]&0xf != wire.RcodeServerFailure {
 			// A failure does not replace an answer that can still be served stale.
 			return
 		}
@@ -162,8 +173,8 @@ func (c *answerCache) clear() {
 	c.resize(-c.bytes)
 }
 
-// lifetime is how long an answer may be cached: the least TTL of its records, or what the SOA record of a
-// denial permits.
+// lifetime is how long an answer may be cached: the least TTL of its records, or what the SOA
+// record of a denial permits.
 func lifetime(m *wire.Msg) time.Duration {
 	switch {
 	case m.Truncated:

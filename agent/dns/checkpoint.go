@@ -120,7 +120,12 @@ func (x *index) encode(domain string) ([]byte, error) {
 	}
 	slices.Sort(c.Namespaces)
 	for k, s := range x.services {
-		c.Services = append(c.Services, checkpointService{Namespace: k.ns, Name: k.name, service: *s, Slices: x.slices[k]})
+		c.Services = append(c.Services, checkpointService{
+			Namespace: k.ns,
+			Name:      k.name,
+			service:   *s,
+			Slices:    x.slices[k],
+		})
 	}
 	slices.SortFunc(c.Services, func(a, b checkpointService) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
@@ -144,7 +149,8 @@ func readCheckpoint(path, domain string) (*index, error) {
 		return nil, fmt.Errorf("read checkpoint: %w", err)
 	}
 	if c.Version != checkpointVersion || c.Domain != domain {
-		return nil, fmt.Errorf("read checkpoint: it is version %d for %s, not version %d for %s", c.Version, c.Domain, checkpointVersion, domain)
+		return nil, fmt.Errorf("read checkpoint: it is version %d for %s, not version %d for %s", c.Version, c.Domain,
+			checkpointVersion, domain)
 	}
 	x := newIndex(func() {})
 	for _, n := range c.Namespaces {

@@ -27,8 +27,8 @@ const (
 
 // Config configures a [Server], which never writes to it.
 type Config struct {
-	// Client reads services, endpoint slices, namespaces and the ConfigMap kube-system/mote-dns, and
-	// writes events about that ConfigMap.
+	// Client reads services, endpoint slices, namespaces and the ConfigMap kube-system/mote-dns,
+	// and writes events about that ConfigMap.
 	Client kubernetes.Interface
 	// Informers is the factory that the parts of this process share, whose owner runs the informers
 	// and takes Start for a request; nil makes Run use one of its own.
@@ -37,16 +37,17 @@ type Config struct {
 	NodeName string
 	// ClusterDomain is the domain of the cluster; empty means cluster.local.
 	ClusterDomain string
-	// ListenAddrs are the cluster DNS addresses, each with or without a port; the default port is 53.
+	// ListenAddrs are the cluster DNS addresses, each with or without a port; the default port
+	// is 53.
 	ListenAddrs []string
-	// ClusterCIDRs are the ranges of pods and services. Reverse lookups of addresses in them are never
-	// forwarded.
+	// ClusterCIDRs are the ranges of pods and services. Reverse lookups of addresses in them are
+	// never forwarded.
 	ClusterCIDRs []netip.Prefix
-	// Interface gets the listen addresses, and is created if it is missing; empty means mote-dns, "-"
-	// leaves interfaces alone.
+	// Interface gets the listen addresses, and is created if it is missing; empty means mote-dns,
+	// "-" leaves interfaces alone.
 	Interface string
-	// Resolvers are the files that name upstream resolvers, of which the first with usable ones counts;
-	// empty means HostFiles.
+	// Resolvers are the files that name upstream resolvers, of which the first with usable ones
+	// counts; empty means HostFiles.
 	Resolvers []string
 	// CheckpointFile carries the known records over a restart; empty means none is written.
 	CheckpointFile string

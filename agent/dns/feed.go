@@ -130,8 +130,8 @@ func (f *feed) slice(obj any, _ bool) {
 	}
 }
 
-// keepSlice indexes the informer's latest version of the slice if its service is headless, and drops
-// it otherwise. A slice that arrives before its service is handled again with the service.
+// keepSlice indexes the informer's latest version of the slice if its service is headless, and
+// drops it otherwise. A slice that arrives before its service is handled again with the service.
 func (f *feed) keepSlice(k key, s *discovery.EndpointSlice) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -160,7 +160,8 @@ func serviceRecord(s *corev1.Service) *service {
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		alias, err := domainName(s.Spec.ExternalName)
 		if err != nil {
-			// The API server validates names here, but also permits an address, which cannot be an alias.
+			// The API server validates names here, but also permits an address, which cannot be an
+			// alias.
 			return &service{}
 		}
 		return &service{Alias: alias}
@@ -210,7 +211,8 @@ func sliceRecord(s *discovery.EndpointSlice) *slice {
 			if e.Hostname != nil && *e.Hostname != "" {
 				host = strings.ToLower(*e.Hostname)
 			}
-			out.Endpoints = append(out.Endpoints, endpoint{Host: host, IP: ip.Unmap(), Ready: e.Conditions.Ready == nil || *e.Conditions.Ready})
+			out.Endpoints = append(out.Endpoints,
+				endpoint{Host: host, IP: ip.Unmap(), Ready: e.Conditions.Ready == nil || *e.Conditions.Ready})
 		}
 	}
 	return out

@@ -52,11 +52,13 @@ func aReply(t testing.TB, m *wire.Msg, ttl int, ip string) *wire.Msg {
 }
 
 // fakeForwarder returns a forwarder over a fake clock, and a function instead of a network.
-func fakeForwarder(exchange func(network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error)) (*forwarder, *testClock) {
+func fakeForwarder(exchange func(network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error)) (*forwarder,
+	*testClock) {
 	clock := &testClock{now: time.Unix(1e9, 0)}
-	return newForwarder(1<<20, func(_ context.Context, network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
-		return exchange(network, server, m)
-	}, clock.Now, func(string) {}), clock
+	return newForwarder(1<<20,
+		func(_ context.Context, network string, server netip.AddrPort, m *wire.Msg) (*wire.Msg, error) {
+			return exchange(network, server, m)
+		}, clock.Now, func(string) {}), clock
 }
 
 func TestForwarder_Resolve_CachesAndCountsDown(t *testing.T) {
@@ -113,7 +115,8 @@ func TestForwarder_Resolve_ServesStaleWhenNobodyAnswers(t *testing.T) {
 		}
 	}
 	// The same without any resolver.
-	if m := f.resolve(context.Background(), question{"y.example.", "y.example.", wire.TypeA}, nil, false, false); m.Rcode != wire.RcodeServerFailure {
+	if m := f.resolve(context.Background(), question{"y.example.", "y.example.", wire.TypeA}, nil, false,
+		false); m.Rcode != wire.RcodeServerFailure {
 		t.Errorf("no resolver: %s", wire.RcodeToString[m.Rcode])
 	}
 }
@@ -128,7 +131,8 @@ func TestForwarder_Resolve_NegativeAnswers(t *testing.T) {
 	})
 	q := question{"no.example.", "no.example.", wire.TypeA}
 	for range 2 {
-		if m := f.resolve(context.Background(), q, []netip.AddrPort{resolverA}, false, false); m.Rcode != wire.RcodeNameError {
+		if m := f.resolve(context.Background(), q, []netip.AddrPort{resolverA}, false,
+			false); m.Rcode != wire.RcodeNameError {
 			t.Fatal(m.Rcode)
 		}
 	}
@@ -183,7 +187,8 @@ func TestForwarder_Resolve_OneQuestionForMany(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 20 {
 		all.Go(func() {
-			if m := f.resolve(context.Background(), question{"x.example.", "x.example.", wire.TypeA}, []netip.AddrPort{resolverA}, false, false); m.Rcode != wire.RcodeSuccess {
+			if m := f.resolve(context.Background(), question{"x.example.", "x.example.", wire.TypeA},
+				[]netip.AddrPort{resolverA}, false, false); m.Rcode != wire.RcodeSuccess {
 				t.Errorf("answer %d: %s", i, wire.RcodeToString[m.Rcode])
 			}
 		})
@@ -244,7 +249,8 @@ func TestForwarder_QueryOne_RefusesForeignReplies(t *testing.T) {
 			spoil(reply)
 			return reply, nil
 		})
-		m := f.resolve(context.Background(), question{"x.example.", "x.example.", wire.TypeA}, []netip.AddrPort{resolverA}, false, false)
+		m := f.resolve(context.Background(), question{"x.example.", "x.example.", wire.TypeA},
+			[]netip.AddrPort{resolverA}, false, false)
 		if m.Rcode != wire.RcodeServerFailure || len(m.Answer) != 0 {
 			t.Errorf("%s: %v", name, m)
 		}
@@ -280,7 +286,8 @@ func TestServer_Reply_SizesAndTruncation(t *testing.T) {
 	up.answer(func(m *wire.Msg, udp bool) *wire.Msg {
 		reply := new(wire.Msg).SetReply(m)
 		for i := range 60 {
-			reply.Answer = append(reply.Answer, record(t, fmt.Sprintf("%s 60 IN TXT %q", m.Question[0].Name, strings.Repeat("x", 60)+fmt.Sprint(i))))
+			reply.Answer = append(reply.Answer,
+				record(t, fmt.Sprintf("%s 60 IN TXT %q", m.Question[0].Name, strings.Repeat("x", 60)+fmt.Sprint(i))))
 		}
 		if udp {
 			reply.Truncate(ednsSize)
@@ -295,7 +302,8 @@ func TestServer_Reply_SizesAndTruncation(t *testing.T) {
 		whole         bool
 		limit         int
 	}{
-		{"without EDNS", "udp", 0, false, 512}, {"with EDNS", "udp", 1232, false, 1232}, {"with huge EDNS", "udp", 65000, false, 1232},
+		{"without EDNS", "udp", 0, false, 512}, {"with EDNS", "udp", 1232, false, 1232},
+		{"with huge EDNS", "udp", 65000, false, 1232},
 		{"with tiny EDNS", "udp", 100, false, 512}, {"over TCP", "tcp", 0, true, 65535},
 	} {
 		m := query(t, s, c.network, "big.example.org", "TXT", func(m *wire.Msg) {
@@ -307,7 +315,8 @@ func TestServer_Reply_SizesAndTruncation(t *testing.T) {
 		if m.Truncated == c.whole || m.Len() > c.limit || (c.whole && len(m.Answer) != 60) {
 			t.Errorf("%s: truncated %v, %d bytes, %d records", c.name, m.Truncated, m.Len(), len(m.Answer))
 		}
-		if opt := m.IsEdns0(); (opt != nil) != (c.size > 0) || (opt != nil && (!opt.Do() || opt.UDPSize() != ednsSize)) {
+		if opt := m.IsEdns0(); (opt != nil) != (c.size > 0) ||
+			(opt != nil && (!opt.Do() || opt.UDPSize() != ednsSize)) {
 			t.Errorf("%s: EDNS %v", c.name, opt)
 		}
 	}
@@ -324,7 +333,8 @@ func TestServer_Reply_OddMessages(t *testing.T) {
 		{"class", func(m *wire.Msg) { m.Question[0].Qclass = wire.ClassCHAOS }, wire.RcodeRefused},
 		{"transfer", func(m *wire.Msg) { m.Question[0].Qtype = wire.TypeAXFR }, wire.RcodeRefused},
 		{"version", func(m *wire.Msg) { m.SetEdns0(1232, false); m.IsEdns0().SetVersion(1) }, wire.RcodeBadVers},
-		{"no recursion", func(m *wire.Msg) { m.Question[0].Name = "www.example.com."; m.RecursionDesired = false }, wire.RcodeRefused},
+		{"no recursion", func(m *wire.Msg) { m.Question[0].Name = "www.example.com."; m.RecursionDesired = false },
+			wire.RcodeRefused},
 		{"no upstream", func(m *wire.Msg) { m.Question[0].Name = "www.example.com." }, wire.RcodeServerFailure},
 		{"any", func(m *wire.Msg) { m.Question[0].Qtype = wire.TypeANY }, wire.RcodeSuccess},
 	} {
@@ -374,7 +384,8 @@ func TestServer_Settings(t *testing.T) {
 	ctx := context.Background()
 	invalid := settingsMap(map[string]string{"upstreams": "not-an-address", "forwarders": "1.1.1.1"})
 	invalid.ResourceVersion = "8"
-	if _, err := client.CoreV1().ConfigMaps(SettingsNamespace).Update(ctx, invalid, metav1.UpdateOptions{}); err != nil {
+	if _, err := client.CoreV1().ConfigMaps(SettingsNamespace).Update(ctx, invalid,
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() string {
@@ -382,7 +393,8 @@ func TestServer_Settings(t *testing.T) {
 		if err != nil || len(events.Items) != 1 {
 			return fmt.Sprintf("events: %v, %v", events, err)
 		}
-		if e := events.Items[0]; e.Reason != "InvalidDNSSettings" || !strings.Contains(e.Message, "not-an-address") || !strings.Contains(e.Message, "forwarders") {
+		if e := events.Items[0]; e.Reason != "InvalidDNSSettings" || !strings.Contains(e.Message, "not-an-address") ||
+			!strings.Contains(e.Message, "forwarders") {
 			return fmt.Sprintf("event: %+v", e)
 		}
 		return ""
@@ -390,7 +402,8 @@ func TestServer_Settings(t *testing.T) {
 	checkAll()
 
 	// Without the ConfigMap the host's resolvers are back: there are none here.
-	if err := client.CoreV1().ConfigMaps(SettingsNamespace).Delete(ctx, SettingsName, metav1.DeleteOptions{}); err != nil {
+	if err := client.CoreV1().ConfigMaps(SettingsNamespace).Delete(ctx, SettingsName,
+		metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() string {
@@ -430,7 +443,8 @@ func TestHostResolvers_Get(t *testing.T) {
 		}
 	}
 	clock := &testClock{now: time.Unix(1e9, 0)}
-	h := newHostResolvers([]string{main, systemd}, []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}, clock.Now, zap.NewNop())
+	h := newHostResolvers([]string{main, systemd}, []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")},
+		clock.Now, zap.NewNop())
 	want := func(texts ...string) {
 		t.Helper()
 		clock.move(rereadAfter)
@@ -444,7 +458,8 @@ func TestHostResolvers_Get(t *testing.T) {
 	want()
 	write(systemd, "# comment\nnameserver 192.0.2.7\nnameserver fe80::1%eth0\n")
 	want("192.0.2.7:53", "[fe80::1%eth0]:53")
-	write(main, "nameserver 10.43.0.10\nnameserver ::1\nnameserver 192.0.2.8\nnameserver 192.0.2.8\nnameserver rubbish\n")
+	write(main,
+		"nameserver 10.43.0.10\nnameserver ::1\nnameserver 192.0.2.8\nnameserver 192.0.2.8\nnameserver rubbish\n")
 	want("192.0.2.8:53")
 	if err := os.Remove(main); err != nil {
 		t.Fatal(err)
@@ -468,9 +483,12 @@ func TestHostResolvers_Get(t *testing.T) {
 func FuzzServer_Reply(f *testing.F) {
 	x := newIndex(func() {})
 	x.setNamespace("default", true)
-	x.setService(key{"default", "kubernetes"}, &service{IPs: []netip.Addr{netip.MustParseAddr("10.43.0.1")}, Ports: []port{{"https", "tcp", 443}}})
+	x.setService(key{"default", "kubernetes"},
+		&service{IPs: []netip.Addr{netip.MustParseAddr("10.43.0.1")}, Ports: []port{{"https", "tcp", 443}}})
 	x.setService(key{"default", "headless"}, &service{})
-	x.setSlice(key{"default", "headless"}, "s", &slice{Endpoints: []endpoint{{"db-0", netip.MustParseAddr("10.42.0.1"), true}}, Ports: []port{{"http", "tcp", 80}}})
+	x.setSlice(key{"default", "headless"}, "s",
+		&slice{Endpoints: []endpoint{{"db-0", netip.MustParseAddr("10.42.0.1"), true}},
+			Ports: []port{{"http", "tcp", 80}}})
 	for _, c := range specification {
 		m := new(wire.Msg).SetQuestion(wire.Fqdn(c.name), wire.StringToType[c.qtype])
 		m.SetEdns0(600, true)
@@ -482,7 +500,8 @@ func FuzzServer_Reply(f *testing.F) {
 	}
 	listen := []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")}
 	s := &Server{listen: listen, metrics: newCounters(), resolvers: newHostResolvers(nil, nil, time.Now, zap.NewNop())}
-	s.zone = newZone(Config{ClusterDomain: "cluster.local.", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}, listen, func() *index { return x })
+	s.zone = newZone(Config{ClusterDomain: "cluster.local.",
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}, listen, func() *index { return x })
 	s.settings.Store(&settings{})
 	s.forward = newForwarder(1<<16, func(context.Context, string, netip.AddrPort, *wire.Msg) (*wire.Msg, error) {
 		return nil, errors.New("nobody")

@@ -46,7 +46,8 @@ func (s *Server) reply(ctx context.Context, r request) (reply *wire.Msg, source 
 		reply.Rcode = wire.RcodeFormatError
 	case r.edns != nil && r.edns.Version() != 0:
 		reply.Rcode = wire.RcodeBadVers
-	case r.msg.Question[0].Qclass != wire.ClassINET, r.msg.Question[0].Qtype == wire.TypeAXFR, r.msg.Question[0].Qtype == wire.TypeIXFR:
+	case r.msg.Question[0].Qclass != wire.ClassINET, r.msg.Question[0].Qtype == wire.TypeAXFR,
+		r.msg.Question[0].Qtype == wire.TypeIXFR:
 		reply.Rcode = wire.RcodeRefused
 	default:
 		source = s.fill(ctx, r, reply)
@@ -60,7 +61,8 @@ func (s *Server) reply(ctx context.Context, r request) (reply *wire.Msg, source 
 			limit = min(max(int(r.edns.UDPSize()), wire.MinMsgSize), ednsSize)
 		}
 		reply.SetEdns0(ednsSize, r.edns.Do())
-		// The code of a bad version does not fit into the header; its upper bits are in the EDNS record.
+		// The code of a bad version does not fit into the header; its upper bits are in the EDNS
+		// record.
 		reply.IsEdns0().SetExtendedRcode(uint16(reply.Rcode))
 	}
 	reply.Truncate(limit)

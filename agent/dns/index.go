@@ -22,8 +22,8 @@ type port struct {
 type service struct {
 	// IPs are its cluster addresses; a headless service and an alias have none.
 	IPs []netip.Addr `json:",omitempty"`
-	// Ports are its named ports. Those of a headless service come from its endpoints, and may differ
-	// between them.
+	// Ports are its named ports. Those of a headless service come from its endpoints, and may
+	// differ between them.
 	Ports []port `json:",omitempty"`
 	// Alias is the external name, fully qualified, or empty.
 	Alias string `json:",omitempty"`
@@ -58,8 +58,11 @@ type index struct {
 
 func newIndex(changed func()) *index {
 	return &index{
-		namespaces: make(map[string]struct{}), services: make(map[key]*service), slices: make(map[key]map[string]*slice),
-		byIP: make(map[netip.Addr][]key), changed: changed,
+		namespaces: make(map[string]struct{}),
+		services:   make(map[key]*service),
+		slices:     make(map[key]map[string]*slice),
+		byIP:       make(map[netip.Addr][]key),
+		changed:    changed,
 	}
 }
 

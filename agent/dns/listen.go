@@ -42,11 +42,12 @@ type listener struct {
 
 // bind opens a UDP and a TCP socket on each address, or none at all.
 func bind(ctx context.Context, addrs []netip.AddrPort, handle handler) ([]*listener, error) {
-	// The address may appear on the interface a moment later, or be removed by a network manager and
-	// restored: binding must not depend on it.
+	// The address may appear on the interface a moment later, or be removed by a network manager
+	// and restored: binding must not depend on it.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+		controlErr := c.Control(
+			func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
 		return errors.Join(controlErr, err)
 	}}
 	var all []*listener
@@ -60,7 +61,8 @@ func bind(ctx context.Context, addrs []netip.AddrPort, handle handler) ([]*liste
 			all = append(all, l)
 			var streams net.Listener
 			if streams, err = config.Listen(ctx, "tcp", a.String()); err == nil {
-				l.server.Listener = &streamListener{Listener: netutil.LimitListener(streams, maxConnections), ctx: l.answering}
+				l.server.Listener = &streamListener{Listener: netutil.LimitListener(streams, maxConnections),
+					ctx: l.answering}
 			}
 		}
 		if err != nil {

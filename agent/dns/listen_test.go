@@ -49,7 +49,13 @@ func TestServer_Run_StopsWheneverItIsCancelled(t *testing.T) {
 	client := fake.NewClientset()
 	addr := freeAddr(t)
 	for i := range 400 {
-		s, err := New(Config{Client: client, NodeName: "n1", ListenAddrs: []string{addr}, Interface: "-", Resolvers: []string{"/none"}})
+		s, err := New(Config{
+			Client:      client,
+			NodeName:    "n1",
+			ListenAddrs: []string{addr},
+			Interface:   "-",
+			Resolvers:   []string{"/none"},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +73,8 @@ func TestServer_Run_StopsWheneverItIsCancelled(t *testing.T) {
 			}
 		case <-time.After(stopBound):
 			stacks := make([]byte, 1<<20)
-			t.Fatalf("start %d has not ended %s after it was cancelled:\n%s", i, stopBound, stacks[:goruntime.Stack(stacks, true)])
+			t.Fatalf("start %d has not ended %s after it was cancelled:\n%s", i, stopBound,
+				stacks[:goruntime.Stack(stacks, true)])
 		}
 	}
 }
@@ -79,7 +86,12 @@ func TestServer_Run_ListenerFails_EndsAll(t *testing.T) {
 	taken := packets.LocalAddr().String()
 	packets.Close()
 	free := freeAddr(t)
-	s, err := New(Config{Client: fake.NewClientset(), NodeName: "n1", ListenAddrs: []string{free, taken}, Interface: "-"})
+	s, err := New(Config{
+		Client:      fake.NewClientset(),
+		NodeName:    "n1",
+		ListenAddrs: []string{free, taken},
+		Interface:   "-",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +115,8 @@ func TestServer_Run_ListenerFails_EndsAll(t *testing.T) {
 	}
 }
 
-// A socket that breaks before its server reads from it ends the others, which may not serve either yet.
+// A socket that breaks before its server reads from it ends the others, which may not serve either
+// yet.
 func TestServer_Run_ServerFailsBeforeItStarts_EndsAll(t *testing.T) {
 	noLeaks(t)
 	all, err := bind(t.Context(), []netip.AddrPort{netip.MustParseAddrPort(freeAddr(t))}, nil)
@@ -127,7 +140,12 @@ func TestServer_Run_ServerFailsBeforeItStarts_EndsAll(t *testing.T) {
 
 // An idle client must not hold up the stop.
 func TestServer_Run_StopsWithIdleConnections(t *testing.T) {
-	s, err := New(Config{Client: fake.NewClientset(), NodeName: "n1", ListenAddrs: []string{freeAddr(t)}, Interface: "-"})
+	s, err := New(Config{
+		Client:      fake.NewClientset(),
+		NodeName:    "n1",
+		ListenAddrs: []string{freeAddr(t)},
+		Interface:   "-",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,10 +177,11 @@ func TestListener_Serve_DropsOpenQueries(t *testing.T) {
 	noLeaks(t)
 	entered := make(chan struct{})
 	addr := netip.MustParseAddrPort(freeAddr(t))
-	all, err := bind(t.Context(), []netip.AddrPort{addr}, func(ctx context.Context, _ wire.ResponseWriter, _ *wire.Msg) {
-		close(entered)
-		<-ctx.Done()
-	})
+	all, err := bind(t.Context(), []netip.AddrPort{addr},
+		func(ctx context.Context, _ wire.ResponseWriter, _ *wire.Msg) {
+			close(entered)
+			<-ctx.Done()
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +221,8 @@ func TestStreamListener_Accept(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	defer end()
 	ours, theirs := net.Pipe()
-	results := []error{&net.OpError{Op: "accept", Err: unix.EMFILE}, &net.OpError{Op: "accept", Err: unix.ENFILE}, nil, net.ErrClosed}
+	results := []error{&net.OpError{Op: "accept", Err: unix.EMFILE}, &net.OpError{Op: "accept", Err: unix.ENFILE}, nil,
+		net.ErrClosed}
 	l := &streamListener{ctx: ctx, Listener: listenerFunc(func() (net.Conn, error) {
 		err := results[0]
 		results = results[1:]

@@ -18,17 +18,21 @@ type counters struct {
 func newCounters() *counters {
 	return &counters{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mote_dns_requests_total", Help: "Queries answered, by transport, by the source of the answer, and by its code.",
+			Name: "mote_dns_requests_total",
+			Help: "Queries answered, by transport, by the source of the answer, and by its code.",
 		}, []string{"proto", "source", "rcode"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mote_dns_forward_total", Help: "Events of forwarding: cache_hit, cache_miss, cache_stale, upstream_query, upstream_failure.",
+			Name: "mote_dns_forward_total",
+			Help: "Events of forwarding: cache_hit, cache_miss, cache_stale, upstream_query, upstream_failure.",
 		}, []string{"event"}),
-		cached: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mote_dns_cache_bytes", Help: "Bytes of cached foreign answers."}),
+		cached: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mote_dns_cache_bytes",
+			Help: "Bytes of cached foreign answers."}),
 	}
 }
 
 // register registers c and returns the counters to use: those of an earlier server if it registered
-// its own before. They are never unregistered, so that they keep counting when a server is replaced.
+// its own before. They are never unregistered, so that they keep counting when a server is
+// replaced.
 func (c *counters) register(r prometheus.Registerer) (*counters, error) {
 	requests, err := registerOne(r, c.requests)
 	if err != nil {

@@ -23,7 +23,8 @@ const (
 	maxResolvers = 4
 )
 
-// hostResolvers finds the host's upstream resolvers and follows changes of the files that name them.
+// hostResolvers finds the host's upstream resolvers and follows changes of the files that name
+// them.
 type hostResolvers struct {
 	files []string
 	own   []netip.AddrPort // our own addresses, which must not be queried
@@ -38,7 +39,12 @@ type hostResolvers struct {
 }
 
 func newHostResolvers(files []string, own []netip.AddrPort, now func() time.Time, log *zap.Logger) *hostResolvers {
-	return &hostResolvers{files: files, own: own, now: now, log: log}
+	return &hostResolvers{
+		files: files,
+		own:   own,
+		now:   now,
+		log:   log,
+	}
 }
 
 // fileStamp distinguishes versions of a file.
@@ -84,15 +90,15 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 	return found, changed
 }
 
-// HostFiles are where the host's resolvers are found, best first. With
-// systemd-resolved, /etc/resolv.conf names a stub on loopback that no pod can
-// reach, and the real ones are in the second file.
+// HostFiles are where the host's resolvers are found, best first. With systemd-resolved,
+// /etc/resolv.conf names a stub on loopback that no pod can reach, and the real ones are in the
+// second file.
 func HostFiles() []string { return []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} }
 
 // HostResolvers reads the resolvers that can be reached from other network namespaces than the
 // host's, from the first of files that names any. own are the addresses of the cluster's DNS, which
-// would query itself. With an error, which says that a file exists and cannot be read, the result is
-// what the other files name.
+// would query itself. With an error, which says that a file exists and cannot be read, the result
+// is what the other files name.
 func HostResolvers(files []string, own []netip.Addr) ([]netip.Addr, error) {
 	at := make([]netip.AddrPort, len(own))
 	for i, a := range own {
@@ -140,7 +146,8 @@ func usableResolvers(file string, own []netip.AddrPort) ([]netip.AddrPort, error
 		if err != nil {
 			continue
 		}
-		if a := netip.AddrPortFrom(ip.Unmap(), defaultPort); usable(a, own) && !slices.Contains(out, a) && len(out) < maxResolvers {
+		if a := netip.AddrPortFrom(ip.Unmap(), defaultPort); usable(a, own) && !slices.Contains(out, a) &&
+			len(out) < maxResolvers {
 			out = append(out, a)
 		}
 	}

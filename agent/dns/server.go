@@ -45,7 +45,12 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("check DNS config: %w", err)
 	}
 	c = c.withDefaults()
-	s := &Server{cfg: c, log: c.Logger, dirty: make(chan struct{}, 1), ready: make(chan struct{})}
+	s := &Server{
+		cfg:   c,
+		log:   c.Logger,
+		dirty: make(chan struct{}, 1),
+		ready: make(chan struct{}),
+	}
 	for _, text := range c.ListenAddrs {
 		a, err := parseServer(text)
 		if err != nil {
@@ -73,8 +78,8 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Ready is closed once the server listens and knows the cluster's names, from the API server or from its
-// checkpoint.
+// Ready is closed once the server listens and knows the cluster's names, from the API server or
+// from its checkpoint.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Run answers queries until ctx ends. All of its goroutines have ended when it returns.
@@ -112,7 +117,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return fmt.Errorf("run DNS: %w", err)
 }
 
-// follow feeds the index from the informers, and makes the server answer from it once it is complete.
+// follow feeds the index from the informers, and makes the server answer from it once it is
+// complete.
 func (s *Server) follow(ctx context.Context, restored bool, listeners []*listener) error {
 	factory := s.cfg.Informers
 	if factory == nil {

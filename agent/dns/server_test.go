@@ -32,24 +32,34 @@ func clusterObjects() []runtime.Object {
 	ref := func(s string) *string { return &s }
 	number := func(n int32) *int32 { return &n }
 	tcp, udp := corev1.ProtocolTCP, corev1.ProtocolUDP
-	slice := func(service, n string, kind discovery.AddressType, ports []discovery.EndpointPort, endpoints ...discovery.Endpoint) *discovery.EndpointSlice {
+	slice := func(service, n string, kind discovery.AddressType, ports []discovery.EndpointPort,
+		endpoints ...discovery.Endpoint) *discovery.EndpointSlice {
 		m := name("default", n)
 		m.Labels = map[string]string{discovery.LabelServiceName: service}
-		return &discovery.EndpointSlice{ObjectMeta: m, AddressType: kind, Ports: ports, Endpoints: endpoints}
+		return &discovery.EndpointSlice{
+			ObjectMeta:  m,
+			AddressType: kind,
+			Ports:       ports,
+			Endpoints:   endpoints,
+		}
 	}
 	ready, unready := discovery.EndpointConditions{Ready: &yes}, discovery.EndpointConditions{Ready: &no}
-	web := []discovery.EndpointPort{{Name: ref("http"), Protocol: &tcp, Port: number(8080)}, {Name: ref(""), Protocol: &tcp, Port: number(9)}}
+	web := []discovery.EndpointPort{{Name: ref("http"), Protocol: &tcp, Port: number(8080)},
+		{Name: ref(""), Protocol: &tcp, Port: number(9)}}
 	return []runtime.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}},
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "empty"}},
 		&corev1.Service{ObjectMeta: name("default", "kubernetes"), Spec: corev1.ServiceSpec{
-			ClusterIP: "10.43.0.1", ClusterIPs: []string{"10.43.0.1"}, Ports: []corev1.ServicePort{{Name: "https", Protocol: tcp, Port: 443}},
+			ClusterIP: "10.43.0.1", ClusterIPs: []string{"10.43.0.1"},
+			Ports: []corev1.ServicePort{{Name: "https", Protocol: tcp, Port: 443}},
 		}},
 		&corev1.Service{ObjectMeta: name("default", "dual"), Spec: corev1.ServiceSpec{
 			ClusterIP: "10.43.0.2", ClusterIPs: []string{"10.43.0.2", "fd00:43::2"},
-			Ports: []corev1.ServicePort{{Name: "a", Protocol: tcp, Port: 1}, {Name: "b", Protocol: udp, Port: 2}, {Protocol: tcp, Port: 3}},
+			Ports: []corev1.ServicePort{{Name: "a", Protocol: tcp, Port: 1}, {Name: "b", Protocol: udp, Port: 2},
+				{Protocol: tcp, Port: 3}},
 		}},
-		&corev1.Service{ObjectMeta: name("default", "headless"), Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}}},
+		&corev1.Service{ObjectMeta: name("default", "headless"),
+			Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}}},
 		slice("headless", "headless-1", discovery.AddressTypeIPv4, web,
 			discovery.Endpoint{Addresses: []string{"10.42.0.10"}, Hostname: ref("Db-0"), Conditions: ready},
 			discovery.Endpoint{Addresses: []string{"10.42.0.11"}, Conditions: ready},
@@ -57,15 +67,25 @@ func clusterObjects() []runtime.Object {
 		slice("headless", "headless-2", discovery.AddressTypeIPv6, web,
 			discovery.Endpoint{Addresses: []string{"fd00:42::10"}, Hostname: ref("db-0")},
 			discovery.Endpoint{Addresses: []string{"fd00:42::"}, Conditions: ready}),
-		&corev1.Service{ObjectMeta: name("default", "unready"), Spec: corev1.ServiceSpec{ClusterIP: "None", PublishNotReadyAddresses: true}},
-		slice("unready", "unready-1", discovery.AddressTypeIPv4, web, discovery.Endpoint{Addresses: []string{"10.42.0.20"}, Hostname: ref("u-0"), Conditions: unready}),
+		&corev1.Service{ObjectMeta: name("default", "unready"),
+			Spec: corev1.ServiceSpec{ClusterIP: "None", PublishNotReadyAddresses: true}},
+		slice("unready", "unready-1", discovery.AddressTypeIPv4, web,
+			discovery.Endpoint{Addresses: []string{"10.42.0.20"}, Hostname: ref("u-0"), Conditions: unready}),
 		&corev1.Service{ObjectMeta: name("default", "nobody"), Spec: corev1.ServiceSpec{ClusterIP: "None"}},
-		slice("nobody", "nobody-1", discovery.AddressTypeIPv4, web, discovery.Endpoint{Addresses: []string{"10.42.0.30"}, Conditions: unready}),
-		slice("kubernetes", "kubernetes-1", discovery.AddressTypeIPv4, web, discovery.Endpoint{Addresses: []string{"10.42.0.40"}, Conditions: ready}),
-		&corev1.Service{ObjectMeta: name("default", "out"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "www.example.com"}},
-		&corev1.Service{ObjectMeta: name("default", "in"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "kubernetes.default.svc.cluster.local"}},
-		&corev1.Service{ObjectMeta: name("default", "loop"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "loop.default.svc.cluster.local."}},
-		&corev1.Service{ObjectMeta: name("default", "gone"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "missing.example.com"}},
+		slice("nobody", "nobody-1", discovery.AddressTypeIPv4, web,
+			discovery.Endpoint{Addresses: []string{"10.42.0.30"}, Conditions: unready}),
+		slice("kubernetes", "kubernetes-1", discovery.AddressTypeIPv4, web,
+			discovery.Endpoint{Addresses: []string{"10.42.0.40"}, Conditions: ready}),
+		&corev1.Service{ObjectMeta: name("default", "out"),
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "www.example.com"}},
+		&corev1.Service{ObjectMeta: name("default", "in"),
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName,
+				ExternalName: "kubernetes.default.svc.cluster.local"}},
+		&corev1.Service{ObjectMeta: name("default", "loop"),
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName,
+				ExternalName: "loop.default.svc.cluster.local."}},
+		&corev1.Service{ObjectMeta: name("default", "gone"),
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "missing.example.com"}},
 	}
 }
 
@@ -76,8 +96,8 @@ type upstream struct {
 	handler atomic.Pointer[func(m *wire.Msg, udp bool) *wire.Msg]
 }
 
-// startUpstream runs a resolver until the test ends. Its first handler knows www.example.com and denies
-// the rest.
+// startUpstream runs a resolver until the test ends. Its first handler knows www.example.com and
+// denies the rest.
 func startUpstream(t *testing.T) *upstream {
 	t.Helper()
 	u := &upstream{}
@@ -151,8 +171,13 @@ func startServer(t *testing.T, change func(*Config), objects ...runtime.Object) 
 	packets.Close()
 	streams.Close()
 	c := Config{
-		Client: client, NodeName: "n1", ListenAddrs: []string{addr}, Interface: "-", Resolvers: []string{filepath.Join(t.TempDir(), "none")},
-		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")}, Logger: zaptest.NewLogger(t),
+		Client:       client,
+		NodeName:     "n1",
+		ListenAddrs:  []string{addr},
+		Interface:    "-",
+		Resolvers:    []string{filepath.Join(t.TempDir(), "none")},
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
+		Logger:       zaptest.NewLogger(t),
 	}
 	if change != nil {
 		change(&c)
@@ -233,14 +258,15 @@ func briefRecord(rr wire.RR) string {
 	return strings.Join(append([]string{fields[0]}, fields[3:]...), " ")
 }
 
-// specification lists the names that every Kubernetes DNS server must answer, and more that our users
-// rely on.
+// specification lists the names that every Kubernetes DNS server must answer, and more that our
+// users rely on.
 var specification = []struct{ name, qtype, want string }{
 	// Schema version.
 	{"dns-version.cluster.local", "TXT", "NOERROR aa\ndns-version.cluster.local. TXT \"1.1.0\""},
 	{"dns-version.cluster.local", "A", "NOERROR aa soa"},
 	// The domain itself.
-	{"cluster.local", "SOA", "NOERROR aa\ncluster.local. SOA ns.dns.cluster.local. hostmaster.cluster.local. SERIAL 7200 1800 86400 5"},
+	{"cluster.local", "SOA",
+		"NOERROR aa\ncluster.local. SOA ns.dns.cluster.local. hostmaster.cluster.local. SERIAL 7200 1800 86400 5"},
 	{"cluster.local", "NS", "NOERROR aa\ncluster.local. NS ns.dns.cluster.local."},
 	{"cluster.local", "A", "NOERROR aa soa"},
 	{"ns.dns.cluster.local", "A", "NOERROR aa\nns.dns.cluster.local. A 127.0.0.1"},
@@ -258,34 +284,45 @@ var specification = []struct{ name, qtype, want string }{
 	{"dual.default.svc.cluster.local", "AAAA", "NOERROR aa\ndual.default.svc.cluster.local. AAAA fd00:43::2"},
 	{"missing.default.svc.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"kubernetes.empty.svc.cluster.local", "A", "NXDOMAIN aa soa"},
-	{"_https._tcp.kubernetes.default.svc.cluster.local", "SRV", "NOERROR aa\n_https._tcp.kubernetes.default.svc.cluster.local. SRV 0 100 443 kubernetes.default.svc.cluster.local."},
+	{"_https._tcp.kubernetes.default.svc.cluster.local", "SRV",
+		"NOERROR aa\n_https._tcp.kubernetes.default.svc.cluster.local. SRV 0 100 443 kubernetes.default.svc.cluster.local."},
 	{"_https._tcp.kubernetes.default.svc.cluster.local", "A", "NOERROR aa soa"},
 	{"_https._udp.kubernetes.default.svc.cluster.local", "SRV", "NXDOMAIN aa soa"},
 	{"_http._tcp.kubernetes.default.svc.cluster.local", "SRV", "NXDOMAIN aa soa"},
 	{"_tcp.kubernetes.default.svc.cluster.local", "SRV", "NOERROR aa soa"},
-	{"_b._udp.dual.default.svc.cluster.local", "SRV", "NOERROR aa\n_b._udp.dual.default.svc.cluster.local. SRV 0 100 2 dual.default.svc.cluster.local."},
-	{"dual.default.svc.cluster.local", "SRV", "NOERROR aa\ndual.default.svc.cluster.local. SRV 0 100 1 dual.default.svc.cluster.local.\ndual.default.svc.cluster.local. SRV 0 100 2 dual.default.svc.cluster.local."},
+	{"_b._udp.dual.default.svc.cluster.local", "SRV",
+		"NOERROR aa\n_b._udp.dual.default.svc.cluster.local. SRV 0 100 2 dual.default.svc.cluster.local."},
+	{"dual.default.svc.cluster.local", "SRV",
+		"NOERROR aa\ndual.default.svc.cluster.local. SRV 0 100 1 dual.default.svc.cluster.local.\ndual.default.svc.cluster.local. SRV 0 100 2 dual.default.svc.cluster.local."},
 	{"10-42-0-40.kubernetes.default.svc.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"1.0.43.10.in-addr.arpa", "PTR", "NOERROR aa\n1.0.43.10.in-addr.arpa. PTR kubernetes.default.svc.cluster.local."},
-	{"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.0.d.f.ip6.arpa", "PTR", "NOERROR aa\n2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.0.d.f.ip6.arpa. PTR dual.default.svc.cluster.local."},
+	{"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.0.d.f.ip6.arpa", "PTR",
+		"NOERROR aa\n2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.0.d.f.ip6.arpa. PTR dual.default.svc.cluster.local."},
 	{"1.0.43.10.in-addr.arpa", "A", "NOERROR aa soa"},
 	{"99.0.43.10.in-addr.arpa", "PTR", "NXDOMAIN aa soa"},
 	// Headless services.
-	{"headless.default.svc.cluster.local", "A", "NOERROR aa\nheadless.default.svc.cluster.local. A 10.42.0.10\nheadless.default.svc.cluster.local. A 10.42.0.11"},
-	{"headless.default.svc.cluster.local", "AAAA", "NOERROR aa\nheadless.default.svc.cluster.local. AAAA fd00:42::\nheadless.default.svc.cluster.local. AAAA fd00:42::10"},
-	{"db-0.headless.default.svc.cluster.local", "A", "NOERROR aa\ndb-0.headless.default.svc.cluster.local. A 10.42.0.10"},
-	{"db-0.headless.default.svc.cluster.local", "AAAA", "NOERROR aa\ndb-0.headless.default.svc.cluster.local. AAAA fd00:42::10"},
+	{"headless.default.svc.cluster.local", "A",
+		"NOERROR aa\nheadless.default.svc.cluster.local. A 10.42.0.10\nheadless.default.svc.cluster.local. A 10.42.0.11"},
+	{"headless.default.svc.cluster.local", "AAAA",
+		"NOERROR aa\nheadless.default.svc.cluster.local. AAAA fd00:42::\nheadless.default.svc.cluster.local. AAAA fd00:42::10"},
+	{"db-0.headless.default.svc.cluster.local", "A",
+		"NOERROR aa\ndb-0.headless.default.svc.cluster.local. A 10.42.0.10"},
+	{"db-0.headless.default.svc.cluster.local", "AAAA",
+		"NOERROR aa\ndb-0.headless.default.svc.cluster.local. AAAA fd00:42::10"},
 	{"db-2.headless.default.svc.cluster.local", "A", "NXDOMAIN aa soa"},
-	{"10-42-0-11.headless.default.svc.cluster.local", "A", "NOERROR aa\n10-42-0-11.headless.default.svc.cluster.local. A 10.42.0.11"},
+	{"10-42-0-11.headless.default.svc.cluster.local", "A",
+		"NOERROR aa\n10-42-0-11.headless.default.svc.cluster.local. A 10.42.0.11"},
 	{"10-42-0-11.headless.default.svc.cluster.local", "AAAA", "NOERROR aa soa"},
-	{"fd00-0042-0000-0000-0000-0000-0000-0000.headless.default.svc.cluster.local", "AAAA", "NOERROR aa\nfd00-0042-0000-0000-0000-0000-0000-0000.headless.default.svc.cluster.local. AAAA fd00:42::"},
+	{"fd00-0042-0000-0000-0000-0000-0000-0000.headless.default.svc.cluster.local", "AAAA",
+		"NOERROR aa\nfd00-0042-0000-0000-0000-0000-0000-0000.headless.default.svc.cluster.local. AAAA fd00:42::"},
 	{"_http._tcp.headless.default.svc.cluster.local", "SRV", "NOERROR aa\n" +
 		"_http._tcp.headless.default.svc.cluster.local. SRV 0 100 8080 10-42-0-11.headless.default.svc.cluster.local.\n" +
 		"_http._tcp.headless.default.svc.cluster.local. SRV 0 100 8080 db-0.headless.default.svc.cluster.local.\n" +
 		"_http._tcp.headless.default.svc.cluster.local. SRV 0 100 8080 fd00-0042-0000-0000-0000-0000-0000-0000.headless.default.svc.cluster.local."},
 	{"_tcp.headless.default.svc.cluster.local", "A", "NOERROR aa soa"},
 	{"_none._tcp.headless.default.svc.cluster.local", "SRV", "NXDOMAIN aa soa"},
-	{"10.0.42.10.in-addr.arpa", "PTR", "NOERROR aa\n10.0.42.10.in-addr.arpa. PTR db-0.headless.default.svc.cluster.local."},
+	{"10.0.42.10.in-addr.arpa", "PTR",
+		"NOERROR aa\n10.0.42.10.in-addr.arpa. PTR db-0.headless.default.svc.cluster.local."},
 	{"12.0.42.10.in-addr.arpa", "PTR", "NXDOMAIN aa soa"},
 	{"40.0.42.10.in-addr.arpa", "PTR", "NXDOMAIN aa soa"},
 	{"unready.default.svc.cluster.local", "A", "NOERROR aa\nunready.default.svc.cluster.local. A 10.42.0.20"},
@@ -293,15 +330,19 @@ var specification = []struct{ name, qtype, want string }{
 	{"nobody.default.svc.cluster.local", "A", "NXDOMAIN aa soa"},
 	// External names.
 	{"out.default.svc.cluster.local", "CNAME", "NOERROR aa\nout.default.svc.cluster.local. CNAME www.example.com."},
-	{"out.default.svc.cluster.local", "A", "NOERROR aa\nout.default.svc.cluster.local. CNAME www.example.com.\nwww.example.com. A 192.0.2.80"},
-	{"in.default.svc.cluster.local", "A", "NOERROR aa\nin.default.svc.cluster.local. CNAME kubernetes.default.svc.cluster.local.\nkubernetes.default.svc.cluster.local. A 10.43.0.1"},
+	{"out.default.svc.cluster.local", "A",
+		"NOERROR aa\nout.default.svc.cluster.local. CNAME www.example.com.\nwww.example.com. A 192.0.2.80"},
+	{"in.default.svc.cluster.local", "A",
+		"NOERROR aa\nin.default.svc.cluster.local. CNAME kubernetes.default.svc.cluster.local.\nkubernetes.default.svc.cluster.local. A 10.43.0.1"},
 	{"loop.default.svc.cluster.local", "A", "SERVFAIL aa soa"},
-	{"gone.default.svc.cluster.local", "A", "NXDOMAIN aa soa\ngone.default.svc.cluster.local. CNAME missing.example.com."},
+	{"gone.default.svc.cluster.local", "A",
+		"NXDOMAIN aa soa\ngone.default.svc.cluster.local. CNAME missing.example.com."},
 	{"x.out.default.svc.cluster.local", "A", "NXDOMAIN aa soa"},
 	// Pods.
 	{"10-42-0-5.default.pod.cluster.local", "A", "NOERROR aa\n10-42-0-5.default.pod.cluster.local. A 10.42.0.5"},
 	{"10-42-0-5.default.pod.cluster.local", "AAAA", "NOERROR aa soa"},
-	{"fd00-42--5.default.pod.cluster.local", "AAAA", "NOERROR aa\nfd00-42--5.default.pod.cluster.local. AAAA fd00:42::5"},
+	{"fd00-42--5.default.pod.cluster.local", "AAAA",
+		"NOERROR aa\nfd00-42--5.default.pod.cluster.local. AAAA fd00:42::5"},
 	{"10-42-0-5.nowhere.pod.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"web.default.pod.cluster.local", "A", "NXDOMAIN aa soa"},
 	{"default.pod.cluster.local", "A", "NOERROR aa soa"},
@@ -317,7 +358,8 @@ var specification = []struct{ name, qtype, want string }{
 
 func TestServer_Specification(t *testing.T) {
 	up := startUpstream(t)
-	s, _ := startServer(t, nil, append(clusterObjects(), settingsMap(map[string]string{"upstreams": up.addr.String()}))...)
+	s, _ := startServer(t, nil,
+		append(clusterObjects(), settingsMap(map[string]string{"upstreams": up.addr.String()}))...)
 	waitForUpstream(t, s)
 	for _, network := range []string{"udp", "tcp"} {
 		for _, c := range specification {
@@ -333,7 +375,8 @@ func TestServer_Specification(t *testing.T) {
 }
 
 func settingsMap(data map[string]string) *corev1.ConfigMap {
-	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: SettingsNamespace, Name: SettingsName, ResourceVersion: "7"}, Data: data}
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: SettingsNamespace, Name: SettingsName,
+		ResourceVersion: "7"}, Data: data}
 }
 
 // waitForUpstream waits until settings with an upstream are applied.
@@ -378,20 +421,27 @@ func TestServer_Run_FollowsChanges(t *testing.T) {
 			return ""
 		})
 	}
-	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "new", ResourceVersion: "1"}, Spec: corev1.ServiceSpec{ClusterIP: "10.43.7.7"}}
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "new", ResourceVersion: "1"},
+		Spec: corev1.ServiceSpec{ClusterIP: "10.43.7.7"}}
 	if _, err := client.CoreV1().Services("default").Create(ctx, service, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	want("new.default.svc.cluster.local", "NOERROR aa\nnew.default.svc.cluster.local. A 10.43.7.7")
 	// The slice comes before its service.
 	slice := &discovery.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "late-1", ResourceVersion: "1", Labels: map[string]string{discovery.LabelServiceName: "late"}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:       "default",
+			Name:            "late-1",
+			ResourceVersion: "1",
+			Labels:          map[string]string{discovery.LabelServiceName: "late"},
+		},
 		AddressType: discovery.AddressTypeIPv4, Endpoints: []discovery.Endpoint{{Addresses: []string{"10.42.5.5"}}},
 	}
 	if _, err := client.DiscoveryV1().EndpointSlices("default").Create(ctx, slice, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	late := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "late", ResourceVersion: "1"}, Spec: corev1.ServiceSpec{ClusterIP: "None"}}
+	late := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "late", ResourceVersion: "1"},
+		Spec: corev1.ServiceSpec{ClusterIP: "None"}}
 	if _, err := client.CoreV1().Services("default").Create(ctx, late, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -419,7 +469,8 @@ func TestServer_Run_AnswersFromItsCheckpoint(t *testing.T) {
 	with := func(c *Config) { c.CheckpointFile = file }
 	first, _ := startServer(t, with, clusterObjects()...)
 	want := make(map[string]string)
-	names := []string{"kubernetes.default.svc.cluster.local", "headless.default.svc.cluster.local", "db-0.headless.default.svc.cluster.local", "10-42-0-5.default.pod.cluster.local"}
+	names := []string{"kubernetes.default.svc.cluster.local", "headless.default.svc.cluster.local",
+		"db-0.headless.default.svc.cluster.local", "10-42-0-5.default.pod.cluster.local"}
 	for _, n := range names {
 		want[n] = brief(query(t, first, "udp", n, "A", nil))
 	}
@@ -467,7 +518,13 @@ func TestServer_Run_WritesItsCheckpointWhenItStops(t *testing.T) {
 	addr := packets.LocalAddr().String()
 	packets.Close()
 	streams.Close()
-	s, err := New(Config{Client: client, NodeName: "n1", ListenAddrs: []string{addr}, Interface: "-", CheckpointFile: file})
+	s, err := New(Config{
+		Client:         client,
+		NodeName:       "n1",
+		ListenAddrs:    []string{addr},
+		Interface:      "-",
+		CheckpointFile: file,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -531,7 +588,8 @@ func TestReadCheckpoint_RefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{"empty": nil, "cut": whole[:len(whole)/2], "other": []byte("not gzip at all")} {
+	for name, content := range map[string][]byte{"empty": nil, "cut": whole[:len(whole)/2],
+		"other": []byte("not gzip at all")} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			t.Fatal(err)
@@ -559,8 +617,8 @@ func (f *watchedFactory) Start(stop <-chan struct{}) {
 
 func (f *watchedFactory) Shutdown() { f.shutdowns++ }
 
-// The informers keep running for the other parts of the process, and no longer call a server that has
-// ended.
+// The informers keep running for the other parts of the process, and no longer call a server that
+// has ended.
 func TestServer_Run_DoesNotEndSharedInformers(t *testing.T) {
 	client := fake.NewClientset(clusterObjects()...)
 	shared := informer.NewShared(informers.NewSharedInformerFactory(client, 0))
@@ -574,7 +632,13 @@ func TestServer_Run_DoesNotEndSharedInformers(t *testing.T) {
 		}
 	}()
 	factory := &watchedFactory{SharedInformerFactory: shared}
-	config := Config{Client: client, Informers: factory, NodeName: "n1", Interface: "-", ListenAddrs: []string{freeAddr(t)}}
+	config := Config{
+		Client:      client,
+		Informers:   factory,
+		NodeName:    "n1",
+		Interface:   "-",
+		ListenAddrs: []string{freeAddr(t)},
+	}
 	start := func() (*Server, func()) {
 		s, err := New(config)
 		if err != nil {

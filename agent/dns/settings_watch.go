@@ -13,12 +13,14 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// watchSettings follows the ConfigMap until ctx ends. An invalid one is reported and changes nothing.
+// watchSettings follows the ConfigMap until ctx ends. An invalid one is reported and changes
+// nothing.
 func (s *Server) watchSettings(ctx context.Context) error {
 	if s.cfg.Client == nil {
 		return nil
 	}
-	factory := informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0, informers.WithNamespace(SettingsNamespace),
+	factory := informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0,
+		informers.WithNamespace(SettingsNamespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, SettingsName).String()
 		}))
@@ -47,12 +49,14 @@ func (s *Server) watchSettings(ctx context.Context) error {
 func (s *Server) setSettings(ctx context.Context, m *corev1.ConfigMap) {
 	parsed, err := parseSettings(m.Data, s.zone.origin, s.listen)
 	if err != nil {
-		s.log.Warn("invalid DNS settings; the previous ones stay in effect", zap.String("configmap", SettingsNamespace+"/"+SettingsName), zap.Error(err))
+		s.log.Warn("invalid DNS settings; the previous ones stay in effect",
+			zap.String("configmap", SettingsNamespace+"/"+SettingsName), zap.Error(err))
 		s.reportInvalid(ctx, m, err)
 		return
 	}
 	s.replaceSettings(parsed)
-	s.log.Info("DNS settings applied", zap.Int("upstreams", len(parsed.upstreams)), zap.Int("stub_domains", len(parsed.stubs)), zap.Int("hosts", len(parsed.hosts)))
+	s.log.Info("DNS settings applied", zap.Int("upstreams", len(parsed.upstreams)),
+		zap.Int("stub_domains", len(parsed.stubs)), zap.Int("hosts", len(parsed.hosts)))
 }
 
 func (s *Server) replaceSettings(n settings) {
@@ -67,13 +71,23 @@ func (s *Server) reportInvalid(ctx context.Context, m *corev1.ConfigMap, cause e
 	defer cancel()
 	now := metav1.Now()
 	_, err := s.cfg.Client.CoreV1().Events(SettingsNamespace).Create(ctx, &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: SettingsNamespace, Name: fmt.Sprintf("%s.%s.%s", SettingsName, m.ResourceVersion, s.cfg.NodeName)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: SettingsNamespace,
+			Name: fmt.Sprintf("%s.%s.%s", SettingsName, m.ResourceVersion, s.cfg.NodeName)},
 		InvolvedObject: corev1.ObjectReference{
-			APIVersion: "v1", Kind: "ConfigMap", Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion,
+			APIVersion:      "v1",
+			Kind:            "ConfigMap",
+			Namespace:       m.Namespace,
+			Name:            m.Name,
+			UID:             m.UID,
+			ResourceVersion: m.ResourceVersion,
 		},
-		Reason: "InvalidDNSSettings", Message: "the previous settings stay in effect: " + cause.Error(), Type: corev1.EventTypeWarning,
+		Reason:         "InvalidDNSSettings",
+		Message:        "the previous settings stay in effect: " + cause.Error(),
+		Type:           corev1.EventTypeWarning,
 		Source:         corev1.EventSource{Component: "mote-dns", Host: s.cfg.NodeName},
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+		FirstTimestamp: now,
+		LastTimestamp:  now,
+		Count:          1,
 	}, metav1.CreateOptions{})
 	if err != nil {
 		s.log.Debug("event about DNS settings not written", zap.Error(err))

@@ -32,7 +32,12 @@ type zone struct {
 }
 
 func newZone(c Config, listen []netip.AddrPort, current func() *index) *zone {
-	z := &zone{origin: c.ClusterDomain, ranges: c.ClusterCIDRs, index: current, start: uint32(time.Now().Unix())}
+	z := &zone{
+		origin: c.ClusterDomain,
+		ranges: c.ClusterCIDRs,
+		index:  current,
+		start:  uint32(time.Now().Unix()),
+	}
 	for _, a := range listen {
 		z.addrs = append(z.addrs, a.Addr())
 	}
@@ -63,9 +68,9 @@ func (z *zone) owns(name string) bool {
 	return name == z.origin || strings.HasSuffix(name, "."+z.origin)
 }
 
-// misdirected reports whether a name is one of the cluster's with a foreign domain appended. Resolvers
-// append the host's search domains to names that do not exist, and a domain with a wildcard record
-// would then answer for a missing service.
+// misdirected reports whether a name is one of the cluster's with a foreign domain appended.
+// Resolvers append the host's search domains to names that do not exist, and a domain with a
+// wildcard record would then answer for a missing service.
 func (z *zone) misdirected(name string) bool {
 	return strings.Contains(name, ".svc."+z.origin) || strings.Contains(name, ".pod."+z.origin)
 }
@@ -99,7 +104,8 @@ func (z *zone) lookup(q question, depth int) answer {
 		return z.pods(q, labels[:len(labels)-1])
 	case rest == "dns-version":
 		if q.qtype == wire.TypeTXT {
-			return answer{records: []wire.RR{&wire.TXT{Hdr: header(q.original, wire.TypeTXT), Txt: []string{schemaVersion}}}}
+			return answer{records: []wire.RR{&wire.TXT{Hdr: header(q.original, wire.TypeTXT),
+				Txt: []string{schemaVersion}}}}
 		}
 		return answer{}
 	case rest == "ns.dns":
@@ -127,12 +133,19 @@ func (z *zone) apex(q question) answer {
 
 func (z *zone) soa() wire.RR {
 	return &wire.SOA{
-		Hdr: header(z.origin, wire.TypeSOA), Ns: "ns.dns." + z.origin, Mbox: "hostmaster." + z.origin,
-		Serial: z.start, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: recordTTL,
+		Hdr:     header(z.origin, wire.TypeSOA),
+		Ns:      "ns.dns." + z.origin,
+		Mbox:    "hostmaster." + z.origin,
+		Serial:  z.start,
+		Refresh: 7200,
+		Retry:   1800,
+		Expire:  86400,
+		Minttl:  recordTTL,
 	}
 }
 
-// pods answers for dashed addresses: the name contains the address, and only the namespace has to exist.
+// pods answers for dashed addresses: the name contains the address, and only the namespace has to
+// exist.
 func (z *zone) pods(q question, labels []string) answer {
 	switch len(labels) {
 	case 0:
@@ -181,7 +194,8 @@ func (z *zone) services(q question, labels []string, depth int) answer {
 	return z.clustered(q, s, before)
 }
 
-// aliased answers for an ExternalName service, and follows an alias that points back into the cluster.
+// aliased answers for an ExternalName service, and follows an alias that points back into the
+// cluster.
 func (z *zone) aliased(q question, alias string, depth int) answer {
 	a := answer{records: []wire.RR{&wire.CNAME{Hdr: header(q.original, wire.TypeCNAME), Target: alias}}}
 	switch {
@@ -247,8 +261,8 @@ func (z *zone) clusteredPorts(q question, s *service, match func(port) bool) ans
 	return a
 }
 
-// headless answers for a headless service, whose endpoints have the names. Without endpoints the name
-// does not exist.
+// headless answers for a headless service, whose endpoints have the names. Without endpoints the
+// name does not exist.
 func (z *zone) headless(q question, k key, before []string, all []target) answer {
 	owner := k.name + "." + k.ns + ".svc." + z.origin
 	var ips []netip.Addr
@@ -359,11 +373,21 @@ func reverseAddr(name string) (netip.Addr, bool) {
 }
 
 func header(name string, rrtype uint16) wire.RR_Header {
-	return wire.RR_Header{Name: name, Rrtype: rrtype, Class: wire.ClassINET, Ttl: recordTTL}
+	return wire.RR_Header{
+		Name:   name,
+		Rrtype: rrtype,
+		Class:  wire.ClassINET,
+		Ttl:    recordTTL,
+	}
 }
 
 func srv(name string, port uint16, target string) wire.RR {
-	return &wire.SRV{Hdr: header(name, wire.TypeSRV), Weight: srvWeight, Port: port, Target: target}
+	return &wire.SRV{
+		Hdr:    header(name, wire.TypeSRV),
+		Weight: srvWeight,
+		Port:   port,
+		Target: target,
+	}
 }
 
 // addresses returns records of type qtype for the addresses that fit it.

@@ -1,5 +1,5 @@
-// Package join owns a node's membership in a cluster whose server runs on another machine: the first
-// handshake, the identity on disk, and the renewal of its certificate.
+// Package join owns a node's membership in a cluster whose server runs on another machine: the
+// first handshake, the identity on disk, and the renewal of its certificate.
 //
 // Keys are generated here and never leave the node. The node fetches the server's CA certificate
 // without trust and accepts it only if it matches the token's pin; for a token without a pin, the

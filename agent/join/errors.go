@@ -7,15 +7,15 @@ import (
 )
 
 var (
-	// ErrWrongServer means that the server's CA is neither the one of the token nor that of this node's
-	// cluster.
+	// ErrWrongServer means that the server's CA is neither the one of the token nor that of this
+	// node's cluster.
 	ErrWrongServer = errors.New("wrong server")
 	// ErrNotMote means that another service answers at the server's address.
 	ErrNotMote = errors.New("no mote server answers there")
 	// ErrUnreachable means that no connection was possible, which may change.
 	ErrUnreachable = errors.New("server cannot be reached")
-	// ErrClock means that this machine's clock differs too much from the server's for certificates to be
-	// valid, which may change once the clock is set.
+	// ErrClock means that this machine's clock differs too much from the server's for certificates
+	// to be valid, which may change once the clock is set.
 	ErrClock = errors.New("clock is far off")
 	// ErrOtherIdentity means that the node has joined before under another name.
 	ErrOtherIdentity = errors.New("this machine has joined before")
@@ -45,7 +45,8 @@ func refused(err error, code joinapi.Code) bool {
 	return errors.As(err, &e) && e.Code == code
 }
 
-// retryable reports whether an attempt may succeed later without a change to this node's command line.
+// retryable reports whether an attempt may succeed later without a change to this node's command
+// line.
 func retryable(err error) bool {
 	var e *joinapi.Error
 	if errors.As(err, &e) {

@@ -24,8 +24,8 @@ import (
 const (
 	caName     = "server-ca.crt"
 	secretName = "node-secret"
-	// clientName holds certificate and key together, so that a power cut cannot leave halves that do
-	// not match.
+	// clientName holds certificate and key together, so that a power cut cannot leave halves that
+	// do not match.
 	clientName  = "client.pem"
 	clusterName = "cluster.json"
 
@@ -63,7 +63,8 @@ func (f folder) load() (s stored, ok bool, err error) {
 		return s, false, fmt.Errorf("read node identity: %w", err)
 	}
 	if err := json.Unmarshal(data, &s); err != nil {
-		return s, false, fmt.Errorf("read node identity %s: %w: remove the file and join again with a token", f.path(clusterName), err)
+		return s, false, fmt.Errorf("read node identity %s: %w: remove the file and join again with a token",
+			f.path(clusterName), err)
 	}
 	return s, true, nil
 }
@@ -84,7 +85,8 @@ func (f folder) secret() (string, error) {
 		if len(text) != 2*secretBytes {
 			// Servers would refuse a new one: the node's name is bound to this one.
 			return "", fmt.Errorf("node secret %s is damaged: it has %d characters instead of %d: "+
-				"run `mote node forget` with this node's name on a server, then remove the file and join again with a token",
+				"run `mote node forget` with this node's name on a server, then remove the file and join again with "+
+				"a token",
 				f.path(secretName), len(text), 2*secretBytes)
 		}
 		return text, nil
@@ -111,13 +113,14 @@ func (f folder) ca() (*x509.Certificate, error) {
 	}
 	cert, err := parseCertificate(data)
 	if err != nil {
-		return nil, fmt.Errorf("read server CA %s: %w: remove the file and join again with a token", f.path(caName), err)
+		return nil, fmt.Errorf("read server CA %s: %w: remove the file and join again with a token", f.path(caName),
+			err)
 	}
 	return cert, nil
 }
 
-// certificate returns the node's client certificate, or nil if there is none or its file is damaged:
-// Run then requests another one, for which the node's secret is enough.
+// certificate returns the node's client certificate, or nil if there is none or its file is
+// damaged: Run then requests another one, for which the node's secret is enough.
 func (f folder) certificate(log *zap.Logger) (*tls.Certificate, error) {
 	data, err := os.ReadFile(f.path(clientName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -128,7 +131,8 @@ func (f folder) certificate(log *zap.Logger) (*tls.Certificate, error) {
 	}
 	pair, err := tls.X509KeyPair(data, data)
 	if err != nil {
-		log.Warn("node certificate is damaged, requesting another", zap.String("file", f.path(clientName)), zap.Error(err))
+		log.Warn("node certificate is damaged, requesting another", zap.String("file", f.path(clientName)),
+			zap.Error(err))
 		return nil, nil
 	}
 	return &pair, nil

@@ -22,8 +22,8 @@ func asFolder(t *testing.T, path string) {
 	}
 }
 
-// Only a file that was read and does not parse is damaged. One that cannot be read may be fine the next
-// time: the error has its cause, and the file stays.
+// Only a file that was read and does not parse is damaged. One that cannot be read may be fine the
+// next time: the error has its cause, and the file stays.
 func TestJoin_UnreadableFile_KeepsCauseAndState(t *testing.T) {
 	for _, name := range []string{clusterName, caName, clientName} {
 		t.Run(name, func(t *testing.T) {
@@ -82,10 +82,16 @@ func TestJoin_ServerCertificateExpired_IsNoClockError(t *testing.T) {
 	f.ca = &past
 	expired := f.listen(t)
 	f.ca = ca
-	j := &joiner{config: configFor(t, f.token()), folder: folder(t.TempDir()), ca: ca, caPEM: f.caPEM}
+	j := &joiner{
+		config: configFor(t, f.token()),
+		folder: folder(t.TempDir()),
+		ca:     ca,
+		caPEM:  f.caPEM,
+	}
 	j.config.Now = time.Now
 	_, err := j.attempt(quick(t), strings.TrimPrefix(expired.URL, "https://"))
-	if !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "certificate is not valid") {
+	if !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrClock) ||
+		!strings.Contains(err.Error(), "certificate is not valid") {
 		t.Errorf("error is %v", err)
 	}
 }

@@ -40,8 +40,8 @@ type Config struct {
 	MoteVersion string
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Discover searches the local network for servers of the CA with this pin when none of the known
-	// ones answers; nil means no search.
+	// Discover searches the local network for servers of the CA with this pin when none of the
+	// known ones answers; nil means no search.
 	Discover func(ctx context.Context, pin string) []string
 	// Logger may be nil for no log.
 	Logger *zap.Logger
@@ -53,9 +53,9 @@ func Name(dir string) (string, error) {
 	return s.NodeName, err
 }
 
-// Join returns the node's membership. A node that has joined before needs no server for it, so that it
-// starts while its server is away. Otherwise Join tries the servers until one accepts the node or
-// refuses it for good.
+// Join returns the node's membership. A node that has joined before needs no server for it, so that
+// it starts while its server is away. Otherwise Join tries the servers until one accepts the node
+// or refuses it for good.
 func Join(ctx context.Context, c Config) (*Membership, error) {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -95,7 +95,9 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 	}
 	if !joined || ca == nil {
 		if c.Token == "" {
-			return nil, fmt.Errorf("%w: this machine has not joined yet: give --token or --token-file, as `mote token create` on the server prints it", ErrNoToken)
+			return nil, fmt.Errorf(
+				"%w: this machine has not joined yet: give --token or --token-file, as `mote token create` on the "+
+					"server prints it", ErrNoToken)
 		}
 		if was, ca, err = j.retry(ctx); err != nil {
 			return nil, err
@@ -127,7 +129,8 @@ type joiner struct {
 	folder  folder
 	servers []string
 	token   joinapi.Token
-	// ca is trusted from the first response on, and written to disk once a server has accepted the node.
+	// ca is trusted from the first response on, and written to disk once a server has accepted the
+	// node.
 	ca    *x509.Certificate
 	caPEM []byte
 }
@@ -136,10 +139,14 @@ type joiner struct {
 // pods of the old one.
 func (j *joiner) checkSame(was stored, joined bool, ca *x509.Certificate) error {
 	if joined && was.NodeName != j.config.NodeName {
-		return fmt.Errorf("%w as node %s and cannot become %s: leave --node-name out, or run `mote uninstall --yes` and `mote node forget %s` on the server first", ErrOtherIdentity, was.NodeName, j.config.NodeName, was.NodeName)
+		return fmt.Errorf(
+			"%w as node %s and cannot become %s: leave --node-name out, or run `mote uninstall --yes` and `mote node "+
+				"forget %s` on the server first", ErrOtherIdentity, was.NodeName, j.config.NodeName, was.NodeName)
 	}
 	if joined && ca != nil && j.token.Pin != "" && joinapi.Pin(ca.Raw) != j.token.Pin {
-		return fmt.Errorf("%w: this machine belongs to another cluster than the token (its CA is %s…, the token's %s…): run `mote uninstall --yes` to leave that one first", ErrWrongServer, joinapi.Pin(ca.Raw)[:12], j.token.Pin[:12])
+		return fmt.Errorf(
+			"%w: this machine belongs to another cluster than the token (its CA is %s…, the token's %s…): run `mote "+
+				"uninstall --yes` to leave that one first", ErrWrongServer, joinapi.Pin(ca.Raw)[:12], j.token.Pin[:12])
 	}
 	return nil
 }
@@ -189,7 +196,9 @@ func (j *joiner) attempt(ctx context.Context, server string) (was stored, err er
 			return was, err
 		}
 		if j.token.Pin == "" {
-			j.config.Logger.Warn("the token has no CA pin, so the first server is trusted: use a token that begins with M10 to pin the CA", zap.String("server", server), zap.String("ca", joinapi.Pin(j.ca.Raw)))
+			j.config.Logger.Warn(
+				"the token has no CA pin, so the first server is trusted: use a token that begins with M10 to pin "+
+					"the CA", zap.String("server", server), zap.String("ca", joinapi.Pin(j.ca.Raw)))
 		}
 	}
 	transport := &http.Transport{TLSClientConfig: tlsConfig(j.ca, j.config.Now), DisableKeepAlives: true}
@@ -207,7 +216,8 @@ func (j *joiner) attempt(ctx context.Context, server string) (was stored, err er
 
 // requestCertificate sends a new certificate request to PathJoin or PathRejoin, and stores the
 // certificate.
-func requestCertificate(ctx context.Context, f folder, transport http.RoundTripper, server, path, token string, c Config) (joinapi.Response, *tls.Certificate, error) {
+func requestCertificate(ctx context.Context, f folder, transport http.RoundTripper, server, path, token string,
+	c Config) (joinapi.Response, *tls.Certificate, error) {
 	var response joinapi.Response
 	secret, err := f.secret()
 	if err != nil {
@@ -218,8 +228,12 @@ func requestCertificate(ctx context.Context, f folder, transport http.RoundTripp
 		return response, nil, err
 	}
 	request := joinapi.Request{
-		NodeName: c.NodeName, NodeSecret: secret, CSR: csrPEM,
-		MoteVersion: c.MoteVersion, KubernetesVersion: version.Get().GitVersion, Time: c.Now(),
+		NodeName:          c.NodeName,
+		NodeSecret:        secret,
+		CSR:               csrPEM,
+		MoteVersion:       c.MoteVersion,
+		KubernetesVersion: version.Get().GitVersion,
+		Time:              c.Now(),
 	}
 	if _, err := exchange(ctx, transport, http.MethodPost, server, path, token, request, &response); err != nil {
 		return response, nil, clockError(ctx, err, server, c.Now())

@@ -28,7 +28,12 @@ func quick(t *testing.T) context.Context {
 
 func configFor(t *testing.T, token string, servers ...string) Config {
 	t.Helper()
-	return Config{Dir: filepath.Join(t.TempDir(), "pki"), Servers: servers, Token: token, NodeName: "n1"}
+	return Config{
+		Dir:      filepath.Join(t.TempDir(), "pki"),
+		Servers:  servers,
+		Token:    token,
+		NodeName: "n1",
+	}
 }
 
 func TestJoin_FirstAndSecondStart(t *testing.T) {
@@ -88,14 +93,60 @@ func TestJoin_Refused(t *testing.T) {
 		want   error
 		says   []string
 	}{
-		{name: "another cluster's server", server: other.URL, token: f.token(), want: ErrWrongServer, says: []string{"token", "check the address"}},
-		{name: "plain HTTP", server: strings.Replace(plain.URL, "http:", "https:", 1), token: f.token(), want: ErrNotMote, says: []string{"plain HTTP", "https://HOST:6443"}},
-		{name: "another service's port", server: elsewhere.URL, token: f.token(), want: ErrNotMote, says: []string{"404", "https://HOST:6443"}},
-		{name: "token cut in half", server: f.URL, token: f.token()[:40], want: joinapi.ErrTokenForm, says: []string{"cut short", "again"}},
-		{name: "wrong token", server: f.URL, token: "abcdef.aaaaaaaaaaaaaaaa", says: []string{"no such token"}},
-		{name: "name taken", server: f.URL, token: f.token(), code: joinapi.CodeNameTaken, says: []string{"refused as NameTaken"}},
-		{name: "version too far", server: f.URL, token: f.token(), code: joinapi.CodeVersionSkew, says: []string{"refused as VersionSkew"}},
-		{name: "no token", server: f.URL, want: ErrNoToken, says: []string{"--token"}},
+		{
+			name:   "another cluster's server",
+			server: other.URL,
+			token:  f.token(),
+			want:   ErrWrongServer,
+			says:   []string{"token", "check the address"},
+		},
+		{
+			name:   "plain HTTP",
+			server: strings.Replace(plain.URL, "http:", "https:", 1),
+			token:  f.token(),
+			want:   ErrNotMote,
+			says:   []string{"plain HTTP", "https://HOST:6443"},
+		},
+		{
+			name:   "another service's port",
+			server: elsewhere.URL,
+			token:  f.token(),
+			want:   ErrNotMote,
+			says:   []string{"404", "https://HOST:6443"},
+		},
+		{
+			name:   "token cut in half",
+			server: f.URL,
+			token:  f.token()[:40],
+			want:   joinapi.ErrTokenForm,
+			says:   []string{"cut short", "again"},
+		},
+		{
+			name:   "wrong token",
+			server: f.URL,
+			token:  "abcdef.aaaaaaaaaaaaaaaa",
+			says:   []string{"no such token"},
+		},
+		{
+			name:   "name taken",
+			server: f.URL,
+			token:  f.token(),
+			code:   joinapi.CodeNameTaken,
+			says:   []string{"refused as NameTaken"},
+		},
+		{
+			name:   "version too far",
+			server: f.URL,
+			token:  f.token(),
+			code:   joinapi.CodeVersionSkew,
+			says:   []string{"refused as VersionSkew"},
+		},
+		{
+			name:   "no token",
+			server: f.URL,
+			want:   ErrNoToken,
+			says:   []string{"--token"},
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if row.code != "" {
@@ -147,7 +198,8 @@ func TestJoin_WithoutPin_TrustsTheFirst(t *testing.T) {
 		t.Errorf("%d warnings that the first server is trusted, want one", got)
 	}
 	c.Token = newFakeServer(t).token()
-	if _, err := Join(quick(t), c); !errors.Is(err, ErrWrongServer) || !strings.Contains(err.Error(), "mote uninstall") {
+	if _, err := Join(quick(t), c); !errors.Is(err, ErrWrongServer) ||
+		!strings.Contains(err.Error(), "mote uninstall") {
 		t.Errorf("a token of another cluster afterwards: %v", err)
 	}
 }

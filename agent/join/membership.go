@@ -31,8 +31,8 @@ const (
 	pingAfter, pingTimeout = 10 * time.Second, 5 * time.Second
 )
 
-// Membership is a node that has joined: its identity, and how it reaches its servers. [Membership.Run]
-// maintains it.
+// Membership is a node that has joined: its identity, and how it reaches its servers.
+// [Membership.Run] maintains it.
 type Membership struct {
 	config    Config
 	folder    folder
@@ -53,10 +53,22 @@ type Membership struct {
 }
 
 func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tls.Certificate) *Membership {
-	m := &Membership{config: c, folder: f, ca: ca, stored: was, expired: make(chan struct{}, 1), refresh: make(chan struct{}, 1), renewed: make(chan struct{}), learned: make(chan struct{})}
+	m := &Membership{
+		config:  c,
+		folder:  f,
+		ca:      ca,
+		stored:  was,
+		expired: make(chan struct{}, 1),
+		refresh: make(chan struct{}, 1),
+		renewed: make(chan struct{}),
+		learned: make(chan struct{}),
+	}
 	m.certificate.Store(own)
 	bc := balancer.Config{
-		Servers: was.Cluster.Servers, TLS: m.TLS, Found: m.found, Logger: c.Logger,
+		Servers: was.Cluster.Servers,
+		TLS:     m.TLS,
+		Found:   m.found,
+		Logger:  c.Logger,
 	}
 	if c.Discover != nil {
 		pin := joinapi.Pin(ca.Raw)
@@ -64,8 +76,10 @@ func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tl
 	}
 	m.balancer = balancer.New(bc)
 	m.transport = &http.Transport{
-		DialTLSContext: m.balancer.DialTLS, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second,
-		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		DialTLSContext:    m.balancer.DialTLS,
+		ForceAttemptHTTP2: true,
+		IdleConnTimeout:   90 * time.Second,
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 	return m
 }
@@ -101,8 +115,8 @@ func (m *Membership) Cluster() joinapi.Cluster {
 }
 
 // now returns the machine's time unless that cannot be right: a board without a battery starts in
-// 1970, when no certificate is valid. Only then is the time that a server once sent used instead, as
-// that server's clock may have been ahead itself.
+// 1970, when no certificate is valid. Only then is the time that a server once sent used instead,
+// as that server's clock may have been ahead itself.
 func (m *Membership) now() time.Time {
 	now := m.config.Now()
 	if !now.Before(wallclock.Floor) {
@@ -114,8 +128,8 @@ func (m *Membership) now() time.Time {
 	return wallclock.Floor
 }
 
-// TLS returns a config that verifies servers and identifies this node. Each connection needs a new one,
-// as the certificate changes.
+// TLS returns a config that verifies servers and identifies this node. Each connection needs a new
+// one, as the certificate changes.
 func (m *Membership) TLS() *tls.Config {
 	c := tlsConfig(m.ca, m.now)
 	c.NextProtos = []string{"h2", "http/1.1"}
@@ -132,8 +146,8 @@ func (m *Membership) Renewed() <-chan struct{} {
 	return m.renewed
 }
 
-// Learned returns a channel that is closed when the result of Cluster has changed, and is on disk for a
-// restart.
+// Learned returns a channel that is closed when the result of Cluster has changed, and is on disk
+// for a restart.
 func (m *Membership) Learned() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,8 +226,8 @@ func (m *Membership) RefreshSoon() {
 	}
 }
 
-// keepSettings requests the settings at the start, every hour, when a server answers again after none
-// did, and after RefreshSoon.
+// keepSettings requests the settings at the start, every hour, when a server answers again after
+// none did, and after RefreshSoon.
 func (m *Membership) keepSettings(ctx context.Context) error {
 	backoff := retry.Backoff{First: firstRetry, Last: time.Minute}
 	for {

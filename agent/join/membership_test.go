@@ -76,7 +76,8 @@ func TestMembership_Run_RejoinsAfterExpiry(t *testing.T) {
 	}
 	renewed := m.Renewed()
 	run(t, m)
-	eventually(t, "a certificate that is valid", func() bool { return time.Now().Before(m.certificate.Load().Leaf.NotAfter) })
+	eventually(t, "a certificate that is valid",
+		func() bool { return time.Now().Before(m.certificate.Load().Leaf.NotAfter) })
 	select {
 	case <-renewed:
 	case <-time.After(10 * time.Second):
@@ -86,7 +87,8 @@ func TestMembership_Run_RejoinsAfterExpiry(t *testing.T) {
 	if len(got) != 1 || got[0].NodeSecret != f.seen(joinapi.PathJoin)[0].NodeSecret {
 		t.Errorf("%d rejoins, want one with the secret of the join", len(got))
 	}
-	if kept, err := folder(c.Dir).certificate(zap.NewNop()); err != nil || kept == nil || !kept.Leaf.Equal(m.certificate.Load().Leaf) {
+	if kept, err := folder(c.Dir).certificate(zap.NewNop()); err != nil || kept == nil ||
+		!kept.Leaf.Equal(m.certificate.Load().Leaf) {
 		t.Error("the new certificate is not on disk")
 	}
 }
@@ -143,8 +145,8 @@ func TestMembership_RefreshSoon_LearnsAServerOfLater(t *testing.T) {
 	eventually(t, "the later server is known", func() bool { return slices.Contains(m.Balancer().Servers(), address) })
 }
 
-// A server stays known by the name that the user gave, even after it has sent its addresses: the name
-// stays right when the server moves.
+// A server stays known by the name that the user gave, even after it has sent its addresses: the
+// name stays right when the server moves.
 func TestMembership_Learn_KeepsServersAsGiven(t *testing.T) {
 	f := newFakeServer(t)
 	f.cluster.Servers = []string{strings.TrimPrefix(f.URL, "https://")}
@@ -169,8 +171,8 @@ func TestMembership_Learn_KeepsServersAsGiven(t *testing.T) {
 	}
 }
 
-// A changed backend fires Learned, is stored for a start without a server, and survives a response of a
-// server that does not know the setting. A change of any other setting logs a warning.
+// A changed backend fires Learned, is stored for a start without a server, and survives a response
+// of a server that does not know the setting. A change of any other setting logs a warning.
 func TestMembership_Learn_NetworkBackend(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	f := newFakeServer(t)
@@ -186,7 +188,8 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 		fired  bool
 		lines  int
 	}{
-		{"the first value", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendVXLAN }, "vxlan", true, 0},
+		{"the first value", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendVXLAN }, "vxlan", true,
+			0},
 		{"the same", func(*joinapi.Cluster) {}, "vxlan", false, 0},
 		{"another", func(c *joinapi.Cluster) { c.NetworkBackend = clusterconfig.BackendHostGW }, "host-gw", true, 0},
 		{"an older server", func(c *joinapi.Cluster) { c.NetworkBackend = "" }, "host-gw", false, 0},
@@ -206,7 +209,8 @@ func TestMembership_Learn_NetworkBackend(t *testing.T) {
 		default:
 		}
 		if got := m.Cluster().NetworkBackend; got != row.want || fired != row.fired {
-			t.Errorf("%s: the backend is %q, want %s; fired of it: %v, want %v", row.name, got, row.want, fired, row.fired)
+			t.Errorf("%s: the backend is %q, want %s; fired of it: %v, want %v", row.name, got, row.want, fired,
+				row.fired)
 		}
 		if n := len(logs.TakeAll()); n != row.lines {
 			t.Errorf("%s: %d warnings, want %d", row.name, n, row.lines)

@@ -105,7 +105,8 @@ func (m *Membership) rejoin(ctx context.Context) error {
 			if parseErr != nil {
 				return parseErr
 			}
-			response, own, err = requestCertificate(ctx, m.folder, transport, server, joinapi.PathJoin, token.Secret, m.config)
+			response, own, err = requestCertificate(ctx, m.folder, transport, server, joinapi.PathJoin, token.Secret,
+				m.config)
 		}
 		if err == nil {
 			m.install(own)
@@ -133,7 +134,8 @@ func (m *Membership) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
 	usages := []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth}
-	name, uid, err := csr.RequestCertificateWithContext(ctx, client, csrPEM, "", certificatesv1.KubeAPIServerClientKubeletSignerName, nil, usages, key)
+	name, uid, err := csr.RequestCertificateWithContext(ctx, client, csrPEM, "",
+		certificatesv1.KubeAPIServerClientKubeletSignerName, nil, usages, key)
 	if err != nil {
 		return fmt.Errorf("request certificate: %w", err)
 	}

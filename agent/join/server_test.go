@@ -41,8 +41,11 @@ type fakeServer struct {
 func newFakeServer(t *testing.T) *fakeServer {
 	t.Helper()
 	f := &fakeServer{
-		answers: map[string][]*joinapi.Error{}, requests: map[string][]joinapi.Request{}, lifetime: time.Hour, clock: time.Now,
-		cluster: joinapi.Cluster{Config: clusterconfig.Config{}.WithDefaults()},
+		answers:  map[string][]*joinapi.Error{},
+		requests: map[string][]joinapi.Request{},
+		lifetime: time.Hour,
+		clock:    time.Now,
+		cluster:  joinapi.Cluster{Config: clusterconfig.Config{}.WithDefaults()},
 	}
 	// As from a server of before there was a choice of it.
 	f.cluster.NetworkBackend = ""
@@ -51,8 +54,13 @@ func newFakeServer(t *testing.T) *fakeServer {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test-ca"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour * 24),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "test-ca"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour * 24),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, f.caKey.Public(), f.caKey)
 	if err != nil {
@@ -74,14 +82,19 @@ func (f *fakeServer) listen(t *testing.T) *httptest.Server {
 		t.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "kube-apiserver"}, DNSNames: []string{ServerName},
-		NotBefore: f.ca.NotBefore, NotAfter: f.ca.NotAfter, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		SerialNumber: big.NewInt(2),
+		Subject:      pkix.Name{CommonName: "kube-apiserver"},
+		DNSNames:     []string{ServerName},
+		NotBefore:    f.ca.NotBefore,
+		NotAfter:     f.ca.NotAfter,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, f.ca, key.Public(), f.caKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := httptest.NewUnstartedServer(f)
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, ClientAuth: tls.RequestClientCert}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		ClientAuth: tls.RequestClientCert}
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
@@ -95,7 +108,8 @@ func (f *fakeServer) refuse(path string, codes ...joinapi.Code) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range codes {
-		f.answers[path] = append(f.answers[path], &joinapi.Error{Code: c, Message: "refused as " + string(c), ServerTime: time.Now()})
+		f.answers[path] = append(f.answers[path],
+			&joinapi.Error{Code: c, Message: "refused as " + string(c), ServerTime: time.Now()})
 	}
 }
 
@@ -127,7 +141,8 @@ func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err := json.NewDecoder(r.Body).Decode(&request)
 		f.requests[r.URL.Path] = append(f.requests[r.URL.Path], request)
 		certificate := f.sign(request.CSR)
-		if err != nil || certificate == nil || r.URL.Path == joinapi.PathJoin && r.Header.Get("Authorization") != "Bearer "+testToken {
+		if err != nil || certificate == nil || r.URL.Path == joinapi.PathJoin &&
+			r.Header.Get("Authorization") != "Bearer "+testToken {
 			w.WriteHeader(http.StatusUnauthorized)
 			_ = json.NewEncoder(w).Encode(joinapi.Error{Code: joinapi.CodeTokenInvalid, Message: "no such token"})
 			return
@@ -151,8 +166,11 @@ func (f *fakeServer) sign(csrPEM []byte) []byte {
 	}
 	now := f.clock()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(3), Subject: csr.Subject, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(f.lifetime),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		SerialNumber: big.NewInt(3),
+		Subject:      csr.Subject,
+		NotBefore:    now.Add(-time.Hour),
+		NotAfter:     now.Add(f.lifetime),
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, f.ca, csr.PublicKey, f.caKey)
 	if err != nil {
 		return nil

@@ -21,8 +21,8 @@ const (
 	requestTimeout = 20 * time.Second
 	// maxResponse bounds how much of a response is read.
 	maxResponse = 1 << 20
-	// maxSkew is how far two clocks may differ before certificates, leases and tokens stop working; the
-	// server has the same limit.
+	// maxSkew is how far two clocks may differ before certificates, leases and tokens stop working;
+	// the server has the same limit.
 	maxSkew = time.Hour
 )
 
@@ -30,9 +30,10 @@ const (
 // certificate contains it, and no node's does.
 const ServerName = "kubernetes"
 
-// exchange sends one request to a server (HOST:PORT) and decodes the response into out. Errors of the
-// server and of the connection wrap one of the package's errors.
-func exchange(ctx context.Context, transport http.RoundTripper, method, server, path, token string, in, out any) (time.Time, error) {
+// exchange sends one request to a server (HOST:PORT) and decodes the response into out. Errors of
+// the server and of the connection wrap one of the package's errors.
+func exchange(ctx context.Context, transport http.RoundTripper, method, server, path, token string, in,
+	out any) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	var body io.Reader
@@ -66,9 +67,13 @@ func exchange(ctx context.Context, transport http.RoundTripper, method, server, 
 		if json.Unmarshal(data, refusal.cause) != nil || refusal.cause.Code == "" {
 			if response.StatusCode >= 500 || response.StatusCode == http.StatusTooManyRequests {
 				// A proxy in front of the server, or a server that starts or stops.
-				return serverTime, fmt.Errorf("%w: %s answers %s: waiting for it to come up", ErrUnreachable, server, response.Status)
+				return serverTime,
+					fmt.Errorf("%w: %s answers %s: waiting for it to come up", ErrUnreachable, server, response.Status)
 			}
-			return serverTime, fmt.Errorf("%w: %s answers %s to %s: give the address and port of a mote server, usually https://HOST:6443", ErrNotMote, server, response.Status, path)
+			return serverTime,
+				fmt.Errorf(
+					"%w: %s answers %s to %s: give the address and port of a mote server, usually https://HOST:6443",
+					ErrNotMote, server, response.Status, path)
 		}
 		return serverTime, refusal
 	}
@@ -77,7 +82,10 @@ func exchange(ctx context.Context, transport http.RoundTripper, method, server, 
 		return serverTime, nil
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return serverTime, fmt.Errorf("%w: %s does not answer like a mote server: give its address and port, usually https://HOST:6443", ErrNotMote, server)
+		return serverTime,
+			fmt.Errorf(
+				"%w: %s does not answer like a mote server: give its address and port, usually https://HOST:6443",
+				ErrNotMote, server)
 	}
 	return serverTime, nil
 }
@@ -90,18 +98,24 @@ func connectError(server string, err error) error {
 	var name x509.HostnameError
 	switch {
 	case errors.As(err, &header) && string(header.RecordHeader[:]) == "HTTP/":
-		return fmt.Errorf("%w: %s speaks plain HTTP: give the port a mote server listens on, usually https://HOST:6443", ErrNotMote, server)
+		return fmt.Errorf("%w: %s speaks plain HTTP: give the port a mote server listens on, usually https://HOST:6443",
+			ErrNotMote, server)
 	case errors.As(err, &header):
-		return fmt.Errorf("%w: %s does not speak HTTPS: give the port a mote server listens on, usually https://HOST:6443", ErrNotMote, server)
+		return fmt.Errorf(
+			"%w: %s does not speak HTTPS: give the port a mote server listens on, usually https://HOST:6443",
+			ErrNotMote, server)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("%w: certificate of %s: %w", ErrClock, server, err)
 	case errors.As(err, &unknown), errors.As(err, &name):
-		return fmt.Errorf("%w: %s has no certificate of this node's cluster: give the address of a server of that cluster, or run `mote uninstall --yes` and join again", ErrWrongServer, server)
+		return fmt.Errorf(
+			"%w: %s has no certificate of this node's cluster: give the address of a server of that cluster, or run "+
+				"`mote uninstall --yes` and join again", ErrWrongServer, server)
 	}
 	if balancer.OutOfResources(err) {
 		return fmt.Errorf("%w: %s: this machine cannot open a connection: %w", ErrUnreachable, server, err)
 	}
-	return fmt.Errorf("%w: %s: %w: check the address, that the server runs, and firewalls in between", ErrUnreachable, server, err)
+	return fmt.Errorf("%w: %s: %w: check the address, that the server runs, and firewalls in between", ErrUnreachable,
+		server, err)
 }
 
 // unverified returns a transport that trusts any server, for fetching the CA only.
@@ -117,11 +131,16 @@ func unverified() *http.Transport {
 func tlsConfig(ca *x509.Certificate, now func() time.Time) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
-	return &tls.Config{RootCAs: pool, ServerName: ServerName, MinVersion: tls.VersionTLS12, Time: now}
+	return &tls.Config{
+		RootCAs:    pool,
+		ServerName: ServerName,
+		MinVersion: tls.VersionTLS12,
+		Time:       now,
+	}
 }
 
-// fetchCA requests the cluster's CA certificate from a server, and compares it with the pin unless that
-// is empty.
+// fetchCA requests the cluster's CA certificate from a server, and compares it with the pin unless
+// that is empty.
 func fetchCA(ctx context.Context, server, pin string, now time.Time) (*x509.Certificate, []byte, error) {
 	var data []byte
 	serverTime, err := exchange(ctx, unverified(), http.MethodGet, server, joinapi.PathCA, "", nil, &data)
@@ -130,10 +149,17 @@ func fetchCA(ctx context.Context, server, pin string, now time.Time) (*x509.Cert
 	}
 	cert, err := parseCertificate(data)
 	if err != nil || !cert.IsCA {
-		return nil, nil, fmt.Errorf("%w: %s answers no CA certificate to %s: give the address and port of a mote server, usually https://HOST:6443", ErrNotMote, server, joinapi.PathCA)
+		return nil, nil,
+			fmt.Errorf(
+				"%w: %s answers no CA certificate to %s: give the address and port of a mote server, usually "+
+					"https://HOST:6443", ErrNotMote, server, joinapi.PathCA)
 	}
 	if pin != "" && joinapi.Pin(cert.Raw) != pin {
-		return nil, nil, fmt.Errorf("%w: %s is not the one the token was made by (its CA is %s…, the token's %s…): check the address, and that nothing intercepts the connection", ErrWrongServer, server, joinapi.Pin(cert.Raw)[:12], pin[:12])
+		return nil, nil,
+			fmt.Errorf(
+				"%w: %s is not the one the token was made by (its CA is %s…, the token's %s…): check the address, "+
+					"and that nothing intercepts the connection", ErrWrongServer, server, joinapi.Pin(cert.Raw)[:12],
+				pin[:12])
 	}
 	if err := checkClock(now, serverTime, server); err != nil {
 		return nil, nil, err
@@ -141,11 +167,12 @@ func fetchCA(ctx context.Context, server, pin string, now time.Time) (*x509.Cert
 	return cert, data, nil
 }
 
-// checkClock compares the clocks. The server's is from an unverified header, so this is for an error
-// message and must not decide about trust.
+// checkClock compares the clocks. The server's is from an unverified header, so this is for an
+// error message and must not decide about trust.
 func checkClock(now, server time.Time, name string) error {
 	if server.IsZero() || now.Sub(server).Abs() <= maxSkew {
 		return nil
 	}
-	return fmt.Errorf("%w: it is %s here and %s at %s: set this machine's clock, or the server's", ErrClock, now.UTC().Format(time.RFC3339), server.UTC().Format(time.RFC3339), name)
+	return fmt.Errorf("%w: it is %s here and %s at %s: set this machine's clock, or the server's", ErrClock,
+		now.UTC().Format(time.RFC3339), server.UTC().Format(time.RFC3339), name)
 }

@@ -26,8 +26,12 @@ func TestCertificatesOfServers_AuthenticateRequest_OnlyTheAPIServer(t *testing.T
 		tls  *tls.ConnectionState
 		want bool
 	}{
-		{"API server", &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: "kube-apiserver-kubelet-client"}}}}, true},
-		{"administrator", &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: "kubernetes-admin", Organization: []string{"system:masters"}}}}}, false},
+		{"API server", &tls.ConnectionState{PeerCertificates: []*x509.Certificate{
+			{Subject: pkix.Name{CommonName: "kube-apiserver-kubelet-client"}}}}, true},
+		{"administrator",
+			&tls.ConnectionState{
+				PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: "kubernetes-admin",
+					Organization: []string{"system:masters"}}}}}, false},
 		{"token", &tls.ConnectionState{}, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -30,14 +30,14 @@ type Config struct {
 	// PodLogsDir is the folder of the containers' logs.
 	PodLogsDir string
 	NodeName   string
-	// NodeIPs are the node's addresses; with none, the kubelet detects them for each status report, and so
-	// follows the network.
+	// NodeIPs are the node's addresses; with none, the kubelet detects them for each status report,
+	// and so follows the network.
 	NodeIPs []net.IP
 	// REST reaches the API server with the node's rights.
 	REST *rest.Config
-	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity. If both are empty, it requests
-	// a certificate for its addresses from the cluster, and renews it. ClientCAFile is the CA of its
-	// clients.
+	// ServingCertFile and ServingKeyFile are the kubelet's HTTPS identity. If both are empty, it
+	// requests a certificate for its addresses from the cluster, and renews it. ClientCAFile is the
+	// CA of its clients.
 	ServingCertFile, ServingKeyFile, ClientCAFile string
 	// CloseAll closes the connections to the API server after failed heartbeats; may be nil.
 	CloseAll func()
@@ -107,9 +107,11 @@ func (c Config) server() (*options.KubeletServer, error) {
 	k.ReadOnlyPort = 0
 	k.HealthzPort = 0
 	k.SerializeImagePulls = false
-	// Nothing uses the kubelet's own iptables chains, and with nftables they would be the only ones.
+	// Nothing uses the kubelet's own iptables chains, and with nftables they would be the only
+	// ones.
 	k.MakeIPTablesUtilChains = false
-	k.EvictionHard = map[string]string{"memory.available": "50Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.available": "5%", "imagefs.inodesFree": "5%"}
+	k.EvictionHard = map[string]string{"memory.available": "50Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%",
+		"imagefs.available": "5%", "imagefs.inodesFree": "5%"}
 	k.EvictionMinimumReclaim = map[string]string{"nodefs.available": "5%", "imagefs.available": "5%"}
 
 	if err := os.MkdirAll(k.StaticPodPath, 0o755); err != nil {

@@ -30,10 +30,10 @@ import (
 	"github.com/mote-dev/mote/internal/upstream"
 )
 
-// Run runs a kubelet until ctx ends. It follows the order of upstream's
-// cmd/kubelet/app.run (v1.37.2), which cannot be called itself: it always
-// connects to the runtime through a socket, whatever dependencies it gets. Upstream's kubelet cannot be
-// waited for, so some of its goroutines may outlive Run.
+// Run runs a kubelet until ctx ends. It follows the order of upstream's cmd/kubelet/app.run
+// (v1.37.2), which cannot be called itself: it always connects to the runtime through a socket,
+// whatever dependencies it gets. Upstream's kubelet cannot be waited for, so some of its goroutines
+// may outlive Run.
 func Run(ctx context.Context, c Config) error {
 	s, err := c.server()
 	if err != nil {
@@ -85,7 +85,8 @@ func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: deps.EventClient.Events("")})
-	deps.Recorder = broadcaster.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "kubelet", Host: c.NodeName})
+	deps.Recorder = broadcaster.NewRecorder(legacyscheme.Scheme,
+		corev1.EventSource{Component: "kubelet", Host: c.NodeName})
 
 	if err := c.cgroupDriver(ctx, s); err != nil {
 		return nil, err
@@ -105,8 +106,8 @@ func (c Config) dependencies(ctx context.Context, s *options.KubeletServer) (*ku
 	return deps, nil
 }
 
-// clients creates the kubelet's three API clients: heartbeats must neither queue behind other requests
-// nor block for longer than their period.
+// clients creates the kubelet's three API clients: heartbeats must neither queue behind other
+// requests nor block for longer than their period.
 func (c Config) clients(deps *kubelet.Dependencies, s *options.KubeletServer) error {
 	main := rest.CopyConfig(c.REST)
 	client, err := kubernetes.NewForConfig(main)
@@ -159,7 +160,8 @@ func (c Config) statistics(ctx context.Context, s *options.KubeletServer) (cadvi
 	if own, err := cm.GetKubeletContainer(logger, s.KubeletCgroups); err == nil && own != "" {
 		roots = append(roots, own)
 	}
-	stats, err := cadvisor.New(logger, cadvisor.NewImageFsInfoProvider(s.ContainerRuntimeEndpoint), s.RootDirectory, roots,
+	stats, err := cadvisor.New(logger, cadvisor.NewImageFsInfoProvider(s.ContainerRuntimeEndpoint), s.RootDirectory,
+		roots,
 		cadvisor.UsingLegacyCadvisorStats(s.ContainerRuntimeEndpoint), s.LocalStorageCapacityIsolation, false)
 	if err != nil {
 		return nil, fmt.Errorf("create statistics collector: %w", err)
@@ -167,7 +169,8 @@ func (c Config) statistics(ctx context.Context, s *options.KubeletServer) (cadvi
 	return stats, nil
 }
 
-func (c Config) containerManager(ctx context.Context, s *options.KubeletServer, deps *kubelet.Dependencies) (cm.ContainerManager, error) {
+func (c Config) containerManager(ctx context.Context, s *options.KubeletServer,
+	deps *kubelet.Dependencies) (cm.ContainerManager, error) {
 	kubeReserved, err := resources("kube-reserved", s.KubeReserved)
 	if err != nil {
 		return nil, err

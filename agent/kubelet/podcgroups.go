@@ -10,10 +10,10 @@ import (
 
 // quietManager is upstream's container manager, except that a pod without a cgroup has no limits.
 //
-// When upstream writes the status of a pod that the API still calls running, it reads the limits off
-// the pod's cgroup (convertToAPIPodLevelResourcesStatus in pkg/kubelet/kubelet_pods.go, v1.37.2). A
-// pod that has just ended no longer has one, and upstream logs two errors, although it then uses the
-// limits of the pod's spec.
+// When upstream writes the status of a pod that the API still calls running, it reads the limits
+// off the pod's cgroup (convertToAPIPodLevelResourcesStatus in pkg/kubelet/kubelet_pods.go,
+// v1.37.2). A pod that has just ended no longer has one, and upstream logs two errors, although it
+// then uses the limits of the pod's spec.
 type quietManager struct{ cm.ContainerManager }
 
 // NewPodContainerManager implements cm.ContainerManager.

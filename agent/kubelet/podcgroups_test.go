@@ -39,10 +39,16 @@ func TestQuietPods_GetPodCgroupConfig(t *testing.T) {
 		{name: "ended", err: fmt.Errorf("read: %w", syscall.ENOENT)},
 		{name: "ended, cause not wrapped", err: unwrapped},
 		{name: "kernel without the file", exists: true, err: fmt.Errorf("read: %w", syscall.ENOENT)},
-		{name: "unreadable", exists: true, err: unwrapped, want: unwrapped},
+		{
+			name:   "unreadable",
+			exists: true,
+			err:    unwrapped,
+			want:   unwrapped,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			config, err := quietPods{fakePods{exists: row.exists, err: row.err}}.GetPodCgroupConfig(nil, corev1.ResourceCPU)
+			config, err := quietPods{fakePods{exists: row.exists, err: row.err}}.GetPodCgroupConfig(nil,
+				corev1.ResourceCPU)
 			if !errors.Is(err, row.want) || (config != nil) != row.config {
 				t.Errorf("config %v, error %v; want %v", config, err, row.want)
 			}

@@ -16,8 +16,8 @@ import (
 const currentServing = "kubelet-server-current.pem"
 
 // dropFutureServing makes the kubelet request another serving certificate if the present one is not
-// valid yet, because the server's clock was ahead when it signed. Upstream only checks the expiry. A
-// clock that was never set proves nothing.
+// valid yet, because the server's clock was ahead when it signed. Upstream only checks the expiry.
+// A clock that was never set proves nothing.
 func dropFutureServing(dir string, now time.Time) error {
 	if now.Before(wallclock.Floor) {
 		return nil

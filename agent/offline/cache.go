@@ -32,15 +32,15 @@ type Config struct {
 	Next http.RoundTripper
 	// Link tracks whether a server answers.
 	Link Link
-	// Patience is how long a server may take to answer a request whose response an earlier process has
-	// cached; zero means 5 s.
+	// Patience is how long a server may take to answer a request whose response an earlier process
+	// has cached; zero means 5 s.
 	Patience time.Duration
 	// Logger may be nil for no log.
 	Logger *zap.Logger
 }
 
-// Cache is a round tripper that caches responses on disk. Make it with [New]; lists are updated while
-// [Cache.Run] runs.
+// Cache is a round tripper that caches responses on disk. Make it with [New]; lists are updated
+// while [Cache.Run] runs.
 type Cache struct {
 	config Config
 	log    *zap.Logger
@@ -55,9 +55,9 @@ type Cache struct {
 
 // entry is the state of a key beside its file.
 type entry struct {
-	// writing is held while the file is written, and locked before mu. Several clients request the same
-	// key, and the response to an earlier request must not replace that to a later one. So requests are
-	// numbered, and written is the number of the file's.
+	// writing is held while the file is written, and locked before mu. Several clients request the
+	// same key, and the response to an earlier request must not replace that to a later one. So
+	// requests are numbered, and written is the number of the file's.
 	writing sync.Mutex
 	written uint64
 
@@ -70,8 +70,8 @@ type entry struct {
 	// used is when a client last used the key; watches counts the open watches.
 	used    time.Time
 	watches int
-	// due is when to read the list again; zero if it has not changed. It is never before earliest, which
-	// enforces the pace: paid is when the reads so far would have been made at an even pace.
+	// due is when to read the list again; zero if it has not changed. It is never before earliest,
+	// which enforces the pace: paid is when the reads so far would have been made at an even pace.
 	due, earliest, paid time.Time
 	// reread requests the list.
 	reread *http.Request
@@ -93,7 +93,13 @@ func New(c Config) (*Cache, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of cached responses: %w", err)
 	}
-	return &Cache{config: c, log: c.Logger, began: time.Now(), entries: map[string]*entry{}, wake: make(chan struct{}, 1)}, nil
+	return &Cache{
+		config:  c,
+		log:     c.Logger,
+		began:   time.Now(),
+		entries: map[string]*entry{},
+		wake:    make(chan struct{}, 1),
+	}, nil
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -138,13 +144,14 @@ func (c *Cache) RoundTrip(r *http.Request) (*http.Response, error) {
 	case k == list && (q.Has("continue") || q.Has("limit") && q.Get("resourceVersion") != "0"):
 		// Part of a list is of no use; the watch that follows makes it be read in full.
 	default:
-		c.store(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
+		c.store(key, number,
+			record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
 	}
 	return response, nil
 }
 
-// notFound reports whether the body of a response says that the requested object does not exist. The
-// status code 404 alone does not: a server has it for every path it does not serve yet.
+// notFound reports whether the body of a response says that the requested object does not exist.
+// The status code 404 alone does not: a server has it for every path it does not serve yet.
 func notFound(data []byte) bool {
 	obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(data, nil, nil)
 	status, ok := obj.(*metav1.Status)
@@ -161,7 +168,8 @@ func (c *Cache) number() uint64 {
 
 // request sends a request to a server and reads the response. A server that accepts connections and
 // does not answer, because it starts or is broken, must not block the start of a node that has
-// everything cached. In that case the result is the cached response, with nil data, once for each key.
+// everything cached. In that case the result is the cached response, with nil data, once for each
+// key.
 func (c *Cache) request(r *http.Request, k kind, key string) (*http.Response, []byte, error) {
 	fallback, limited := false, r
 	if k == list || k == get {
@@ -204,8 +212,8 @@ func fetch(next http.RoundTripper, r *http.Request) (response *http.Response, da
 	return response, data, nil
 }
 
-// watch forwards a watch and follows it. While no server answers, it returns a watch without events that
-// ends when a server is back, so that the client then resumes at once.
+// watch forwards a watch and follows it. While no server answers, it returns a watch without events
+// that ends when a server is back, so that the client then resumes at once.
 func (c *Cache) watch(r *http.Request, key string, p pace) (*http.Response, error) {
 	if !c.config.Link.Up() {
 		return c.emptyWatch(r), nil
@@ -246,7 +254,8 @@ func (c *Cache) watch(r *http.Request, key string, p pace) (*http.Response, erro
 }
 
 func (c *Cache) emptyWatch(r *http.Request) *http.Response {
-	return newResponse(r, http.StatusOK, "application/json;stream=watch", &emptyBody{until: c.config.Link.Online(), ctx: r.Context(), closed: make(chan struct{})})
+	return newResponse(r, http.StatusOK, "application/json;stream=watch",
+		&emptyBody{until: c.config.Link.Online(), ctx: r.Context(), closed: make(chan struct{})})
 }
 
 // emptyBody is a body without content that ends with its channel.
@@ -274,8 +283,14 @@ func (b *emptyBody) Close() error {
 
 func newResponse(r *http.Request, status int, contentType string, body io.ReadCloser) *http.Response {
 	return &http.Response{
-		Status: fmt.Sprintf("%d %s", status, http.StatusText(status)), StatusCode: status, Proto: "HTTP/2.0", ProtoMajor: 2,
-		Header: http.Header{"Content-Type": {contentType}}, Body: body, ContentLength: -1, Request: r,
+		Status:        fmt.Sprintf("%d %s", status, http.StatusText(status)),
+		StatusCode:    status,
+		Proto:         "HTTP/2.0",
+		ProtoMajor:    2,
+		Header:        http.Header{"Content-Type": {contentType}},
+		Body:          body,
+		ContentLength: -1,
+		Request:       r,
 	}
 }
 
@@ -283,11 +298,20 @@ func newResponse(r *http.Request, status int, contentType string, body io.ReadCl
 func listOf(r *http.Request) *http.Request {
 	u := *r.URL
 	q := u.Query()
-	for _, name := range []string{"watch", "allowWatchBookmarks", "resourceVersion", "resourceVersionMatch", "timeoutSeconds", "timeout", "sendInitialEvents", "limit"} {
+	for _, name := range []string{"watch", "allowWatchBookmarks", "resourceVersion", "resourceVersionMatch",
+		"timeoutSeconds", "timeout", "sendInitialEvents", "limit"} {
 		q.Del(name)
 	}
 	u.RawQuery = q.Encode()
-	return &http.Request{Method: http.MethodGet, URL: &u, Host: r.Host, Header: r.Header.Clone(), Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor}
+	return &http.Request{
+		Method:     http.MethodGet,
+		URL:        &u,
+		Host:       r.Host,
+		Header:     r.Header.Clone(),
+		Proto:      r.Proto,
+		ProtoMajor: r.ProtoMajor,
+		ProtoMinor: r.ProtoMinor,
+	}
 }
 
 // entry returns the entry of a key. The caller holds mu.
@@ -432,6 +456,7 @@ func (c *Cache) read(ctx context.Context, key string, request *http.Request) err
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%w: %s", errStatus, response.Status)
 	}
-	c.store(key, number, record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
+	c.store(key, number,
+		record{Key: key, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type")}, data)
 	return nil
 }

@@ -39,7 +39,14 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{up: true, online: make(chan struct{}), events: make(chan string), watched: make(chan struct{}, 10), pods: []string{"a"}, kind: "PodList"}
+	w := &world{
+		up:      true,
+		online:  make(chan struct{}),
+		events:  make(chan string),
+		watched: make(chan struct{}, 10),
+		pods:    []string{"a"},
+		kind:    "PodList",
+	}
 	close(w.online)
 	w.Server = httptest.NewServer(w)
 	t.Cleanup(func() { w.CloseClientConnections(); w.Server.Close() })
@@ -77,7 +84,8 @@ func (w *world) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 		n := w.tokens
 		w.mu.Unlock()
 		out.WriteHeader(http.StatusCreated)
-		fmt.Fprintf(out, `{"kind":"TokenRequest","apiVersion":"authentication.k8s.io/v1","status":{"token":"token-%d"}}`, n)
+		fmt.Fprintf(out,
+			`{"kind":"TokenRequest","apiVersion":"authentication.k8s.io/v1","status":{"token":"token-%d"}}`, n)
 	case r.URL.Query().Get("watch") != "":
 		out.WriteHeader(http.StatusOK)
 		out.(http.Flusher).Flush()
@@ -98,7 +106,8 @@ func (w *world) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 		for _, p := range w.pods {
 			items = append(items, fmt.Sprintf(`{"metadata":{"name":%q,"namespace":"default"}}`, p))
 		}
-		fmt.Fprintf(out, `{"kind":%q,"apiVersion":"v1","metadata":{"resourceVersion":"7"},"items":[%s]}`, w.kind, strings.Join(items, ","))
+		fmt.Fprintf(out, `{"kind":%q,"apiVersion":"v1","metadata":{"resourceVersion":"7"},"items":[%s]}`, w.kind,
+			strings.Join(items, ","))
 	}
 }
 
@@ -147,7 +156,9 @@ func TestCache_RoundTrip_KeepsAnswers(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	c := open(t, dir, w)
 	const tokenPath = "/api/v1/namespaces/default/serviceaccounts/default/token"
-	for _, r := range [][3]string{{"GET", podsOfNode + "&resourceVersion=0&limit=500", ""}, {"GET", "/api/v1/namespaces/default/secrets/s", ""}, {"POST", tokenPath, `{"x":1}`}, {"GET", "/api/v1/nodes/n1", ""}} {
+	for _, r := range [][3]string{{"GET", podsOfNode + "&resourceVersion=0&limit=500", ""},
+		{"GET", "/api/v1/namespaces/default/secrets/s", ""}, {"POST", tokenPath, `{"x":1}`},
+		{"GET", "/api/v1/nodes/n1", ""}} {
 		if code, _, err := request(t, c, r[0], w.URL+r[1], r[2]); err != nil || code >= 300 {
 			t.Fatalf("%s: %d, %v", r[1], code, err)
 		}
@@ -185,8 +196,8 @@ func TestCache_RoundTrip_KeepsAnswers(t *testing.T) {
 	}
 }
 
-// An informer over the cache, like those of the kubelet and the service proxy, starts without a server
-// and follows one that comes back.
+// An informer over the cache, like those of the kubelet and the service proxy, starts without a
+// server and follows one that comes back.
 func TestCache_Informer_StartsWithoutServer(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	start := func() cache.SharedIndexInformer {
@@ -287,11 +298,15 @@ func TestEvents_BookmarksAreNoChange(t *testing.T) {
 		name, contentType, text string
 		want, modified          int
 	}{
-		{"JSON", "application/json", `{"type":"ADDED","object":"` + object + `"}` + "\n" + `{"type":"BOOKMARK","object":"` + object + `"}` + "\n" + `{"type":"DELETED"}` + "\n", 2, 0},
-		{"protobuf", "application/vnd.kubernetes.protobuf;stream=watch", frame("\n\x05ADDED"+object) + frame("\n\x08BOOKMARK"+object) + frame("\n\x07DELETED"), 2, 0},
+		{"JSON", "application/json", `{"type":"ADDED","object":"` + object + `"}` + "\n" +
+			`{"type":"BOOKMARK","object":"` + object + `"}` + "\n" + `{"type":"DELETED"}` + "\n", 2, 0},
+		{"protobuf", "application/vnd.kubernetes.protobuf;stream=watch",
+			frame("\n\x05ADDED"+object) + frame("\n\x08BOOKMARK"+object) + frame("\n\x07DELETED"), 2, 0},
 		{"only bookmarks", "application/json", `{"type":"BOOKMARK"}` + "\n", 0, 0},
-		{"JSON, modified", "application/json", `{"type":"MODIFIED","object":"` + object + `"}` + "\n" + `{"type":"ADDED","object":"` + object + `"}` + "\n", 2, 1},
-		{"protobuf, modified", "application/vnd.kubernetes.protobuf;stream=watch", frame("\n\x08MODIFIED"+object) + frame("\n\x05ADDED"+object) + frame("\n\x08MODIFIED"), 3, 2},
+		{"JSON, modified", "application/json", `{"type":"MODIFIED","object":"` + object + `"}` + "\n" +
+			`{"type":"ADDED","object":"` + object + `"}` + "\n", 2, 1},
+		{"protobuf, modified", "application/vnd.kubernetes.protobuf;stream=watch",
+			frame("\n\x08MODIFIED"+object) + frame("\n\x05ADDED"+object) + frame("\n\x08MODIFIED"), 3, 2},
 	} {
 		for _, size := range []int{1, 3, 1000} {
 			events, changed := 0, 0
@@ -305,7 +320,8 @@ func TestEvents_BookmarksAreNoChange(t *testing.T) {
 				t.Fatal(err)
 			}
 			if events != row.want || changed != row.modified {
-				t.Errorf("%s read by %d bytes: %d events, %d of them of modified objects, want %d and %d", row.name, size, events, changed, row.want, row.modified)
+				t.Errorf("%s read by %d bytes: %d events, %d of them of modified objects, want %d and %d", row.name,
+					size, events, changed, row.want, row.modified)
 			}
 		}
 	}
@@ -316,8 +332,10 @@ func TestEvents_Whole(t *testing.T) {
 	first, second := "\n\x05ADDED"+object+"BOOKMARK", "\n\x08MODIFIED"+object
 	frame := func(text string) string { return string(binary.BigEndian.AppendUint32(nil, uint32(len(text)))) + text }
 	for _, row := range []struct{ name, contentType, text string }{
-		{"lines", "application/json", strings.ReplaceAll(first, "\n", " ") + "\n" + strings.ReplaceAll(second, "\n", " ") + "\n"},
-		{"frames", "application/vnd.kubernetes.protobuf;stream=watch", frame(first) + frame("\n\x08BOOKMARK"+object) + frame(second)},
+		{"lines", "application/json",
+			strings.ReplaceAll(first, "\n", " ") + "\n" + strings.ReplaceAll(second, "\n", " ") + "\n"},
+		{"frames", "application/vnd.kubernetes.protobuf;stream=watch",
+			frame(first) + frame("\n\x08BOOKMARK"+object) + frame(second)},
 	} {
 		for _, size := range []int{1, 7, 5000} {
 			var events []string
@@ -358,7 +376,8 @@ func TestCache_Entries_AreBounded(t *testing.T) {
 	c := open(t, dir, w)
 	w.set(false)
 	for i := range 100 {
-		if _, _, err := request(t, c, "GET", fmt.Sprintf("%s/api/v1/namespaces/default/secrets/s%d", w.URL, i), ""); err == nil {
+		if _, _, err := request(t, c, "GET", fmt.Sprintf("%s/api/v1/namespaces/default/secrets/s%d", w.URL, i),
+			""); err == nil {
 			t.Fatal("a response without a server and without a file")
 		}
 	}

@@ -11,8 +11,8 @@ import (
 // headBytes is how much of an event is read: its type comes first.
 const headBytes = 32
 
-// events passes the body of a watch through, and calls onEvent for each event that is not a bookmark. It
-// only finds where events begin, and does not decode them.
+// events passes the body of a watch through, and calls onEvent for each event that is not a
+// bookmark. It only finds where events begin, and does not decode them.
 type events struct {
 	io.ReadCloser
 	binary  bool
@@ -26,10 +26,16 @@ type events struct {
 	reported bool   // onEvent was called for it
 }
 
-// newEvents follows a body. onEvent gets the beginning of each event, or all of it if whole, and must not
-// retain it.
+// newEvents follows a body. onEvent gets the beginning of each event, or all of it if whole, and
+// must not retain it.
 func newEvents(body io.ReadCloser, contentType string, whole bool, onEvent func(event []byte), closed func()) *events {
-	e := &events{ReadCloser: body, binary: isBinary(contentType), limit: headBytes, onEvent: onEvent, closed: closed}
+	e := &events{
+		ReadCloser: body,
+		binary:     isBinary(contentType),
+		limit:      headBytes,
+		onEvent:    onEvent,
+		closed:     closed,
+	}
 	if whole {
 		e.limit = math.MaxInt
 	}

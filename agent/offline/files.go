@@ -80,7 +80,8 @@ func (c *Cache) load(r *http.Request, key string) *http.Response {
 		err = fmt.Errorf("it is for %s", cached.Key)
 	}
 	if err != nil {
-		c.log.Warn("cached response is damaged", zap.String("file", c.path(key)), zap.String("key", key), zap.Error(err))
+		c.log.Warn("cached response is damaged", zap.String("file", c.path(key)), zap.String("key", key),
+			zap.Error(err))
 		return nil
 	}
 	c.mu.Lock()
@@ -104,9 +105,9 @@ func decode(data []byte) (record, []byte, error) {
 	return r, body, json.Unmarshal(head, &r)
 }
 
-// forget removes the response for a key, after the request of a number found the object gone. The entry
-// stays until the next sweep: the response to an earlier request, still in flight, must not be stored
-// after this.
+// forget removes the response for a key, after the request of a number found the object gone. The
+// entry stays until the next sweep: the response to an earlier request, still in flight, must not
+// be stored after this.
 func (c *Cache) forget(key string, number uint64) {
 	c.mu.Lock()
 	e := c.entry(key)
@@ -167,8 +168,8 @@ func (c *Cache) sweep(now time.Time) {
 	}
 }
 
-// removeStray removes a file without a response: one of a write that a power cut interrupted. A recent
-// file stays, as it may be of a write in progress.
+// removeStray removes a file without a response: one of a write that a power cut interrupted. A
+// recent file stays, as it may be of a write in progress.
 func (c *Cache) removeStray(path string, now time.Time) {
 	info, err := os.Lstat(path)
 	if err != nil || now.Sub(info.ModTime()) < idleLife {

@@ -27,18 +27,19 @@ const (
 	token
 )
 
-// lists are the resources whose lists are cached, by API group. CSINodes are left out: once a kubelet
-// has read its own, it must change it within minutes or it exits the process.
+// lists are the resources whose lists are cached, by API group. CSINodes are left out: once a
+// kubelet has read its own, it must change it within minutes or it exits the process.
 var lists = map[string][]string{
-	"":                  {"pods", "nodes", "services", "namespaces", "configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims"},
+	"": {"pods", "nodes", "services", "namespaces", "configmaps", "secrets", "persistentvolumes",
+		"persistentvolumeclaims"},
 	"discovery.k8s.io":  {"endpointslices"},
 	"networking.k8s.io": {"networkpolicies", "servicecidrs"},
 	"node.k8s.io":       {"runtimeclasses"},
 	"storage.k8s.io":    {"csidrivers"},
 }
 
-// singles are the core resources whose objects kubelets read one by one to run a pod. Nodes and pods are
-// left out, as kubelets read them in order to change them.
+// singles are the core resources whose objects kubelets read one by one to run a pod. Nodes and
+// pods are left out, as kubelets read them in order to change them.
 var singles = []string{"configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims"}
 
 // How long unused responses are cached.
@@ -49,21 +50,32 @@ const (
 
 // pace is how fast changes of a list reach the disk.
 type pace struct {
-	// added and modified are how long to wait for further changes: after an object was added or deleted,
-	// and after one was modified.
+	// added and modified are how long to wait for further changes: after an object was added or
+	// deleted, and after one was modified.
 	added, modified time.Duration
-	// every is the time between two reads of the list while changes do not stop. A burst of reads may be
-	// faster, so that occasional changes need not wait.
+	// every is the time between two reads of the list while changes do not stop. A burst of reads
+	// may be faster, so that occasional changes need not wait.
 	every time.Duration
 	burst int
 }
 
-// The node and the objects of its pods must be on disk before a pod can have started: a kubelet that
-// restarts without a server stops containers that are not of its pods, and reads its pods only once it
-// knows its own Node. Changes of the whole cluster may never stop, and flash storage wears out.
+// The node and the objects of its pods must be on disk before a pod can have started: a kubelet
+// that restarts without a server stops containers that are not of its pods, and reads its pods only
+// once it knows its own Node. Changes of the whole cluster may never stop, and flash storage wears
+// out.
 var (
-	ownPace = pace{added: 0, modified: time.Second, every: time.Second, burst: 4}
-	allPace = pace{added: time.Second, modified: time.Second, every: 30 * time.Second, burst: 4}
+	ownPace = pace{
+		added:    0,
+		modified: time.Second,
+		every:    time.Second,
+		burst:    4,
+	}
+	allPace = pace{
+		added:    time.Second,
+		modified: time.Second,
+		every:    30 * time.Second,
+		burst:    4,
+	}
 )
 
 // classify returns the kind of a request, and the key of its response: the same for a list and its
@@ -95,7 +107,8 @@ func classify(r *http.Request) (k kind, key string, p pace, err error) {
 	}
 	key, p = r.URL.Path+"?"+selection.Encode(), allPace
 	fields := q.Get("fieldSelector")
-	if slices.Contains(singles, resource) || strings.Contains(fields, "spec.nodeName=") || strings.Contains(fields, "metadata.name=") {
+	if slices.Contains(singles, resource) || strings.Contains(fields, "spec.nodeName=") ||
+		strings.Contains(fields, "metadata.name=") {
 		p = ownPace
 	}
 	if isTrue(q.Get("watch")) {

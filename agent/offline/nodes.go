@@ -15,9 +15,9 @@ import (
 // digest identifies the part of an object or a list that is worth a write.
 type digest = [sha256.Size]byte
 
-// ofNodes reports whether a key is that of a list of nodes. Only nodes change without anything to store:
-// each sends a heartbeat every few minutes, and in a large cluster one always just has. So their lists
-// are compared without heartbeats.
+// ofNodes reports whether a key is that of a list of nodes. Only nodes change without anything to
+// store: each sends a heartbeat every few minutes, and in a large cluster one always just has. So
+// their lists are compared without heartbeats.
 func ofNodes(key string) bool {
 	path, _, _ := strings.Cut(key, "?")
 	return path == "/api/v1/nodes"

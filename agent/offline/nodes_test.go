@@ -32,13 +32,16 @@ const (
 
 func node(name, version string, heartbeat time.Time) *corev1.Node {
 	return &corev1.Node{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
-		ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: version, Labels: map[string]string{"a": "1", "b": "2", "c": "3"}},
-		Spec:       corev1.NodeSpec{PodCIDR: "10.42.1.0/24"},
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: version,
+			Labels: map[string]string{"a": "1", "b": "2", "c": "3"}},
+		Spec: corev1.NodeSpec{PodCIDR: "10.42.1.0/24"},
 		Status: corev1.NodeStatus{
-			Capacity:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("1Gi")},
-			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(heartbeat)}},
-			Images:     []corev1.ContainerImage{{Names: []string{"image:" + version}}},
+			Capacity: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"),
+				corev1.ResourceMemory: resource.MustParse("1Gi")},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue,
+				LastHeartbeatTime: metav1.NewTime(heartbeat)}},
+			Images: []corev1.ContainerImage{{Names: []string{"image:" + version}}},
 		},
 	}
 }
@@ -52,7 +55,8 @@ var encodings = []struct {
 	{"JSON", "application/json",
 		func(t *testing.T, nodes ...*corev1.Node) []byte { return toJSON(t, listOfNodes(nodes)) },
 		func(t *testing.T, kind string, n *corev1.Node) []byte {
-			return append(toJSON(t, metav1.WatchEvent{Type: kind, Object: runtime.RawExtension{Raw: toJSON(t, n)}}), '\n')
+			return append(toJSON(t, metav1.WatchEvent{Type: kind, Object: runtime.RawExtension{Raw: toJSON(t, n)}}),
+				'\n')
 		}},
 	{"protobuf", "application/vnd.kubernetes.protobuf",
 		func(t *testing.T, nodes ...*corev1.Node) []byte { return toProtobuf(t, listOfNodes(nodes)) },
@@ -93,7 +97,8 @@ func toProtobuf(t *testing.T, obj runtime.Object) []byte {
 	return out.Bytes()
 }
 
-// Who writes down each time that some node lives wears disks out: in a cluster of many one always just has.
+// Who writes down each time that some node lives wears disks out: in a cluster of many one always
+// just has.
 func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 	for _, encoding := range encodings {
 		t.Run(encoding.name, func(t *testing.T) {
@@ -106,7 +111,8 @@ func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 			begin := time.Unix(1_700_000_000, 0)
 			key := allNodes + "?"
 			keep := func(nodes ...*corev1.Node) {
-				c.store(key, c.number(), record{Key: key, Status: 200, ContentType: encoding.contentType}, encoding.list(t, nodes...))
+				c.store(key, c.number(), record{Key: key, Status: 200, ContentType: encoding.contentType},
+					encoding.list(t, nodes...))
 			}
 			keep(node("n1", "1", begin), node("n2", "2", begin))
 			first, err := os.Stat(c.path(key))
@@ -126,7 +132,8 @@ func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 				want       bool
 			}{
 				{"heartbeat", "MODIFIED", node("n1", "5", begin.Add(2*time.Minute)), false},
-				{"the same as added, like after a new watch", "ADDED", node("n1", "5", begin.Add(2*time.Minute)), false},
+				{"the same as added, like after a new watch", "ADDED", node("n1", "5", begin.Add(2*time.Minute)),
+					false},
 				{"taint", "MODIFIED", tainted, true},
 				{"the same taint", "MODIFIED", tainted, false},
 				{"taint removed", "MODIFIED", node("n2", "10", begin), true},
@@ -135,11 +142,12 @@ func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 				{"gone", "DELETED", node("n3", "13", begin.Add(time.Minute)), true},
 				{"back", "ADDED", node("n3", "14", begin.Add(time.Minute)), true},
 			} {
-				body := newEvents(io.NopCloser(bytes.NewReader(encoding.event(t, row.kind, row.node))), encoding.contentType, true, func(event []byte) {
-					if got := c.nodeChanged(key, event, isBinary(encoding.contentType)); got != row.want {
-						t.Errorf("%s: a change %v, want %v", row.name, got, row.want)
-					}
-				}, nil)
+				body := newEvents(io.NopCloser(bytes.NewReader(encoding.event(t, row.kind, row.node))),
+					encoding.contentType, true, func(event []byte) {
+						if got := c.nodeChanged(key, event, isBinary(encoding.contentType)); got != row.want {
+							t.Errorf("%s: a change %v, want %v", row.name, got, row.want)
+						}
+					}, nil)
 				if n, err := io.Copy(io.Discard, body); err != nil || n == 0 {
 					t.Fatal(n, err)
 				}
@@ -155,7 +163,8 @@ func TestCache_Nodes_HeartbeatsAreNoChange(t *testing.T) {
 func TestCache_Nodes_WhatCannotBeDecodedIsAChange(t *testing.T) {
 	w := newWorld(t)
 	c := open(t, t.TempDir(), w)
-	for _, event := range []string{"", "{", `{"type":"MODIFIED","object":{"kind":"Unheard","apiVersion":"v1"}}`, `{"type":"MODIFIED","object":{"kind":"Pod","apiVersion":"v1"}}`} {
+	for _, event := range []string{"", "{", `{"type":"MODIFIED","object":{"kind":"Unheard","apiVersion":"v1"}}`,
+		`{"type":"MODIFIED","object":{"kind":"Pod","apiVersion":"v1"}}`} {
 		for _, binary := range []bool{false, true} {
 			if !c.nodeChanged(allNodes+"?", []byte(event), binary) {
 				t.Errorf("%q (binary: %v) is no change", event, binary)
@@ -164,7 +173,8 @@ func TestCache_Nodes_WhatCannotBeDecodedIsAChange(t *testing.T) {
 	}
 }
 
-// A kubelet reads its pods once it knows its own Node, which it registers itself after the first list.
+// A kubelet reads its pods once it knows its own Node, which it registers itself after the first
+// list.
 func TestCache_OwnNode_KnownAfterKillSoonAfterJoin(t *testing.T) {
 	w, dir := newWorld(t), t.TempDir()
 	w.pods = nil
@@ -174,7 +184,8 @@ func TestCache_OwnNode_KnownAfterKillSoonAfterJoin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=n1" }))
+		factory := informers.NewSharedInformerFactoryWithOptions(client, 0,
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=n1" }))
 		informer := factory.Core().V1().Nodes().Informer()
 		factory.Start(ctx.Done())
 		t.Cleanup(factory.Shutdown)
@@ -188,7 +199,8 @@ func TestCache_OwnNode_KnownAfterKillSoonAfterJoin(t *testing.T) {
 	w.kind = "NodeList"
 	c, informer := start(ctx)
 	registered := make(chan struct{})
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { close(registered) }}); err != nil {
+	if _, err := informer.AddEventHandler(
+		cache.ResourceEventHandlerFuncs{AddFunc: func(any) { close(registered) }}); err != nil {
 		t.Fatal(err)
 	}
 	<-w.watched
@@ -372,15 +384,25 @@ func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 		status int
 		after  time.Duration
 	}{
-		{"silent", func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }, true, "cached", 200, patience},
-		{"starting", func(r *http.Request) (*http.Response, error) { return respond(r, 503, "wait"), nil }, true, "cached", 200, 0},
-		{"starting, nothing cached", func(r *http.Request) (*http.Response, error) { return respond(r, 503, "wait"), nil }, false, "wait", 503, 0},
-		{"refusing", func(r *http.Request) (*http.Response, error) { return respond(r, 403, "no"), nil }, true, "no", 403, 0},
+		{"silent", func(r *http.Request) (*http.Response,
+			error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		}, true, "cached", 200, patience},
+		{"starting", func(r *http.Request) (*http.Response, error) { return respond(r, 503, "wait"), nil }, true,
+			"cached", 200, 0},
+		{"starting, nothing cached", func(r *http.Request) (*http.Response,
+			error) {
+			return respond(r, 503, "wait"), nil
+		}, false, "wait", 503, 0},
+		{"refusing", func(r *http.Request) (*http.Response, error) { return respond(r, 403, "no"), nil }, true, "no",
+			403, 0},
 		{"slow, nothing cached", func(r *http.Request) (*http.Response, error) {
 			time.Sleep(time.Minute)
 			return respond(r, 200, "new"), nil
 		}, false, "new", 200, time.Minute},
-		{"working", func(r *http.Request) (*http.Response, error) { return respond(r, 200, "new"), nil }, true, "new", 200, 0},
+		{"working", func(r *http.Request) (*http.Response, error) { return respond(r, 200, "new"), nil }, true, "new",
+			200, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -408,14 +430,18 @@ func TestCache_RoundTrip_BrokenServer(t *testing.T) {
 					return c
 				}
 				if row.cached {
-					get(process(func(r *http.Request) (*http.Response, error) { return respond(r, 200, "cached"), nil }))
+					get(process(func(r *http.Request) (*http.Response,
+						error) {
+						return respond(r, 200, "cached"), nil
+					}))
 				}
 				answers := row.answer
 				c := process(func(r *http.Request) (*http.Response, error) { return answers(r) })
 				begin := time.Now()
 				status, text := get(c)
 				if status != row.status || text != row.want || time.Since(begin) != row.after {
-					t.Errorf("returned %d %q after %v, want %d %q after %v", status, text, time.Since(begin), row.status, row.want, row.after)
+					t.Errorf("returned %d %q after %v, want %d %q after %v", status, text, time.Since(begin),
+						row.status, row.want, row.after)
 				}
 				// The second request waits for the server, however long it takes.
 				answers = func(r *http.Request) (*http.Response, error) {
@@ -437,7 +463,9 @@ func TestCache_RoundTrip_NotFound(t *testing.T) {
 	const path = "https://kubernetes/api/v1/namespaces/default/secrets/s"
 	status := &metav1.Status{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
-		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound,
+		Status:   metav1.StatusFailure,
+		Reason:   metav1.StatusReasonNotFound,
+		Code:     http.StatusNotFound,
 	}
 	for _, row := range []struct {
 		name, body string

@@ -121,8 +121,14 @@ func upgrade(ctx context.Context, conn *tls.Conn, host string, open []string) (*
 	}
 	server := response.Header.Get(joinapi.HeaderTunnelServer)
 	switch {
-	case response.StatusCode == http.StatusSwitchingProtocols && server != "" && response.Header.Get("Upgrade") == joinapi.TunnelProtocol:
-		return &link{Conn: conn, reader: reader, server: server, ended: make(chan struct{})}, nil
+	case response.StatusCode == http.StatusSwitchingProtocols && server != "" &&
+		response.Header.Get("Upgrade") == joinapi.TunnelProtocol:
+		return &link{
+			Conn:   conn,
+			reader: reader,
+			server: server,
+			ended:  make(chan struct{}),
+		}, nil
 	case response.StatusCode == http.StatusConflict && server != "":
 		return nil, errors.Join(&duplicateError{server}, response.Body.Close())
 	}
@@ -148,8 +154,11 @@ func (l *link) start(ctx context.Context, t *Tunnel) {
 		defer t.work.end()
 		stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 		server := &http2.Server{
-			MaxConcurrentStreams: joinapi.TunnelStreams, MaxUploadBufferPerStream: joinapi.TunnelStreamWindow, MaxUploadBufferPerConnection: joinapi.TunnelWindow,
-			ReadIdleTimeout: t.config.PingAfter, PingTimeout: t.config.PingTimeout,
+			MaxConcurrentStreams:         joinapi.TunnelStreams,
+			MaxUploadBufferPerStream:     joinapi.TunnelStreamWindow,
+			MaxUploadBufferPerConnection: joinapi.TunnelWindow,
+			ReadIdleTimeout:              t.config.PingAfter,
+			PingTimeout:                  t.config.PingTimeout,
 		}
 		server.ServeConn(l, &http2.ServeConnOpts{
 			Context: ctx, Handler: http.HandlerFunc(t.serveStream), BaseConfig: &http.Server{ErrorLog: quiet},

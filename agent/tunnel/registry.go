@@ -98,7 +98,8 @@ type workers struct {
 	group  sync.WaitGroup
 }
 
-// begin adds a worker. It returns false after wait was called, as nothing would wait for the worker.
+// begin adds a worker. It returns false after wait was called, as nothing would wait for the
+// worker.
 func (w *workers) begin() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -27,7 +27,8 @@ func (t *Tunnel) target(name string) (string, error) {
 	}
 	address, err := netip.ParseAddrPort(name)
 	if err != nil {
-		return "", fmt.Errorf("%w: target %q is neither its kubelet nor the address of one of its pods", errRefused, name)
+		return "", fmt.Errorf("%w: target %q is neither its kubelet nor the address of one of its pods", errRefused,
+			name)
 	}
 	ranges := t.config.PodCIDRs()
 	if len(ranges) == 0 {

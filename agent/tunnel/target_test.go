@@ -19,8 +19,11 @@ func (noServers) Offline() <-chan struct{} { return nil }
 func TestTunnel_Target(t *testing.T) {
 	var ranges []netip.Prefix
 	tunnel, err := New(Config{
-		Servers: noServers{}, TLS: func() *tls.Config { return nil }, Renewed: func() <-chan struct{} { return nil },
-		Kubelet: "127.0.0.1:10250", PodCIDRs: func() []netip.Prefix { return ranges },
+		Servers:  noServers{},
+		TLS:      func() *tls.Config { return nil },
+		Renewed:  func() <-chan struct{} { return nil },
+		Kubelet:  "127.0.0.1:10250",
+		PodCIDRs: func() []netip.Prefix { return ranges },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -16,13 +16,12 @@ import (
 
 // Servers are the servers of the cluster. A balancer.Balancer implements it.
 type Servers interface {
-	// Servers returns the addresses of the servers, HOST:PORT. Several may lead to
-	// the same server.
+	// Servers returns the addresses of the servers, HOST:PORT. Several may lead to the same server.
 	Servers() []string
 	// Changed returns a channel that is closed when the result of Servers changes.
 	Changed() <-chan struct{}
-	// Online returns a channel that is closed while a server answers, Offline one
-	// that is closed while none does.
+	// Online returns a channel that is closed while a server answers, Offline one that is closed
+	// while none does.
 	Online() <-chan struct{}
 	Offline() <-chan struct{}
 }
@@ -38,11 +37,11 @@ type Config struct {
 	Kubelet string
 	// PodCIDRs returns the ranges of this node's pods, none as long as they are not known.
 	PodCIDRs func() []netip.Prefix
-	// PingAfter is how long a connection may be silent before the server is pinged, PingTimeout how long
-	// its answer may take. Zero means 15 and 10 seconds.
+	// PingAfter is how long a connection may be silent before the server is pinged, PingTimeout how
+	// long its answer may take. Zero means 15 and 10 seconds.
 	PingAfter, PingTimeout time.Duration
-	// FirstRetry and LastRetry are the shortest and longest pause between attempts to connect to one
-	// server. Zero means half a second and half a minute.
+	// FirstRetry and LastRetry are the shortest and longest pause between attempts to connect to
+	// one server. Zero means half a second and half a minute.
 	FirstRetry, LastRetry time.Duration
 	// Logger may be nil for no log.
 	Logger *zap.Logger
@@ -76,7 +75,8 @@ func New(c Config) (*Tunnel, error) {
 	for _, d := range []struct {
 		of   *time.Duration
 		zero time.Duration
-	}{{&c.PingAfter, 15 * time.Second}, {&c.PingTimeout, 10 * time.Second}, {&c.FirstRetry, time.Second / 2}, {&c.LastRetry, 30 * time.Second}} {
+	}{{&c.PingAfter, 15 * time.Second}, {&c.PingTimeout, 10 * time.Second}, {&c.FirstRetry, time.Second / 2},
+		{&c.LastRetry, 30 * time.Second}} {
 		if *d.of == 0 {
 			*d.of = d.zero
 		}
@@ -106,7 +106,12 @@ func (t *Tunnel) Run(ctx context.Context) error {
 			if keepers[address] == nil {
 				keeperContext, stop := context.WithCancel(ctx)
 				keepers[address] = stop
-				k := &keeper{tunnel: t, address: address, back: back, log: t.log.With(zap.String("server", address))}
+				k := &keeper{
+					tunnel:  t,
+					address: address,
+					back:    back,
+					log:     t.log.With(zap.String("server", address)),
+				}
 				running.Go(func() { k.run(keeperContext) })
 			}
 		}
@@ -159,8 +164,8 @@ func (k *keeper) run(ctx context.Context) {
 	t := k.tunnel
 	backoff := retry.Backoff{First: t.config.FirstRetry, Last: t.config.LastRetry, Jitter: jitter}
 	var failures retry.Failures
-	// lost is whether the loss of the tunnel was logged; replace is whether to open a tunnel although
-	// the server has one.
+	// lost is whether the loss of the tunnel was logged; replace is whether to open a tunnel
+	// although the server has one.
 	lost, replace := false, false
 	for ctx.Err() == nil {
 		// Before connecting, so that no renewal is missed.
@@ -173,8 +178,8 @@ func (k *keeper) run(ctx context.Context) {
 		var other *duplicateError
 		switch {
 		case errors.As(err, &other):
-			// Another address leads to the same server. This one matters once the tunnel through that
-			// one ends.
+			// Another address leads to the same server. This one matters once the tunnel through
+			// that one ends.
 			lost = false
 			backoff.Reset()
 			if t.live.waitGone(ctx, other.server) {
@@ -200,8 +205,8 @@ func (k *keeper) run(ctx context.Context) {
 		l.start(ctx, t)
 		select {
 		case <-renewed:
-			// The present tunnel stays open: once the server has the next one, it ends this as soon as
-			// nothing uses it.
+			// The present tunnel stays open: once the server has the next one, it ends this as soon
+			// as nothing uses it.
 			replace = true
 			continue
 		case <-l.ended:

@@ -24,10 +24,10 @@ type entry struct {
 	path  string
 }
 
-// ReadFiles reads a configuration file and, after it in the order of their
-// names, the .yaml files of the folder beside it that is called like it with
-// ".d" added. A later file's value replaces an earlier one's. A key that is not
-// in known is refused. The file itself may be missing unless it is required.
+// ReadFiles reads a configuration file and, after it in the order of their names, the .yaml files
+// of the folder beside it that is called like it with ".d" added. A later file's value replaces an
+// earlier one's. A key that is not in known is refused. The file itself may be missing unless it is
+// required.
 func ReadFiles(path string, required bool, known []string) (File, error) {
 	all := File{}
 	err := readFile(all, path, known)
@@ -59,7 +59,9 @@ func readFile(into File, path string, known []string) error {
 	}
 	for _, key := range slices.Sorted(keys(content)) {
 		if !slices.Contains(known, key) {
-			return fmt.Errorf("unknown key %q in %s%s: remove it; the keys are the long flags of `mote server --help` and `mote agent --help`", key, path, Suggest(key, known))
+			return fmt.Errorf(
+				"unknown key %q in %s%s: remove it; the keys are the long flags of `mote server --help` and `mote "+
+					"agent --help`", key, path, Suggest(key, known))
 		}
 		items, err := scalars(content[key])
 		if err != nil {

@@ -19,13 +19,13 @@ const (
 	Bool
 	// List is a list whose items may also be separated by commas.
 	List
-	// Args is a list whose items may contain commas: one flag each, and in the
-	// environment separated by ";".
+	// Args is a list whose items may contain commas: one flag each, and in the environment
+	// separated by ";".
 	Args
 )
 
-// Setting is one thing that can be set. Its environment variable is MOTE_ and
-// the name in capitals with "_" for "-"; its key in a file is the name.
+// Setting is one thing that can be set. Its environment variable is MOTE_ and the name in capitals
+// with "_" for "-"; its key in a file is the name.
 type Setting struct {
 	Name    string
 	Kind    Kind
@@ -60,8 +60,8 @@ type Sources struct {
 	Files File
 }
 
-// Resolve finds the value of every setting. Numbers and switches are checked
-// here, so that what Values returns is always of the right form.
+// Resolve finds the value of every setting. Numbers and switches are checked here, so that what
+// Values returns is always of the right form.
 func Resolve(all []Setting, from Sources) (Values, error) {
 	v := Values{known: make(map[string]Setting, len(all)), found: make(map[string]value, len(all))}
 	for _, s := range all {
@@ -185,6 +185,6 @@ func (v Values) Bool(name string) bool {
 // List is the items of a List or Args setting.
 func (v Values) List(name string) []string { return v.get(name, List, Args).items }
 
-// From names where a value comes from, as " (from MOTE_X)", for messages; it is
-// empty for a default.
+// From names where a value comes from, as " (from MOTE_X)", for messages; it is empty for a
+// default.
 func (v Values) From(name string) string { return v.found[name].from() }

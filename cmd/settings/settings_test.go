@@ -60,7 +60,8 @@ func TestResolve_Precedence(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			v, err := Resolve(all, Sources{Flags: test.flags, Files: files, LookupEnv: func(k string) (string, bool) { s, ok := test.env[k]; return s, ok }})
+			v, err := Resolve(all, Sources{Flags: test.flags, Files: files,
+				LookupEnv: func(k string) (string, bool) { s, ok := test.env[k]; return s, ok }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -83,13 +84,18 @@ func TestResolve_Forms(t *testing.T) {
 		setting string
 		want    []string
 	}{
-		{"list by commas", map[string][]string{"cluster-cidr": {"a,b", "c"}}, nil, "", "cluster-cidr", []string{"a", "b", "c"}},
-		{"list in the environment", nil, map[string]string{"MOTE_CLUSTER_CIDR": "a, b"}, "", "cluster-cidr", []string{"a", "b"}},
+		{"list by commas", map[string][]string{"cluster-cidr": {"a,b", "c"}}, nil, "", "cluster-cidr",
+			[]string{"a", "b", "c"}},
+		{"list in the environment", nil, map[string]string{"MOTE_CLUSTER_CIDR": "a, b"}, "", "cluster-cidr",
+			[]string{"a", "b"}},
 		{"list in a file", nil, nil, "cluster-cidr: [a, b]", "cluster-cidr", []string{"a", "b"}},
 		{"one item in a file", nil, nil, "cluster-cidr: a,b", "cluster-cidr", []string{"a", "b"}},
-		{"args keep commas", map[string][]string{"kubelet-arg": {"x=1,2", "y=3"}}, nil, "", "kubelet-arg", []string{"x=1,2", "y=3"}},
-		{"args in the environment", nil, map[string]string{"MOTE_KUBELET_ARG": "x=1,2;y=3"}, "", "kubelet-arg", []string{"x=1,2", "y=3"}},
-		{"args in a file", nil, nil, "kubelet-arg:\n- x=1,2\n- max-pods=3\n", "kubelet-arg", []string{"x=1,2", "max-pods=3"}},
+		{"args keep commas", map[string][]string{"kubelet-arg": {"x=1,2", "y=3"}}, nil, "", "kubelet-arg",
+			[]string{"x=1,2", "y=3"}},
+		{"args in the environment", nil, map[string]string{"MOTE_KUBELET_ARG": "x=1,2;y=3"}, "", "kubelet-arg",
+			[]string{"x=1,2", "y=3"}},
+		{"args in a file", nil, nil, "kubelet-arg:\n- x=1,2\n- max-pods=3\n", "kubelet-arg",
+			[]string{"x=1,2", "max-pods=3"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.yaml")
@@ -98,7 +104,8 @@ func TestResolve_Forms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			v, err := Resolve(all, Sources{Flags: test.flags, Files: files, LookupEnv: func(k string) (string, bool) { s, ok := test.env[k]; return s, ok }})
+			v, err := Resolve(all, Sources{Flags: test.flags, Files: files,
+				LookupEnv: func(k string) (string, bool) { s, ok := test.env[k]; return s, ok }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +131,8 @@ func TestReadFiles_Fragments(t *testing.T) {
 		t.Fatal(err)
 	}
 	if v.String("data-dir") != "/three" || v.Int("https-listen-port") != 7443 || !v.Bool("debug") {
-		t.Errorf("got %q, %d, %v; want /three, 7443, true", v.String("data-dir"), v.Int("https-listen-port"), v.Bool("debug"))
+		t.Errorf("got %q, %d, %v; want /three, 7443, true", v.String("data-dir"), v.Int("https-listen-port"),
+			v.Bool("debug"))
 	}
 }
 
@@ -133,7 +141,8 @@ func TestReadFiles_Refused(t *testing.T) {
 		name, content string
 		want          []string
 	}{
-		{"unknown key", "cluster-cdir: 10.0.0.0/8\n", []string{`unknown key "cluster-cdir"`, "config.yaml", `did you mean "cluster-cidr"?`}},
+		{"unknown key", "cluster-cdir: 10.0.0.0/8\n",
+			[]string{`unknown key "cluster-cdir"`, "config.yaml", `did you mean "cluster-cidr"?`}},
 		{"unknown key like none", "zzz: 1\n", []string{`unknown key "zzz"`}},
 		{"key given twice", "debug: true\ndebug: false\n", []string{"config.yaml", "debug"}},
 		{"no YAML", "debug: [\n", []string{"parse configuration", "config.yaml"}},
@@ -177,7 +186,8 @@ func TestReadFiles_Missing(t *testing.T) {
 
 func TestSuggest(t *testing.T) {
 	for _, test := range []struct{ word, want string }{
-		{"clsuter-cidr", "cluster-cidr"}, {"data_dir", "data-dir"}, {"debgu", "debug"}, {"kubelet-args", "kubelet-arg"}, {"q", ""}, {"completely-else", ""},
+		{"clsuter-cidr", "cluster-cidr"}, {"data_dir", "data-dir"}, {"debgu", "debug"}, {"kubelet-args", "kubelet-arg"},
+		{"q", ""}, {"completely-else", ""},
 	} {
 		if got := Suggest(test.word, names()); (test.want == "") != (got == "") || !strings.Contains(got, test.want) {
 			t.Errorf("Suggest(%q) is %q, want %q in it", test.word, got, test.want)

@@ -1,7 +1,7 @@
 package settings
 
-// Suggest returns ` (did you mean "x"?)` for the known word nearest to word, or
-// nothing when none is near.
+// Suggest returns ` (did you mean "x"?)` for the known word nearest to word, or nothing when none
+// is near.
 func Suggest(word string, known []string) string {
 	best, bestDistance := "", 1+max(2, len(word)/3)
 	for _, k := range known {
@@ -15,8 +15,8 @@ func Suggest(word string, known []string) string {
 	return ` (did you mean "` + best + `"?)`
 }
 
-// distance counts the letters to insert, remove, replace or swap with their
-// neighbour to make b of a.
+// distance counts the letters to insert, remove, replace or swap with their neighbour to make b of
+// a.
 func distance(a, b string) int {
 	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {

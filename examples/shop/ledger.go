@@ -12,7 +12,8 @@ import (
 	"sync"
 )
 
-// ledger is the shop's state: one line an order, appended to a file and on disk before it is acknowledged.
+// ledger is the shop's state: one line an order, appended to a file and on disk before it is
+// acknowledged.
 type ledger struct {
 	mu   sync.Mutex // guards file: one order is written whole before the next
 	file *os.File
@@ -76,7 +77,8 @@ func (l *ledger) append(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusCreated)
 }
 
-// seed is the Job: it puts a first order into an empty ledger, and may run again without doubling it.
+// seed is the Job: it puts a first order into an empty ledger, and may run again without doubling
+// it.
 func seed(ctx context.Context, url string) error {
 	orders, err := fetchOrders(ctx, url)
 	if err != nil {

@@ -23,7 +23,8 @@ func startShop(t *testing.T) (web *httptest.Server, configDir, ledgerURL string)
 	t.Cleanup(back.Close)
 
 	configDir = t.TempDir()
-	env := map[string]string{"CONFIG_DIR": configDir, "MOTD": "open", "ADMIN_PASSWORD": "secret", "LEDGER_URL": back.URL, "STARTUP_TIME": "0s"}
+	env := map[string]string{"CONFIG_DIR": configDir, "MOTD": "open", "ADMIN_PASSWORD": "secret",
+		"LEDGER_URL": back.URL, "STARTUP_TIME": "0s"}
 	w, err := newWeb(func(k string) string { return env[k] })
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +105,8 @@ func TestWeb_Admin_NeedsPasswordAndSwitchesProbes(t *testing.T) {
 	if code, _ := get(t, web.URL+"/probe/live"); code != http.StatusOK {
 		t.Errorf("live probe answered %d", code)
 	}
-	for _, row := range []struct{ name, path, probe string }{{"ready", "/admin/unready", "/probe/ready"}, {"live", "/admin/die", "/probe/live"}} {
+	for _, row := range []struct{ name, path, probe string }{{"ready", "/admin/unready", "/probe/ready"},
+		{"live", "/admin/die", "/probe/live"}} {
 		t.Run(row.name, func(t *testing.T) {
 			if code := post(row.path, "secret"); code != http.StatusOK {
 				t.Errorf("switch answered %d", code)

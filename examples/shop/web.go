@@ -37,8 +37,13 @@ func newWeb(env func(string) string) (*web, error) {
 		}
 	}
 	return &web{
-		configDir: env("CONFIG_DIR"), motd: env("MOTD"), password: env("ADMIN_PASSWORD"), ledgerURL: env("LEDGER_URL"),
-		hostname: host, started: time.Now(), startup: startup,
+		configDir: env("CONFIG_DIR"),
+		motd:      env("MOTD"),
+		password:  env("ADMIN_PASSWORD"),
+		ledgerURL: env("LEDGER_URL"),
+		hostname:  host,
+		started:   time.Now(),
+		startup:   startup,
 	}, nil
 }
 

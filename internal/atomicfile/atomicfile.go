@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 )
 
-// Write replaces the file name by data. Readers and a power cut find either
-// what was there or all of data; once Write has returned it is on disk. The
-// file gets mode whatever the process's umask says.
+// Write replaces the file name by data. Readers and a power cut find either what was there or all
+// of data; once Write has returned it is on disk. The file gets mode whatever the process's umask
+// says.
 func Write(name string, data []byte, mode os.FileMode) error {
 	if err := replace(name, data, mode); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)

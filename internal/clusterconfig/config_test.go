@@ -42,20 +42,27 @@ func TestConfig_Validate_NamesTheSetting(t *testing.T) {
 		want   string // in the error, empty for none
 	}{
 		{"defaults", func(*Config) {}, ""},
-		{"two of one family", func(c *Config) { c.ClusterCIDRs = ranges("10.1.0.0/16", "10.2.0.0/16") }, "cluster-cidr takes at most one"},
-		{"no range", func(c *Config) { c.ServiceCIDRs = make([]netip.Prefix, 1) }, "service-cidr has a range that is none"},
-		{"too few pods", func(c *Config) { c.ClusterCIDRs = ranges("10.42.0.0/25") }, "too small: every node takes a /24"},
+		{"two of one family", func(c *Config) { c.ClusterCIDRs = ranges("10.1.0.0/16", "10.2.0.0/16") },
+			"cluster-cidr takes at most one"},
+		{"no range", func(c *Config) { c.ServiceCIDRs = make([]netip.Prefix, 1) },
+			"service-cidr has a range that is none"},
+		{"too few pods", func(c *Config) { c.ClusterCIDRs = ranges("10.42.0.0/25") },
+			"too small: every node takes a /24"},
 		{"too many nodes", func(c *Config) { c.ClusterCIDRs = ranges("128.0.0.0/1") }, "use /8 or narrower"},
 		{"too few services", func(c *Config) { c.ServiceCIDRs = ranges("10.43.0.0/29") }, "use /28 or wider"},
 		{"too many services", func(c *Config) { c.ServiceCIDRs = ranges("10.96.0.0/11") }, "use /12 or narrower"},
 		{"overlap", func(c *Config) { c.ClusterCIDRs = ranges("10.42.0.0/15") }, "overlap"},
-		{"one family more", func(c *Config) { c.ClusterCIDRs = ranges("10.42.0.0/16", "fd42::/56") }, "has 2 ranges and service-cidr 1"},
+		{"one family more", func(c *Config) { c.ClusterCIDRs = ranges("10.42.0.0/16", "fd42::/56") },
+			"has 2 ranges and service-cidr 1"},
 		{"other family", func(c *Config) { c.ClusterCIDRs = ranges("fd42::/56") }, "different families"},
-		{"DNS outside", func(c *Config) { c.ClusterDNS = []netip.Addr{netip.MustParseAddr("10.44.0.10")} }, "cluster-dns 10.44.0.10 lies outside"},
-		{"DNS of the API", func(c *Config) { c.ClusterDNS = []netip.Addr{netip.MustParseAddr("10.43.0.1")} }, "reserved in service-cidr 10.43.0.0/16: choose 10.43.0.10"},
+		{"DNS outside", func(c *Config) { c.ClusterDNS = []netip.Addr{netip.MustParseAddr("10.44.0.10")} },
+			"cluster-dns 10.44.0.10 lies outside"},
+		{"DNS of the API", func(c *Config) { c.ClusterDNS = []netip.Addr{netip.MustParseAddr("10.43.0.1")} },
+			"reserved in service-cidr 10.43.0.0/16: choose 10.43.0.10"},
 		{"domain", func(c *Config) { c.ClusterDomain = "?" }, "cluster-domain"},
 		{"domain with a dot", func(c *Config) { c.ClusterDomain = "example.org." }, ""},
-		{"backend", func(c *Config) { c.NetworkBackend = "pigeon" }, `network-backend "pigeon" is unknown: the choices are vxlan, host-gw, none`},
+		{"backend", func(c *Config) { c.NetworkBackend = "pigeon" },
+			`network-backend "pigeon" is unknown: the choices are vxlan, host-gw, none`},
 		{"a part of a newer server", func(c *Config) { c.Disable = []string{"teleport"} }, ""},
 	} {
 		c := Config{}.WithDefaults()
@@ -69,8 +76,10 @@ func TestConfig_Validate_NamesTheSetting(t *testing.T) {
 
 func TestConfig_ValidateNode(t *testing.T) {
 	c := Config{}.WithDefaults()
-	err := c.ValidateNode([]netip.Addr{netip.MustParseAddr("10.42.7.7"), netip.MustParseAddr("10.43.7.7"), netip.MustParseAddr("192.0.2.1")})
-	for _, want := range []string{"node-ip 10.42.7.7 lies in cluster-cidr 10.42.0.0/16", "node-ip 10.43.7.7 lies in service-cidr"} {
+	err := c.ValidateNode([]netip.Addr{netip.MustParseAddr("10.42.7.7"), netip.MustParseAddr("10.43.7.7"),
+		netip.MustParseAddr("192.0.2.1")})
+	for _, want := range []string{"node-ip 10.42.7.7 lies in cluster-cidr 10.42.0.0/16",
+		"node-ip 10.43.7.7 lies in service-cidr"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}

@@ -26,7 +26,8 @@ const (
 func (c Config) Validate() error {
 	errs := c.validateRanges()
 	if domain := strings.TrimSuffix(c.ClusterDomain, "."); len(validation.IsDNS1123Subdomain(domain)) > 0 {
-		errs = append(errs, fmt.Errorf("cluster-domain %q is no DNS domain: use one such as %s", c.ClusterDomain, DefaultClusterDomain))
+		errs = append(errs,
+			fmt.Errorf("cluster-domain %q is no DNS domain: use one such as %s", c.ClusterDomain, DefaultClusterDomain))
 	}
 	return errors.Join(append(errs, c.NetworkBackend.Validate())...)
 }
@@ -49,7 +50,9 @@ func (c Config) ValidateNode(addresses []netip.Addr) error {
 		for _, r := range set.ranges {
 			for _, a := range addresses {
 				if r.Contains(a) {
-					errs = append(errs, fmt.Errorf("node-ip %s lies in %s %s: choose a --%s the host's network does not use", a, set.setting, r, set.setting))
+					errs = append(errs,
+						fmt.Errorf("node-ip %s lies in %s %s: choose a --%s the host's network does not use", a,
+							set.setting, r, set.setting))
 				}
 			}
 		}
@@ -101,7 +104,8 @@ func (c Config) validateSizes() []error {
 			perNode = NodeMaskIPv4
 		}
 		if r.Bits() > perNode {
-			fault("cluster-cidr %s is too small: every node takes a /%d of it, so use /%d or wider", r, perNode, perNode)
+			fault("cluster-cidr %s is too small: every node takes a /%d of it, so use /%d or wider", r, perNode,
+				perNode)
 		} else if perNode-r.Bits() > maxNodeBits {
 			fault("cluster-cidr %s is too wide: use /%d or narrower", r, perNode-maxNodeBits)
 		}
@@ -128,12 +132,14 @@ func (c Config) validatePairs() []error {
 		}
 	}
 	if len(c.ClusterCIDRs) != len(c.ServiceCIDRs) {
-		fault("cluster-cidr has %d ranges and service-cidr %d: give one of each family to both", len(c.ClusterCIDRs), len(c.ServiceCIDRs))
+		fault("cluster-cidr has %d ranges and service-cidr %d: give one of each family to both", len(c.ClusterCIDRs),
+			len(c.ServiceCIDRs))
 		return errs
 	}
 	for i, pods := range c.ClusterCIDRs {
 		if isIPv4(pods) != isIPv4(c.ServiceCIDRs[i]) {
-			fault("cluster-cidr %s and service-cidr %s are of different families: list both in the same order", pods, c.ServiceCIDRs[i])
+			fault("cluster-cidr %s and service-cidr %s are of different families: list both in the same order", pods,
+				c.ServiceCIDRs[i])
 		}
 	}
 	return errs
@@ -146,12 +152,14 @@ func (c Config) validateDNS() []error {
 	}
 	for _, ip := range c.ClusterDNS {
 		if !slices.ContainsFunc(c.ServiceCIDRs, func(r netip.Prefix) bool { return r.Contains(ip) }) {
-			errs = append(errs, fmt.Errorf("cluster-dns %s lies outside service-cidr %s: choose an address inside it", ip, Join(c.ServiceCIDRs)))
+			errs = append(errs, fmt.Errorf("cluster-dns %s lies outside service-cidr %s: choose an address inside it",
+				ip, Join(c.ServiceCIDRs)))
 			continue
 		}
 		for _, r := range c.ServiceCIDRs {
 			if ip == r.Masked().Addr() || ip == NthAddress(r, 1) {
-				errs = append(errs, fmt.Errorf("cluster-dns %s is reserved in service-cidr %s: choose %s", ip, r, NthAddress(r, 10)))
+				errs = append(errs,
+					fmt.Errorf("cluster-dns %s is reserved in service-cidr %s: choose %s", ip, r, NthAddress(r, 10)))
 			}
 		}
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
-// layout counts the changes of what lies where in a data folder that an older
-// mote would not understand.
+// layout counts the changes of what lies where in a data folder that an older mote would not
+// understand.
 const layout = 1
 
 var (
@@ -27,14 +27,13 @@ var (
 	ErrNewer = errors.New("data-dir was written by a newer mote")
 )
 
-// Versions are what the version file records beside the layout, both for people
-// and to refuse a step back.
+// Versions are what the version file records beside the layout, both for people and to refuse a
+// step back.
 type Versions struct {
 	// Mote is this program's version, for people.
 	Mote string
-	// Kubernetes is its Kubernetes version, "v1.37.2". A folder that held a newer
-	// minor version is refused: its objects may be stored in a form this one
-	// cannot read.
+	// Kubernetes is its Kubernetes version, "v1.37.2". A folder that held a newer minor version is
+	// refused: its objects may be stored in a form this one cannot read.
 	Kubernetes string
 }
 
@@ -47,8 +46,8 @@ type Dir struct {
 	madeDirs []string
 }
 
-// Open makes the folder if it is not there, takes it for this process, and
-// checks that no newer mote wrote it. When it refuses, nothing has changed.
+// Open makes the folder if it is not there, takes it for this process, and checks that no newer
+// mote wrote it. When it refuses, nothing has changed.
 func Open(path string, v Versions) (_ *Dir, err error) {
 	d := &Dir{path: path}
 	defer func() {
@@ -68,8 +67,8 @@ func Open(path string, v Versions) (_ *Dir, err error) {
 	return d, nil
 }
 
-// take locks the folder. The kernel releases the lock with the process, so a crash
-// leaves nothing to remove by hand.
+// take locks the folder. The kernel releases the lock with the process, so a crash leaves nothing
+// to remove by hand.
 func (d *Dir) take() error {
 	name := At(d.path).lockFile()
 	_, statErr := os.Lstat(name)
@@ -106,8 +105,8 @@ func (d *Dir) Commit(v Versions) error {
 	return atomicfile.Write(At(d.path).versionFile(), []byte(text), 0o644)
 }
 
-// RecordOutside notes a file that mote makes outside of the folder, so that
-// `mote uninstall` knows it.
+// RecordOutside notes a file that mote makes outside of the folder, so that `mote uninstall` knows
+// it.
 func (d *Dir) RecordOutside(path string) error {
 	known, err := Outside(d.path)
 	if err != nil {
@@ -176,13 +175,14 @@ func checkVersion(path string, v Versions) error {
 		if by == "" {
 			by = "one this mote does not know"
 		}
-		return fmt.Errorf("%w (%s) than this one (%s): %s: install that version again, or give another --data-dir", ErrNewer, by, v.Mote, filepath.Dir(path))
+		return fmt.Errorf("%w (%s) than this one (%s): %s: install that version again, or give another --data-dir",
+			ErrNewer, by, v.Mote, filepath.Dir(path))
 	}
 	return nil
 }
 
-// newerMinor reports whether Kubernetes version a is of a later minor than b. A
-// version that cannot be read is not.
+// newerMinor reports whether Kubernetes version a is of a later minor than b. A version that cannot
+// be read is not.
 func newerMinor(a, b string) bool {
 	var aMajor, aMinor, bMajor, bMinor int
 	if _, err := fmt.Sscanf(a, "v%d.%d", &aMajor, &aMinor); err != nil {

@@ -26,7 +26,8 @@ func TestOpen_SecondMote(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b")
 	d := open(t, path)
 	_, err := Open(path, now)
-	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) || !strings.Contains(err.Error(), path) {
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) ||
+		!strings.Contains(err.Error(), path) {
 		t.Fatalf("second open: %v, want ErrInUse that names process and folder", err)
 	}
 	if pid, err := Holder(path); err != nil || pid != os.Getpid() {

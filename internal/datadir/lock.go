@@ -32,9 +32,10 @@ func lockRetry() retry.Backoff {
 
 // lockExclusive opens and locks the file name, and makes it if necessary.
 //
-// The lock is flock's: exclusive for a mote that runs, shared for the moment in which [Holder] looks.
-// flock cannot be queried without taking it, and earlier versions look and run that way too. So a
-// refused exclusive lock does not yet mean that a mote runs: only if a shared one is refused as well.
+// The lock is flock's: exclusive for a mote that runs, shared for the moment in which [Holder]
+// looks. flock cannot be queried without taking it, and earlier versions look and run that way too.
+// So a refused exclusive lock does not yet mean that a mote runs: only if a shared one is refused
+// as well.
 func lockExclusive(name string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lockPatience)
 	defer cancel()

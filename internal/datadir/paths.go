@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// Paths is the map of a data folder: where each part keeps its files. No other package spells one of
-// these names, so that what one part writes is what another looks for, backs up or removes.
+// Paths is the map of a data folder: where each part keeps its files. No other package spells one
+// of these names, so that what one part writes is what another looks for, backs up or removes.
 type Paths struct {
 	// Root is the data folder itself.
 	Root string
@@ -20,7 +20,8 @@ func (p Paths) lockFile() string    { return filepath.Join(p.Root, "mote.lock") 
 func (p Paths) versionFile() string { return filepath.Join(p.Root, "version") }
 func (p Paths) outsideFile() string { return filepath.Join(p.Root, "outside") }
 
-// Records are the files at the top of the folder, in the order to remove them in: the lock goes last.
+// Records are the files at the top of the folder, in the order to remove them in: the lock goes
+// last.
 func (p Paths) Records() []string {
 	return []string{p.StatusSocket(), p.outsideFile(), p.versionFile(), p.lockFile()}
 }

@@ -15,9 +15,14 @@ import (
 )
 
 func testServer() Server {
-	return Server{Name: "alpha.example", Port: 6443, Pin: "abc", Addresses: func() []net.IP {
-		return []net.IP{net.IPv4(192, 0, 2, 1), net.ParseIP("2001:db8::1"), net.IPv4(192, 0, 2, 2)}
-	}}
+	return Server{
+		Name: "alpha.example",
+		Port: 6443,
+		Pin:  "abc",
+		Addresses: func() []net.IP {
+			return []net.IP{net.IPv4(192, 0, 2, 1), net.ParseIP("2001:db8::1"), net.IPv4(192, 0, 2, 2)}
+		},
+	}
 }
 
 func TestServer_Reply_IsReadByAskers(t *testing.T) {
@@ -63,7 +68,8 @@ func TestAnswer_ReadFails_IsTriedAgain(t *testing.T) {
 			t.Errorf("a failed read ends the server's part: %v", err)
 		}
 		if took := time.Since(begin); conn.left != -1 || took != 7*time.Second || logs.Len() != 1 {
-			t.Errorf("%d reads left, took %s, logged %d lines; want the pauses 1, 2 and 4 s and one line", conn.left, took, logs.Len())
+			t.Errorf("%d reads left, took %s, logged %d lines; want the pauses 1, 2 and 4 s and one line", conn.left,
+				took, logs.Len())
 		}
 	})
 }
@@ -83,7 +89,8 @@ func TestServer_Reply_IgnoresOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, message := range map[string][]byte{"another service": printer, "an answer": own, "noise": []byte("GET / HTTP/1.1"), "nothing": nil} {
+	for name, message := range map[string][]byte{"another service": printer, "an answer": own,
+		"noise": []byte("GET / HTTP/1.1"), "nothing": nil} {
 		if data, err := testServer().reply(message); data != nil || err != nil {
 			t.Errorf("%s was answered: %d bytes, %v", name, len(data), err)
 		}

@@ -58,7 +58,8 @@ func Announce(ctx context.Context, s Server, log *zap.Logger) error {
 			for _, i := range links() {
 				// It has usually joined before.
 				if err := packets.JoinGroup(&i, group); err != nil && !errors.Is(err, unix.EADDRINUSE) {
-					log.Debug("multicast DNS is not served on an interface", zap.String("interface", i.Name), zap.Error(err))
+					log.Debug("multicast DNS is not served on an interface", zap.String("interface", i.Name),
+						zap.Error(err))
 				}
 			}
 			select {
@@ -123,8 +124,9 @@ func answer(ctx context.Context, conn net.PacketConn, s Server, log *zap.Logger)
 	}
 }
 
-// Find asks on all links for servers of the cluster with the pin, and returns those that answer within findTime, as
-// HOST:PORT. It is best effort: where the network cannot be asked it finds nothing.
+// Find asks on all links for servers of the cluster with the pin, and returns those that answer
+// within findTime, as HOST:PORT. It is best effort: where the network cannot be asked it finds
+// nothing.
 func Find(ctx context.Context, pin string) []string {
 	message, err := question()
 	if err != nil {

@@ -56,7 +56,12 @@ func (s Server) reply(message []byte) ([]byte, error) {
 	out.SetReply(m)
 	out.Authoritative = true
 	header := func(name string, kind uint16) dns.RR_Header {
-		return dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET, Ttl: lifetime}
+		return dns.RR_Header{
+			Name:   name,
+			Rrtype: kind,
+			Class:  dns.ClassINET,
+			Ttl:    lifetime,
+		}
 	}
 	out.Answer = []dns.RR{&dns.PTR{Hdr: header(service, dns.TypePTR), Ptr: instance}}
 	out.Extra = []dns.RR{
@@ -75,8 +80,8 @@ func (s Server) reply(message []byte) ([]byte, error) {
 	return data, nil
 }
 
-// read returns the servers of the pinned cluster that an answer names, as
-// HOST:PORT, the sender's own address first.
+// read returns the servers of the pinned cluster that an answer names, as HOST:PORT, the sender's
+// own address first.
 func read(message []byte, from netip.Addr, pin string) []string {
 	m := new(dns.Msg)
 	if m.Unpack(message) != nil || !m.Response {

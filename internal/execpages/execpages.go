@@ -17,9 +17,10 @@ type mapping struct {
 	start, end uintptr
 }
 
-// Release lets the kernel drop every page of the executable that is mapped and cannot have been written to: code, tables, embedded
-// files. What is needed after all is read again from the file, in the small pieces the kernel reads when a file is not yet in its
-// cache. Pages that another process has mapped too stay. It needs Linux 5.4.
+// Release lets the kernel drop every page of the executable that is mapped and cannot have been
+// written to: code, tables, embedded files. What is needed after all is read again from the file,
+// in the small pieces the kernel reads when a file is not yet in its cache. Pages that another
+// process has mapped too stay. It needs Linux 5.4.
 func Release() error {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -48,7 +49,8 @@ func release(file string) error {
 	return errors.Join(faults...)
 }
 
-// readOnly lists the mappings of file in a /proc/PID/maps that were not made writable. Those may hold what is nowhere else.
+// readOnly lists the mappings of file in a /proc/PID/maps that were not made writable. Those may
+// hold what is nowhere else.
 func readOnly(maps io.Reader, file string) ([]mapping, error) {
 	var found []mapping
 	lines := bufio.NewScanner(maps)

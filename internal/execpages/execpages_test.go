@@ -38,7 +38,8 @@ func TestReadOnly_BrokenMap_IsAnError(t *testing.T) {
 	}
 }
 
-// TestRelease_MappedFile_IsDroppedAndComesBack looks at a file of its own: the test's executable is still being written to disk.
+// TestRelease_MappedFile_IsDroppedAndComesBack looks at a file of its own: the test's executable is
+// still being written to disk.
 func TestRelease_MappedFile_IsDroppedAndComesBack(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "mapped")
 	content := bytes.Repeat([]byte("mote"), 1<<20)
@@ -87,7 +88,8 @@ func TestRelease_MappedFile_IsDroppedAndComesBack(t *testing.T) {
 func resident(t *testing.T, mem []byte) int {
 	t.Helper()
 	pages := make([]byte, (len(mem)+os.Getpagesize()-1)/os.Getpagesize())
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(unsafe.Pointer(&pages[0]))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)),
+		uintptr(unsafe.Pointer(&pages[0]))); errno != 0 {
 		t.Fatal(errno)
 	}
 	n := 0

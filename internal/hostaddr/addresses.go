@@ -9,14 +9,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Dummy is the address a machine without any network goes by until it has one:
-// the IPv4 dummy address (RFC 7600, section 4.8), which is never used outside a
-// host. A node must have an address that is not loopback.
+// Dummy is the address a machine without any network goes by until it has one: the IPv4 dummy
+// address (RFC 7600, section 4.8), which is never used outside a host. A node must have an address
+// that is not loopback.
 var Dummy = net.IPv4(192, 0, 0, 8)
 
-// All returns the addresses of this machine that others can use: global unicast addresses of interfaces that are up and not
-// mote's own, the one the kernel sends from to other networks first. It is empty without a network, and if the kernel does
-// not list its interfaces.
+// All returns the addresses of this machine that others can use: global unicast addresses of
+// interfaces that are up and not mote's own, the one the kernel sends from to other networks first.
+// It is empty without a network, and if the kernel does not list its interfaces.
 func All() []net.IP {
 	found, err := list()
 	if err != nil {
@@ -33,8 +33,8 @@ func Preferred() net.IP {
 	return Dummy
 }
 
-// Current is Preferred for callers that must not take an unknown address for none: it returns an error if the kernel does not
-// list its interfaces.
+// Current is Preferred for callers that must not take an unknown address for none: it returns an
+// error if the kernel does not list its interfaces.
 func Current() (net.IP, error) {
 	found, err := list()
 	if err != nil {
@@ -76,8 +76,7 @@ func list() ([]net.IP, error) {
 	return found, nil
 }
 
-// EnsureDummy gives the loopback interface the address Dummy. It is harmless to
-// repeat.
+// EnsureDummy gives the loopback interface the address Dummy. It is harmless to repeat.
 func EnsureDummy() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -110,9 +109,8 @@ func RemoveDummy() error {
 	return nil
 }
 
-// routeSource is the address the kernel would send from to reach other
-// networks; nil without a default route. Nothing is sent: connecting a UDP
-// socket only looks the route up.
+// routeSource is the address the kernel would send from to reach other networks; nil without a
+// default route. Nothing is sent: connecting a UDP socket only looks the route up.
 func routeSource() net.IP {
 	conn, err := net.Dial("udp4", "198.51.100.1:9")
 	if err != nil {

@@ -19,7 +19,8 @@ func TestAll_HoldsOnlyAddressesOthersCanUse(t *testing.T) {
 }
 
 func TestOwn(t *testing.T) {
-	for name, want := range map[string]bool{"mote0": true, "mote-dns": true, "veth12ab": true, "eth0": false, "wlan0": false, "br-lan": false} {
+	for name, want := range map[string]bool{"mote0": true, "mote-dns": true, "veth12ab": true, "eth0": false,
+		"wlan0": false, "br-lan": false} {
 		if own(name) != want {
 			t.Errorf("%s counts as made by mote: %v", name, !want)
 		}

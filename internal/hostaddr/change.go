@@ -14,24 +14,27 @@ import (
 )
 
 const (
-	// settle is how long an address must have been gone before it counts as changed: leases are renewed and cables plugged
-	// in again.
+	// settle is how long an address must have been gone before it counts as changed: leases are
+	// renewed and cables plugged in again.
 	settle = 5 * time.Second
-	// poll is the time between two looks while the kernel reports nothing, as its reports can get lost.
+	// poll is the time between two looks while the kernel reports nothing, as its reports can get
+	// lost.
 	poll = time.Minute
 	// Pauses before the kernel's reports are subscribed to again.
 	firstRetry, lastRetry = time.Second, time.Minute
 )
 
-// WaitChanged blocks until old is no longer an address of this machine while it has another one, for some seconds, or until
-// ctx ends; then it returns ctx's error. A machine that only lost its network keeps its old address: pods on it go on as
-// they are.
+// WaitChanged blocks until old is no longer an address of this machine while it has another one,
+// for some seconds, or until ctx ends; then it returns ctx's error. A machine that only lost its
+// network keeps its old address: pods on it go on as they are.
 func WaitChanged(ctx context.Context, old net.IP) error {
 	return waitChanged(ctx, old, list, subscribe)
 }
 
-// waitChanged takes what reads the addresses, and what calls changed for each report of the kernel until ctx ends or it fails.
-func waitChanged(ctx context.Context, old net.IP, list func() ([]net.IP, error), subscribe func(ctx context.Context, changed func()) error) error {
+// waitChanged takes what reads the addresses, and what calls changed for each report of the kernel
+// until ctx ends or it fails.
+func waitChanged(ctx context.Context, old net.IP, list func() ([]net.IP, error),
+	subscribe func(ctx context.Context, changed func()) error) error {
 	watchCtx, cancel := context.WithCancel(ctx)
 	reported, watched := make(chan struct{}, 1), make(chan struct{})
 	go func() {
@@ -74,8 +77,8 @@ func waitChanged(ctx context.Context, old net.IP, list func() ([]net.IP, error),
 	}
 }
 
-// watch keeps a subscription until ctx ends. After a gap it calls changed, as reports may have been lost: the kernel ends a
-// subscription whose reader falls behind.
+// watch keeps a subscription until ctx ends. After a gap it calls changed, as reports may have been
+// lost: the kernel ends a subscription whose reader falls behind.
 func watch(ctx context.Context, subscribe func(ctx context.Context, changed func()) error, changed func()) {
 	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
 	for {

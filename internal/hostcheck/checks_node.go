@@ -12,7 +12,8 @@ var (
 	controllersV2 = []string{"cpu", "cpuset", "memory", "pids"}
 )
 
-const memoryRemedy = "add cgroup_enable=memory to the kernel's command line (on a Raspberry Pi in /boot/firmware/cmdline.txt) and reboot"
+const memoryRemedy = "add cgroup_enable=memory to the kernel's command line (on a Raspberry Pi in " +
+	"/boot/firmware/cmdline.txt) and reboot"
 
 func checkCgroups(h Host, _ Options) []Result {
 	version, have := cgroups(h)
@@ -37,7 +38,8 @@ func checkCgroups(h Host, _ Options) []Result {
 		return fail("cgroups", fmt.Sprintf("version %d without %s", version, strings.Join(missing, ", ")), remedy)
 	}
 	if version == 1 {
-		return warn("cgroups", "version 1", "boot with systemd.unified_cgroup_hierarchy=1 for version 2: Kubernetes is about to drop version 1")
+		return warn("cgroups", "version 1",
+			"boot with systemd.unified_cgroup_hierarchy=1 for version 2: Kubernetes is about to drop version 1")
 	}
 	return ok("cgroups", "version 2")
 }
@@ -68,13 +70,17 @@ func checkLinks(h Host, _ Options) []Result {
 	var results []Result
 	for _, kind := range []string{"bridge", "veth"} {
 		if err := errs[kind]; err != nil {
-			results = append(results, fail(kind, fmt.Sprintf("cannot be made (%v)", err), "load the module ("+kind+") or use a kernel that has it: pods are connected with it")...)
+			results = append(results, fail(kind, fmt.Sprintf("cannot be made (%v)", err),
+				"load the module ("+kind+") or use a kernel that has it: pods are connected with it")...)
 			continue
 		}
 		results = append(results, ok(kind, "works")...)
 	}
 	if err := errs["vxlan"]; err != nil {
-		return append(results, warn("vxlan", fmt.Sprintf("cannot be made (%v)", err), "load the module (vxlan) before joining a second machine, as pods of several machines talk through it, or give the server --network-backend=host-gw")...)
+		return append(results,
+			warn("vxlan", fmt.Sprintf("cannot be made (%v)", err),
+				"load the module (vxlan) before joining a second machine, as pods of several machines talk through "+
+					"it, or give the server --network-backend=host-gw")...)
 	}
 	return append(results, ok("vxlan", "works")...)
 }
@@ -86,9 +92,11 @@ func checkPacketFilter(h Host, _ Options) []Result {
 	}
 	iptables := h.TryIPTables()
 	if iptables == nil {
-		return warn("packet filter", fmt.Sprintf("iptables, as nftables does not work (%v)", nft), "install nftables (nft 1.0.1 or newer) for faster services")
+		return warn("packet filter", fmt.Sprintf("iptables, as nftables does not work (%v)", nft),
+			"install nftables (nft 1.0.1 or newer) for faster services")
 	}
-	return fail("packet filter", fmt.Sprintf("neither nftables (%v) nor iptables (%v) works", nft, iptables), "install the nftables package, or iptables")
+	return fail("packet filter", fmt.Sprintf("neither nftables (%v) nor iptables (%v) works", nft, iptables),
+		"install the nftables package, or iptables")
 }
 
 func checkBridgeFilter(h Host, _ Options) []Result {
@@ -96,7 +104,8 @@ func checkBridgeFilter(h Host, _ Options) []Result {
 		if h.TryModule("br_netfilter") == nil {
 			return ok("br_netfilter", "not loaded, will be")
 		}
-		return warn("br_netfilter", "not loaded", "run `modprobe br_netfilter`: without, a pod may not reach a service that leads to a pod of the same node")
+		return warn("br_netfilter", "not loaded",
+			"run `modprobe br_netfilter`: without, a pod may not reach a service that leads to a pod of the same node")
 	}
 	return ok("br_netfilter", "there")
 }
@@ -107,7 +116,8 @@ func checkForwarding(h Host, _ Options) []Result {
 		return ok("ip_forward", "on")
 	}
 	if err := h.Writable(path); err != nil {
-		return fail("ip_forward", fmt.Sprintf("off and cannot be set (%v)", err), "run `sysctl -w net.ipv4.ip_forward=1` on the host")
+		return fail("ip_forward", fmt.Sprintf("off and cannot be set (%v)", err),
+			"run `sysctl -w net.ipv4.ip_forward=1` on the host")
 	}
 	return ok("ip_forward", "off, can be set")
 }
@@ -122,16 +132,20 @@ func checkIPv6(h Host, o Options) []Result {
 		off, err := readInt(h, conf+which+"/disable_ipv6")
 		switch {
 		case err != nil:
-			return fail("ipv6", "the kernel has none", "boot it without ipv6.disable=1, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
+			return fail("ipv6", "the kernel has none",
+				"boot it without ipv6.disable=1, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
 		case off != 0:
-			return fail("ipv6", "switched off (net.ipv6.conf."+which+".disable_ipv6)", "run `sysctl -w net.ipv6.conf."+which+".disable_ipv6=0`, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
+			return fail("ipv6", "switched off (net.ipv6.conf."+which+".disable_ipv6)",
+				"run `sysctl -w net.ipv6.conf."+which+
+					".disable_ipv6=0`, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
 		}
 	}
 	if n, err := readInt(h, conf+"all/forwarding"); err == nil && n == 1 {
 		return ok("ipv6", "there, forwarding is on")
 	}
 	if err := h.Writable(conf + "all/forwarding"); err != nil {
-		return fail("ipv6", fmt.Sprintf("forwarding is off and cannot be set (%v)", err), "run `sysctl -w net.ipv6.conf.all.forwarding=1` on the host")
+		return fail("ipv6", fmt.Sprintf("forwarding is off and cannot be set (%v)", err),
+			"run `sysctl -w net.ipv6.conf.all.forwarding=1` on the host")
 	}
 	return ok("ipv6", "there, forwarding can be set")
 }
@@ -141,7 +155,9 @@ func checkConntrack(h Host, _ Options) []Result {
 		if h.TryModule("nf_conntrack") == nil {
 			return ok("conntrack", "not loaded, comes with the first rule")
 		}
-		return warn("conntrack", "not loaded", "run `modprobe nf_conntrack`: services need it, and the kernel loads it with the first rule only if it has the module")
+		return warn("conntrack", "not loaded",
+			"run `modprobe nf_conntrack`: services need it, and the kernel loads it with the first rule only if it "+
+				"has the module")
 	}
 	return ok("conntrack", "there")
 }

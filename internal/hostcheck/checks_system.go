@@ -19,8 +19,8 @@ const (
 	wantEntropy = 128
 )
 
-// oldestClock is before any host could run this program; a clock that shows an
-// earlier time has no battery and was not set yet.
+// oldestClock is before any host could run this program; a clock that shows an earlier time has no
+// battery and was not set yet.
 var oldestClock = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func checkRoot(h Host, _ Options) []Result {
@@ -37,10 +37,12 @@ func checkCapabilities(h Host, o Options) []Result {
 	}
 	has := func(c int) bool { return have&(1<<c) != 0 }
 	if o.Node && (!has(unix.CAP_SYS_ADMIN) || !has(unix.CAP_NET_ADMIN)) {
-		return fail("capabilities", "CAP_SYS_ADMIN or CAP_NET_ADMIN is missing", "run mote on the host itself, or in a privileged container")
+		return fail("capabilities", "CAP_SYS_ADMIN or CAP_NET_ADMIN is missing",
+			"run mote on the host itself, or in a privileged container")
 	}
 	if o.Node && !has(unix.CAP_SYS_RESOURCE) {
-		return warn("capabilities", "CAP_SYS_RESOURCE is missing", "nothing: mote then does not protect system pods from being killed first when memory runs out")
+		return warn("capabilities", "CAP_SYS_RESOURCE is missing",
+			"nothing: mote then does not protect system pods from being killed first when memory runs out")
 	}
 	return ok("capabilities", "%d", bits.OnesCount64(have))
 }
@@ -58,21 +60,24 @@ func checkKernel(h Host, _ Options) []Result {
 	case major < 4 || major == 4 && minor < 19:
 		return fail("kernel", release, "use Linux 4.19 or newer, better 5.13 or newer")
 	case major < 5 || major == 5 && minor < 13:
-		return warn("kernel", release, "use Linux 5.13 or newer: with an older one services go through iptables instead of nftables")
+		return warn("kernel", release,
+			"use Linux 5.13 or newer: with an older one services go through iptables instead of nftables")
 	}
 	return ok("kernel", "%s", release)
 }
 
 func checkDataDir(h Host, o Options) []Result {
 	if err := h.TryDir(o.DataDir); err != nil {
-		return fail("data-dir", fmt.Sprintf("%s cannot be written: %v", o.DataDir, err), "give a --data-dir on a disk that is mounted read-write")
+		return fail("data-dir", fmt.Sprintf("%s cannot be written: %v", o.DataDir, err),
+			"give a --data-dir on a disk that is mounted read-write")
 	}
 	return ok("data-dir", "%s on %s", o.DataDir, h.FileSystem(o.DataDir))
 }
 
 func checkOverlay(h Host, o Options) []Result {
 	if err := h.TryOverlay(o.DataDir); err != nil {
-		return fail("overlayfs", fmt.Sprintf("data-dir %s lies on %s, where overlayfs does not work (%v)", o.DataDir, h.FileSystem(o.DataDir), err),
+		return fail("overlayfs", fmt.Sprintf("data-dir %s lies on %s, where overlayfs does not work (%v)", o.DataDir,
+			h.FileSystem(o.DataDir), err),
 			"give a --data-dir on ext4, xfs or btrfs, or load the overlay module")
 	}
 	return ok("overlayfs", "works")
@@ -88,7 +93,8 @@ func checkPorts(h Host, o Options) []Result {
 			if owner := h.PortOwner(p.Address); owner != "" {
 				found, remedy = fmt.Sprintf("needed for %s, in use by %s", p.Purpose, owner), "stop that program"
 			} else if isInUse(err) {
-				found, remedy = fmt.Sprintf("needed for %s, in use by a process that cannot be told", p.Purpose), "stop it"
+				found, remedy = fmt.Sprintf("needed for %s, in use by a process that cannot be told", p.Purpose),
+					"stop it"
 			}
 			if p.Setting != "" {
 				remedy += ", or choose another port with " + p.Setting
@@ -103,14 +109,17 @@ func checkPorts(h Host, o Options) []Result {
 
 func checkKmsg(h Host, _ Options) []Result {
 	if !h.Exists("/dev/kmsg") {
-		return fail("/dev/kmsg", "missing", "give it to the container mote runs in (--device /dev/kmsg): the kubelet reads kills for lack of memory from it")
+		return fail("/dev/kmsg", "missing",
+			"give it to the container mote runs in (--device /dev/kmsg): the kubelet reads kills for lack of memory "+
+				"from it")
 	}
 	return ok("/dev/kmsg", "there")
 }
 
 func checkSeccomp(h Host, _ Options) []Result {
 	if !h.Exists("/proc/sys/kernel/seccomp/actions_avail") {
-		return warn("seccomp", "not in the kernel", "build the kernel with CONFIG_SECCOMP_FILTER: without, pods run unfiltered")
+		return warn("seccomp", "not in the kernel",
+			"build the kernel with CONFIG_SECCOMP_FILTER: without, pods run unfiltered")
 	}
 	return ok("seccomp", "works")
 }
@@ -131,7 +140,8 @@ func checkPropagation(h Host, _ Options) []Result {
 					return ok("mounts", "shared")
 				}
 			}
-			return warn("mounts", "/ is not shared", "run `mount --make-rshared /`: without, pods cannot mount volumes for other pods (mountPropagation)")
+			return warn("mounts", "/ is not shared",
+				"run `mount --make-rshared /`: without, pods cannot mount volumes for other pods (mountPropagation)")
 		}
 	}
 	return nil
@@ -142,7 +152,8 @@ func checkSwap(h Host, _ Options) []Result {
 	if err != nil || strings.Count(strings.TrimSpace(string(data)), "\n") == 0 {
 		return ok("swap", "off")
 	}
-	return warn("swap", "on", "nothing, or `swapoff -a`: pods do not use it, but the host's own programs may become slow")
+	return warn("swap", "on",
+		"nothing, or `swapoff -a`: pods do not use it, but the host's own programs may become slow")
 }
 
 func checkMemory(h Host, _ Options) []Result {
@@ -175,14 +186,17 @@ func checkSpace(h Host, o Options) []Result {
 		return warn("disk", found, "free "+size(wantSpace)+": images of pods go there")
 	// File systems that make inodes as needed report none at all.
 	case inodes > 0 && inodes < wantInodes:
-		return warn("disk", fmt.Sprintf("%d inodes free for %s", inodes, o.DataDir), "remove small files: images of pods have many")
+		return warn("disk", fmt.Sprintf("%d inodes free for %s", inodes, o.DataDir),
+			"remove small files: images of pods have many")
 	}
 	return ok("disk", "%s", found)
 }
 
 func checkClock(h Host, _ Options) []Result {
 	if now := h.Now(); now.Before(oldestClock) {
-		return warn("clock", now.UTC().Format(time.DateTime)+" UTC", "set the clock, or run an NTP client: certificates made now are valid at the right time too, but those of other machines are not valid yet")
+		return warn("clock", now.UTC().Format(time.DateTime)+" UTC",
+			"set the clock, or run an NTP client: certificates made now are valid at the right time too, but those "+
+				"of other machines are not valid yet")
 	}
 	return ok("clock", "plausible")
 }
@@ -190,7 +204,8 @@ func checkClock(h Host, _ Options) []Result {
 func checkEntropy(h Host, _ Options) []Result {
 	n, err := readInt(h, "/proc/sys/kernel/random/entropy_avail")
 	if err == nil && n < wantEntropy {
-		return warn("entropy", strconv.Itoa(n)+" bits", "wait, or run a daemon such as rngd: keys are made when the kernel has collected enough")
+		return warn("entropy", strconv.Itoa(n)+" bits",
+			"wait, or run a daemon such as rngd: keys are made when the kernel has collected enough")
 	}
 	return ok("entropy", "enough")
 }

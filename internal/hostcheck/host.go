@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toolTimeout bounds one run of nft, iptables or modprobe. The first nft of a boot loads modules, which takes slow machines seconds.
+// toolTimeout bounds one run of nft, iptables or modprobe. The first nft of a boot loads modules,
+// which takes slow machines seconds.
 const toolTimeout = 30 * time.Second
 
 // machine is the host this process runs on.
@@ -96,7 +97,8 @@ func (machine) TryOverlay(dir string) (err error) {
 			return bare(err)
 		}
 	}
-	options := fmt.Sprintf("lowerdir=%s:%s,upperdir=%s,workdir=%s", sub("lower2"), sub("lower"), sub("upper"), sub("work"))
+	options := fmt.Sprintf("lowerdir=%s:%s,upperdir=%s,workdir=%s", sub("lower2"), sub("lower"), sub("upper"),
+		sub("work"))
 	if err := unix.Mount("overlay", sub("merged"), "overlay", 0, options); err != nil {
 		return err
 	}
@@ -110,9 +112,12 @@ func (machine) TryOverlay(dir string) (err error) {
 
 // fileSystems names the kinds people have data folders on.
 var fileSystems = map[int64]string{
-	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
-	unix.NFS_SUPER_MAGIC: "nfs", unix.F2FS_SUPER_MAGIC: "f2fs", unix.MSDOS_SUPER_MAGIC: "vfat", unix.FUSE_SUPER_MAGIC: "fuse", unix.RAMFS_MAGIC: "ramfs",
-	unix.SQUASHFS_MAGIC: "squashfs", unix.ECRYPTFS_SUPER_MAGIC: "ecryptfs", 0x2fc12fc1: "zfs", 0x2011bab0: "exfat", 0x7366746e: "ntfs", 0xff534d42: "cifs", 0xfe534d42: "smb",
+	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
+	unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
+	unix.NFS_SUPER_MAGIC: "nfs", unix.F2FS_SUPER_MAGIC: "f2fs", unix.MSDOS_SUPER_MAGIC: "vfat",
+	unix.FUSE_SUPER_MAGIC: "fuse", unix.RAMFS_MAGIC: "ramfs",
+	unix.SQUASHFS_MAGIC: "squashfs", unix.ECRYPTFS_SUPER_MAGIC: "ecryptfs", 0x2fc12fc1: "zfs", 0x2011bab0: "exfat",
+	0x7366746e: "ntfs", 0xff534d42: "cifs", 0xfe534d42: "smb",
 }
 
 func (machine) FileSystem(dir string) string {
@@ -136,8 +141,8 @@ func (machine) Free(dir string) (uint64, uint64, error) {
 	return s.Bavail * uint64(s.Bsize), s.Ffree, nil
 }
 
-// inNewNetwork runs f on a thread in a network namespace of its own, which the
-// kernel throws away with the thread.
+// inNewNetwork runs f on a thread in a network namespace of its own, which the kernel throws away
+// with the thread.
 func inNewNetwork(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -205,7 +210,8 @@ func (machine) TryNFTables() error { return tryTool(trialRules, "nft", "-f", "-"
 
 func (machine) TryIPTables() error {
 	for _, args := range [][]string{
-		{"-w", "5", "-t", "nat", "-A", "PREROUTING", "-m", "comment", "--comment", "try", "-m", "conntrack", "--ctstate", "NEW", "-p", "tcp", "-j", "DNAT", "--to-destination", "192.0.2.1:80"},
+		{"-w", "5", "-t", "nat", "-A", "PREROUTING", "-m", "comment", "--comment", "try", "-m", "conntrack",
+			"--ctstate", "NEW", "-p", "tcp", "-j", "DNAT", "--to-destination", "192.0.2.1:80"},
 		{"-w", "5", "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000", "-j", "MASQUERADE"},
 	} {
 		if err := tryTool("", "iptables", args...); err != nil {

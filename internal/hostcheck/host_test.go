@@ -29,7 +29,8 @@ func TestThisHost_LeavesNothingBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	Run(ThisHost(), Options{DataDir: filepath.Join(dir, "a", "b"), Node: true, Ports: []Port{{Address: "127.0.0.1:0", Purpose: "a test"}}})
+	Run(ThisHost(), Options{DataDir: filepath.Join(dir, "a", "b"), Node: true,
+		Ports: []Port{{Address: "127.0.0.1:0", Purpose: "a test"}}})
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("files left: %v, %v", entries, err)
 	}
@@ -64,7 +65,8 @@ func TestThisHost_OverlayOnUnsupportedFileSystem(t *testing.T) {
 		paths = append(paths, path)
 	}
 	merged := paths[3].(string)
-	if err := unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", paths[:3]...)); err != nil {
+	if err := unix.Mount("overlay", merged, "overlay", 0,
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", paths[:3]...)); err != nil {
 		t.Skipf("no overlay here: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(merged, unix.MNT_DETACH) })
@@ -130,7 +132,8 @@ func TestPortOwner_FakeProc(t *testing.T) {
 		}
 	}
 	files := map[string]string{
-		"net/tcp": "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n" +
+		"net/tcp": "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid" +
+			"  timeout inode\n" +
 			"   0: 0100007F:192B 00000000:0000 01 00000000:00000000 00:00000000 00000000     0        0 111 1\n" +
 			"   1: 00000000:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 222 1\n",
 		"12/comm": "client\n", "13/comm": "nginx\n",
@@ -140,7 +143,8 @@ func TestPortOwner_FakeProc(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for fd, target := range map[string]string{"12/fd/3": "socket:[111]", "13/fd/4": "/dev/null", "13/fd/5": "socket:[222]"} {
+	for fd, target := range map[string]string{"12/fd/3": "socket:[111]", "13/fd/4": "/dev/null",
+		"13/fd/5": "socket:[222]"} {
 		if err := os.Symlink(target, filepath.Join(proc, fd)); err != nil {
 			t.Fatal(err)
 		}

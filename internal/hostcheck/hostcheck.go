@@ -43,8 +43,7 @@ type Port struct {
 type Options struct {
 	// DataDir is where mote will keep its files; it need not exist.
 	DataDir string
-	// Node says whether pods shall run here. Without, only what a control plane
-	// needs is looked at.
+	// Node says whether pods shall run here. Without, only what a control plane needs is looked at.
 	Node bool
 	// IPv6 says that pods shall have addresses of that family.
 	IPv6 bool
@@ -65,19 +64,19 @@ type Host interface {
 	Capabilities() (uint64, error)
 	// KernelRelease is what uname says.
 	KernelRelease() (string, error)
-	// TryDir makes and removes a file in the nearest folder above dir that
-	// exists; TryOverlay mounts and unmounts an overlay there.
+	// TryDir makes and removes a file in the nearest folder above dir that exists; TryOverlay
+	// mounts and unmounts an overlay there.
 	TryDir(dir string) error
 	TryOverlay(dir string) error
 	// FileSystem names the kind of file system dir is or will be on.
 	FileSystem(dir string) string
 	// Free returns the free bytes and inodes of dir's file system.
 	Free(dir string) (bytes, inodes uint64, err error)
-	// TryLinks makes one network device of each kind in a network namespace that
-	// is thrown away, and returns the errors by kind.
+	// TryLinks makes one network device of each kind in a network namespace that is thrown away,
+	// and returns the errors by kind.
 	TryLinks(kinds ...string) map[string]error
-	// TryNFTables and TryIPTables apply a rule of the kinds mote uses in a
-	// network namespace that is thrown away.
+	// TryNFTables and TryIPTables apply a rule of the kinds mote uses in a network namespace that
+	// is thrown away.
 	TryNFTables() error
 	TryIPTables() error
 	// TryModule reports whether a kernel module could be loaded, and loads nothing.
@@ -94,14 +93,15 @@ type Host interface {
 // check looks at one thing. A check that does not apply returns no results.
 type check func(h Host, o Options) []Result
 
-// Run looks at everything and returns the results in the order a person would
-// want to repair them in.
+// Run looks at everything and returns the results in the order a person would want to repair them
+// in.
 func Run(h Host, o Options) []Result {
 	checks := []check{
 		checkRoot, checkCapabilities, checkKernel, checkDataDir, checkPorts,
 	}
 	if o.Node {
-		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter, checkForwarding, checkIPv6, checkConntrack,
+		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter,
+			checkForwarding, checkIPv6, checkConntrack,
 			checkKmsg, checkSeccomp, checkPropagation, checkInotify, checkSwap)
 	}
 	checks = append(checks, checkMemory, checkSpace, checkClock, checkEntropy)
@@ -144,9 +144,19 @@ func ok(name, format string, args ...any) []Result {
 }
 
 func warn(name, found, remedy string) []Result {
-	return []Result{{Name: name, Level: Warn, Found: found, Remedy: remedy}}
+	return []Result{{
+		Name:   name,
+		Level:  Warn,
+		Found:  found,
+		Remedy: remedy,
+	}}
 }
 
 func fail(name, found, remedy string) []Result {
-	return []Result{{Name: name, Level: Fail, Found: found, Remedy: remedy}}
+	return []Result{{
+		Name:   name,
+		Level:  Fail,
+		Found:  found,
+		Remedy: remedy,
+	}}
 }

@@ -52,7 +52,12 @@ func goodHost() *fakeHost {
 			"/proc/meminfo":                                "MemTotal:        4000000 kB\nMemFree: 1 kB\n",
 			"/dev/kmsg":                                    "",
 		},
-		caps: ^uint64(0), release: "6.1.0-18-amd64", fileSystem: "ext4", free: 50 << 30, inodes: 1_000_000, now: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
+		caps:       ^uint64(0),
+		release:    "6.1.0-18-amd64",
+		fileSystem: "ext4",
+		free:       50 << 30,
+		inodes:     1_000_000,
+		now:        time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
 	}
 }
 
@@ -85,7 +90,12 @@ func (f *fakeHost) PortOwner(string) string        { return f.owner }
 func (f *fakeHost) InotifyInUse() int              { return f.inotify }
 func (f *fakeHost) Now() time.Time                 { return f.now }
 
-var options = Options{DataDir: "/var/lib/mote", Node: true, IPv6: true, Ports: []Port{{Address: ":6443", Purpose: "the API server", Setting: "--https-listen-port"}}}
+var options = Options{
+	DataDir: "/var/lib/mote",
+	Node:    true,
+	IPv6:    true,
+	Ports:   []Port{{Address: ":6443", Purpose: "the API server", Setting: "--https-listen-port"}},
+}
 
 func find(t *testing.T, results []Result, name string) Result {
 	t.Helper()
@@ -120,69 +130,104 @@ func TestRun_Faults(t *testing.T) {
 		want   string
 	}{
 		{"not root", func(h *fakeHost) { h.uid = 1000 }, "root", Fail, "sudo"},
-		{"no admin capability", func(h *fakeHost) { h.caps &^= 1 << unix.CAP_SYS_ADMIN }, "capabilities", Fail, "privileged"},
-		{"no resource capability", func(h *fakeHost) { h.caps &^= 1 << unix.CAP_SYS_RESOURCE }, "capabilities", Warn, "CAP_SYS_RESOURCE"},
+		{"no admin capability", func(h *fakeHost) { h.caps &^= 1 << unix.CAP_SYS_ADMIN }, "capabilities", Fail,
+			"privileged"},
+		{"no resource capability", func(h *fakeHost) { h.caps &^= 1 << unix.CAP_SYS_RESOURCE }, "capabilities", Warn,
+			"CAP_SYS_RESOURCE"},
 		{"ancient kernel", func(h *fakeHost) { h.release = "3.10.0-1160" }, "kernel", Fail, "4.19"},
 		{"old kernel", func(h *fakeHost) { h.release = "5.4.0" }, "kernel", Warn, "iptables"},
 		{"read-only", func(h *fakeHost) { h.dirErr = unix.EROFS }, "data-dir", Fail, "read-only file system"},
 		{"no overlay", func(h *fakeHost) { h.overlayErr, h.fileSystem = unix.EINVAL, "nfs" }, "overlayfs", Fail, "nfs"},
-		{"no cgroups", func(h *fakeHost) { delete(h.files, "/sys/fs/cgroup/cgroup.controllers") }, "cgroups", Fail, "mount cgroup2"},
-		{"v2 without memory", func(h *fakeHost) { h.files["/sys/fs/cgroup/cgroup.controllers"] = "cpuset cpu pids" }, "cgroups", Fail, "cgroup_enable=memory"},
+		{"no cgroups", func(h *fakeHost) { delete(h.files, "/sys/fs/cgroup/cgroup.controllers") }, "cgroups", Fail,
+			"mount cgroup2"},
+		{"v2 without memory", func(h *fakeHost) { h.files["/sys/fs/cgroup/cgroup.controllers"] = "cpuset cpu pids" },
+			"cgroups", Fail, "cgroup_enable=memory"},
 		{"v1 without memory", func(h *fakeHost) {
 			delete(h.files, "/sys/fs/cgroup/cgroup.controllers")
 			h.files["/proc/self/mountinfo"] = cgroupV1
 		}, "cgroups", Fail, "cgroup_enable=memory"},
 		{"v1", func(h *fakeHost) {
 			delete(h.files, "/sys/fs/cgroup/cgroup.controllers")
-			h.files["/proc/self/mountinfo"] = cgroupV1 + "36 30 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+			h.files["/proc/self/mountinfo"] = cgroupV1 +
+				"36 30 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
 		}, "cgroups", Warn, "version 1"},
-		{"no bridge", func(h *fakeHost) { h.linkErrs = map[string]error{"bridge": errNo} }, "bridge", Fail, "module (bridge)"},
+		{"no bridge", func(h *fakeHost) { h.linkErrs = map[string]error{"bridge": errNo} }, "bridge", Fail,
+			"module (bridge)"},
 		{"no veth", func(h *fakeHost) { h.linkErrs = map[string]error{"veth": errNo} }, "veth", Fail, "module (veth)"},
-		{"no vxlan", func(h *fakeHost) { h.linkErrs = map[string]error{"vxlan": errNo} }, "vxlan", Warn, "second machine"},
+		{"no vxlan", func(h *fakeHost) { h.linkErrs = map[string]error{"vxlan": errNo} }, "vxlan", Warn,
+			"second machine"},
 		{"no nftables", func(h *fakeHost) { h.nftErr = errNo }, "packet filter", Warn, "install nftables"},
 		{"no packet filter", func(h *fakeHost) { h.nftErr, h.iptErr = errNo, errNo }, "packet filter", Fail, "install"},
-		{"no br_netfilter", func(h *fakeHost) { delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") }, "br_netfilter", Warn, "modprobe br_netfilter"},
+		{"no br_netfilter", func(h *fakeHost) { delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") },
+			"br_netfilter", Warn, "modprobe br_netfilter"},
 		{"br_netfilter is a module", func(h *fakeHost) {
 			delete(h.files, "/proc/sys/net/bridge/bridge-nf-call-iptables")
 			h.modules = []string{"br_netfilter"}
 		}, "br_netfilter", OK, "will be"},
-		{"forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"] = "0\n" }, "ip_forward", OK, "can be set"},
-		{"forwarding fixed", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"], h.writeErr = "0\n", unix.EROFS }, "ip_forward", Fail, "sysctl -w"},
-		{"no IPv6", func(h *fakeHost) { delete(h.files, "/proc/sys/net/ipv6/conf/all/disable_ipv6") }, "ipv6", Fail, "ipv6.disable=1"},
-		{"IPv6 switched off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/disable_ipv6"] = "1\n" }, "ipv6", Fail, "sysctl -w net.ipv6.conf.all.disable_ipv6=0"},
-		{"IPv6 switched off for new interfaces", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/default/disable_ipv6"] = "1\n" }, "ipv6", Fail, "sysctl -w net.ipv6.conf.default.disable_ipv6=0"},
-		{"IPv6 forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/forwarding"] = "0\n" }, "ipv6", OK, "can be set"},
+		{"forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"] = "0\n" }, "ip_forward", OK,
+			"can be set"},
+		{"forwarding fixed",
+			func(h *fakeHost) { h.files["/proc/sys/net/ipv4/ip_forward"], h.writeErr = "0\n", unix.EROFS },
+			"ip_forward", Fail, "sysctl -w"},
+		{"no IPv6", func(h *fakeHost) { delete(h.files, "/proc/sys/net/ipv6/conf/all/disable_ipv6") }, "ipv6", Fail,
+			"ipv6.disable=1"},
+		{"IPv6 switched off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/disable_ipv6"] = "1\n" }, "ipv6",
+			Fail, "sysctl -w net.ipv6.conf.all.disable_ipv6=0"},
+		{"IPv6 switched off for new interfaces",
+			func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/default/disable_ipv6"] = "1\n" }, "ipv6", Fail,
+			"sysctl -w net.ipv6.conf.default.disable_ipv6=0"},
+		{"IPv6 forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/forwarding"] = "0\n" }, "ipv6",
+			OK, "can be set"},
 		{"IPv6 forwarding fixed", func(h *fakeHost) {
 			h.files["/proc/sys/net/ipv6/conf/all/forwarding"], h.writeErr = "0\n", unix.EROFS
 		}, "ipv6", Fail, "sysctl -w net.ipv6.conf.all.forwarding=1"},
-		{"no conntrack", func(h *fakeHost) { delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max") }, "conntrack", Warn, "nf_conntrack"},
+		{"no conntrack", func(h *fakeHost) { delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max") }, "conntrack",
+			Warn, "nf_conntrack"},
 		{"conntrack is a module", func(h *fakeHost) {
 			delete(h.files, "/proc/sys/net/netfilter/nf_conntrack_max")
 			h.modules = []string{"nf_conntrack"}
 		}, "conntrack", OK, "comes with"},
 		{"no kmsg", func(h *fakeHost) { delete(h.files, "/dev/kmsg") }, "/dev/kmsg", Fail, "--device"},
-		{"no seccomp", func(h *fakeHost) { delete(h.files, "/proc/sys/kernel/seccomp/actions_avail") }, "seccomp", Warn, "CONFIG_SECCOMP_FILTER"},
-		{"private root", func(h *fakeHost) { h.files["/proc/self/mountinfo"] = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n" }, "mounts", Warn, "make-rshared"},
-		{"few inotify instances", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 30 }, "inotify", Warn,
+		{"no seccomp", func(h *fakeHost) { delete(h.files, "/proc/sys/kernel/seccomp/actions_avail") }, "seccomp", Warn,
+			"CONFIG_SECCOMP_FILTER"},
+		{"private root",
+			func(h *fakeHost) { h.files["/proc/self/mountinfo"] = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n" },
+			"mounts", Warn, "make-rshared"},
+		{"few inotify instances",
+			func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 30 },
+			"inotify", Warn,
 			"30 of 128 instances are in use, mote takes about 20, and pods that watch files one or more each: run `sysctl -w fs.inotify.max_user_instances=512`, and write that into /etc/sysctl.d/90-mote.conf for the next boot"},
-		{"no inotify instances for mote", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 120 }, "inotify", Warn,
+		{"no inotify instances for mote",
+			func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 120 },
+			"inotify", Warn,
 			"120 of 128 instances are in use and mote takes about 20: it, or a pod, will say `too many open files`"},
-		{"many inotify instances in use", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "1024\n", 1000 }, "inotify", Warn, "fs.inotify.max_user_instances=2048"},
-		{"few inotify watches", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_watches"] = "8192\n" }, "inotify", Warn, "sysctl -w fs.inotify.max_user_watches=65536"},
-		{"inotify unknown", func(h *fakeHost) { delete(h.files, "/proc/sys/fs/inotify/max_user_instances") }, "inotify", OK, "suffice"},
-		{"swap", func(h *fakeHost) { h.files["/proc/swaps"] += "/dev/sda2 partition 1 0 -2\n" }, "swap", Warn, "swapoff"},
-		{"little memory", func(h *fakeHost) { h.files["/proc/meminfo"] = "MemTotal: 262144 kB\n" }, "memory", Warn, "256 MiB"},
+		{"many inotify instances in use",
+			func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "1024\n", 1000 },
+			"inotify", Warn, "fs.inotify.max_user_instances=2048"},
+		{"few inotify watches", func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_watches"] = "8192\n" },
+			"inotify", Warn, "sysctl -w fs.inotify.max_user_watches=65536"},
+		{"inotify unknown", func(h *fakeHost) { delete(h.files, "/proc/sys/fs/inotify/max_user_instances") }, "inotify",
+			OK, "suffice"},
+		{"swap", func(h *fakeHost) { h.files["/proc/swaps"] += "/dev/sda2 partition 1 0 -2\n" }, "swap", Warn,
+			"swapoff"},
+		{"little memory", func(h *fakeHost) { h.files["/proc/meminfo"] = "MemTotal: 262144 kB\n" }, "memory", Warn,
+			"256 MiB"},
 		{"disk low", func(h *fakeHost) { h.free = 1 << 30 }, "disk", Warn, "1024 MiB"},
 		{"disk full", func(h *fakeHost) { h.free = 1 << 20 }, "disk", Fail, "another disk"},
 		{"inodes low", func(h *fakeHost) { h.inodes = 10 }, "disk", Warn, "10 inodes"},
 		{"inodes not counted", func(h *fakeHost) { h.inodes = 0 }, "disk", OK, "free"},
 		{"clock in 1970", func(h *fakeHost) { h.now = time.Unix(60, 0) }, "clock", Warn, "1970"},
-		{"no entropy", func(h *fakeHost) { h.files["/proc/sys/kernel/random/entropy_avail"] = "12\n" }, "entropy", Warn, "12 bits"},
+		{"no entropy", func(h *fakeHost) { h.files["/proc/sys/kernel/random/entropy_avail"] = "12\n" }, "entropy", Warn,
+			"12 bits"},
 		{"port taken by a known process", func(h *fakeHost) {
 			h.listenErr, h.owner = map[string]error{":6443": unix.EADDRINUSE}, "nginx (process 12)"
-		}, "port 6443", Fail, "in use by nginx (process 12): stop that program, or choose another port with --https-listen-port"},
-		{"port taken by a hidden process", func(h *fakeHost) { h.listenErr = map[string]error{":6443": unix.EADDRINUSE} }, "port 6443", Fail, "cannot be told"},
-		{"foreign address", func(h *fakeHost) { h.listenErr = map[string]error{":6443": unix.EADDRNOTAVAIL} }, "port 6443", Fail, "an address of this machine"},
+		}, "port 6443", Fail,
+			"in use by nginx (process 12): stop that program, or choose another port with --https-listen-port"},
+		{"port taken by a hidden process",
+			func(h *fakeHost) { h.listenErr = map[string]error{":6443": unix.EADDRINUSE} }, "port 6443", Fail,
+			"cannot be told"},
+		{"foreign address", func(h *fakeHost) { h.listenErr = map[string]error{":6443": unix.EADDRNOTAVAIL} },
+			"port 6443", Fail, "an address of this machine"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := goodHost()
@@ -222,7 +267,8 @@ func TestRun_PodsWithoutIPv6_NotLookedFor(t *testing.T) {
 
 func TestRun_ServerAlone(t *testing.T) {
 	h := goodHost()
-	h.overlayErr, h.nftErr, h.iptErr, h.linkErrs = unix.EINVAL, unix.EINVAL, unix.EINVAL, map[string]error{"bridge": unix.EINVAL}
+	h.overlayErr, h.nftErr, h.iptErr, h.linkErrs = unix.EINVAL, unix.EINVAL, unix.EINVAL,
+		map[string]error{"bridge": unix.EINVAL}
 	delete(h.files, "/dev/kmsg")
 	if err := Faults(Run(h, Options{DataDir: "/d"})); err != nil {
 		t.Errorf("a server without a node needs none of this: %v", err)

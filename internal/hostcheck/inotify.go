@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// Limits of inotify count for all processes of a user, and so for all pods that
-// run as root together with mote. Most distributions leave 128 instances, of which
-// a server with a node takes 21; who finds none left says "too many open files".
+// Limits of inotify count for all processes of a user, and so for all pods that run as root
+// together with mote. Most distributions leave 128 instances, of which a server with a node takes
+// 21; who finds none left says "too many open files".
 const (
 	ownInotifyInstances  = 20
 	wantInotifyInstances = 512
@@ -32,24 +32,28 @@ func checkInotify(h Host, _ Options) []Result {
 		if limit < wanted {
 			text := fmt.Sprintf("%d of %d instances are in use", used, limit)
 			if used+ownInotifyInstances > limit {
-				text += fmt.Sprintf(" and mote takes about %d: it, or a pod, will say `too many open files`", ownInotifyInstances)
+				text += fmt.Sprintf(" and mote takes about %d: it, or a pod, will say `too many open files`",
+					ownInotifyInstances)
 			} else {
-				text += fmt.Sprintf(", mote takes about %d, and pods that watch files one or more each", ownInotifyInstances)
+				text += fmt.Sprintf(", mote takes about %d, and pods that watch files one or more each",
+					ownInotifyInstances)
 			}
 			found, set = append(found, text), append(set, fmt.Sprintf("fs.inotify.max_user_instances=%d", wanted))
 		}
 	}
 	if limit, err := readInt(h, dir+"max_user_watches"); err == nil && limit < wantInotifyWatches {
-		found, set = append(found, fmt.Sprintf("%d watches are few for many pods", limit)), append(set, fmt.Sprintf("fs.inotify.max_user_watches=%d", wantInotifyWatches))
+		found, set = append(found, fmt.Sprintf("%d watches are few for many pods", limit)),
+			append(set, fmt.Sprintf("fs.inotify.max_user_watches=%d", wantInotifyWatches))
 	}
 	if len(set) > 0 {
-		return warn("inotify", strings.Join(found, "; "), "run `sysctl -w "+strings.Join(set, " ")+"`, and write that into /etc/sysctl.d/90-mote.conf for the next boot")
+		return warn("inotify", strings.Join(found, "; "), "run `sysctl -w "+strings.Join(set, " ")+
+			"`, and write that into /etc/sysctl.d/90-mote.conf for the next boot")
 	}
 	return ok("inotify", "limits suffice")
 }
 
-// inotifyInUse counts the inotify instances of a user's processes. One that is
-// inherited by several of them counts as often, which is rare.
+// inotifyInUse counts the inotify instances of a user's processes. One that is inherited by several
+// of them counts as often, which is rare.
 func inotifyInUse(proc string, uid int) int {
 	processes, err := os.ReadDir(proc)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 func TestInotifyInUse(t *testing.T) {
 	proc := t.TempDir()
 	for fd, to := range map[string]string{
-		"12/fd/3": "anon_inode:inotify", "12/fd/4": "/dev/null", "12/fd/5": "anon_inode:inotify", "13/fd/0": "anon_inode:[eventpoll]",
+		"12/fd/3": "anon_inode:inotify", "12/fd/4": "/dev/null", "12/fd/5": "anon_inode:inotify",
+		"13/fd/0": "anon_inode:[eventpoll]",
 		"14/fd/7": "anon_inode:inotify", "self/fd/3": "anon_inode:inotify",
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(proc, fd)), 0o755); err != nil {

@@ -14,9 +14,8 @@ import (
 // listening is the state column of a socket that listens.
 const listening = "0A"
 
-// portOwner names the process that listens on a port, as "nginx (process 12)",
-// or returns nothing when that cannot be told: another user's process, or one
-// in another PID namespace.
+// portOwner names the process that listens on a port, as "nginx (process 12)", or returns nothing
+// when that cannot be told: another user's process, or one in another PID namespace.
 func portOwner(proc, address string) string {
 	_, portText, err := net.SplitHostPort(address)
 	if err != nil {

@@ -15,7 +15,8 @@ type deferred struct {
 }
 
 // add registers a handler with add, now or once the gate is opened.
-func (d *deferred) add(add func() (cache.ResourceEventHandlerRegistration, error)) (cache.ResourceEventHandlerRegistration, error) {
+func (d *deferred) add(add func() (cache.ResourceEventHandlerRegistration, error)) (
+	cache.ResourceEventHandlerRegistration, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.opened {
@@ -58,8 +59,7 @@ func (h *deferredHandler) register() error {
 	return err
 }
 
-// remove returns the registration to remove, or nil if there is none yet and
-// will be none.
+// remove returns the registration to remove, or nil if there is none yet and will be none.
 func (h *deferredHandler) remove() cache.ResourceEventHandlerRegistration {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -45,14 +45,19 @@ var errClosed = errors.New("add event handler: its component has ended")
 var _ informers.SharedInformerFactory = (*Gate)(nil)
 
 // NewGate returns a closed gate on shared. Handlers see only objects for which filter returns true;
-// an object that changes from true to false reaches them as deleted. A nil filter passes everything.
-// Listers are not filtered.
+// an object that changes from true to false reaches them as deleted. A nil filter passes
+// everything. Listers are not filtered.
 func NewGate(shared informers.SharedInformerFactory, filter func(obj any) bool) *Gate {
-	return &Gate{SharedInformerFactory: shared, filter: filter, opened: make(chan struct{}), closed: make(chan struct{})}
+	return &Gate{
+		SharedInformerFactory: shared,
+		filter:                filter,
+		opened:                make(chan struct{}),
+		closed:                make(chan struct{}),
+	}
 }
 
-// NewDeferredGate returns a closed gate on shared that may stay closed for long: it queues no events.
-// Its handlers are registered when it is opened and then receive every object that exists.
+// NewDeferredGate returns a closed gate on shared that may stay closed for long: it queues no
+// events. Its handlers are registered when it is opened and then receive every object that exists.
 func NewDeferredGate(shared informers.SharedInformerFactory) *Gate {
 	g := NewGate(shared, nil)
 	g.deferred = &deferred{}
@@ -86,8 +91,7 @@ func (g *Gate) Close() error {
 	return errors.Join(errs...)
 }
 
-// InformerFor implements informers.SharedInformerFactory; every typed accessor
-// comes through here.
+// InformerFor implements informers.SharedInformerFactory; every typed accessor comes through here.
 func (g *Gate) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
 	return gatedInformer{SharedIndexInformer: g.SharedInformerFactory.InformerFor(obj, newFunc), gate: g}
 }
@@ -120,13 +124,15 @@ func (i gatedInformer) AddEventHandler(h cache.ResourceEventHandler) (cache.Reso
 	return i.AddEventHandlerWithOptions(h, cache.HandlerOptions{})
 }
 
-// AddEventHandlerWithResyncPeriod drops the period: the informer is started,
-// so it would be ignored with a warning.
-func (i gatedInformer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, _ time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+// AddEventHandlerWithResyncPeriod drops the period: the informer is started, so it would be ignored
+// with a warning.
+func (i gatedInformer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler,
+	_ time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	return i.AddEventHandler(h)
 }
 
-func (i gatedInformer) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
+func (i gatedInformer) AddEventHandlerWithOptions(h cache.ResourceEventHandler,
+	o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
 	o.ResyncPeriod = nil
 	add := func() (cache.ResourceEventHandlerRegistration, error) {
 		return i.gate.register(i.SharedIndexInformer, h, o)
@@ -148,7 +154,8 @@ func (i gatedInformer) RemoveEventHandler(handle cache.ResourceEventHandlerRegis
 }
 
 // register adds a handler to an informer, to be removed by Close.
-func (g *Gate) register(i cache.SharedIndexInformer, h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
+func (g *Gate) register(i cache.SharedIndexInformer, h cache.ResourceEventHandler,
+	o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
 	if g.filter != nil {
 		h = cache.FilteringResourceEventHandler{FilterFunc: g.filter, Handler: h}
 	}

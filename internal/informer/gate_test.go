@@ -15,7 +15,8 @@ import (
 )
 
 func pod(name string, phase corev1.PodPhase) *corev1.Pod {
-	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"}, Status: corev1.PodStatus{Phase: phase}}
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
+		Status: corev1.PodStatus{Phase: phase}}
 }
 
 func openGate(t *testing.T, g *Gate) {
@@ -41,7 +42,8 @@ func TestDeferredGate_HandlersComeWhenOpened(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unwanted, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { t.Error("a removed handler got an event") }})
+	unwanted, err := pods.AddEventHandler(
+		cache.ResourceEventHandlerFuncs{AddFunc: func(any) { t.Error("a removed handler got an event") }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,8 +59,10 @@ func TestDeferredGate_HandlersComeWhenOpened(t *testing.T) {
 	}
 	shared.StartWithContext(ctx)
 	shared.WaitForCacheSync(ctx.Done())
-	// The fake API loses a deletion between list and watch, but no change: once one is heard of, there is the watch.
-	if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("gone", corev1.PodFailed), metav1.UpdateOptions{}); err != nil {
+	// The fake API loses a deletion between list and watch, but no change: once one is heard of,
+	// there is the watch.
+	if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("gone", corev1.PodFailed),
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	<-heard
@@ -99,10 +103,11 @@ func TestGate_HoldsEventsUntilOpened(t *testing.T) {
 	gate := NewGate(shared, nil)
 	var heard atomic.Int32
 	added := make(chan string, 1)
-	registration, err := gate.Core().V1().Pods().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
-		heard.Add(1)
-		added <- obj.(*corev1.Pod).Name
-	}})
+	registration, err := gate.Core().V1().Pods().Informer().AddEventHandler(
+		cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
+			heard.Add(1)
+			added <- obj.(*corev1.Pod).Name
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +161,8 @@ func TestGate_FilteredObjectLeavesAsDeleted(t *testing.T) {
 		}
 	}
 	expect("add a")
-	if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("a", corev1.PodSucceeded), metav1.UpdateOptions{}); err != nil {
+	if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("a", corev1.PodSucceeded),
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	expect("delete a")
@@ -202,7 +208,8 @@ func TestGate_Close_RemovesHandlers(t *testing.T) {
 			if err := gate.Close(); err != nil {
 				t.Errorf("closed again: %v", err)
 			}
-			if _, err := client.CoreV1().Pods("default").Create(ctx, pod("b", corev1.PodRunning), metav1.CreateOptions{}); err != nil {
+			if _, err := client.CoreV1().Pods("default").Create(ctx, pod("b", corev1.PodRunning),
+				metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := informer.Informer().AddEventHandler(counting(&generic)); err == nil {

@@ -25,8 +25,8 @@ import (
 	"k8s.io/client-go/informers/storagemigration"
 )
 
-// The accessors of the embedded factory would lead to its own InformerFor, past
-// the gate; these lead to the gate's.
+// The accessors of the embedded factory would lead to its own InformerFor, past the gate; these
+// lead to the gate's.
 
 // Admissionregistration implements informers.SharedInformerFactory.
 func (g *Gate) Admissionregistration() admissionregistration.Interface {

@@ -16,10 +16,10 @@ import (
 // would stop it for everyone else.
 //
 // The owner calls Run. Users get the factory as an informers.SharedInformerFactory and use it as
-// upstream's code does: request informers, add handlers, call Start, wait for sync. Their Start only
-// asks the owner to start what was requested since the last call, its stop channel has no effect,
-// and their Shutdown does nothing. A user that ends removes its own handlers, or gets the factory
-// through a Gate, which does so when it is closed.
+// upstream's code does: request informers, add handlers, call Start, wait for sync. Their Start
+// only asks the owner to start what was requested since the last call, its stop channel has no
+// effect, and their Shutdown does nothing. A user that ends removes its own handlers, or gets the
+// factory through a Gate, which does so when it is closed.
 type Shared struct {
 	informers.SharedInformerFactory
 
@@ -101,7 +101,8 @@ func (s *Shared) WaitForCacheSyncWithContext(ctx context.Context) cache.SyncResu
 			select {
 			case <-s.running:
 			case <-ctx.Done():
-				return cache.SyncResult{Err: context.Cause(ctx), Synced: map[reflect.Type]bool{reflect.TypeFor[*Shared](): false}}
+				return cache.SyncResult{Err: context.Cause(ctx),
+					Synced: map[reflect.Type]bool{reflect.TypeFor[*Shared](): false}}
 			}
 		}
 	}

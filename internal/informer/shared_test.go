@@ -61,7 +61,8 @@ func TestShared_UserEnds_InformersGoOn(t *testing.T) {
 	shared.Shutdown()
 	// Nothing comes from an informer that has stopped, however long one waits.
 	for {
-		if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("a", corev1.PodFailed), metav1.UpdateOptions{}); err != nil {
+		if _, err := client.CoreV1().Pods("default").UpdateStatus(ctx, pod("a", corev1.PodFailed),
+			metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		select {

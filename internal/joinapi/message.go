@@ -8,20 +8,19 @@ import (
 
 // Paths on the server's one HTTPS port, in front of the Kubernetes API.
 const (
-	// PathCA answers GET from anyone with the cluster's CA certificate, as PEM.
-	// The caller trusts it only after comparing it with the pin of its token.
+	// PathCA answers GET from anyone with the cluster's CA certificate, as PEM. The caller trusts
+	// it only after comparing it with the pin of its token.
 	PathCA = "/mote/v1/ca"
-	// PathJoin takes a Request by POST, with a token as bearer, and answers with
-	// a Response. It binds the node's name to the secret in the request.
+	// PathJoin takes a Request by POST, with a token as bearer, and answers with a Response. It
+	// binds the node's name to the secret in the request.
 	PathJoin = "/mote/v1/join"
-	// PathRejoin is PathJoin for a node that has joined before and whose
-	// certificate has ended: no token, the node's secret is the proof.
+	// PathRejoin is PathJoin for a node that has joined before and whose certificate has ended: no
+	// token, the node's secret is the proof.
 	PathRejoin = "/mote/v1/rejoin"
-	// PathConfig answers GET from a node, by its client certificate, with
-	// the present Cluster.
+	// PathConfig answers GET from a node, by its client certificate, with the present Cluster.
 	PathConfig = "/mote/v1/config"
-	// PathTunnel turns a node's connection, by its client certificate, into a
-	// tunnel: the protocol is TunnelProtocol.
+	// PathTunnel turns a node's connection, by its client certificate, into a tunnel: the protocol
+	// is TunnelProtocol.
 	PathTunnel = "/mote/v1/tunnel"
 )
 
@@ -34,11 +33,11 @@ const MaxRequestBytes = 64 << 10
 // Request asks for a node's first certificate, or for a new one.
 type Request struct {
 	NodeName string `json:"nodeName"`
-	// NodeSecret is 32 random bytes in hexadecimal that the node made at its
-	// first join and keeps; the server stores only a hash.
+	// NodeSecret is 32 random bytes in hexadecimal that the node made at its first join and keeps;
+	// the server stores only a hash.
 	NodeSecret string `json:"nodeSecret"`
-	// CSR is a PEM certificate request for system:node:<NodeName> in system:nodes,
-	// to be signed by kubernetes.io/kube-apiserver-client-kubelet.
+	// CSR is a PEM certificate request for system:node:<NodeName> in system:nodes, to be signed by
+	// kubernetes.io/kube-apiserver-client-kubelet.
 	CSR []byte `json:"csr"`
 	// MoteVersion and KubernetesVersion are the node's.
 	MoteVersion       string `json:"moteVersion"`
@@ -67,8 +66,8 @@ type Cluster struct {
 }
 
 // Code is why a request was refused, so that the node knows whether to try again. A node treats a
-// code it does not know, from a newer server, like CodeBadRequest at its first join; a node that has
-// joined goes on with what it has and tries again later.
+// code it does not know, from a newer server, like CodeBadRequest at its first join; a node that
+// has joined goes on with what it has and tries again later.
 type Code string
 
 // The codes of a refused request.
@@ -77,8 +76,7 @@ const (
 	CodeBadRequest Code = "BadRequest"
 	// CodeIncomplete: the request did not arrive whole, or not in time; try again.
 	CodeIncomplete Code = "Incomplete"
-	// CodeTokenInvalid: the token is unknown, expired, revoked or wrong. Which of
-	// them is not said.
+	// CodeTokenInvalid: the token is unknown, expired, revoked or wrong. Which of them is not said.
 	CodeTokenInvalid Code = "TokenInvalid"
 	// CodeNameTaken: the node name belongs to a node with another secret.
 	CodeNameTaken Code = "NameTaken"
@@ -86,11 +84,11 @@ const (
 	CodeNodeUnknown Code = "NodeUnknown"
 	// CodeNodeRevoked: the node's certificates were revoked.
 	CodeNodeRevoked Code = "NodeRevoked"
-	// CodeCertificateInvalid: the client certificate is missing, has ended or is
-	// no node's of this cluster; a node that has joined before can rejoin.
+	// CodeCertificateInvalid: the client certificate is missing, has ended or is no node's of this
+	// cluster; a node that has joined before can rejoin.
 	CodeCertificateInvalid Code = "CertificateInvalid"
-	// CodeVersionSkew: the node's Kubernetes is newer than the server's, or more
-	// than three minor versions older.
+	// CodeVersionSkew: the node's Kubernetes is newer than the server's, or more than three minor
+	// versions older.
 	CodeVersionSkew Code = "VersionSkew"
 	// CodeClockSkew: the two clocks are too far apart for certificates to work.
 	CodeClockSkew Code = "ClockSkew"

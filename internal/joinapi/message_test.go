@@ -27,7 +27,8 @@ func TestCluster_JSON_KeepsItsForm(t *testing.T) {
 		t.Errorf("written as\n%s, %v; want\n%s", got, err, want)
 	}
 	var back Cluster
-	if err := json.Unmarshal([]byte(want), &back); err != nil || clusterconfig.Join(back.ClusterCIDRs) != "10.42.0.0/16" {
+	if err := json.Unmarshal([]byte(want), &back); err != nil ||
+		clusterconfig.Join(back.ClusterCIDRs) != "10.42.0.0/16" {
 		t.Errorf("read as %+v, %v", back, err)
 	}
 	if err := json.Unmarshal([]byte(`{"clusterDNS":["resolver"]}`), &back); err == nil {

@@ -15,8 +15,8 @@ import (
 //	<id>.<secret>
 //	a password of the user's own
 //
-// <id>.<secret> is a Kubernetes bootstrap token. Only the first form names the
-// cluster: with the others the first server that answers is believed.
+// <id>.<secret> is a Kubernetes bootstrap token. Only the first form names the cluster: with the
+// others the first server that answers is believed.
 type Token struct {
 	// Pin is empty when the token does not name the cluster.
 	Pin string
@@ -28,8 +28,8 @@ var (
 	bootstrapForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
 	pinForm       = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	passwordForm  = regexp.MustCompile(`^[!-~]{8,255}$`)
-	// cutForm is a bootstrap token that has lost its end. It could be a password,
-	// but not a likely one.
+	// cutForm is a bootstrap token that has lost its end. It could be a password, but not a likely
+	// one.
 	cutForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{0,15}$`)
 )
 
@@ -43,22 +43,28 @@ func ParseToken(text string) (Token, error) {
 	if rest, ok := strings.CutPrefix(text, pinPrefix); ok && (strings.Contains(text, "::") || len(rest) >= 32) {
 		pin, secret, found := strings.Cut(rest, "::")
 		if !found || !pinForm.MatchString(pin) || secret == "" {
-			return Token{}, fmt.Errorf("%w: it is cut short or has lost characters: paste the whole M10… token again, as the server printed it", ErrTokenForm)
+			return Token{}, fmt.Errorf(
+				"%w: it is cut short or has lost characters: paste the whole M10… token again, as the server "+
+					"printed it",
+				ErrTokenForm)
 		}
 		inner, err := ParseToken(secret)
 		if err != nil || inner.Pin != "" || cutForm.MatchString(secret) {
-			return Token{}, fmt.Errorf("%w: what follows \"::\" is cut short or has lost characters: paste the whole M10… token again, as the server printed it", ErrTokenForm)
+			return Token{}, fmt.Errorf(
+				"%w: what follows \"::\" is cut short or has lost characters: paste the whole M10… token again, as "+
+					"the server printed it", ErrTokenForm)
 		}
 		return Token{Pin: pin, Secret: secret}, nil
 	}
 	if bootstrapForm.MatchString(text) || passwordForm.MatchString(text) && !strings.Contains(text, "::") {
 		return Token{Secret: text}, nil
 	}
-	return Token{}, fmt.Errorf("%w: write it as <6 characters>.<16 characters> of a-z and 0-9, paste the whole M10… token, or use a password of 8 to 255 printable characters without spaces", ErrTokenForm)
+	return Token{}, fmt.Errorf(
+		"%w: write it as <6 characters>.<16 characters> of a-z and 0-9, paste the whole M10… token, or use a "+
+			"password of 8 to 255 printable characters without spaces", ErrTokenForm)
 }
 
-// Bootstrap reports whether the secret is a Kubernetes bootstrap token, and
-// returns its two halves.
+// Bootstrap reports whether the secret is a Kubernetes bootstrap token, and returns its two halves.
 func (t Token) Bootstrap() (id, secret string, ok bool) {
 	if !bootstrapForm.MatchString(t.Secret) {
 		return "", "", false

@@ -14,9 +14,25 @@ func TestParseToken(t *testing.T) {
 		bootstrap   bool
 		bad         bool
 	}{
-		{name: "pinned", text: "M10" + pin + "::abcdef.0123456789abcdef", pin: pin, secret: "abcdef.0123456789abcdef", bootstrap: true},
-		{name: "pinned password", text: "M10" + pin + "::correct-horse", pin: pin, secret: "correct-horse"},
-		{name: "bootstrap", text: "abcdef.0123456789abcdef", secret: "abcdef.0123456789abcdef", bootstrap: true},
+		{
+			name:      "pinned",
+			text:      "M10" + pin + "::abcdef.0123456789abcdef",
+			pin:       pin,
+			secret:    "abcdef.0123456789abcdef",
+			bootstrap: true,
+		},
+		{
+			name:   "pinned password",
+			text:   "M10" + pin + "::correct-horse",
+			pin:    pin,
+			secret: "correct-horse",
+		},
+		{
+			name:      "bootstrap",
+			text:      "abcdef.0123456789abcdef",
+			secret:    "abcdef.0123456789abcdef",
+			bootstrap: true,
+		},
 		{name: "password", text: "correct-horse", secret: "correct-horse"},
 		{name: "password like a pin", text: "M10-is-a-road", secret: "M10-is-a-road"},
 		{name: "cut in the pin", text: "M10" + pin[:40], bad: true},
@@ -42,7 +58,8 @@ func TestParseToken(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, _, bootstrap := token.Bootstrap()
-			if token.Pin != row.pin || token.Secret != row.secret || bootstrap != row.bootstrap || token.String() != row.text {
+			if token.Pin != row.pin || token.Secret != row.secret || bootstrap != row.bootstrap ||
+				token.String() != row.text {
 				t.Errorf("got %+v, bootstrap %v, text %q", token, bootstrap, token)
 			}
 		})

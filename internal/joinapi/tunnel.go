@@ -7,28 +7,27 @@ import (
 	"io"
 )
 
-// The agent asks for PathTunnel with an Upgrade to TunnelProtocol. Once the
-// server has switched, the roles turn round: the agent serves HTTP/2 on the
-// connection, and the server asks it to CONNECT to targets. What the server
-// sends in such a stream is the raw bytes; what the agent sends are frames, see
-// WriteFrames: HTTP/2 itself gives whoever answers no way to end its half of a
+// The agent asks for PathTunnel with an Upgrade to TunnelProtocol. Once the server has switched,
+// the roles turn round: the agent serves HTTP/2 on the connection, and the server asks it to
+// CONNECT to targets. What the server sends in such a stream is the raw bytes; what the agent sends
+// are frames, see WriteFrames: HTTP/2 itself gives whoever answers no way to end its half of a
 // stream and go on reading.
 const (
-	// HeaderTunnelServer is in the answer to PathTunnel: what the server's
-	// process calls itself. The same server may be known by several addresses.
+	// HeaderTunnelServer is in the answer to PathTunnel: what the server's process calls itself.
+	// The same server may be known by several addresses.
 	HeaderTunnelServer = "Mote-Server"
-	// HeaderTunnelHave is in the request: the processes the agent has tunnels
-	// to, with commas. One of them answers 409 and keeps the tunnel it has.
+	// HeaderTunnelHave is in the request: the processes the agent has tunnels to, with commas. One
+	// of them answers 409 and keeps the tunnel it has.
 	HeaderTunnelHave = "Mote-Have"
-	// TunnelKubelet is the target that stands for the node's kubelet, wherever
-	// it listens. All other targets are IP:PORT.
+	// TunnelKubelet is the target that stands for the node's kubelet, wherever it listens. All
+	// other targets are IP:PORT.
 	TunnelKubelet = "kubelet"
 	// TunnelStreams is how many streams one tunnel carries at a time.
 	TunnelStreams = 1000
 	// TunnelStreamWindow is how many bytes a stream may be ahead of its reader.
 	TunnelStreamWindow = 256 << 10
-	// TunnelWindow is TunnelStreamWindow for all streams of a tunnel together:
-	// so much that streams which nobody reads hold no others up.
+	// TunnelWindow is TunnelStreamWindow for all streams of a tunnel together: so much that streams
+	// which nobody reads hold no others up.
 	TunnelWindow = TunnelStreams * TunnelStreamWindow
 )
 
@@ -38,9 +37,9 @@ const (
 	maxFrame = 16<<10 - frameHeader
 )
 
-// WriteFrames copies src to w in frames, each a length in two bytes, big endian,
-// and so many bytes of data, and ends with the length 0 when src ends. flush is
-// called after each frame. Without that last frame a stream was cut off.
+// WriteFrames copies src to w in frames, each a length in two bytes, big endian, and so many bytes
+// of data, and ends with the length 0 when src ends. flush is called after each frame. Without that
+// last frame a stream was cut off.
 func WriteFrames(w io.Writer, flush func() error, src io.Reader) error {
 	buf := make([]byte, frameHeader+maxFrame)
 	for {
@@ -73,8 +72,8 @@ func writeFrame(w io.Writer, flush func() error, frame []byte) error {
 	return nil
 }
 
-// ReadFrames copies what WriteFrames wrote from r to dst. It returns nil after
-// the last frame, and io.ErrUnexpectedEOF if r ends before that.
+// ReadFrames copies what WriteFrames wrote from r to dst. It returns nil after the last frame, and
+// io.ErrUnexpectedEOF if r ends before that.
 func ReadFrames(dst io.Writer, r io.Reader) error {
 	buf := make([]byte, maxFrame)
 	for {

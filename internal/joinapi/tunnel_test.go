@@ -19,7 +19,9 @@ func TestFrames_AnyLength_ComeBack(t *testing.T) {
 		}
 		whole := wire.Bytes()
 		// Bytes after the last frame are not this stream's.
-		if err := ReadFrames(&got, iotest.OneByteReader(io.MultiReader(bytes.NewReader(whole), strings.NewReader("more")))); err != nil || !bytes.Equal(got.Bytes(), data) {
+		if err := ReadFrames(&got,
+			iotest.OneByteReader(io.MultiReader(bytes.NewReader(whole), strings.NewReader("more")))); err != nil ||
+			!bytes.Equal(got.Bytes(), data) {
 			t.Errorf("%d bytes: %d came back, %v", n, got.Len(), err)
 		}
 		if flushes == 0 {
@@ -41,7 +43,8 @@ func TestFrames_Faults_AreReturned(t *testing.T) {
 	if err := WriteFrames(io.Discard, func() error { return fault }, strings.NewReader("x")); !errors.Is(err, fault) {
 		t.Errorf("flush: %v", err)
 	}
-	if err := ReadFrames(io.Discard, bytes.NewReader([]byte{0xff, 0xff, 1})); err == nil || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := ReadFrames(io.Discard, bytes.NewReader([]byte{0xff, 0xff, 1})); err == nil ||
+		errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a frame too long: %v", err)
 	}
 }

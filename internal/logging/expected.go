@@ -6,11 +6,10 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// expected are the beginnings of messages that Kubernetes' libraries log as
-// warnings or errors although they belong to every good start here: API
-// versions that exist without resources, a kubelet that starts a moment before
-// its node is registered, things a container or small board does not permit.
-// They are written in debug only; anything not listed is.
+// expected are the beginnings of messages that Kubernetes' libraries log as warnings or errors
+// although they belong to every good start here: API versions that exist without resources, a
+// kubelet that starts a moment before its node is registered, things a container or small board
+// does not permit. They are written in debug only; anything not listed is.
 var expected = []string{
 	"Skipping API ",
 	"The manifest file is empty, ignoring.",
@@ -42,21 +41,22 @@ type expectedCause struct{ start, cause string }
 
 var expectedCauses = []expectedCause{
 	// The first status after the registration is based on the kubelet's own informer, which has not
-	// received the new node yet. Upstream reads the node from the API server then. Only the informer's
-	// lister calls the resource "node"; the API server says "nodes".
+	// received the new node yet. Upstream reads the node from the API server then. Only the
+	// informer's lister calls the resource "node"; the API server says "nodes".
 	{"Error updating node status, will retry", `: node "`},
 	// Mirror pods of static pods are created as soon as the informer has the node.
 	{"No need to create a mirror pod, since failed to get node info from the cluster", `node "`},
-	// The kubelet reads the limits in a pod's status from the pod's cgroup, which goes away as the pod
-	// ends, on cgroup v1 one controller after another. The status of an ended pod has no limits to report.
+	// The kubelet reads the limits in a pod's status from the pod's cgroup, which goes away as the
+	// pod ends, on cgroup v1 one controller after another. The status of an ended pod has no limits
+	// to report.
 	{"failed to read memory cgroup", "no such file or directory"},
-	// A controller waits for its cache to have what it wrote itself before it looks at the object again,
-	// and is queued again until then. Upstream reports that wait as it does an error: HandleError's
-	// message is the first one's.
+	// A controller waits for its cache to have what it wrote itself before it looks at the object
+	// again, and is queued again until then. Upstream reports that wait as it does an error:
+	// HandleError's message is the first one's.
 	{"Unhandled Error", "is not as new as written version"},
 	{"Error syncing StatefulSet, requeuing", "is not as new as written version"},
-	// The user's container ends again and again, or its image is not there yet. The pod's status and
-	// events report it; the kubelet repeats it for as long as it waits.
+	// The user's container ends again and again, or its image is not there yet. The pod's status
+	// and events report it; the kubelet repeats it for as long as it waits.
 	{"Error syncing pod, skipping", "with CrashLoopBackOff"},
 	{"Error syncing pod, skipping", "with ImagePullBackOff"},
 }
@@ -77,8 +77,8 @@ func (f expectedFilter) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore
 	return c
 }
 
-// Write implements zapcore.Core. The text is known only here: klog's
-// unstructured lines are put into the entry after it was checked.
+// Write implements zapcore.Core. The text is known only here: klog's unstructured lines are put
+// into the entry after it was checked.
 func (f expectedFilter) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if !f.Enabled(zapcore.DebugLevel) {
 		for _, start := range expected {

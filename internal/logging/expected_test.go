@@ -28,17 +28,22 @@ func TestExpectedFilter_Write(t *testing.T) {
 		message string
 		lines   int
 	}{
-		{"cache behind a controller's write", fmt.Errorf("sync %q failed with %v", "default/web", behind), "Unhandled Error", 0},
-		{"a controller fails", fmt.Errorf("sync %q failed with %v", "default/web", errors.New("quota exceeded")), "Unhandled Error", 1},
+		{"cache behind a controller's write", fmt.Errorf("sync %q failed with %v", "default/web", behind),
+			"Unhandled Error", 0},
+		{"a controller fails", fmt.Errorf("sync %q failed with %v", "default/web", errors.New("quota exceeded")),
+			"Unhandled Error", 1},
 		{"expected in any case", errors.New("x"), "Error getting the current node from lister", 0},
-		{"the informer has not seen the node", wrapped(apierrors.NewNotFound(corev1.Resource("node"), "n1")), status, 0},
+		{"the informer has not seen the node", wrapped(apierrors.NewNotFound(corev1.Resource("node"), "n1")), status,
+			0},
 		{"the API server has no such node", wrapped(apierrors.NewNotFound(corev1.Resource("nodes"), "n1")), status, 1},
 		{"the API server does not answer", wrapped(errors.New("connection refused")), status, 1},
 		{"no error", nil, status, 1},
 		{"a static pod before the node", apierrors.NewNotFound(corev1.Resource("node"), "n1"), mirror, 0},
 		{"a static pod, another cause", errors.New("connection refused"), mirror, 1},
-		{"the pod's cgroup is gone", fmt.Errorf("failed to read CPU quota for cgroup /kubepods/pod1: %w", unix.ENOENT), limits, 0},
-		{"the pod's cgroup cannot be read", fmt.Errorf("failed to read CPU quota for cgroup /kubepods/pod1: %w", unix.EIO), limits, 1},
+		{"the pod's cgroup is gone", fmt.Errorf("failed to read CPU quota for cgroup /kubepods/pod1: %w", unix.ENOENT),
+			limits, 0},
+		{"the pod's cgroup cannot be read",
+			fmt.Errorf("failed to read CPU quota for cgroup /kubepods/pod1: %w", unix.EIO), limits, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			core, logs := observer.New(zap.WarnLevel)

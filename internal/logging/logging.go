@@ -17,8 +17,8 @@ const (
 	FormatJSON = "json"
 )
 
-// DebugVerbosity is klog's -v in debug: what upstream recommends for looking into
-// a production cluster.
+// DebugVerbosity is klog's -v in debug: what upstream recommends for looking into a production
+// cluster.
 const DebugVerbosity = 2
 
 // Options say where log lines go and how much of them.
@@ -27,8 +27,8 @@ type Options struct {
 	Output io.Writer
 	// Format is FormatText or FormatJSON. Empty means FormatText.
 	Format string
-	// Terminal shortens the time to the clock and colours the level, for a
-	// person who watches. It is ignored with FormatJSON.
+	// Terminal shortens the time to the clock and colours the level, for a person who watches. It
+	// is ignored with FormatJSON.
 	Terminal bool
 	// Debug writes more than info, warnings and errors.
 	Debug bool
@@ -37,12 +37,18 @@ type Options struct {
 // New returns the process's logger.
 func New(o Options) (*zap.Logger, error) {
 	config := zapcore.EncoderConfig{
-		TimeKey: "time", LevelKey: "level", NameKey: "part", MessageKey: "msg", StacktraceKey: zapcore.OmitKey, CallerKey: zapcore.OmitKey,
-		LineEnding: zapcore.DefaultLineEnding, ConsoleSeparator: " ",
-		EncodeTime:     zapcore.ISO8601TimeEncoder,
-		EncodeLevel:    clamp(zapcore.CapitalLevelEncoder),
-		EncodeDuration: zapcore.StringDurationEncoder,
-		EncodeName:     zapcore.FullNameEncoder,
+		TimeKey:          "time",
+		LevelKey:         "level",
+		NameKey:          "part",
+		MessageKey:       "msg",
+		StacktraceKey:    zapcore.OmitKey,
+		CallerKey:        zapcore.OmitKey,
+		LineEnding:       zapcore.DefaultLineEnding,
+		ConsoleSeparator: " ",
+		EncodeTime:       zapcore.ISO8601TimeEncoder,
+		EncodeLevel:      clamp(zapcore.CapitalLevelEncoder),
+		EncodeDuration:   zapcore.StringDurationEncoder,
+		EncodeName:       zapcore.FullNameEncoder,
 	}
 	var encoder zapcore.Encoder
 	switch o.Format {
@@ -52,7 +58,10 @@ func New(o Options) (*zap.Logger, error) {
 		encoder = zapcore.NewJSONEncoder(config)
 	case FormatText, "":
 		if o.Terminal {
-			config.EncodeTime = func(t time.Time, enc zapcore.PrimitiveArrayEncoder) { enc.AppendString(t.Format(time.TimeOnly)) }
+			config.EncodeTime = func(t time.Time,
+				enc zapcore.PrimitiveArrayEncoder) {
+				enc.AppendString(t.Format(time.TimeOnly))
+			}
 			config.EncodeLevel = clamp(zapcore.CapitalColorLevelEncoder)
 		}
 		encoder = zapcore.NewConsoleEncoder(config)

@@ -44,7 +44,8 @@ func TestNew_Formats(t *testing.T) {
 }
 
 func TestNew_UnknownFormat(t *testing.T) {
-	if _, err := New(Options{Output: &bytes.Buffer{}, Format: "xml"}); err == nil || !strings.Contains(err.Error(), "xml") {
+	if _, err := New(Options{Output: &bytes.Buffer{}, Format: "xml"}); err == nil ||
+		!strings.Contains(err.Error(), "xml") {
 		t.Fatalf("error is %v, want one that names the format", err)
 	}
 }

@@ -9,11 +9,10 @@ import (
 )
 
 const (
-	// holdFor is how long a start may take before what was held is written after
-	// all: somebody then wants to know why.
+	// holdFor is how long a start may take before what was held is written after all: somebody then
+	// wants to know why.
 	holdFor = 30 * time.Second
-	// holdLines bounds what is held; the newest lines are the ones that tell why a
-	// start failed.
+	// holdLines bounds what is held; the newest lines are the ones that tell why a start failed.
 	holdLines = 500
 	// repeatWindow and repeatLimit bound how often one message is written.
 	repeatWindow = time.Minute
@@ -31,12 +30,11 @@ const (
 	stopping
 )
 
-// Quiet decides what of Kubernetes' own log is worth writing. While a server
-// starts, its parts wait for one another and warn of it, and while it stops
-// likewise: warnings of the start are held and written only if it fails or
-// hangs, lines of the stop are dropped. Errors of the start are written, as the
-// kubelet may end the process right after one. A message that is repeated
-// without end is written a few times a minute.
+// Quiet decides what of Kubernetes' own log is worth writing. While a server starts, its parts wait
+// for one another and warn of it, and while it stops likewise: warnings of the start are held and
+// written only if it fails or hangs, lines of the stop are dropped. Errors of the start are
+// written, as the kubelet may end the process right after one. A message that is repeated without
+// end is written a few times a minute.
 type Quiet struct {
 	now func() time.Time
 
@@ -55,20 +53,25 @@ type line struct {
 	fields []zapcore.Field
 }
 
-// ForKubernetes returns the logger that Kubernetes' libraries write to, derived from
-// log. Their info lines are written only in debug: at every start there are hundreds,
-// and none says what mote is doing. Without debug, the Quiet decides about the rest;
-// report to it how the start goes.
+// ForKubernetes returns the logger that Kubernetes' libraries write to, derived from log. Their
+// info lines are written only in debug: at every start there are hundreds, and none says what mote
+// is doing. Without debug, the Quiet decides about the rest; report to it how the start goes.
 func ForKubernetes(log *zap.Logger, debug bool) (*zap.Logger, *Quiet) {
 	quiet := newQuiet(time.Now)
 	if !debug {
-		log = log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, quiet} }))
+		log = log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel),
+			zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, quiet} }))
 	}
 	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return expectedFilter{c} })), quiet
 }
 
 func newQuiet(now func() time.Time) *Quiet {
-	return &Quiet{now: now, since: now(), window: now(), written: map[string]int{}}
+	return &Quiet{
+		now:     now,
+		since:   now(),
+		window:  now(),
+		written: map[string]int{},
+	}
 }
 
 // Started ends the start: what was held is dropped.
@@ -87,8 +90,9 @@ func (q *Quiet) Stopping() {
 	q.state = stopping
 }
 
-// Failed writes what was held: the start has failed, and this may say why. Of what comes after it nothing is written, as
-// parts that nobody waits for say that they were ended, after the reason that the user is told.
+// Failed writes what was held: the start has failed, and this may say why. Of what comes after it
+// nothing is written, as parts that nobody waits for say that they were ended, after the reason
+// that the user is told.
 func (q *Quiet) Failed() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -22,7 +22,8 @@ func newQuietLog() *quietLog {
 	core, logs := observer.New(zap.WarnLevel)
 	q := &quietLog{logs: logs, now: time.Unix(0, 0)}
 	q.Quiet = newQuiet(func() time.Time { return q.now })
-	q.log = zap.New(core).WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, q.Quiet} })).With(zap.String("a", "b"))
+	q.log = zap.New(core).WithOptions(
+		zap.WrapCore(func(c zapcore.Core) zapcore.Core { return quietCore{c, q.Quiet} })).With(zap.String("a", "b"))
 	return q
 }
 

@@ -103,7 +103,8 @@ func Markdown[R any](table []Part[R]) string {
 		if p.Optional {
 			optional = "yes"
 		}
-		fmt.Fprintf(&out, "| `%s` | %s | %s | %s | %s |\n", p.Name, p.Purpose, strings.Join(p.Needs, ", "), on, optional)
+		fmt.Fprintf(&out, "| `%s` | %s | %s | %s | %s |\n", p.Name, p.Purpose, strings.Join(p.Needs, ", "), on,
+			optional)
 	}
 	return out.String()
 }

@@ -45,7 +45,8 @@ func plain(name string, needs ...string) Part[*journal] {
 	}}
 }
 
-func start(t *testing.T, table []Part[*journal], o Options) (*Set[*journal], *journal, context.CancelFunc, <-chan error) {
+func start(t *testing.T, table []Part[*journal], o Options) (*Set[*journal], *journal, context.CancelFunc,
+	<-chan error) {
 	t.Helper()
 	j := &journal{}
 	s, err := NewSet(j, table, o)
@@ -80,7 +81,8 @@ func TestSet_Run_NeedsComeFirstAndGoLast(t *testing.T) {
 			r.Ready = ready
 			return r, err
 		}
-		s, j, cancel, done := start(t, []Part[*journal]{slow, plain("api", "store"), plain("clock"), plain("node", "api", "clock")}, Options{})
+		s, j, cancel, done := start(t,
+			[]Part[*journal]{slow, plain("api", "store"), plain("clock"), plain("node", "api", "clock")}, Options{})
 		synctest.Wait()
 		if got, want := states(s), "store starting, api waiting (store), clock ready, node waiting (api)"; got != want {
 			t.Errorf("states are %s, want %s", got, want)
@@ -94,7 +96,8 @@ func TestSet_Run_NeedsComeFirstAndGoLast(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("asked to stop, it returned %v", err)
 		}
-		for _, pair := range [][2]string{{"new store", "new api"}, {"new api", "new node"}, {"end node", "end api"}, {"end api", "end store"}, {"end node", "end clock"}} {
+		for _, pair := range [][2]string{{"new store", "new api"}, {"new api", "new node"}, {"end node", "end api"},
+			{"end api", "end store"}, {"end node", "end clock"}} {
 			if j.index(t, pair[0]) > j.index(t, pair[1]) {
 				t.Errorf("%s came after %s: %q", pair[0], pair[1], j.lines)
 			}
@@ -147,7 +150,8 @@ func TestSet_Run_FirstCauseWinsAndNamesItsPart(t *testing.T) {
 						return errors.New("the informer has stopped already")
 					}}, nil
 				}
-				_, j, _, done := start(t, []Part[*journal]{plain("store"), loud, row.part(), plain("last", "service-proxy")}, Options{})
+				_, j, _, done := start(t,
+					[]Part[*journal]{plain("store"), loud, row.part(), plain("last", "service-proxy")}, Options{})
 				err := <-done
 				if !errors.Is(err, row.is) || err.Error() != row.want {
 					t.Errorf("got %v, want %s", err, row.want)
@@ -187,7 +191,8 @@ func TestSet_Run_DisabledIsNotMadeAndHoldsNothingUp(t *testing.T) {
 		dns := plain("dns")
 		dns.Optional = true
 		fixed := plain("store")
-		s, j, cancel, done := start(t, []Part[*journal]{fixed, dns, plain("kubelet", "dns")}, Options{Disable: []string{"dns", "store", "unknown"}})
+		s, j, cancel, done := start(t, []Part[*journal]{fixed, dns, plain("kubelet", "dns")},
+			Options{Disable: []string{"dns", "store", "unknown"}})
 		synctest.Wait()
 		if got, want := states(s), "store ready, dns disabled, kubelet ready"; got != want {
 			t.Errorf("states are %s, want %s", got, want)
@@ -203,15 +208,16 @@ func TestSet_Run_DisabledIsNotMadeAndHoldsNothingUp(t *testing.T) {
 func TestSet_Run_LeadDecidesTheState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		elected, lost := make(chan struct{}), make(chan struct{})
-		scheduler := Part[*journal]{Name: "scheduler", Leader: "kube-scheduler", New: func(_ context.Context, j *journal, lead Lead) (Running, error) {
-			return Running{Run: func(ctx context.Context) error {
-				return lead(ctx, func(ctx context.Context) error {
-					j.note("schedules")
-					<-ctx.Done()
-					return nil
-				})
-			}}, nil
-		}}
+		scheduler := Part[*journal]{Name: "scheduler", Leader: "kube-scheduler",
+			New: func(_ context.Context, j *journal, lead Lead) (Running, error) {
+				return Running{Run: func(ctx context.Context) error {
+					return lead(ctx, func(ctx context.Context) error {
+						j.note("schedules")
+						<-ctx.Done()
+						return nil
+					})
+				}}, nil
+			}}
 		lead := func(lease string) Lead {
 			if lease != "kube-scheduler" {
 				t.Errorf("asked for lease %s", lease)
@@ -275,9 +281,11 @@ func TestSet_Run_OneOffAndIdleParts(t *testing.T) {
 			return Running{Idle: "on loopback only"}, nil
 		}}
 		feature := Part[*journal]{Name: "policy", Needs: []string{"objects"}, Optional: true}
-		s, _, cancel, done := start(t, []Part[*journal]{once, idle, feature, plain("last", "objects", "discovery", "policy")}, Options{})
+		s, _, cancel, done := start(t,
+			[]Part[*journal]{once, idle, feature, plain("last", "objects", "discovery", "policy")}, Options{})
 		synctest.Wait()
-		if got, want := states(s), "objects ready, discovery idle (on loopback only), policy ready, last ready"; got != want {
+		if got, want := states(
+			s), "objects ready, discovery idle (on loopback only), policy ready, last ready"; got != want {
 			t.Errorf("states are %s, want %s", got, want)
 		}
 		cancel()

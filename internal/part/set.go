@@ -61,7 +61,12 @@ func NewSet[R any](role R, table []Part[R], o Options) (*Set[R], error) {
 	s := &Set[R]{role: role, options: o}
 	byName := map[string]*node[R]{}
 	for _, p := range table {
-		n := &node[R]{part: p, ready: make(chan struct{}), done: make(chan struct{}), state: Waiting}
+		n := &node[R]{
+			part:  p,
+			ready: make(chan struct{}),
+			done:  make(chan struct{}),
+			state: Waiting,
+		}
 		if n.disabled = p.Optional && slices.Contains(o.Disable, p.Name); n.disabled {
 			n.state = Disabled
 			close(n.ready)
@@ -185,7 +190,8 @@ func (s *Set[R]) ended(ctx context.Context, n *node[R], durable bool, err error)
 		err = fmt.Errorf("%s: %w", title, err)
 	case err != nil:
 		if !errors.Is(err, context.Canceled) {
-			s.options.Logger.Info("a part reported an error while it stopped", zap.String("part", n.part.Name), zap.Error(err))
+			s.options.Logger.Info("a part reported an error while it stopped", zap.String("part", n.part.Name),
+				zap.Error(err))
 		}
 		fallthrough
 	default:

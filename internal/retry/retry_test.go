@@ -17,7 +17,8 @@ func TestBackoff_Next_DoublesToTheLast(t *testing.T) {
 	}
 	b.Reset()
 	got = append(got, b.Next())
-	want := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second, time.Second}
+	want := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second,
+		time.Second}
 	if !slices.Equal(got, want) {
 		t.Errorf("pauses are %v, want %v", got, want)
 	}

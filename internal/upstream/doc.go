@@ -5,5 +5,6 @@
 // a second server in the process. Where two callers want different values the later one wins for
 // both: two control planes in one process share their feature gates and their log.
 //
-// It must not import anything else of this repository but internal/logging and internal/upstreamflag.
+// It must not import anything else of this repository but internal/logging and
+// internal/upstreamflag.
 package upstream

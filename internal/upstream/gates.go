@@ -42,9 +42,9 @@ type Args struct {
 	Args    []string
 }
 
-// SetFeatureGates sets mote's defaults if nobody did yet, then own, then every feature-gates flag in
-// args; later ones win. There is one set of gates per process: a gate given to one component reaches
-// all of them.
+// SetFeatureGates sets mote's defaults if nobody did yet, then own, then every feature-gates flag
+// in args; later ones win. There is one set of gates per process: a gate given to one component
+// reaches all of them.
 func SetFeatureGates(own Gates, args ...Args) error {
 	if err := setDefaultGates(); err != nil {
 		return err

@@ -47,7 +47,8 @@ func TestSetFeatureGates_LaterWins(t *testing.T) {
 }
 
 func TestSetFeatureGates_RefusedIsForgotten(t *testing.T) {
-	for _, bad := range []string{"feature-gates=NoSuchGate=true", "feature-gates=APIServerIdentity=maybe", "feature-gates=APIServerIdentity"} {
+	for _, bad := range []string{"feature-gates=NoSuchGate=true", "feature-gates=APIServerIdentity=maybe",
+		"feature-gates=APIServerIdentity"} {
 		err := SetFeatureGates(nil, Args{"kube-scheduler-arg", []string{bad}})
 		if err == nil || !strings.Contains(err.Error(), "kube-scheduler-arg") || !strings.Contains(err.Error(), bad) {
 			t.Errorf("error is %v, want one that names kube-scheduler-arg and %s", err, bad)

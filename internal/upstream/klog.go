@@ -16,12 +16,11 @@ import (
 )
 
 // BridgeKlog sends what Kubernetes' libraries log to log, through the filters of
-// [logging.ForKubernetes]. The caller reports to the Quiet it returns whether the
-// start succeeded. klog is not to be switched while something logs, so call this
-// before the first part starts.
+// [logging.ForKubernetes]. The caller reports to the Quiet it returns whether the start succeeded.
+// klog is not to be switched while something logs, so call this before the first part starts.
 //
-// A klog.Fatal still ends the process, as upstream's code does not expect to go on
-// after one; lines held back are written first, since one of them may be the cause.
+// A klog.Fatal still ends the process, as upstream's code does not expect to go on after one; lines
+// held back are written first, since one of them may be the cause.
 func BridgeKlog(log *zap.Logger, debug bool) (*logging.Quiet, error) {
 	verbosity := 0
 	if debug {
@@ -33,8 +32,8 @@ func BridgeKlog(log *zap.Logger, debug bool) (*logging.Quiet, error) {
 	if err := flags.Set("v", strconv.Itoa(verbosity)); err != nil {
 		return nil, fmt.Errorf("set verbosity of klog: %w", err)
 	}
-	// Unstructured calls would reach a logr logger without their severity, so
-	// that warnings became info; as text they carry it in their first byte.
+	// Unstructured calls would reach a logr logger without their severity, so that warnings became
+	// info; as text they carry it in their first byte.
 	klog.SetLoggerWithOptions(zapr.NewLogger(log),
 		klog.ContextualLogger(true),
 		klog.WriteKlogBuffer(func(line []byte) { writeKlogLine(log, line) }),
@@ -46,8 +45,8 @@ func BridgeKlog(log *zap.Logger, debug bool) (*logging.Quiet, error) {
 	return quiet, nil
 }
 
-// writeKlogLine logs one line of klog's text format,
-// "W1124 08:15:00.123456    4711 file.go:12] message".
+// writeKlogLine logs one line of klog's text format, "W1124 08:15:00.123456 4711 file.go:12]
+// message".
 func writeKlogLine(log *zap.Logger, line []byte) {
 	if len(line) == 0 {
 		return

@@ -39,10 +39,12 @@ func TestBridgeKlog_SeverityAndVerbosity(t *testing.T) {
 		want, notWant []string
 	}{
 		{"quiet", false,
-			[]string{"WARN kubernetes plain warning", "ERROR kubernetes plain error", "klog_test.go", "ERROR kubernetes structured error", "cause"},
+			[]string{"WARN kubernetes plain warning", "ERROR kubernetes plain error", "klog_test.go",
+				"ERROR kubernetes structured error", "cause"},
 			[]string{"plain info", "structured info", "verbose info"}},
 		{"debug", true,
-			[]string{"INFO kubernetes plain info", "structured info", "DEBUG kubernetes verbose info", "WARN kubernetes plain warning"},
+			[]string{"INFO kubernetes plain info", "structured info", "DEBUG kubernetes verbose info",
+				"WARN kubernetes plain warning"},
 			[]string{"very verbose info"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

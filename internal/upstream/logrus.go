@@ -12,11 +12,10 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// BridgeContainerd sends what containerd logs, which goes to logrus' one standard
-// logger, to log. Containerd's info is our debug: it reports every call. Its fatal
-// errors, which would end the process, are sent to fatal, and only the goroutine
-// that met one ends. A second containerd in the process takes the logger over from
-// the first.
+// BridgeContainerd sends what containerd logs, which goes to logrus' one standard logger, to log.
+// Containerd's info is our debug: it reports every call. Its fatal errors, which would end the
+// process, are sent to fatal, and only the goroutine that met one ends. A second containerd in the
+// process takes the logger over from the first.
 func BridgeContainerd(log *zap.Logger, debug bool, fatal chan<- error) {
 	std := logrus.StandardLogger()
 	std.SetOutput(io.Discard)

@@ -7,8 +7,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Split takes an argument apart. People write dashes in front of it or leave
-// them out.
+// Split takes an argument apart. People write dashes in front of it or leave them out.
 func Split(arg string) (name, value string) {
 	name, value, _ = strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	return name, value
@@ -24,8 +23,8 @@ func Value(args []string, name, otherwise string) string {
 	return otherwise
 }
 
-// Apply sets args in flags, in their order. An error names setting, mote's own
-// name for the list, and the argument.
+// Apply sets args in flags, in their order. An error names setting, mote's own name for the list,
+// and the argument.
 func Apply(flags *pflag.FlagSet, setting string, args []string) error {
 	for _, arg := range args {
 		name, value := Split(arg)

@@ -21,7 +21,8 @@ func TestApply_LastWinsAndFaultsAreNamed(t *testing.T) {
 		t.Errorf("value is %s, want the default", v)
 	}
 	for _, bad := range []string{"max-pods=many", "no-such-flag=1"} {
-		if err := Apply(flags, "kubelet-arg", []string{bad}); err == nil || !strings.Contains(err.Error(), `kubelet-arg "`+bad+`"`) {
+		if err := Apply(flags, "kubelet-arg", []string{bad}); err == nil ||
+			!strings.Contains(err.Error(), `kubelet-arg "`+bad+`"`) {
 			t.Errorf("%s: error is %v, want one that names it", bad, err)
 		}
 	}

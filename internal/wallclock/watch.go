@@ -17,9 +17,9 @@ const (
 // boards without a battery boot in 1970.
 var Floor = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
-// Watch looks at the clock until ctx ends and calls look each time. set is how far the clock was set
-// since the last look: negative if it was set back, 0 if it only ran on. Watch returns the first
-// error of look, and nil when ctx ends.
+// Watch looks at the clock until ctx ends and calls look each time. set is how far the clock was
+// set since the last look: negative if it was set back, 0 if it only ran on. Watch returns the
+// first error of look, and nil when ctx ends.
 func Watch(ctx context.Context, look func(now time.Time, set time.Duration) error) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
@@ -39,7 +39,8 @@ func Watch(ctx context.Context, look func(now time.Time, set time.Duration) erro
 	}
 }
 
-// jump returns how far the wall clock was set, from the time that passed on it and the time that really passed.
+// jump returns how far the wall clock was set, from the time that passed on it and the time that
+// really passed.
 func jump(wall, real time.Duration) time.Duration {
 	if set := wall - real; set.Abs() > drift {
 		return set

@@ -19,8 +19,8 @@ const (
 // errNoGeneration is returned if the kernel's answer has no generation.
 var errNoGeneration = errors.New("no generation in the answer")
 
-// generation returns the generation of the ruleset of this network namespace. Every transaction, whoever makes it, increments
-// it by one.
+// generation returns the generation of the ruleset of this network namespace. Every transaction,
+// whoever makes it, increments it by one.
 func generation() (uint32, error) {
 	request := nl.NewNetlinkRequest(getGeneration, 0)
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: unix.NFNETLINK_V0})

@@ -22,8 +22,9 @@ const (
 var (
 	// ErrNotFound is in the error of a command whose table, chain or set does not exist.
 	ErrNotFound = errors.New("no such object")
-	// ErrUnsupported is in the error of a run that cannot succeed on this host: nft is not installed, or the tool
-	// or the kernel lacks what the script needs. No other failure has it, so the next run may succeed.
+	// ErrUnsupported is in the error of a run that cannot succeed on this host: nft is not
+	// installed, or the tool or the kernel lacks what the script needs. No other failure has it, so
+	// the next run may succeed.
 	ErrUnsupported = errors.New("not supported by this host")
 )
 
@@ -66,8 +67,8 @@ func (e *Error) exited() bool {
 	return errors.As(e.Err, &exit) && exit.Exited()
 }
 
-// notFound recognises messages about the arguments. Those about a line of a script begin with its position, and name many
-// things that may be missing: a kernel module, for one.
+// notFound recognises messages about the arguments. Those about a line of a script begin with its
+// position, and name many things that may be missing: a kernel module, for one.
 func (e *Error) notFound() bool {
 	first, _, _ := strings.Cut(e.Message, "\n")
 	return e.exited() && strings.HasPrefix(first, "Error: ") && strings.Contains(first, "No such file or directory")
@@ -76,12 +77,13 @@ func (e *Error) notFound() bool {
 var (
 	// inScript matches a message about a line of a script.
 	inScript = regexp.MustCompile(`^/dev/stdin:[0-9:-]+: Error: (.*)`)
-	// fromKernel introduces the kernel's answer; other messages about a script are the tool's own, which does not
-	// understand it and never will.
+	// fromKernel introduces the kernel's answer; other messages about a script are the tool's own,
+	// which does not understand it and never will.
 	fromKernel = "Could not process rule: "
 	// missing are answers of a kernel without nftables.
 	missing = []string{
-		"Protocol not supported", "Operation not supported", "Address family not supported by protocol", "Function not implemented",
+		"Protocol not supported", "Operation not supported", "Address family not supported by protocol",
+		"Function not implemented",
 	}
 	// missingPart are answers of a kernel without some part of nftables.
 	missingPart = append([]string{"No such file or directory", "Invalid argument"}, missing...)
@@ -108,7 +110,8 @@ func Available() bool {
 	return err == nil
 }
 
-// Run runs the tool with script on its standard input and returns what it printed. Its errors are of type [*Error].
+// Run runs the tool with script on its standard input and returns what it printed. Its errors are
+// of type [*Error].
 func Run(ctx context.Context, script string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer in %s", timeout))
 	defer cancel()

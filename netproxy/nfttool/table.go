@@ -6,10 +6,12 @@ import (
 	"fmt"
 )
 
-// stableTries bounds how often Apply starts over because another program changes the table at the same time.
+// stableTries bounds how often Apply starts over because another program changes the table at the
+// same time.
 const stableTries = 5
 
-// Table is one table of family inet that is always replaced as a whole. It is not safe for concurrent use.
+// Table is one table of family inet that is always replaced as a whole. It is not safe for
+// concurrent use.
 type Table struct {
 	// Name is the table's name.
 	Name string
@@ -20,8 +22,9 @@ type Table struct {
 	written func() // called between writing and listing; for tests
 }
 
-// Script returns the script that replaces the table's content by body, the text between its braces. Adding the table first
-// makes the deletion succeed if there was none. The kernel applies the script atomically.
+// Script returns the script that replaces the table's content by body, the text between its braces.
+// Adding the table first makes the deletion succeed if there was none. The kernel applies the
+// script atomically.
 func (t *Table) Script(body string) string {
 	return fmt.Sprintf("add table inet %s\ndelete table inet %s\ntable inet %s {\n%s}\n", t.Name, t.Name, t.Name, body)
 }
@@ -31,10 +34,10 @@ func (t *Table) Apply(ctx context.Context, script string) error {
 	if script != t.applied {
 		t.applied, t.listed = "", ""
 	}
-	// Another program may change the table between our write and our listing, and its version would pass for ours. A
-	// listing is trusted if the generation shows that nothing but our write happened. If the generation is unknown, or
-	// others write all the time, two equal listings after two writes are trusted: not one, as the same disturbance may
-	// happen twice.
+	// Another program may change the table between our write and our listing, and its version would
+	// pass for ours. A listing is trusted if the generation shows that nothing but our write
+	// happened. If the generation is unknown, or others write all the time, two equal listings
+	// after two writes are trusted: not one, as the same disturbance may happen twice.
 	before := t.listed
 	equal := false
 	for range stableTries {

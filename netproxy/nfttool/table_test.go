@@ -7,7 +7,8 @@ import (
 	"github.com/mote-dev/mote/internal/netnstest"
 )
 
-// inNamespace runs the rest of the calling test in a network namespace of its own where there is nft.
+// inNamespace runs the rest of the calling test in a network namespace of its own where there is
+// nft.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
 	if !Available() {
@@ -75,7 +76,8 @@ func TestTable_Apply_DisturbedAllTheTime(t *testing.T) {
 	}
 	// Writes to other tables do not keep Apply from succeeding.
 	table := Table{Name: "own", written: func() { nft(t, "add table inet other\ndelete table inet other") }}
-	if err := table.Apply(t.Context(), table.Script(body)); err != nil || !strings.Contains(table.listed, "masquerade") {
+	if err := table.Apply(t.Context(), table.Script(body)); err != nil ||
+		!strings.Contains(table.listed, "masquerade") {
 		t.Errorf("%v, and this was recorded as the table:\n%s", err, table.listed)
 	}
 	// A program that keeps changing our table is reported.
@@ -87,7 +89,8 @@ func TestTable_Apply_DisturbedAllTheTime(t *testing.T) {
 			nft(t, "add rule inet own post drop")
 		}
 	}}
-	if err := table.Apply(t.Context(), table.Script(body)); err == nil || !strings.Contains(err.Error(), "another program") {
+	if err := table.Apply(t.Context(), table.Script(body)); err == nil ||
+		!strings.Contains(err.Error(), "another program") {
 		t.Errorf("a table that keeps changing ended with %v", err)
 	}
 }

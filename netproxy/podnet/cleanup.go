@@ -19,8 +19,9 @@ import (
 // portmapTable is the nftables table of the portmap plugin, shared by all CNI networks of the host.
 const portmapTable = "cni_hostport"
 
-// Cleanup removes what a [Network] of this config created: rules, the bridge with the pods' interfaces, the overlay, leases
-// and the network list. It touches nothing else, and an interrupted Cleanup can be repeated.
+// Cleanup removes what a [Network] of this config created: rules, the bridge with the pods'
+// interfaces, the overlay, leases and the network list. It touches nothing else, and an interrupted
+// Cleanup can be repeated.
 func Cleanup(ctx context.Context, c Config) error {
 	c = c.withDefaults()
 	var errs []error
@@ -37,7 +38,8 @@ func Cleanup(ctx context.Context, c Config) error {
 		}
 	}
 	if c.StateDir != "" {
-		for _, path := range []string{leaseRoot(c.StateDir), filepath.Join(c.StateDir, "boot-id"), rememberedPath(c.StateDir)} {
+		for _, path := range []string{leaseRoot(c.StateDir), filepath.Join(c.StateDir, "boot-id"),
+			rememberedPath(c.StateDir)} {
 			if err := os.RemoveAll(path); err != nil {
 				errs = append(errs, fmt.Errorf("remove leases: %w", err))
 			}
@@ -84,7 +86,8 @@ func removeBridge(name string) error {
 	return errors.Join(append(errs, removeLink(name))...)
 }
 
-// removePortmapTables deletes the portmap plugin's tables unless a network of the host maps a port in them.
+// removePortmapTables deletes the portmap plugin's tables unless a network of the host maps a port
+// in them.
 func removePortmapTables(ctx context.Context) error {
 	var errs []error
 	for _, f := range families {
@@ -98,7 +101,8 @@ func removePortmapTables(ctx context.Context) error {
 		case strings.Contains(listed, "dnat"):
 			continue // in use by another network
 		}
-		if _, err := nfttool.Run(ctx, "", "delete", "table", f.nft, portmapTable); err != nil && !errors.Is(err, nfttool.ErrNotFound) {
+		if _, err := nfttool.Run(ctx, "", "delete", "table", f.nft, portmapTable); err != nil &&
+			!errors.Is(err, nfttool.ErrNotFound) {
 			errs = append(errs, err)
 		}
 	}
@@ -148,8 +152,8 @@ func removePortmapChains(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeJumps deletes the rules of a chain that jump to one of the targets. It deletes by number, as the rules' text depends
-// on the plugin's version.
+// removeJumps deletes the rules of a chain that jump to one of the targets. It deletes by number,
+// as the rules' text depends on the plugin's version.
 func removeJumps(ipt *iptables.IPTables, table, parent string, targets ...string) error {
 	rules, err := ipt.List(table, parent)
 	if err != nil {
@@ -167,8 +171,8 @@ func removeJumps(ipt *iptables.IPTables, table, parent string, targets ...string
 	return nil
 }
 
-// removeKubeletChains deletes auxiliary chains of the kubelet and the iptables proxier that upstream leaves behind. Another
-// kubelet on the host recreates its own within seconds.
+// removeKubeletChains deletes auxiliary chains of the kubelet and the iptables proxier that
+// upstream leaves behind. Another kubelet on the host recreates its own within seconds.
 func removeKubeletChains(ctx context.Context) error {
 	if !IPTablesInUse(ctx) {
 		return nil
@@ -185,7 +189,8 @@ func removeKubeletChains(ctx context.Context) error {
 			parents      []string
 		}{
 			{"filter", "KUBE-FIREWALL", []string{"INPUT", "OUTPUT"}},
-			{"filter", "KUBE-KUBELET-CANARY", nil}, {"nat", "KUBE-KUBELET-CANARY", nil}, {"mangle", "KUBE-KUBELET-CANARY", nil},
+			{"filter", "KUBE-KUBELET-CANARY", nil}, {"nat", "KUBE-KUBELET-CANARY", nil},
+			{"mangle", "KUBE-KUBELET-CANARY", nil},
 			{"mangle", "KUBE-IPTABLES-HINT", nil},
 		} {
 			if ok, err := chainExists(ipt, c.table, c.chain); err != nil || !ok {

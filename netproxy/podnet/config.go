@@ -32,10 +32,12 @@ const defaultCheckInterval = 5 * time.Minute
 type Config struct {
 	// NodeName is this node's name; the overlay's hardware address is derived from it.
 	NodeName string
-	// Cluster has the ranges of pods and services and the backend; it is valid. Traffic between pods keeps its source
-	// address. On hosts without a default route the service ranges get a route of their own.
+	// Cluster has the ranges of pods and services and the backend; it is valid. Traffic between
+	// pods keeps its source address. On hosts without a default route the service ranges get a
+	// route of their own.
 	Cluster clusterconfig.Config
-	// LocalServiceIPs are service addresses this node serves itself (cluster DNS); pods may always reach port 53 there.
+	// LocalServiceIPs are service addresses this node serves itself (cluster DNS); pods may always
+	// reach port 53 there.
 	LocalServiceIPs []netip.Addr
 	// Bridge is the name of the pods' bridge; empty means [DefaultBridge].
 	Bridge string
@@ -49,7 +51,8 @@ type Config struct {
 	StateDir string
 	// MTU of pods; zero means the MTU of the default route's link less what the backend needs.
 	MTU int
-	// CheckInterval is how often rules are compared without a reported change; zero means five minutes.
+	// CheckInterval is how often rules are compared without a reported change; zero means five
+	// minutes.
 	CheckInterval time.Duration
 	// Logger may be nil for no logs.
 	Logger *zap.Logger

@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 )
 
-// ConflistName is the file the network list is written to. The runtime takes the first file in lexical order, so the name
-// sorts early.
+// ConflistName is the file the network list is written to. The runtime takes the first file in
+// lexical order, so the name sorts early.
 const ConflistName = "10-mote.conflist"
 
 // NetworkName is the name of the CNI network and of the folder with its address leases.
@@ -81,16 +81,30 @@ func renderConflist(s conflistSpec) ([]byte, error) {
 		ipam.Routes = append(ipam.Routes, cniRoute{Dst: dst})
 	}
 	list := cniConflist{CNIVersion: "1.0.0", Name: NetworkName, Plugins: []cniPlugin{
-		// The node's own rules masquerade: the plugin would add rules for each pod. forceAddress lets the bridge change to a new
-		// pod CIDR; without it every pod would fail until someone deletes the bridge.
+		// The node's own rules masquerade: the plugin would add rules for each pod. forceAddress
+		// lets the bridge change to a new pod CIDR; without it every pod would fail until someone
+		// deletes the bridge.
 		{
-			Type: "bridge", Bridge: s.bridge, IsGateway: true, ForceAddress: true, HairpinMode: true, PromiscMode: &off, IPMasq: &off,
-			MTU: s.mtu, IPAM: ipam,
+			Type:         "bridge",
+			Bridge:       s.bridge,
+			IsGateway:    true,
+			ForceAddress: true,
+			HairpinMode:  true,
+			PromiscMode:  &off,
+			IPMasq:       &off,
+			MTU:          s.mtu,
+			IPAM:         ipam,
 		},
-		{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, Backend: s.firewall, SNAT: true},
+		{
+			Type:         "portmap",
+			Capabilities: map[string]bool{"portMappings": true},
+			Backend:      s.firewall,
+			SNAT:         true,
+		},
 	}}
 	if s.bandwidth {
-		list.Plugins = append(list.Plugins, cniPlugin{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}})
+		list.Plugins = append(list.Plugins,
+			cniPlugin{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}})
 	}
 	text, err := json.MarshalIndent(list, "", "  ")
 	if err != nil {
@@ -99,8 +113,8 @@ func renderConflist(s conflistSpec) ([]byte, error) {
 	return append(text, '\n'), nil
 }
 
-// writeFile atomically replaces path by text and reports whether it differed. Readers see the old or the new file, also after
-// a power cut.
+// writeFile atomically replaces path by text and reports whether it differed. Readers see the old
+// or the new file, also after a power cut.
 func writeFile(path string, text []byte) (changed bool, err error) {
 	old, err := os.ReadFile(path)
 	switch {
@@ -117,7 +131,8 @@ func replaceFile(path string, text []byte) (changed bool, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("make folder %s: %w", dir, err)
 	}
-	// Not in the same folder yet: the runtime watches it and would log an error for a write that leaves no list.
+	// Not in the same folder yet: the runtime watches it and would log an error for a write that
+	// leaves no list.
 	tmp, err := os.CreateTemp(filepath.Dir(dir), ".mote-*.tmp")
 	if err != nil {
 		return false, fmt.Errorf("write %s: %w", path, withoutPath(err))
@@ -140,8 +155,8 @@ func replaceFile(path string, text []byte) (changed bool, err error) {
 	if err := tmp.Close(); err != nil {
 		return false, err
 	}
-	// The runtime (containerd's cni_conf_syncer.go, v2.4.2) ignores files moved into the folder, but not files renamed within
-	// it.
+	// The runtime (containerd's cni_conf_syncer.go, v2.4.2) ignores files moved into the folder,
+	// but not files renamed within it.
 	near := filepath.Join(dir, filepath.Base(tmp.Name()))
 	if err := os.Rename(tmp.Name(), near); err != nil {
 		return false, err
@@ -152,7 +167,8 @@ func replaceFile(path string, text []byte) (changed bool, err error) {
 	return true, nil
 }
 
-// withoutPath drops the name of the temporary file from an error: it differs in each attempt, so each would be logged.
+// withoutPath drops the name of the temporary file from an error: it differs in each attempt, so
+// each would be logged.
 func withoutPath(err error) error {
 	var path *fs.PathError
 	var link *os.LinkError

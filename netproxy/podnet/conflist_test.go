@@ -18,8 +18,21 @@ func TestRenderConflist(t *testing.T) {
 		name string
 		spec conflistSpec
 	}{
-		{"ipv4", conflistSpec{bridge: "mote0", podCIDRs: prefixes("10.42.0.0/24"), mtu: 1450, leaseDir: "/var/lib/mote/agent/cni/networks", firewall: FirewallNFTables}},
-		{"dual", conflistSpec{bridge: "mote0", podCIDRs: prefixes("10.42.0.0/24", "fd00:42::/64"), mtu: 1430, leaseDir: "/d", firewall: FirewallIPTables, bandwidth: true}},
+		{"ipv4", conflistSpec{
+			bridge:   "mote0",
+			podCIDRs: prefixes("10.42.0.0/24"),
+			mtu:      1450,
+			leaseDir: "/var/lib/mote/agent/cni/networks",
+			firewall: FirewallNFTables,
+		}},
+		{"dual", conflistSpec{
+			bridge:    "mote0",
+			podCIDRs:  prefixes("10.42.0.0/24", "fd00:42::/64"),
+			mtu:       1430,
+			leaseDir:  "/d",
+			firewall:  FirewallIPTables,
+			bandwidth: true,
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := renderConflist(c.spec)
@@ -54,8 +67,8 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
-// TestWriteFile_RuntimeNotices watches the folder as containerd does: creation and attributes do not count, and whenever
-// something else happens the list has to be complete.
+// TestWriteFile_RuntimeNotices watches the folder as containerd does: creation and attributes do
+// not count, and whenever something else happens the list has to be complete.
 func TestWriteFile_RuntimeNotices(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "net.d")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -132,11 +145,21 @@ func TestPodMTU(t *testing.T) {
 }
 
 func TestConfig_Validate(t *testing.T) {
-	good := Config{NodeName: "n", Cluster: clusterconfig.Config{ClusterCIDRs: prefixes("10.42.0.0/16")}, ConfDir: "/a", StateDir: "/b"}
+	good := Config{
+		NodeName: "n",
+		Cluster:  clusterconfig.Config{ClusterCIDRs: prefixes("10.42.0.0/16")},
+		ConfDir:  "/a",
+		StateDir: "/b",
+	}
 	if err := good.Validate(); err != nil {
 		t.Errorf("good config: %v", err)
 	}
-	err := Config{Bridge: "a-name-that-is-too-long", Cluster: clusterconfig.Config{NetworkBackend: "pigeon"}, Firewall: "ipfw", MTU: 5}.Validate()
+	err := Config{
+		Bridge:   "a-name-that-is-too-long",
+		Cluster:  clusterconfig.Config{NetworkBackend: "pigeon"},
+		Firewall: "ipfw",
+		MTU:      5,
+	}.Validate()
 	var joined interface{ Unwrap() []error }
 	if !errors.As(err, &joined) || len(joined.Unwrap()) != 8 {
 		t.Errorf("bad config: %v", err)

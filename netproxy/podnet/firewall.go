@@ -12,8 +12,9 @@ type firewall interface {
 	Remove(ctx context.Context) error
 }
 
-// newFirewalls returns the firewalls to maintain for a tool. nftables needs the iptables guard as well: a host whose iptables
-// policy drops forwarded packets drops them whatever an nftables chain accepts.
+// newFirewalls returns the firewalls to maintain for a tool. nftables needs the iptables guard as
+// well: a host whose iptables policy drops forwarded packets drops them whatever an nftables chain
+// accepts.
 func newFirewalls(kind Firewall) []firewall {
 	if kind == FirewallIPTables {
 		return []firewall{&iptablesFirewall{masquerade: true}}

@@ -201,9 +201,9 @@ func removeChain(ipt *iptables.IPTables, c iptablesChain) error {
 	return nil
 }
 
-// isNotExist reports whether iptables answered that the table, chain or rule does not exist. A table can be missing because
-// the kernel does not know it. Exit code 1 is for missing chains, which iptables 1.8.9 calls incompatible; locks, memory and
-// permissions have others.
+// isNotExist reports whether iptables answered that the table, chain or rule does not exist. A
+// table can be missing because the kernel does not know it. Exit code 1 is for missing chains,
+// which iptables 1.8.9 calls incompatible; locks, memory and permissions have others.
 func isNotExist(err error) bool {
 	var e *iptables.Error
 	return errors.As(err, &e) && (e.ExitStatus() == 1 || e.IsNotExist())
@@ -221,8 +221,8 @@ func chainExists(ipt *iptables.IPTables, table, chain string) (bool, error) {
 	return ok, nil
 }
 
-// mayDrop reports whether the host has iptables rules that could drop pod traffic. It does not run iptables on hosts that
-// never used it, because that may load kernel modules.
+// mayDrop reports whether the host has iptables rules that could drop pod traffic. It does not run
+// iptables on hosts that never used it, because that may load kernel modules.
 func (w *iptablesFirewall) mayDrop(ctx context.Context) (bool, error) {
 	if !IPTablesInUse(ctx) {
 		return false, nil
@@ -249,7 +249,8 @@ func (w *iptablesFirewall) mayDrop(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// dropsPackets reports whether a line in the listing of a built-in chain is a DROP policy or jumps to rules we cannot judge.
+// dropsPackets reports whether a line in the listing of a built-in chain is a DROP policy or jumps
+// to rules we cannot judge.
 func dropsPackets(line string) bool {
 	if rest, ok := strings.CutPrefix(line, "-P "); ok {
 		return strings.HasSuffix(rest, " DROP")
@@ -258,8 +259,8 @@ func dropsPackets(line string) bool {
 	return ok && !strings.HasPrefix(target, "MOTE-") && !strings.HasPrefix(target, "KUBE-") && target != "ACCEPT"
 }
 
-// IPTablesInUse reports whether the kernel has iptables tables, legacy or nftables-based. It is cheap and, unlike running
-// iptables, loads no kernel modules.
+// IPTablesInUse reports whether the kernel has iptables tables, legacy or nftables-based. It is
+// cheap and, unlike running iptables, loads no kernel modules.
 func IPTablesInUse(ctx context.Context) bool {
 	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		if text, err := os.ReadFile(path); err == nil && len(strings.TrimSpace(string(text))) > 0 {
@@ -268,12 +269,14 @@ func IPTablesInUse(ctx context.Context) bool {
 	}
 	tables, err := nfttool.Run(ctx, "", "list", "tables")
 	if err != nil {
-		// Without nft there is no cheap way to find nftables-based tables. The caller then runs iptables, which is safe.
+		// Without nft there is no cheap way to find nftables-based tables. The caller then runs
+		// iptables, which is safe.
 		return true
 	}
 	for line := range strings.Lines(tables) {
 		switch strings.TrimSpace(line) {
-		case "table ip filter", "table ip6 filter", "table ip nat", "table ip6 nat", "table ip mangle", "table ip6 mangle":
+		case "table ip filter", "table ip6 filter", "table ip nat", "table ip6 nat", "table ip mangle",
+			"table ip6 mangle":
 			return true
 		}
 	}

@@ -15,8 +15,8 @@ const keepaliveInterval = 20 * time.Second
 // discardPort has no listener: the ICMP error that comes back is traffic in the other direction.
 const discardPort = 9
 
-// keepMapped keeps the NAT mapping open if this node is behind a NAT, by sending a packet through the overlay to every peer at
-// intervals: peers can reach the node only while the mapping exists.
+// keepMapped keeps the NAT mapping open if this node is behind a NAT, by sending a packet through
+// the overlay to every peer at intervals: peers can reach the node only while the mapping exists.
 func (n *Network) keepMapped(ctx context.Context) error {
 	tick := time.NewTicker(keepaliveInterval)
 	defer tick.Stop()

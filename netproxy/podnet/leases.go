@@ -13,12 +13,14 @@ import (
 // bootIDFile holds the kernel's random ID of this boot.
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
-// leaseRoot is the folder given to the address plugin, which creates a subfolder named after the network.
+// leaseRoot is the folder given to the address plugin, which creates a subfolder named after the
+// network.
 func leaseRoot(stateDir string) string { return filepath.Join(stateDir, "networks") }
 
-// dropStaleLeases deletes the address leases of an earlier boot. A power cut leaves them behind, and a node that loses power
-// often enough would run out of addresses. No pod survives a reboot, so none of them can be in use. Boots are recognised by
-// the kernel's boot ID, because clocks may be wrong. It must run before the first pod of a boot starts.
+// dropStaleLeases deletes the address leases of an earlier boot. A power cut leaves them behind,
+// and a node that loses power often enough would run out of addresses. No pod survives a reboot, so
+// none of them can be in use. Boots are recognised by the kernel's boot ID, because clocks may be
+// wrong. It must run before the first pod of a boot starts.
 func dropStaleLeases(stateDir string) (dropped int, err error) {
 	current, err := os.ReadFile(bootIDFile)
 	if err != nil {
@@ -39,7 +41,8 @@ func dropStaleLeases(stateDir string) (dropped int, err error) {
 		return 0, fmt.Errorf("list leases: %w", err)
 	}
 	for _, e := range entries {
-		// A lease is a file named after its address. The plugin's lock and its record of the last address stay.
+		// A lease is a file named after its address. The plugin's lock and its record of the last
+		// address stay.
 		if _, err := netip.ParseAddr(strings.ReplaceAll(e.Name(), "_", ":")); err != nil {
 			continue
 		}

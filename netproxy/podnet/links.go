@@ -25,11 +25,13 @@ const (
 
 // hostLinks is what the pod network needs to know about the node's interfaces.
 type hostLinks struct {
-	// uplink is the interface of the default route with the lowest metric; empty when there is no default route.
+	// uplink is the interface of the default route with the lowest metric; empty when there is no
+	// default route.
 	uplink string
 	// routed4 and routed6 report whether each family has a default route.
 	routed4, routed6 bool
-	// mtu is the uplink's MTU, else the smallest MTU of the physical interfaces that are up, else 0.
+	// mtu is the uplink's MTU, else the smallest MTU of the physical interfaces that are up,
+	// else 0.
 	mtu int
 }
 
@@ -77,7 +79,8 @@ func readHostLinks() (hostLinks, error) {
 // dumpTries bounds how often a list is read again because it changed while being read.
 const dumpTries = 5
 
-// dump reads a list from the kernel, and again if it changed while being read: entries missing from it would count as gone.
+// dump reads a list from the kernel, and again if it changed while being read: entries missing from
+// it would count as gone.
 func dump[T any](read func() ([]T, error)) ([]T, error) {
 	var list []T
 	var err error
@@ -106,7 +109,8 @@ func isDefaultRoute(r netlink.Route) bool {
 	return ones == 0 && r.Dst.IP.IsUnspecified()
 }
 
-// isPhysical reports whether a node could be reached through an interface, unlike those that pod networks create.
+// isPhysical reports whether a node could be reached through an interface, unlike those that pod
+// networks create.
 func isPhysical(l netlink.Link) bool {
 	a := l.Attrs()
 	if a.OperState != netlink.OperUp {
@@ -122,7 +126,8 @@ func isPhysical(l netlink.Link) bool {
 	return false
 }
 
-// podMTU returns the MTU for pods: explicit if set, else the link's MTU less the backend's overhead.
+// podMTU returns the MTU for pods: explicit if set, else the link's MTU less the backend's
+// overhead.
 func podMTU(explicit, link int, backend clusterconfig.Backend, nodeIP netip.Addr) int {
 	if explicit != 0 {
 		return explicit

@@ -20,7 +20,8 @@ import (
 	"github.com/mote-dev/mote/netproxy/reconcile"
 )
 
-// debounce is how long changes are gathered before they are acted on: interfaces come and go in bursts when pods start.
+// debounce is how long changes are gathered before they are acted on: interfaces come and go in
+// bursts when pods start.
 const debounce = 500 * time.Millisecond
 
 // Pauses after failed passes. The longest is short because events from the kernel wait for it.
@@ -54,8 +55,9 @@ type Network struct {
 
 	skipped retry.Failures // nodes left out, as last logged; only the loop uses it
 
-	// RulesRemoved, if set before Run, is called with the name of an nftables table when the table (whole) or something in
-	// it was deleted, and with an empty name when deletions may have been missed. It must not block.
+	// RulesRemoved, if set before Run, is called with the name of an nftables table when the table
+	// (whole) or something in it was deleted, and with an empty name when deletions may have been
+	// missed. It must not block.
 	RulesRemoved func(table string, whole bool)
 }
 
@@ -65,7 +67,13 @@ func New(c Config) (*Network, error) {
 		return nil, fmt.Errorf("check pod network config: %w", err)
 	}
 	c = c.withDefaults()
-	n := &Network{cfg: c, firewalls: newFirewalls(c.Firewall), log: c.Logger, ready: make(chan struct{}), rulesChanged: true}
+	n := &Network{
+		cfg:          c,
+		firewalls:    newFirewalls(c.Firewall),
+		log:          c.Logger,
+		ready:        make(chan struct{}),
+		rulesChanged: true,
+	}
 	n.loop = reconcile.New(n.passes(n.pass))
 	return n, nil
 }
@@ -97,10 +105,12 @@ func (n *Network) SetNodes(self Node, peers []Node) {
 }
 
 func equalNode(a, b Node) bool {
-	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs) && a.Outside == b.Outside
+	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs) &&
+		a.Outside == b.Outside
 }
 
-// Ready is closed once the rules are applied and the runtime has a network list, possibly that of an earlier run.
+// Ready is closed once the rules are applied and the runtime has a network list, possibly that of
+// an earlier run.
 func (n *Network) Ready() <-chan struct{} { return n.ready }
 
 // poke triggers a pass of Run's loop, with rules one that compares the rules.
@@ -113,7 +123,8 @@ func (n *Network) poke(rules bool) {
 	n.loop.Trigger()
 }
 
-// Run maintains the network until ctx ends. It then leaves everything in place, because pods outlive this process.
+// Run maintains the network until ctx ends. It then leaves everything in place, because pods
+// outlive this process.
 func (n *Network) Run(ctx context.Context) error {
 	if dropped, err := dropStaleLeases(n.cfg.StateDir); err != nil {
 		n.log.Warn("stale address leases could not be dropped", zap.Error(err))
@@ -163,8 +174,10 @@ func (n *Network) ruleEvent(ev nftEvent) {
 		n.poke(true)
 	case ev.table == Table && (removed || ev.kind == nftNewRule):
 		n.poke(true)
-	case (ev.table == "filter" || ev.table == "nat") && (ev.kind == nftNewChain || ev.kind == nftNewRule || ev.kind == nftDelRule):
-		// iptables-nft keeps its tables under these names. A changed chain policy arrives as a new chain.
+	case (ev.table == "filter" || ev.table == "nat") &&
+		(ev.kind == nftNewChain || ev.kind == nftNewRule || ev.kind == nftDelRule):
+		// iptables-nft keeps its tables under these names. A changed chain policy arrives as a new
+		// chain.
 		n.poke(true)
 	}
 }
@@ -205,7 +218,8 @@ func (n *Network) reconcile(ctx context.Context) error {
 	}
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Cluster.NetworkBackend, firstAddr(self.Addrs))
-		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(ctx, self, peers, mtu), n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
+		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(ctx, self, peers, mtu),
+			n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -243,7 +257,8 @@ func (n *Network) ensureSettings(ctx context.Context) error {
 
 // ensureRules writes the node's rules if they differ from the wanted ones.
 func (n *Network) ensureRules(ctx context.Context) error {
-	rules := Rules{Bridge: n.cfg.Bridge, ClusterCIDRs: n.cfg.Cluster.ClusterCIDRs, LocalServiceIPs: n.cfg.LocalServiceIPs}
+	rules := Rules{Bridge: n.cfg.Bridge, ClusterCIDRs: n.cfg.Cluster.ClusterCIDRs,
+		LocalServiceIPs: n.cfg.LocalServiceIPs}
 	var errs []error
 	for _, fw := range n.firewalls {
 		intact, err := fw.Intact(ctx)
@@ -272,7 +287,11 @@ func (n *Network) ensureConflist(self Node, mtu int) error {
 		}
 	}
 	text, err := renderConflist(conflistSpec{
-		bridge: n.cfg.Bridge, podCIDRs: self.PodCIDRs, mtu: mtu, leaseDir: leaseRoot(n.cfg.StateDir), firewall: n.cfg.Firewall,
+		bridge:    n.cfg.Bridge,
+		podCIDRs:  self.PodCIDRs,
+		mtu:       mtu,
+		leaseDir:  leaseRoot(n.cfg.StateDir),
+		firewall:  n.cfg.Firewall,
 		bandwidth: bandwidth,
 	})
 	if err != nil {
@@ -285,8 +304,8 @@ func (n *Network) ensureConflist(self Node, mtu int) error {
 	return err
 }
 
-// ensureBridgeMTU applies a changed MTU to an existing bridge. New pods get theirs from the network list; for older pods the
-// bridge answers packets that are too large with the MTU that fits.
+// ensureBridgeMTU applies a changed MTU to an existing bridge. New pods get theirs from the network
+// list; for older pods the bridge answers packets that are too large with the MTU that fits.
 func (n *Network) ensureBridgeMTU(mtu int) error {
 	link, err := netlink.LinkByName(n.cfg.Bridge)
 	if isNotFound(err) {

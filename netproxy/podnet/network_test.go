@@ -39,7 +39,8 @@ func eventually(t *testing.T, check func() string) {
 	}
 }
 
-// startNetwork runs a network until stop or the end of the test, and checks then that nothing of it goes on.
+// startNetwork runs a network until stop or the end of the test, and checks then that nothing of it
+// goes on.
 func startNetwork(t *testing.T, c Config) (n *Network, stop func()) {
 	t.Helper()
 	c.Logger = zaptest.NewLogger(t)
@@ -68,8 +69,11 @@ func startNetwork(t *testing.T, c Config) (n *Network, stop func()) {
 func testConfig(t *testing.T) Config {
 	dir := t.TempDir()
 	return Config{
-		NodeName: "n1", Cluster: clusterconfig.Config{ClusterCIDRs: prefixes("10.42.0.0/16")}, LocalServiceIPs: addrs("10.43.0.10"),
-		ConfDir: filepath.Join(dir, "net.d"), StateDir: filepath.Join(dir, "state"),
+		NodeName:        "n1",
+		Cluster:         clusterconfig.Config{ClusterCIDRs: prefixes("10.42.0.0/16")},
+		LocalServiceIPs: addrs("10.43.0.10"),
+		ConfDir:         filepath.Join(dir, "net.d"),
+		StateDir:        filepath.Join(dir, "state"),
 	}
 }
 
@@ -178,7 +182,8 @@ func TestNetwork_Run_RestoresRulesOthersRemove(t *testing.T) {
 	n.SetNodes(Node{Name: "n1", PodCIDRs: prefixes("10.42.3.0/24")}, nil)
 	<-n.Ready()
 	want := run(t, "nft", "-s", "list", "table", "inet", Table)
-	for _, harm := range []string{"flush ruleset", "delete table inet mote", "flush table inet mote", "flush chain inet mote postrouting", "add rule inet mote postrouting drop"} {
+	for _, harm := range []string{"flush ruleset", "delete table inet mote", "flush table inet mote",
+		"flush chain inet mote postrouting", "add rule inet mote postrouting drop"} {
 		run(t, "nft", harm)
 		eventually(t, func() string {
 			out, err := nfttool.Run(ctx, "", "-s", "list", "table", "inet", Table)
@@ -215,8 +220,10 @@ func TestFirewalls_ApplyTwiceAndRemove(t *testing.T) {
 		dump       []string
 	}{
 		{"nftables", "nft", func() firewall { return newNFTFirewall() }, []string{"nft", "-s", "list", "ruleset"}},
-		{"iptables", "iptables", func() firewall { return &iptablesFirewall{masquerade: true} }, []string{"iptables-save"}},
-		{"ip6tables", "ip6tables", func() firewall { return &iptablesFirewall{masquerade: true} }, []string{"ip6tables-save"}},
+		{"iptables", "iptables", func() firewall { return &iptablesFirewall{masquerade: true} },
+			[]string{"iptables-save"}},
+		{"ip6tables", "ip6tables", func() firewall { return &iptablesFirewall{masquerade: true} },
+			[]string{"ip6tables-save"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			needTool(t, c.tool)
@@ -288,7 +295,8 @@ func TestIPTablesGuard_OnlyWhereTheHostDrops(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := run(t, "iptables", "-S")
-	for _, want := range []string{"-A FORWARD -m comment --comment \"mote pod network\" -j MOTE-FORWARD", "-A MOTE-FORWARD -s 10.42.0.0/16 -j ACCEPT", "-A MOTE-INPUT -d 10.43.0.10/32 -i mote0 -p udp"} {
+	for _, want := range []string{"-A FORWARD -m comment --comment \"mote pod network\" -j MOTE-FORWARD",
+		"-A MOTE-FORWARD -s 10.42.0.0/16 -j ACCEPT", "-A MOTE-INPUT -d 10.43.0.10/32 -i mote0 -p udp"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is missing:\n%s", want, out)
 		}
@@ -308,8 +316,10 @@ func TestCleanup_RemovesTheKubeletsChains(t *testing.T) {
 	}
 	needTool(t, "iptables")
 	for _, args := range []string{
-		"-t filter -N KUBE-FIREWALL", "-t filter -A KUBE-FIREWALL -d 127.0.0.0/8 -j DROP", "-t filter -I INPUT -j KUBE-FIREWALL",
-		"-t filter -I OUTPUT -j KUBE-FIREWALL", "-t filter -A OUTPUT -p tcp --dport 99 -j DROP", "-t mangle -N KUBE-KUBELET-CANARY", "-t mangle -N KUBE-IPTABLES-HINT",
+		"-t filter -N KUBE-FIREWALL", "-t filter -A KUBE-FIREWALL -d 127.0.0.0/8 -j DROP",
+		"-t filter -I INPUT -j KUBE-FIREWALL",
+		"-t filter -I OUTPUT -j KUBE-FIREWALL", "-t filter -A OUTPUT -p tcp --dport 99 -j DROP",
+		"-t mangle -N KUBE-KUBELET-CANARY", "-t mangle -N KUBE-IPTABLES-HINT",
 	} {
 		run(t, "iptables", strings.Fields(args)...)
 	}
@@ -356,7 +366,8 @@ func TestCleanup_RemovesOnlyOurs(t *testing.T) {
 		names = append(names, l.Attrs().Name)
 	}
 	all := strings.Join(names, " ")
-	if strings.Contains(all, DefaultBridge) || strings.Contains(all, "veth1") || !strings.Contains(all, "foreign0") || !strings.Contains(all, "veth2") {
+	if strings.Contains(all, DefaultBridge) || strings.Contains(all, "veth1") || !strings.Contains(all, "foreign0") ||
+		!strings.Contains(all, "veth2") {
 		t.Errorf("interfaces left: %s", all)
 	}
 	if got := run(t, "nft", "list", "tables"); !strings.Contains(got, "table ip other") {

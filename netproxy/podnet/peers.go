@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// vxlanPort is the UDP port of the overlay, Linux's default. It is the source port as well, so that both directions are
-	// one flow to a NAT that preserves ports, and answers get in.
+	// vxlanPort is the UDP port of the overlay, Linux's default. It is the source port as well, so
+	// that both directions are one flow to a NAT that preserves ports, and answers get in.
 	vxlanPort = 8472
 	// vxlanID is the VXLAN network identifier.
 	vxlanID = 1
@@ -61,8 +61,8 @@ type plan struct {
 	skipped []string
 }
 
-// overlayMAC derives the hardware address of a node's VXLAN interface from its name, so that nodes need not exchange it. The
-// hashed text is part of the protocol between nodes.
+// overlayMAC derives the hardware address of a node's VXLAN interface from its name, so that nodes
+// need not exchange it. The hashed text is part of the protocol between nodes.
 func overlayMAC(node string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte("mote tunnel " + node))
 	mac := net.HardwareAddr(sum[:6])
@@ -119,11 +119,13 @@ func (p *plan) addDirect(peer Node) {
 	}
 }
 
-// addOverlay adds a peer reached through the overlay. The overlay has one address family, that of this node's first address.
+// addOverlay adds a peer reached through the overlay. The overlay has one address family, that of
+// this node's first address.
 func (p *plan) addOverlay(local netip.Addr, self, peer Node) {
 	addrs := peer.Addrs
 	if peer.Outside.IsValid() && peer.Outside != self.Outside {
-		// Behind a NAT its own address is not reachable from here, unless both nodes are behind the same NAT.
+		// Behind a NAT its own address is not reachable from here, unless both nodes are behind the
+		// same NAT.
 		addrs = []netip.Addr{peer.Outside}
 	}
 	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return local.IsValid() && a.Is6() == local.Is6() })
@@ -160,7 +162,8 @@ func (n *Network) reportSkipped(skipped []string) {
 func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
 	p := planPeers(n.cfg.Cluster.NetworkBackend, self, peers)
 	n.reportSkipped(p.skipped)
-	// Remove what a run with another backend left: its routes would take precedence, or lead nowhere.
+	// Remove what a run with another backend left: its routes would take precedence, or lead
+	// nowhere.
 	if n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
 		return errors.Join(removeOverlay(overlayName(n.cfg.Bridge)), ensureDirectRoutes(p.routes))
 	}

@@ -19,25 +19,33 @@ const (
 	serviceProtocol = 110
 )
 
-// ensureOverlay applies the plan to the VXLAN interface, its addresses, forwarding entries, neighbours and routes, and deletes
-// whatever else is there.
+// ensureOverlay applies the plan to the VXLAN interface, its addresses, forwarding entries,
+// neighbours and routes, and deletes whatever else is there.
 func ensureOverlay(name string, p plan, mtu int) error {
 	link, err := ensureOverlayLink(name, p, mtu)
 	if err != nil {
 		return fmt.Errorf("make overlay %s: %w", name, err)
 	}
 	index := link.Attrs().Index
-	if err := errors.Join(ensureOverlayAddrs(link, p.addrs), ensureLinks(index, p.links), ensureHops(index, p.hops)); err != nil {
+	if err := errors.Join(ensureOverlayAddrs(link, p.addrs), ensureLinks(index, p.links),
+		ensureHops(index, p.hops)); err != nil {
 		return fmt.Errorf("set up overlay %s: %w", name, err)
 	}
 	wanted := make(map[netip.Prefix]netlink.Route, len(p.routes))
 	for _, r := range p.routes {
-		wanted[r.dst] = netlink.Route{LinkIndex: index, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Scope: netlink.SCOPE_UNIVERSE, Flags: int(netlink.FLAG_ONLINK)}
+		wanted[r.dst] = netlink.Route{
+			LinkIndex: index,
+			Dst:       ipNet(r.dst),
+			Gw:        r.via.AsSlice(),
+			Scope:     netlink.SCOPE_UNIVERSE,
+			Flags:     int(netlink.FLAG_ONLINK),
+		}
 	}
 	return ensureRoutes(wanted, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
 }
 
-// ensureOverlayLink returns the interface. It recreates it if attributes differ, as the kernel cannot change most of them.
+// ensureOverlayLink returns the interface. It recreates it if attributes differ, as the kernel
+// cannot change most of them.
 func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	switch {
@@ -52,7 +60,8 @@ func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 			return nil, fmt.Errorf("there is a %s of that name, not made by mote", link.Type())
 		}
 		have, _ := netip.AddrFromSlice(v.SrcAddr)
-		if have.Unmap() != p.local || v.VxlanId != vxlanID || v.Port != vxlanPort || !bytes.Equal(v.HardwareAddr, p.mac) {
+		if have.Unmap() != p.local || v.VxlanId != vxlanID || v.Port != vxlanPort ||
+			!bytes.Equal(v.HardwareAddr, p.mac) {
 			if err := netlink.LinkDel(link); err != nil {
 				return nil, err
 			}
@@ -62,7 +71,12 @@ func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 	if link == nil {
 		err := netlink.LinkAdd(&netlink.Vxlan{
 			LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: p.mac, MTU: mtu},
-			VxlanId:   vxlanID, SrcAddr: p.local.AsSlice(), Port: vxlanPort, PortLow: vxlanPort, PortHigh: vxlanPort + 1, Learning: false,
+			VxlanId:   vxlanID,
+			SrcAddr:   p.local.AsSlice(),
+			Port:      vxlanPort,
+			PortLow:   vxlanPort,
+			PortHigh:  vxlanPort + 1,
+			Learning:  false,
 		})
 		if err != nil {
 			return nil, err
@@ -84,7 +98,8 @@ func ensureOverlayLink(name string, p plan, mtu int) (netlink.Link, error) {
 	return link, nil
 }
 
-// ensureOverlayAddrs makes the interface have exactly the wanted addresses besides its link-local one.
+// ensureOverlayAddrs makes the interface have exactly the wanted addresses besides its link-local
+// one.
 func ensureOverlayAddrs(link netlink.Link, wanted []netip.Addr) error {
 	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -139,7 +154,12 @@ func ensureLinks(index int, wanted []peerLink) error {
 	}
 	for _, l := range missing {
 		errs = append(errs, netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: l.outer.AsSlice(), HardwareAddr: l.mac,
+			LinkIndex:    index,
+			Family:       unix.AF_BRIDGE,
+			State:        netlink.NUD_PERMANENT,
+			Flags:        netlink.NTF_SELF,
+			IP:           l.outer.AsSlice(),
+			HardwareAddr: l.mac,
 		}))
 	}
 	return errors.Join(errs...)
@@ -170,7 +190,11 @@ func ensureHops(index int, wanted map[netip.Addr]net.HardwareAddr) error {
 	for ip, mac := range wanted {
 		if !done[ip] {
 			errs = append(errs, netlink.NeighSet(&netlink.Neigh{
-				LinkIndex: index, State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST, IP: ip.AsSlice(), HardwareAddr: mac,
+				LinkIndex:    index,
+				State:        netlink.NUD_PERMANENT,
+				Type:         unix.RTN_UNICAST,
+				IP:           ip.AsSlice(),
+				HardwareAddr: mac,
 			}))
 		}
 	}
@@ -192,16 +216,25 @@ func ensureDirectRoutes(routes []peerRoute) error {
 			continue
 		}
 		if len(paths[0].Gw) > 0 {
-			errs = append(errs, fmt.Errorf("node at %s is behind a router: the host-gw network needs all nodes on one link; use vxlan", r.via))
+			errs = append(errs,
+				fmt.Errorf("node at %s is behind a router: the host-gw network needs all nodes on one link; use vxlan",
+					r.via))
 			continue
 		}
-		wanted[r.dst] = netlink.Route{LinkIndex: paths[0].LinkIndex, Dst: ipNet(r.dst), Gw: r.via.AsSlice(), Protocol: routeProtocol}
+		wanted[r.dst] = netlink.Route{
+			LinkIndex: paths[0].LinkIndex,
+			Dst:       ipNet(r.dst),
+			Gw:        r.via.AsSlice(),
+			Protocol:  routeProtocol,
+		}
 	}
-	return errors.Join(append(errs, ensureRoutes(wanted, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL))...)
+	return errors.Join(append(errs,
+		ensureRoutes(wanted, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL))...)
 }
 
-// ensureServiceRoutes lets the host itself reach services without a default route: the kernel looks up a route before it
-// translates the address, and fails without one. Only the route's source address matters; pods can answer the bridge's.
+// ensureServiceRoutes lets the host itself reach services without a default route: the kernel looks
+// up a route before it translates the address, and fails without one. Only the route's source
+// address matters; pods can answer the bridge's.
 func ensureServiceRoutes(bridge string, services []netip.Prefix, links hostLinks) error {
 	wanted := make(map[netip.Prefix]netlink.Route)
 	link, err := netlink.LinkByName(bridge)
@@ -216,7 +249,12 @@ func ensureServiceRoutes(bridge string, services []netip.Prefix, links hostLinks
 		if routed || err != nil || link.Attrs().Flags&net.FlagUp == 0 {
 			continue
 		}
-		wanted[p.Masked()] = netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(p.Masked()), Scope: netlink.SCOPE_LINK, Protocol: serviceProtocol}
+		wanted[p.Masked()] = netlink.Route{
+			LinkIndex: link.Attrs().Index,
+			Dst:       ipNet(p.Masked()),
+			Scope:     netlink.SCOPE_LINK,
+			Protocol:  serviceProtocol,
+		}
 	}
 	return ensureRoutes(wanted, &netlink.Route{Protocol: serviceProtocol}, netlink.RT_FILTER_PROTOCOL)
 }

@@ -29,7 +29,8 @@ func TestPlanPeers(t *testing.T) {
 		return Node{Name: name, PodCIDRs: prefixes(cidr), Addrs: addrs(ips...)}
 	}
 	behind := func(n Node, outside string) Node { n.Outside = netip.MustParseAddr(outside); return n }
-	dual := Node{Name: "d", PodCIDRs: prefixes("10.42.7.0/24", "fd00:42:7::/64"), Addrs: addrs("192.0.2.7", "2001:db8::7")}
+	dual := Node{Name: "d", PodCIDRs: prefixes("10.42.7.0/24", "fd00:42:7::/64"),
+		Addrs: addrs("192.0.2.7", "2001:db8::7")}
 	for _, c := range []struct {
 		name    string
 		backend clusterconfig.Backend
@@ -39,15 +40,26 @@ func TestPlanPeers(t *testing.T) {
 	}{
 		{"alone", clusterconfig.BackendVXLAN, self, nil, ""},
 		{"none", clusterconfig.BackendNone, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")}, ""},
-		{"two", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")}, "local 192.0.2.1 10.42.0.0; n2 at 192.0.2.2; 10.42.1.0/24 via 10.42.1.0"},
+		{"two", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "192.0.2.2")},
+			"local 192.0.2.1 10.42.0.0; n2 at 192.0.2.2; 10.42.1.0/24 via 10.42.1.0"},
 		{"without a range yet", clusterconfig.BackendVXLAN, self, []Node{{Name: "n2", Addrs: addrs("192.0.2.2")}}, ""},
-		{"dual stack", clusterconfig.BackendVXLAN, self, []Node{dual}, "local 192.0.2.1 10.42.0.0; d at 192.0.2.7; 10.42.7.0/24 via 10.42.7.0; fd00:42:7::/64 via fd00:42:7::"},
-		{"other family", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "2001:db8::2")}, "skipped n2: it and this node have no addresses of the same family"},
-		{"same range", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.0.0/24", "192.0.2.2")}, "skipped n2: its pod CIDR is this node's own"},
-		{"behind a NAT", clusterconfig.BackendVXLAN, self, []Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")}, "local 192.0.2.1 10.42.0.0; n2 at 198.51.100.2; 10.42.1.0/24 via 10.42.1.0"},
-		{"behind the same NAT", clusterconfig.BackendVXLAN, behind(self, "198.51.100.2"), []Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")}, "local 192.0.2.1 10.42.0.0; n2 at 10.0.0.2; 10.42.1.0/24 via 10.42.1.0"},
-		{"direct", clusterconfig.BackendHostGW, self, []Node{dual}, "10.42.7.0/24 via 192.0.2.7; fd00:42:7::/64 via 2001:db8::7"},
-		{"direct without the family", clusterconfig.BackendHostGW, self, []Node{peer("n2", "fd00:42:1::/64", "192.0.2.2")}, "skipped n2: it has no address to reach fd00:42:1::/64 by"},
+		{"dual stack", clusterconfig.BackendVXLAN, self, []Node{dual},
+			"local 192.0.2.1 10.42.0.0; d at 192.0.2.7; 10.42.7.0/24 via 10.42.7.0; fd00:42:7::/64 via fd00:42:7::"},
+		{"other family", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.1.0/24", "2001:db8::2")},
+			"skipped n2: it and this node have no addresses of the same family"},
+		{"same range", clusterconfig.BackendVXLAN, self, []Node{peer("n2", "10.42.0.0/24", "192.0.2.2")},
+			"skipped n2: its pod CIDR is this node's own"},
+		{"behind a NAT", clusterconfig.BackendVXLAN, self,
+			[]Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")},
+			"local 192.0.2.1 10.42.0.0; n2 at 198.51.100.2; 10.42.1.0/24 via 10.42.1.0"},
+		{"behind the same NAT", clusterconfig.BackendVXLAN, behind(self, "198.51.100.2"),
+			[]Node{behind(peer("n2", "10.42.1.0/24", "10.0.0.2"), "198.51.100.2")},
+			"local 192.0.2.1 10.42.0.0; n2 at 10.0.0.2; 10.42.1.0/24 via 10.42.1.0"},
+		{"direct", clusterconfig.BackendHostGW, self, []Node{dual},
+			"10.42.7.0/24 via 192.0.2.7; fd00:42:7::/64 via 2001:db8::7"},
+		{"direct without the family", clusterconfig.BackendHostGW, self,
+			[]Node{peer("n2", "fd00:42:1::/64", "192.0.2.2")},
+			"skipped n2: it has no address to reach fd00:42:1::/64 by"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := describe(planPeers(c.backend, c.self, c.peers), c.peers); got != c.want {
@@ -84,7 +96,8 @@ func describe(p plan, peers []Node) string {
 }
 
 func TestOverlayName(t *testing.T) {
-	for bridge, want := range map[string]string{"mote0": "mote.1", "br-second": "br-second.1", "a-very-long-one": "a-very-long-o.1"} {
+	for bridge, want := range map[string]string{"mote0": "mote.1", "br-second": "br-second.1",
+		"a-very-long-one": "a-very-long-o.1"} {
 		if got := overlayName(bridge); got != want || len(got) > 15 {
 			t.Errorf("overlay of %s is %s, want %s", bridge, got, want)
 		}
@@ -114,7 +127,8 @@ func newCluster(t *testing.T, backend clusterconfig.Backend, n int) *cluster {
 	for i := range n {
 		id := fmt.Sprintf("mote-%s-%d-%d", backend, os.Getpid(), i+1)
 		node := &clusterNode{ns: id, pod: id + "-pod", node: Node{
-			Name: fmt.Sprintf("n%d", i+1), PodCIDRs: prefixes(fmt.Sprintf("10.42.%d.0/24", i+1)), Addrs: addrs(fmt.Sprintf("192.0.2.%d", i+1)),
+			Name: fmt.Sprintf("n%d", i+1), PodCIDRs: prefixes(fmt.Sprintf("10.42.%d.0/24", i+1)),
+			Addrs: addrs(fmt.Sprintf("192.0.2.%d", i+1)),
 		}}
 		for _, ns := range []string{node.ns, node.pod} {
 			run(t, "ip", "netns", "add", ns)
@@ -151,7 +165,8 @@ func newCluster(t *testing.T, backend clusterconfig.Backend, n int) *cluster {
 
 func (n *clusterNode) podIP() string { return n.node.PodCIDRs[0].Addr().Next().Next().String() }
 
-// start makes the network of one host. Its loop is not run, as one process has one namespace: passes are, by reconcile.
+// start makes the network of one host. Its loop is not run, as one process has one namespace:
+// passes are, by reconcile.
 func (n *clusterNode) start(t *testing.T) {
 	t.Helper()
 	n.cfg.Logger = zaptest.NewLogger(t).Named(n.node.Name)
@@ -207,7 +222,8 @@ func (c *cluster) reconcile(t *testing.T) {
 	}
 }
 
-// reach checks that every pod reaches every other, seen under its own address, with small and with full packets.
+// reach checks that every pod reaches every other, seen under its own address, with small and with
+// full packets.
 func (c *cluster) reach(t *testing.T) {
 	t.Helper()
 	for _, from := range c.nodes {
@@ -219,7 +235,8 @@ func (c *cluster) reach(t *testing.T) {
 			for _, size := range []int{1, 1422} {
 				eventually(t, func() string {
 					if seen, err := send(t, from.pod, to.pod, to.podIP(), size); err != nil || seen != from.podIP() {
-						return fmt.Sprintf("%s to %s with %d bytes: seen as %q, %v", from.node.Name, to.node.Name, size, seen, err)
+						return fmt.Sprintf("%s to %s with %d bytes: seen as %q, %v", from.node.Name, to.node.Name, size,
+							seen, err)
 					}
 					return ""
 				})
@@ -228,7 +245,8 @@ func (c *cluster) reach(t *testing.T) {
 	}
 }
 
-// send sends one unfragmented packet from a namespace to an address of another and returns who it seems to come from.
+// send sends one unfragmented packet from a namespace to an address of another and returns who it
+// seems to come from.
 func send(t *testing.T, from, to, ip string, size int) (seen string, err error) {
 	t.Helper()
 	var receiver net.PacketConn
@@ -277,7 +295,8 @@ func TestNetwork_Peers(t *testing.T) {
 			c.reconcile(t)
 			c.reach(t)
 			state := func(n *clusterNode) string {
-				return run(t, "ip", "-n", n.ns, "route") + run(t, "ip", "-n", n.ns, "neigh", "show", "nud", "permanent") + run(t, "bridge", "-n", n.ns, "fdb", "show", "dev", overlayOr(backend))
+				return run(t, "ip", "-n", n.ns, "route") + run(t, "ip", "-n", n.ns, "neigh", "show", "nud",
+					"permanent") + run(t, "bridge", "-n", n.ns, "fdb", "show", "dev", overlayOr(backend))
 			}
 			before := state(c.nodes[0])
 			c.reconcile(t)
@@ -325,14 +344,17 @@ func TestNetwork_Peers(t *testing.T) {
 	}
 }
 
-// TestNetwork_Peers_BackendChanges goes from each backend to each other, as servers may say so: what the one before made has to go.
+// TestNetwork_Peers_BackendChanges goes from each backend to each other, as servers may say so:
+// what the one before made has to go.
 func TestNetwork_Peers_BackendChanges(t *testing.T) {
 	if !netnstest.Enter(t) {
 		return
 	}
 	needTool(t, "nft")
 	c := newCluster(t, clusterconfig.BackendVXLAN, 2)
-	for _, backend := range []clusterconfig.Backend{clusterconfig.BackendVXLAN, clusterconfig.BackendHostGW, clusterconfig.BackendNone, clusterconfig.BackendVXLAN, clusterconfig.BackendNone, clusterconfig.BackendHostGW, clusterconfig.BackendVXLAN} {
+	for _, backend := range []clusterconfig.Backend{clusterconfig.BackendVXLAN, clusterconfig.BackendHostGW,
+		clusterconfig.BackendNone, clusterconfig.BackendVXLAN, clusterconfig.BackendNone, clusterconfig.BackendHostGW,
+		clusterconfig.BackendVXLAN} {
 		for _, n := range c.nodes {
 			n.cfg.Cluster.NetworkBackend = backend
 			n.start(t)
@@ -340,11 +362,14 @@ func TestNetwork_Peers_BackendChanges(t *testing.T) {
 		c.reconcile(t)
 		n := c.nodes[0]
 		routes, links := run(t, "ip", "-n", n.ns, "route"), run(t, "ip", "-n", n.ns, "link")
-		want := map[clusterconfig.Backend]string{clusterconfig.BackendVXLAN: "10.42.2.0/24 via 10.42.2.0 dev mote.1 onlink", clusterconfig.BackendHostGW: "10.42.2.0/24 via 192.0.2.2 dev eth0"}[backend]
+		want := map[clusterconfig.Backend]string{
+			clusterconfig.BackendVXLAN:  "10.42.2.0/24 via 10.42.2.0 dev mote.1 onlink",
+			clusterconfig.BackendHostGW: "10.42.2.0/24 via 192.0.2.2 dev eth0"}[backend]
 		if strings.Count(routes, "10.42.2.0/24") != min(1, len(want)) || !strings.Contains(routes, want) {
 			t.Errorf("%s: routes, wanted %q:\n%s", backend, want, routes)
 		}
-		if overlay := strings.Contains(links, overlayName(DefaultBridge)); overlay != (backend == clusterconfig.BackendVXLAN) {
+		if overlay := strings.Contains(links,
+			overlayName(DefaultBridge)); overlay != (backend == clusterconfig.BackendVXLAN) {
 			t.Errorf("%s: an overlay: %v:\n%s", backend, overlay, links)
 		}
 		if backend != clusterconfig.BackendNone {
@@ -364,8 +389,8 @@ func TestNetwork_Peers_BackendChanges(t *testing.T) {
 	}
 }
 
-// TestNetwork_Peers_BehindNAT puts the second host behind a router that hides it, as at home. The first host has to reach its
-// pods without having been spoken to by them.
+// TestNetwork_Peers_BehindNAT puts the second host behind a router that hides it, as at home. The
+// first host has to reach its pods without having been spoken to by them.
 func TestNetwork_Peers_BehindNAT(t *testing.T) {
 	if !netnstest.Enter(t) {
 		return
@@ -376,7 +401,8 @@ func TestNetwork_Peers_BehindNAT(t *testing.T) {
 	router := hidden.ns + "-nat"
 	run(t, "ip", "netns", "add", router)
 	t.Cleanup(func() { run(t, "ip", "netns", "del", router) })
-	// The hidden host's port on the switch becomes the router's; behind it lies a network of its own.
+	// The hidden host's port on the switch becomes the router's; behind it lies a network of its
+	// own.
 	run(t, "ip", "-n", hidden.ns, "link", "set", "eth0", "netns", router)
 	run(t, "ip", "-n", router, "addr", "add", "192.0.2.9/24", "dev", "eth0")
 	run(t, "ip", "-n", router, "link", "set", "eth0", "up")
@@ -387,8 +413,10 @@ func TestNetwork_Peers_BehindNAT(t *testing.T) {
 	run(t, "ip", "-n", hidden.ns, "link", "set", "eth0", "up")
 	run(t, "ip", "-n", hidden.ns, "route", "add", "default", "via", "10.9.0.1")
 	inside(t, router, func() error { return setSysctl("net/ipv4/ip_forward", "1") })
-	run(t, "ip", "netns", "exec", router, "nft", "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }")
-	run(t, "ip", "netns", "exec", router, "nft", "table ip guard { chain in { type filter hook forward priority filter; iifname eth0 ct state new drop; }; }")
+	run(t, "ip", "netns", "exec", router, "nft",
+		"table ip nat { chain post { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }")
+	run(t, "ip", "netns", "exec", router, "nft",
+		"table ip guard { chain in { type filter hook forward priority filter; iifname eth0 ct state new drop; }; }")
 	hidden.node.Addrs, hidden.node.Outside = addrs("10.9.0.2"), netip.MustParseAddr("192.0.2.9")
 	for _, n := range c.nodes {
 		n.start(t)

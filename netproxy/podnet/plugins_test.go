@@ -14,8 +14,9 @@ import (
 	"github.com/mote-dev/mote/internal/netnstest"
 )
 
-// TestNetwork_Run_PluginsAcceptTheList attaches two pods with the real plugins: they reach each other, the outside sees the
-// node's address, and a mapped port leads to a pod. It needs the plugins that scripts/bundle builds.
+// TestNetwork_Run_PluginsAcceptTheList attaches two pods with the real plugins: they reach each
+// other, the outside sees the node's address, and a mapped port leads to a pod. It needs the
+// plugins that scripts/bundle builds.
 func TestNetwork_Run_PluginsAcceptTheList(t *testing.T) {
 	plugins, err := filepath.Abs("../../build/bundle/bin")
 	if err != nil {
@@ -69,7 +70,12 @@ func testPlugins(t *testing.T, plugins string, firewall Firewall) {
 	cni := libcni.NewCNIConfigWithCacheDir([]string{plugins}, t.TempDir(), nil)
 	attach := func(pod string, args map[string]any) *libcni.RuntimeConf {
 		addNamespace(pod)
-		rt := &libcni.RuntimeConf{ContainerID: pod, NetNS: "/run/netns/" + pod, IfName: "eth0", CapabilityArgs: args}
+		rt := &libcni.RuntimeConf{
+			ContainerID:    pod,
+			NetNS:          "/run/netns/" + pod,
+			IfName:         "eth0",
+			CapabilityArgs: args,
+		}
 		if _, err := cni.AddNetworkList(ctx, list, rt); err != nil {
 			t.Fatalf("attach %s: %v", pod, err)
 		}
@@ -77,14 +83,17 @@ func testPlugins(t *testing.T, plugins string, firewall Firewall) {
 	}
 	a, b := name("a"), name("b")
 	rtA := attach(a, nil)
-	rtB := attach(b, map[string]any{"portMappings": []map[string]any{{"hostPort": 8088, "containerPort": 80, "protocol": "tcp"}}})
+	rtB := attach(b,
+		map[string]any{"portMappings": []map[string]any{{"hostPort": 8088, "containerPort": 80, "protocol": "tcp"}}})
 	if err := cni.CheckNetworkList(ctx, list, rtB); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	if out := run(t, "ip", "-n", a, "addr", "show", "dev", "eth0"); !strings.Contains(out, "10.42.3.2/24") || !strings.Contains(out, "mtu 1450") {
+	if out := run(t, "ip", "-n", a, "addr", "show", "dev", "eth0"); !strings.Contains(out, "10.42.3.2/24") ||
+		!strings.Contains(out, "mtu 1450") {
 		t.Errorf("first pod:\n%s", out)
 	}
-	// Who asks is told the address it comes from. Python is everywhere a developer is, but not in the product's way.
+	// Who asks is told the address it comes from. Python is everywhere a developer is, but not in
+	// the product's way.
 	serve := func(ns, port string) {
 		needTool(t, "python3")
 		startTool(t, "ip", "netns", "exec", ns, "python3", "-c", `
@@ -125,7 +134,8 @@ while True:
 	if err := Cleanup(ctx, c); err != nil {
 		t.Fatal(err)
 	}
-	if out := run(t, "nft", "list", "ruleset"); strings.Contains(out, "10.42.") || strings.Contains(out, "cni_hostport") || strings.Contains(out, "CNI-") {
+	if out := run(t, "nft", "list", "ruleset"); strings.Contains(out, "10.42.") ||
+		strings.Contains(out, "cni_hostport") || strings.Contains(out, "CNI-") {
 		t.Errorf("left:\n%s", out)
 	}
 	if out := run(t, "ip", "link"); strings.Contains(out, DefaultBridge) || strings.Count(out, "veth") > 1 {

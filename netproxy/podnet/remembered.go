@@ -9,7 +9,8 @@ import (
 	"path/filepath"
 )
 
-// remembered is the saved state of the nodes. With it a node that boots while its server is unreachable finds its peers.
+// remembered is the saved state of the nodes. With it a node that boots while its server is
+// unreachable finds its peers.
 type remembered struct {
 	Self  Node
 	Peers []Node

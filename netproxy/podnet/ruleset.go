@@ -39,8 +39,20 @@ type family struct {
 }
 
 var families = []family{
-	{v6: false, nft: "ip", nftType: "ipv4_addr", set: "pods4", multicast: "224.0.0.0/4"},
-	{v6: true, nft: "ip6", nftType: "ipv6_addr", set: "pods6", multicast: "ff00::/8"},
+	{
+		v6:        false,
+		nft:       "ip",
+		nftType:   "ipv4_addr",
+		set:       "pods4",
+		multicast: "224.0.0.0/4",
+	},
+	{
+		v6:        true,
+		nft:       "ip6",
+		nftType:   "ipv6_addr",
+		set:       "pods6",
+		multicast: "ff00::/8",
+	},
 }
 
 // prefixes returns the sorted ranges of the family, overlaps merged: an interval set rejects them.
@@ -77,9 +89,11 @@ func RenderNFTables(r Rules) string {
 		if len(cidrs) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n\tset %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = { %s }\n\t}\n", f.set, f.nftType, join(cidrs))
+		fmt.Fprintf(&b, "\n\tset %s {\n\t\ttype %s\n\t\tflags interval\n\t\telements = { %s }\n\t}\n", f.set, f.nftType,
+			join(cidrs))
 		// Pod-to-pod traffic keeps its source address; other traffic gets the address of the node.
-		fmt.Fprintf(&masquerade, "\t\t%s saddr @%s %s daddr != @%s %s daddr != %s masquerade fully-random\n", f.nft, f.set, f.nft, f.set, f.nft, f.multicast)
+		fmt.Fprintf(&masquerade, "\t\t%s saddr @%s %s daddr != @%s %s daddr != %s masquerade fully-random\n", f.nft,
+			f.set, f.nft, f.set, f.nft, f.multicast)
 	}
 	b.WriteString("\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n")
 	fmt.Fprintf(&b, "\t\toifname %q return\n", r.Bridge)
@@ -99,7 +113,8 @@ func (c iptablesChain) jump() []string {
 	return []string{"-m", "comment", "--comment", "mote pod network", "-j", c.name}
 }
 
-// masqueradeChain renders the rules of one family that give traffic from pods to the outside the node's address.
+// masqueradeChain renders the rules of one family that give traffic from pods to the outside the
+// node's address.
 func masqueradeChain(r Rules, f family) iptablesChain {
 	c := iptablesChain{table: "nat", parent: "POSTROUTING", name: chainPostrouting}
 	cidrs := f.prefixes(r.ClusterCIDRs)
@@ -111,7 +126,8 @@ func masqueradeChain(r Rules, f family) iptablesChain {
 		c.rules = append(c.rules, []string{"-d", p.String(), "-j", "RETURN"})
 	}
 	for _, p := range cidrs {
-		c.rules = append(c.rules, []string{"-s", p.String(), "!", "-d", f.multicast, "-j", "MASQUERADE", "--random-fully"})
+		c.rules = append(c.rules,
+			[]string{"-s", p.String(), "!", "-d", f.multicast, "-j", "MASQUERADE", "--random-fully"})
 	}
 	return c
 }
@@ -120,7 +136,8 @@ func masqueradeChain(r Rules, f family) iptablesChain {
 func acceptChains(r Rules, f family) []iptablesChain {
 	forward := iptablesChain{table: "filter", parent: "FORWARD", name: chainForward}
 	for _, p := range f.prefixes(r.ClusterCIDRs) {
-		forward.rules = append(forward.rules, []string{"-s", p.String(), "-j", "ACCEPT"}, []string{"-d", p.String(), "-j", "ACCEPT"})
+		forward.rules = append(forward.rules, []string{"-s", p.String(), "-j", "ACCEPT"},
+			[]string{"-d", p.String(), "-j", "ACCEPT"})
 	}
 	input := iptablesChain{table: "filter", parent: "INPUT", name: chainInput}
 	for _, ip := range r.LocalServiceIPs {
@@ -128,7 +145,8 @@ func acceptChains(r Rules, f family) []iptablesChain {
 			continue
 		}
 		for _, proto := range []string{"udp", "tcp"} {
-			input.rules = append(input.rules, []string{"-i", r.Bridge, "-d", netip.PrefixFrom(ip, ip.BitLen()).String(), "-p", proto, "-m", proto, "--dport", "53", "-j", "ACCEPT"})
+			input.rules = append(input.rules, []string{"-i", r.Bridge, "-d", netip.PrefixFrom(ip, ip.BitLen()).String(),
+				"-p", proto, "-m", proto, "--dport", "53", "-j", "ACCEPT"})
 		}
 	}
 	return []iptablesChain{forward, input}

@@ -50,8 +50,10 @@ var ruleCases = []struct {
 }{
 	{"ipv4", Rules{Bridge: "mote0", ClusterCIDRs: prefixes("10.42.0.0/16"), LocalServiceIPs: addrs("10.43.0.10")}},
 	{"ipv6", Rules{Bridge: "mote0", ClusterCIDRs: prefixes("fd00:42::/56"), LocalServiceIPs: addrs("fd00:43::a")}},
-	{"dual", Rules{Bridge: "br1", ClusterCIDRs: prefixes("10.42.0.0/16", "fd00:42::/56"), LocalServiceIPs: addrs("10.43.0.10", "fd00:43::a")}},
-	{"overlap", Rules{Bridge: "mote0", ClusterCIDRs: prefixes("10.42.7.0/24", "10.50.0.0/16", "10.42.0.0/16", "10.42.9.0/24")}},
+	{"dual", Rules{Bridge: "br1", ClusterCIDRs: prefixes("10.42.0.0/16", "fd00:42::/56"),
+		LocalServiceIPs: addrs("10.43.0.10", "fd00:43::a")}},
+	{"overlap", Rules{Bridge: "mote0",
+		ClusterCIDRs: prefixes("10.42.7.0/24", "10.50.0.0/16", "10.42.0.0/16", "10.42.9.0/24")}},
 }
 
 func TestRenderNFTables(t *testing.T) {

@@ -18,7 +18,8 @@ const procSys = "/proc/sys"
 // modprobeTimeout bounds the loading of a kernel module.
 const modprobeTimeout = 30 * time.Second
 
-// HostHasIPv6 reports whether the kernel was started with IPv6. It may still be switched off on interfaces.
+// HostHasIPv6 reports whether the kernel was started with IPv6. It may still be switched off on
+// interfaces.
 func HostHasIPv6() (bool, error) {
 	switch _, err := os.Stat("/proc/net/if_inet6"); {
 	case err == nil:
@@ -30,8 +31,8 @@ func HostHasIPv6() (bool, error) {
 	}
 }
 
-// setSysctl writes a kernel setting unless it already has the value. With a read-only /proc/sys (containers) it still succeeds
-// if the host has been prepared.
+// setSysctl writes a kernel setting unless it already has the value. With a read-only /proc/sys
+// (containers) it still succeeds if the host has been prepared.
 func setSysctl(name, value string) error {
 	path := filepath.Join(procSys, filepath.FromSlash(name))
 	old, err := os.ReadFile(path)
@@ -42,13 +43,15 @@ func setSysctl(name, value string) error {
 		return nil
 	}
 	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
-		return fmt.Errorf("set kernel setting %s to %s (set it on the host with: sysctl -w %s=%s): %w", name, value, strings.ReplaceAll(name, "/", "."), value, err)
+		return fmt.Errorf("set kernel setting %s to %s (set it on the host with: sysctl -w %s=%s): %w", name, value,
+			strings.ReplaceAll(name, "/", "."), value, err)
 	}
 	return nil
 }
 
-// ensureKernelSettings makes the kernel forward packets and pass bridged packets through the packet filter. Without the
-// latter, replies between two pods on one bridge bypass the reverse translation of service addresses.
+// ensureKernelSettings makes the kernel forward packets and pass bridged packets through the packet
+// filter. Without the latter, replies between two pods on one bridge bypass the reverse translation
+// of service addresses.
 func ensureKernelSettings(ctx context.Context, ipv4, ipv6 bool) error {
 	var errs []error
 	if ipv4 {
@@ -61,8 +64,9 @@ func ensureKernelSettings(ctx context.Context, ipv4, ipv6 bool) error {
 	return errors.Join(errs...)
 }
 
-// keepRouterAdvertisements lets interfaces keep accepting router advertisements. By default the kernel stops accepting them
-// when forwarding is on, and the host would lose its IPv6 default route when its lifetime expires.
+// keepRouterAdvertisements lets interfaces keep accepting router advertisements. By default the
+// kernel stops accepting them when forwarding is on, and the host would lose its IPv6 default route
+// when its lifetime expires.
 func keepRouterAdvertisements() error {
 	paths, err := filepath.Glob(filepath.Join(procSys, "net/ipv6/conf/*/accept_ra"))
 	if err != nil {
@@ -103,7 +107,8 @@ func ensureBridgeFilter(ctx context.Context, ipv4, ipv6 bool) error {
 			if loadErr != nil {
 				err = fmt.Errorf("%w: %s", loadErr, strings.TrimSpace(string(out)))
 			}
-			return fmt.Errorf("kernel module br_netfilter is not available (load it with: modprobe br_netfilter): %w", err)
+			return fmt.Errorf("kernel module br_netfilter is not available (load it with: modprobe br_netfilter): %w",
+				err)
 		}
 	}
 	var errs []error

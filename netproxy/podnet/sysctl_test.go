@@ -70,7 +70,8 @@ func TestParseNFTEvent(t *testing.T) {
 		{"cut short", nftSubsystem<<8 | nftDelTable, message[:18], nftEvent{kind: nftDelTable}, true},
 		{"too short", nftSubsystem<<8 | nftDelTable, message[:3], nftEvent{}, false},
 		{"another subsystem", 1 << 8, message, nftEvent{}, false},
-		{"impossible length", nftSubsystem<<8 | nftDelTable, []byte{0, 0, 0, 0, 1, 0, 1, 0}, nftEvent{kind: nftDelTable}, true},
+		{"impossible length", nftSubsystem<<8 | nftDelTable, []byte{0, 0, 0, 0, 1, 0, 1, 0},
+			nftEvent{kind: nftDelTable}, true},
 	} {
 		if got, ok := parseNFTEvent(c.kind, c.data); got != c.want || ok != c.ok {
 			t.Errorf("%s: %+v, %v", c.name, got, ok)

@@ -21,7 +21,8 @@ const (
 	nftGroup = 7
 	// nfgenHeader is the length of struct nfgenmsg in front of the attributes.
 	nfgenHeader = 4
-	// attrTable is the attribute that names the table. It has this number in all message kinds used here.
+	// attrTable is the attribute that names the table. It has this number in all message kinds used
+	// here.
 	attrTable = 1
 )
 
@@ -42,7 +43,8 @@ type nftEvent struct {
 	table string
 }
 
-// parseNFTEvent parses a message of the nftables multicast group; ok is false for any other message.
+// parseNFTEvent parses a message of the nftables multicast group; ok is false for any other
+// message.
 func parseNFTEvent(msgType uint16, data []byte) (ev nftEvent, ok bool) {
 	if msgType>>8 != nftSubsystem || len(data) < nfgenHeader {
 		return nftEvent{}, false
@@ -71,10 +73,11 @@ func parseNFTEvent(msgType uint16, data []byte) (ev nftEvent, ok bool) {
 	return ev, true
 }
 
-// watchSocket calls handle for every message of the netlink groups until ctx ends. It reopens the socket after an error, such
-// as an overrun. It calls lost when messages may have been missed: at the error, and again once there is a new socket, for
-// changes in between.
-func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []uint, handle func(msgType uint16, data []byte), lost func()) error {
+// watchSocket calls handle for every message of the netlink groups until ctx ends. It reopens the
+// socket after an error, such as an overrun. It calls lost when messages may have been missed: at
+// the error, and again once there is a new socket, for changes in between.
+func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []uint,
+	handle func(msgType uint16, data []byte), lost func()) error {
 	const firstWait, lastWait = time.Second, time.Minute
 	backoff := retry.Backoff{First: firstWait, Last: lastWait}
 	opened := func() {}
@@ -103,8 +106,10 @@ func watchSocket(ctx context.Context, log *zap.Logger, protocol int, groups []ui
 	}
 }
 
-// readSocket reads messages until an error or until ctx ends. It calls opened before the first read.
-func readSocket(ctx context.Context, protocol int, groups []uint, opened func(), handle func(msgType uint16, data []byte)) error {
+// readSocket reads messages until an error or until ctx ends. It calls opened before the first
+// read.
+func readSocket(ctx context.Context, protocol int, groups []uint, opened func(),
+	handle func(msgType uint16, data []byte)) error {
 	sock, err := nl.Subscribe(protocol, groups...)
 	if err != nil {
 		return fmt.Errorf("open netlink socket: %w", err)
@@ -139,7 +144,8 @@ func readSocket(ctx context.Context, protocol int, groups []uint, opened func(),
 
 // watchLinks reports changes of interfaces, addresses and routes.
 func watchLinks(ctx context.Context, log *zap.Logger, changed func()) error {
-	groups := []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
+	groups := []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+		unix.RTNLGRP_IPV6_ROUTE}
 	return watchSocket(ctx, log, unix.NETLINK_ROUTE, groups, func(uint16, []byte) { changed() }, changed)
 }
 

@@ -49,10 +49,16 @@ type Controller struct {
 	namespaces cache.SharedIndexInformer // nil until the first policy
 }
 
-// New makes a controller for the pods of a node. It requests the informer of policies from the factory, and those of pods and
-// namespaces when there is a policy. The factory's owner runs them: Start is taken for a request, as internal/informer does.
+// New makes a controller for the pods of a node. It requests the informer of policies from the
+// factory, and those of pods and namespaces when there is a policy. The factory's owner runs them:
+// Start is taken for a request, as internal/informer does.
 func New(node string, factory informers.SharedInformerFactory, log *zap.Logger) (*Controller, error) {
-	c := &Controller{node: node, log: log, factory: factory, table: nfttool.Table{Name: Table}}
+	c := &Controller{
+		node:    node,
+		log:     log,
+		factory: factory,
+		table:   nfttool.Table{Name: Table},
+	}
 	c.loop = reconcile.New(c.passes(c.pass))
 	c.policies = factory.Networking().V1().NetworkPolicies().Informer()
 	if err := c.follow(c.policies); err != nil {
@@ -87,14 +93,16 @@ func (c *Controller) follow(informer cache.SharedIndexInformer) error {
 	return nil
 }
 
-// matters reports whether an update can change rules. Most updates of pods only change their status.
+// matters reports whether an update can change rules. Most updates of pods only change their
+// status.
 func matters(old, obj any) bool {
 	a, isPod := old.(*corev1.Pod)
 	b, stillPod := obj.(*corev1.Pod)
 	if !isPod || !stillPod {
 		return true
 	}
-	return a.Status.Phase != b.Status.Phase || a.Spec.NodeName != b.Spec.NodeName || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) ||
+	return a.Status.Phase != b.Status.Phase || a.Spec.NodeName != b.Spec.NodeName ||
+		(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) ||
 		!slices.Equal(a.Status.PodIPs, b.Status.PodIPs) || !maps.Equal(a.Labels, b.Labels)
 }
 
@@ -115,13 +123,15 @@ func (c *Controller) passes(pass func(ctx context.Context, full bool) error) rec
 		LastRetry:  lastRetry,
 		Pass:       pass,
 		Failed: func(err error, pause time.Duration) {
-			c.log.Error("network policies are not enforced as wanted; retrying", zap.Error(err), zap.Duration("retry_in", pause))
+			c.log.Error("network policies are not enforced as wanted; retrying", zap.Error(err),
+				zap.Duration("retry_in", pause))
 		},
 		Recovered: func() { c.log.Info("network policies are enforced again") },
 	}
 }
 
-// pass is one pass of Run's loop. A full pass checks the table even if no change of it was reported.
+// pass is one pass of Run's loop. A full pass checks the table even if no change of it was
+// reported.
 func (c *Controller) pass(ctx context.Context, full bool) error {
 	if full {
 		c.doubt.Store(true)
@@ -168,7 +178,8 @@ func (c *Controller) sync(ctx context.Context) error {
 	return nil
 }
 
-// reportRefused logs which policies were left out and why. A retry would not help: they stay out until somebody changes them.
+// reportRefused logs which policies were left out and why. A retry would not help: they stay out
+// until somebody changes them.
 func (c *Controller) reportRefused(err error) {
 	switch {
 	case err == nil:
@@ -180,7 +191,8 @@ func (c *Controller) reportRefused(err error) {
 	}
 }
 
-// remove deletes the table, also that of an earlier run. Once it has succeeded it does nothing until a table is written.
+// remove deletes the table, also that of an earlier run. Once it has succeeded it does nothing
+// until a table is written.
 func (c *Controller) remove(ctx context.Context) error {
 	if c.removed {
 		return nil
@@ -192,7 +204,8 @@ func (c *Controller) remove(ctx context.Context) error {
 	return nil
 }
 
-// watchPods starts watching pods and namespaces at the first policy, so that clusters without policies do not pay for it.
+// watchPods starts watching pods and namespaces at the first policy, so that clusters without
+// policies do not pay for it.
 func (c *Controller) watchPods(ctx context.Context) error {
 	if c.pods == nil {
 		pods, namespaces := c.factory.Core().V1().Pods().Informer(), c.factory.Core().V1().Namespaces().Informer()

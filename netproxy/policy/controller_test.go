@@ -49,7 +49,8 @@ func TestController_Run_ChangesWhileItFails_KeepTheBackoff(t *testing.T) {
 	})
 }
 
-// A policy that cannot be rendered stays so until somebody changes it. It must not keep the others waiting for retries.
+// A policy that cannot be rendered stays so until somebody changes it. It must not keep the others
+// waiting for retries.
 func TestController_Sync_InvalidPolicy_IsReportedOnceAndNotRetried(t *testing.T) {
 	if !nfttool.Available() {
 		t.Skip("needs nft")
@@ -57,12 +58,13 @@ func TestController_Sync_InvalidPolicy_IsReportedOnceAndNotRetried(t *testing.T)
 	if !netnstest.Enter(t) {
 		return
 	}
-	bad := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"}, Spec: networking.NetworkPolicySpec{
-		PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress},
-		Ingress: []networking.NetworkPolicyIngressRule{{From: []networking.NetworkPolicyPeer{
-			{IPBlock: &networking.IPBlock{CIDR: "not-a-range"}},
-		}}},
-	}}
+	bad := &networking.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"},
+		Spec: networking.NetworkPolicySpec{
+			PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress},
+			Ingress: []networking.NetworkPolicyIngressRule{{From: []networking.NetworkPolicyPeer{
+				{IPBlock: &networking.IPBlock{CIDR: "not-a-range"}},
+			}}},
+		}}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p"},
 		Spec:       corev1.PodSpec{NodeName: "n1"},

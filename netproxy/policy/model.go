@@ -19,7 +19,8 @@ type Pod struct {
 	Ports []Port
 	// Local is set for pods on this node. Only for them policies are enforced here.
 	Local bool
-	// Leaving is set for pods that are being deleted. Their addresses may already belong to other pods.
+	// Leaving is set for pods that are being deleted. Their addresses may already belong to other
+	// pods.
 	Leaving bool
 }
 
@@ -38,7 +39,8 @@ type State struct {
 	Policies   []*networking.NetworkPolicy
 }
 
-// podFrom converts a Pod; ok is false for pods that have no network of their own, or no longer have it.
+// podFrom converts a Pod; ok is false for pods that have no network of their own, or no longer have
+// it.
 func podFrom(p *corev1.Pod, node string) (out Pod, ok bool) {
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return Pod{}, false
@@ -61,7 +63,8 @@ func podFrom(p *corev1.Pod, node string) (out Pod, ok bool) {
 	for _, c := range append(slices.Clone(p.Spec.Containers), p.Spec.InitContainers...) {
 		for _, port := range c.Ports {
 			if port.Name != "" {
-				out.Ports = append(out.Ports, Port{port.Name, cmp.Or(port.Protocol, corev1.ProtocolTCP), port.ContainerPort})
+				out.Ports = append(out.Ports,
+					Port{port.Name, cmp.Or(port.Protocol, corev1.ProtocolTCP), port.ContainerPort})
 			}
 		}
 	}

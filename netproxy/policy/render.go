@@ -39,7 +39,8 @@ type family struct {
 
 var families = []family{{"ip", "ipv4_addr", false}, {"ip6", "ipv6_addr", true}}
 
-// neighbours accepts IPv6 neighbour discovery between pods on one bridge. It consists of ordinary packets.
+// neighbours accepts IPv6 neighbour discovery between pods on one bridge. It consists of ordinary
+// packets.
 const neighbours = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 
 // renderer collects the table's text.
@@ -49,8 +50,9 @@ type renderer struct {
 	errs   []error
 }
 
-// Render returns the body of the table that enforces the policies on the node's pods; empty means there is nothing to
-// enforce. Of an invalid policy it drops what the policy allows, never what it forbids, and returns an error.
+// Render returns the body of the table that enforces the policies on the node's pods; empty means
+// there is nothing to enforce. Of an invalid policy it drops what the policy allows, never what it
+// forbids, and returns an error.
 func Render(s State) (body string, err error) {
 	r := &renderer{state: s}
 	sortPods(r.state.Pods)
@@ -110,14 +112,17 @@ func Render(s State) (body string, err error) {
 			}
 			r.chains.WriteString("\t\tcounter drop\n\t}\n")
 		}
-		fmt.Fprintf(&bases, "\n\tchain %s {\n\t\ttype filter hook forward priority %s; policy accept;\n\t\tct state established,related accept\n\t\t%s\n", d.name, d.priority, neighbours)
+		fmt.Fprintf(&bases,
+			"\n\tchain %s {\n\t\ttype filter hook forward priority %s; policy accept;\n\t\tct state "+
+				"established,related accept\n\t\t%s\n", d.name, d.priority, neighbours)
 		for _, f := range families {
 			if len(elements[f.name]) == 0 {
 				continue
 			}
 			slices.Sort(elements[f.name])
 			name := d.name + "_" + f.name
-			fmt.Fprintf(&maps, "\n\tmap %s {\n\t\ttype %s : verdict\n\t\telements = {\n\t\t\t%s\n\t\t}\n\t}\n", name, f.set, strings.Join(elements[f.name], ",\n\t\t\t"))
+			fmt.Fprintf(&maps, "\n\tmap %s {\n\t\ttype %s : verdict\n\t\telements = {\n\t\t\t%s\n\t\t}\n\t}\n", name,
+				f.set, strings.Join(elements[f.name], ",\n\t\t\t"))
 			fmt.Fprintf(&bases, "\t\t%s %s vmap @%s\n", f.name, d.own, name)
 		}
 		bases.WriteString("\t}\n")
@@ -126,11 +131,12 @@ func Render(s State) (body string, err error) {
 		return "", errors.Join(r.errs...)
 	}
 	// Chains must come before the maps that refer to them.
-	return "\tcomment \"mote: network policies of this node's pods\"\n" + r.chains.String() + maps.String() + bases.String(), errors.Join(r.errs...)
+	return "\tcomment \"mote: network policies of this node's pods\"\n" + r.chains.String() + maps.String() +
+		bases.String(), errors.Join(r.errs...)
 }
 
-// applies reports whether a policy has a direction. The API server defaults the types; without them they follow from the
-// rules.
+// applies reports whether a policy has a direction. The API server defaults the types; without them
+// they follow from the rules.
 func applies(p *networking.NetworkPolicy, kind networking.PolicyType) bool {
 	if len(p.Spec.PolicyTypes) > 0 {
 		return slices.Contains(p.Spec.PolicyTypes, kind)
@@ -147,8 +153,8 @@ func (r *renderer) matches(selector *metav1.LabelSelector, set map[string]string
 	return s.Matches(labels.Set(set))
 }
 
-// chainName returns the name of a policy's chain. Object names can be longer than chain names allow, so it has a digest; a
-// comment in the chain has the policy's name.
+// chainName returns the name of a policy's chain. Object names can be longer than chain names
+// allow, so it has a digest; a comment in the chain has the policy's name.
 func chainName(d direction, p *networking.NetworkPolicy) string {
 	return d.name + "-" + digest(p.Namespace+"/"+p.Name)
 }
@@ -184,7 +190,8 @@ func comment(p *networking.NetworkPolicy) string {
 }
 
 // rule renders one rule of a policy: any of the peers, on any of the ports.
-func (r *renderer) rule(d direction, p *networking.NetworkPolicy, peers []networking.NetworkPolicyPeer, ports []networking.NetworkPolicyPort) []string {
+func (r *renderer) rule(d direction, p *networking.NetworkPolicy, peers []networking.NetworkPolicyPeer,
+	ports []networking.NetworkPolicyPort) []string {
 	var out []string
 	for _, f := range families {
 		sources := r.sources(d, f, p, peers)
@@ -201,10 +208,13 @@ type source struct {
 	pods  []Pod  // the pods it matches, for their named ports
 }
 
-// sources renders the peers of a rule: one set for all selected pods, and one source per address block.
-func (r *renderer) sources(d direction, f family, p *networking.NetworkPolicy, peers []networking.NetworkPolicyPeer) []source {
+// sources renders the peers of a rule: one set for all selected pods, and one source per address
+// block.
+func (r *renderer) sources(d direction, f family, p *networking.NetworkPolicy,
+	peers []networking.NetworkPolicyPeer) []source {
 	if len(peers) == 0 {
-		return []source{{match: "meta nfproto " + map[bool]string{false: "ipv4", true: "ipv6"}[f.v6], pods: r.state.Pods}}
+		return []source{{match: "meta nfproto " + map[bool]string{false: "ipv4", true: "ipv6"}[f.v6],
+			pods: r.state.Pods}}
 	}
 	var out []source
 	var chosen []Pod
@@ -291,7 +301,8 @@ func addressSet(f family, pods []Pod) string {
 }
 
 // ports renders the ports a source may use.
-func (r *renderer) ports(d direction, f family, p *networking.NetworkPolicy, from source, ports []networking.NetworkPolicyPort) []string {
+func (r *renderer) ports(d direction, f family, p *networking.NetworkPolicy, from source,
+	ports []networking.NetworkPolicyPort) []string {
 	if len(ports) == 0 {
 		return []string{from.match + " accept"}
 	}
@@ -322,9 +333,10 @@ func (r *renderer) ports(d direction, f family, p *networking.NetworkPolicy, fro
 	return out
 }
 
-// namedPort renders a named port, whose number may differ between receiving pods. Those are the selected pods for ingress
-// and the peers for egress.
-func (r *renderer) namedPort(d direction, f family, p *networking.NetworkPolicy, from source, proto corev1.Protocol, name string) []string {
+// namedPort renders a named port, whose number may differ between receiving pods. Those are the
+// selected pods for ingress and the peers for egress.
+func (r *renderer) namedPort(d direction, f family, p *networking.NetworkPolicy, from source, proto corev1.Protocol,
+	name string) []string {
 	receivers := from.pods
 	if d.kind == networking.PolicyTypeIngress {
 		receivers = nil
@@ -345,7 +357,8 @@ func (r *renderer) namedPort(d direction, f family, p *networking.NetworkPolicy,
 	var out []string
 	for _, number := range slices.Sorted(maps.Keys(byNumber)) {
 		if set := addressSet(f, byNumber[number]); set != "" {
-			out = append(out, fmt.Sprintf("%s %s daddr %s %s dport %d accept", from.match, f.name, set, strings.ToLower(string(proto)), number))
+			out = append(out, fmt.Sprintf("%s %s daddr %s %s dport %d accept", from.match, f.name, set,
+				strings.ToLower(string(proto)), number))
 		}
 	}
 	return out

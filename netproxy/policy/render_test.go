@@ -20,7 +20,12 @@ import (
 var update = flag.Bool("update", false, "write testdata anew")
 
 func pod(ns, name, labels string, local bool, ips ...string) Pod {
-	p := Pod{Namespace: ns, Name: name, Local: local, Labels: make(map[string]string)}
+	p := Pod{
+		Namespace: ns,
+		Name:      name,
+		Local:     local,
+		Labels:    make(map[string]string),
+	}
 	for _, each := range strings.Fields(labels) {
 		k, v, _ := strings.Cut(each, "=")
 		p.Labels[k] = v
@@ -35,7 +40,8 @@ func pod(ns, name, labels string, local bool, ips ...string) Pod {
 func testState(t *testing.T, policies string) State {
 	t.Helper()
 	s := State{
-		Namespaces: map[string]map[string]string{"default": {"kubernetes.io/metadata.name": "default"}, "other": {"team": "blue"}},
+		Namespaces: map[string]map[string]string{"default": {"kubernetes.io/metadata.name": "default"},
+			"other": {"team": "blue"}},
 		Pods: []Pod{
 			pod("default", "web-1", "app=web", true, "10.42.0.2", "fd00:42::2"),
 			pod("default", "web-2", "app=web", false, "10.42.1.2", "fd00:42:1::2"),
@@ -147,8 +153,10 @@ spec: {podSelector: {matchLabels: {app: old}}, policyTypes: [Ingress]}
 metadata: {name: only-db, namespace: default}
 spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
 `)
-	// One leaving pod has the address of a pod another policy selects, and one that of a pod none selects.
-	first, second := pod("default", "a", "app=old", true, "10.42.0.3"), pod("default", "b", "app=old", true, "10.42.0.4")
+	// One leaving pod has the address of a pod another policy selects, and one that of a pod none
+	// selects.
+	first, second := pod("default", "a", "app=old", true, "10.42.0.3"),
+		pod("default", "b", "app=old", true, "10.42.0.4")
 	first.Leaving, second.Leaving = true, true
 	s.Pods = append(s.Pods, first, second)
 	got, err := Render(s)
@@ -164,12 +172,16 @@ func TestPodFrom(t *testing.T) {
 	base := func() *corev1.Pod {
 		return &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p"},
-			Spec:       corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}, {ContainerPort: 81}}}}},
-			Status:     corev1.PodStatus{PodIP: "10.42.0.2", PodIPs: []corev1.PodIP{{IP: "10.42.0.2"}, {IP: "fd00::2"}}},
+			Spec: corev1.PodSpec{NodeName: "n1",
+				Containers: []corev1.Container{
+					{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}, {ContainerPort: 81}}}}},
+			Status: corev1.PodStatus{PodIP: "10.42.0.2",
+				PodIPs: []corev1.PodIP{{IP: "10.42.0.2"}, {IP: "fd00::2"}}},
 		}
 	}
 	got, ok := podFrom(base(), "n1")
-	if !ok || !got.Local || len(got.IPs) != 2 || len(got.Ports) != 1 || got.Ports[0] != (Port{"http", corev1.ProtocolTCP, 80}) {
+	if !ok || !got.Local || len(got.IPs) != 2 || len(got.Ports) != 1 ||
+		got.Ports[0] != (Port{"http", corev1.ProtocolTCP, 80}) {
 		t.Errorf("pod: %+v, %v", got, ok)
 	}
 	if got, _ := podFrom(base(), "n2"); got.Local {

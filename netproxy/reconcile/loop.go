@@ -15,10 +15,11 @@ type Config struct {
 	Interval time.Duration
 	// FirstRetry and LastRetry bound the pauses after failed passes. They double in between.
 	FirstRetry, LastRetry time.Duration
-	// Pass brings the state to what is wanted, once. full is set for the first pass, at intervals and
-	// after a failure: triggers may have been missed, so everything has to be looked at.
+	// Pass brings the state to what is wanted, once. full is set for the first pass, at intervals
+	// and after a failure: triggers may have been missed, so everything has to be looked at.
 	Pass func(ctx context.Context, full bool) error
-	// Failed reports a failure that differs from the one reported before. The next pass is in pause.
+	// Failed reports a failure that differs from the one reported before. The next pass is in
+	// pause.
 	Failed func(err error, pause time.Duration)
 	// Recovered reports the first pass that succeeds after a reported failure.
 	Recovered func()
@@ -57,8 +58,8 @@ func (l *Loop) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			// A pass that fails halfway often causes the very events that trigger the next one, so triggers
-			// do not cut the pause short: the retry covers them.
+			// A pass that fails halfway often causes the very events that trigger the next one, so
+			// triggers do not cut the pause short: the retry covers them.
 			wait, wake = backoff.Next(), nil
 			if failures.News(err) {
 				l.cfg.Failed(err, wait)

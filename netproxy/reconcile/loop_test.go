@@ -13,7 +13,8 @@ import (
 
 // trace runs a loop whose passes take their results from outcome and returns when each one ran, as
 // seconds since the start ("f" marks full passes), and what was reported.
-func trace(t *testing.T, until time.Duration, outcome func(pass int) error, drive func(ctx context.Context, l *Loop)) (passes, reports []string) {
+func trace(t *testing.T, until time.Duration, outcome func(pass int) error,
+	drive func(ctx context.Context, l *Loop)) (passes, reports []string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
@@ -25,7 +26,8 @@ func trace(t *testing.T, until time.Duration, outcome func(pass int) error, driv
 			FirstRetry: time.Second,
 			LastRetry:  4 * time.Second,
 			Pass: func(_ context.Context, full bool) error {
-				passes = append(passes, fmt.Sprintf("%g%s", time.Since(begin).Seconds(), map[bool]string{true: "f"}[full]))
+				passes = append(passes,
+					fmt.Sprintf("%g%s", time.Since(begin).Seconds(), map[bool]string{true: "f"}[full]))
 				return outcome(len(passes))
 			},
 			Failed:    func(err error, pause time.Duration) { reports = append(reports, fmt.Sprint(err, " ", pause)) },

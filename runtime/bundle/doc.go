@@ -2,6 +2,5 @@
 // pause image, the kubectl and ctr helper): unpacking them by content hash, and detecting and
 // repairing damage.
 //
-// It must not import anything else of this repository but internal/atomicfile and
-// internal/datadir.
+// It must not import anything else of this repository but internal/atomicfile and internal/datadir.
 package bundle

@@ -8,8 +8,8 @@ import (
 	"io/fs"
 )
 
-// Names inside the embedded folder and inside the bundle. They are part of the
-// agreement between internal/tools/pack, which writes, and this package.
+// Names inside the embedded folder and inside the bundle. They are part of the agreement between
+// internal/tools/pack, which writes, and this package.
 const (
 	ManifestName = "bundle.json"
 	ArchiveName  = "bundle.tar.zst"
@@ -20,13 +20,13 @@ const (
 	Shim   = "containerd-shim-runc-v2"
 )
 
-// WindowLog is the size, as a power of two, of the window the archive is
-// compressed with. Unpacking holds that much in memory for a second; a window
-// of 8 MiB would make the archive, and every executable, 3 MB larger.
+// WindowLog is the size, as a power of two, of the window the archive is compressed with. Unpacking
+// holds that much in memory for a second; a window of 8 MiB would make the archive, and every
+// executable, 3 MB larger.
 const WindowLog = 27
 
-// ErrNoBundle is returned by every function here when the executable was built
-// without its bundle, that is without `make bundle` before `go build`.
+// ErrNoBundle is returned by every function here when the executable was built without its bundle,
+// that is without `make bundle` before `go build`.
 var ErrNoBundle = errors.New("this mote was built without its bundle: run `make bundle`, then build again")
 
 // ErrDamaged is wrapped by Verify when unpacked files are missing or differ from the bundle's.
@@ -40,11 +40,11 @@ type File struct {
 	SHA256 string `json:"sha256"`
 }
 
-// Manifest describes the bundle. It is read at each start, so it is kept apart
-// from the archive, which is read only when there is something to unpack.
+// Manifest describes the bundle. It is read at each start, so it is kept apart from the archive,
+// which is read only when there is something to unpack.
 type Manifest struct {
-	// Hash is the SHA-256 of the uncompressed archive and names the folder the
-	// bundle is unpacked to.
+	// Hash is the SHA-256 of the uncompressed archive and names the folder the bundle is unpacked
+	// to.
 	Hash string `json:"hash"`
 	// PauseImage is the full reference of the image in PauseArchive.
 	PauseImage string `json:"pauseImage"`
@@ -72,8 +72,7 @@ func ReadManifest() (Manifest, error) {
 	return m, nil
 }
 
-// openArchive returns a reader over the embedded bytes; nothing is copied to
-// the heap.
+// openArchive returns a reader over the embedded bytes; nothing is copied to the heap.
 func openArchive() (fs.File, error) {
 	f, err := embedded.Open("data/" + ArchiveName)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -22,28 +22,28 @@ import (
 
 const (
 	currentLink = datadir.CurrentLink
-	// completeMark is written last, after everything else is on disk: a folder
-	// without it is a leftover of an interrupted start.
+	// completeMark is written last, after everything else is on disk: a folder without it is a
+	// leftover of an interrupted start.
 	completeMark = ".complete"
 	tempPrefix   = ".unpack-"
 )
 
 // Options configure Unpack.
 type Options struct {
-	// Dir is the folder that holds one folder for each bundle hash and the link
-	// "current". Required.
+	// Dir is the folder that holds one folder for each bundle hash and the link "current".
+	// Required.
 	Dir string
 	// Progress, if set, is called after each file with the bytes written so far and in total.
 	Progress func(done, total int64)
-	// VerifyContent compares the hash of every file; otherwise sizes and modes are compared. Meant for
-	// the start after an unclean stop.
+	// VerifyContent compares the hash of every file; otherwise sizes and modes are compared. Meant
+	// for the start after an unclean stop.
 	VerifyContent bool
 }
 
 // Bundle is the unpacked bundle.
 type Bundle struct {
-	// Dir is the folder the current link leads through: <dir>/current. Paths in
-	// it stay valid when another version of mote unpacks its own bundle.
+	// Dir is the folder the current link leads through: <dir>/current. Paths in it stay valid when
+	// another version of mote unpacks its own bundle.
 	Dir      string
 	Manifest Manifest
 	// Unpacked says whether this call had to write the files.
@@ -53,9 +53,9 @@ type Bundle struct {
 // Path returns the path of a file of the bundle.
 func (b Bundle) Path(name string) string { return filepath.Join(b.Dir, name) }
 
-// Unpack makes sure that the embedded bundle is unpacked and undamaged below o.Dir and that the link
-// "current" points to it. A damaged or incomplete folder is replaced. Folders of other versions are
-// removed, except the previous one: its shims may still run.
+// Unpack makes sure that the embedded bundle is unpacked and undamaged below o.Dir and that the
+// link "current" points to it. A damaged or incomplete folder is replaced. Folders of other
+// versions are removed, except the previous one: its shims may still run.
 func Unpack(o Options) (Bundle, error) {
 	m, err := ReadManifest()
 	if err != nil {
@@ -68,8 +68,8 @@ func unpack(o Options, m Manifest, open func() (io.ReadCloser, error)) (Bundle, 
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return Bundle{}, fmt.Errorf("create folder for tools: %w", err)
 	}
-	// One process at a time: files another is still writing look like the leftovers of an interrupted
-	// start. The folder itself is locked, so that no lock file is left behind.
+	// One process at a time: files another is still writing look like the leftovers of an
+	// interrupted start. The folder itself is locked, so that no lock file is left behind.
 	lock, err := os.Open(o.Dir)
 	if err != nil {
 		return Bundle{}, fmt.Errorf("lock folder for tools: %w", err)
@@ -101,8 +101,8 @@ func unpack(o Options, m Manifest, open func() (io.ReadCloser, error)) (Bundle, 
 	return b, removeOthers(o.Dir, name, previous)
 }
 
-// Verify checks the unpacked files in dir. It returns [ErrDamaged] if they are missing or differ from
-// the bundle's, and any other error if they could not be checked.
+// Verify checks the unpacked files in dir. It returns [ErrDamaged] if they are missing or differ
+// from the bundle's, and any other error if they could not be checked.
 func Verify(dir string, m Manifest, content bool) error {
 	if _, err := os.Stat(filepath.Join(dir, completeMark)); missing(err) {
 		return fmt.Errorf("%w: unpacking did not finish", ErrDamaged)
@@ -139,8 +139,8 @@ func Verify(dir string, m Manifest, content bool) error {
 // should be.
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) }
 
-// replace unpacks beside the target and renames, so that a power cut leaves
-// either nothing or everything under the final name.
+// replace unpacks beside the target and renames, so that a power cut leaves either nothing or
+// everything under the final name.
 func replace(o Options, m Manifest, target string, open func() (io.ReadCloser, error)) error {
 	temp, err := os.MkdirTemp(o.Dir, tempPrefix)
 	if err != nil {
@@ -153,8 +153,8 @@ func replace(o Options, m Manifest, target string, open func() (io.ReadCloser, e
 	if err := extract(o, m, temp, open); err != nil {
 		return err
 	}
-	// Executables of a damaged folder may be running. Renaming and removing it leaves them their open
-	// files.
+	// Executables of a damaged folder may be running. Renaming and removing it leaves them their
+	// open files.
 	if _, err := os.Lstat(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("find damaged tools: %w", err)
 	} else if err == nil {
@@ -177,7 +177,8 @@ func extract(o Options, m Manifest, dir string, open func() (io.ReadCloser, erro
 	}
 	defer archive.Close()
 	// One goroutine decodes: several would each hold a window.
-	dec, err := zstd.NewReader(archive, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<WindowLog), zstd.WithDecoderLowmem(true))
+	dec, err := zstd.NewReader(archive, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<WindowLog),
+		zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return fmt.Errorf("open bundle: %w", err)
 	}
@@ -273,8 +274,8 @@ func point(dir, name string) (previous string, err error) {
 	return previous, atomicfile.SyncDir(dir)
 }
 
-// removeOthers removes leftovers of interrupted starts and, if this start changed the current bundle,
-// all others except the previous one.
+// removeOthers removes leftovers of interrupted starts and, if this start changed the current
+// bundle, all others except the previous one.
 func removeOthers(dir, current, previous string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -25,7 +25,12 @@ func fake(t *testing.T, files map[string]string) (Manifest, func() (io.ReadClose
 	var m Manifest
 	for name, content := range files {
 		sum := sha256.Sum256([]byte(content))
-		m.Files = append(m.Files, File{Name: name, Mode: 0o755, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])})
+		m.Files = append(m.Files, File{
+			Name:   name,
+			Mode:   0o755,
+			Size:   int64(len(content)),
+			SHA256: hex.EncodeToString(sum[:]),
+		})
 		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content))}); err != nil {
 			t.Fatal(err)
 		}
@@ -56,10 +61,17 @@ func TestUnpack_Repairs(t *testing.T) {
 		whole  bool
 	}{
 		{name: "nothing", harm: func(*testing.T, string) {}, whole: true},
-		{name: "nothing, verified", harm: func(*testing.T, string) {}, verify: true, whole: true},
+		{
+			name:   "nothing, verified",
+			harm:   func(*testing.T, string) {},
+			verify: true,
+			whole:  true,
+		},
 		{name: "file gone", harm: func(t *testing.T, d string) { must(t, os.Remove(filepath.Join(d, "current/one"))) }},
-		{name: "file cut", harm: func(t *testing.T, d string) { must(t, os.Truncate(filepath.Join(d, "current/one"), 3)) }},
-		{name: "file not executable", harm: func(t *testing.T, d string) { must(t, os.Chmod(filepath.Join(d, "current/one"), 0o644)) }},
+		{name: "file cut",
+			harm: func(t *testing.T, d string) { must(t, os.Truncate(filepath.Join(d, "current/one"), 3)) }},
+		{name: "file not executable",
+			harm: func(t *testing.T, d string) { must(t, os.Chmod(filepath.Join(d, "current/one"), 0o644)) }},
 		{name: "file changed", harm: func(t *testing.T, d string) {
 			must(t, os.WriteFile(filepath.Join(d, "current/one"), []byte("FIRST tool"), 0o755))
 		}, verify: true},
@@ -67,8 +79,10 @@ func TestUnpack_Repairs(t *testing.T) {
 			must(t, os.Remove(filepath.Join(d, "current/one")))
 			must(t, os.Mkdir(filepath.Join(d, "current/one"), 0o755))
 		}},
-		{name: "mark gone", harm: func(t *testing.T, d string) { must(t, os.Remove(filepath.Join(d, "current", completeMark))) }},
-		{name: "link gone", harm: func(t *testing.T, d string) { must(t, os.Remove(filepath.Join(d, "current"))) }, whole: true},
+		{name: "mark gone",
+			harm: func(t *testing.T, d string) { must(t, os.Remove(filepath.Join(d, "current", completeMark))) }},
+		{name: "link gone", harm: func(t *testing.T, d string) { must(t, os.Remove(filepath.Join(d, "current"))) },
+			whole: true},
 		{name: "link to nothing", harm: func(t *testing.T, d string) {
 			must(t, os.Remove(filepath.Join(d, "current")))
 			must(t, os.Symlink("nothing", filepath.Join(d, "current")))
@@ -112,8 +126,8 @@ func TestUnpack_Repairs(t *testing.T) {
 	}
 }
 
-// TestUnpack_KeepsPrevious upgrades twice: the bundle of the version before
-// stays, as its shims still run, older ones go.
+// TestUnpack_KeepsPrevious upgrades twice: the bundle of the version before stays, as its shims
+// still run, older ones go.
 func TestUnpack_KeepsPrevious(t *testing.T) {
 	dir := t.TempDir()
 	var hashes []string

@@ -25,8 +25,8 @@ import (
 var ErrNotAnImage = errors.New("not a usable image archive")
 
 const (
-	// maxJSON is the largest index, manifest or configuration read to memory. containerd's own limit is
-	// of the same order.
+	// maxJSON is the largest index, manifest or configuration read to memory. containerd's own
+	// limit is of the same order.
 	maxJSON = 8 << 20
 	// maxKeptJSON bounds the memory that an archive full of manifests can take.
 	maxKeptJSON = 64 << 20
@@ -57,7 +57,8 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return zr, nil
 	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
+		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20),
+			zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, notAnImage("zstd: %w", err)
 		}
@@ -74,17 +75,17 @@ type archiveBlob struct {
 	size   int64
 }
 
-// archiveContents is what checking an archive needs: digests of all files, and the text of those that
-// may be JSON.
+// archiveContents is what checking an archive needs: digests of all files, and the text of those
+// that may be JSON.
 type archiveContents struct {
 	blobs map[string]archiveBlob
 	json  map[string][]byte
 	links map[string]string
 }
 
-// checkArchive reads an archive to its end, compares every blob with its digest, and returns the names
-// of its images for this machine. It changes nothing, so that a bad archive is refused before anything
-// is imported.
+// checkArchive reads an archive to its end, compares every blob with its digest, and returns the
+// names of its images for this machine. It changes nothing, so that a bad archive is refused before
+// anything is imported.
 func checkArchive(r io.Reader) ([]string, error) {
 	tr, err := decompress(r)
 	if err != nil {
@@ -313,7 +314,8 @@ func (c archiveContents) checkDocker() ([]string, error) {
 			return nil, notAnImage("parse image configuration %s: %w", m.Config, err)
 		}
 		// Docker names the file for its digest.
-		if want := strings.TrimSuffix(path.Base(m.Config), ".json"); len(want) == 64 && want != c.blobs[path.Clean(m.Config)].digest.Encoded() {
+		if want := strings.TrimSuffix(path.Base(m.Config), ".json"); len(want) == 64 &&
+			want != c.blobs[path.Clean(m.Config)].digest.Encoded() {
 			return nil, notAnImage("image configuration %s is damaged", m.Config)
 		}
 		if err := c.checkDockerLayers(m.Layers, config.RootFS.DiffIDs); err != nil {
@@ -332,7 +334,8 @@ func (c archiveContents) checkDocker() ([]string, error) {
 		}
 	}
 	if len(names) == 0 && len(others) > 0 {
-		return nil, notAnImage("it is for %s, this machine is %s", strings.Join(others, ", "), platforms.DefaultString())
+		return nil, notAnImage("it is for %s, this machine is %s", strings.Join(others, ", "),
+			platforms.DefaultString())
 	}
 	return names, nil
 }
@@ -350,8 +353,8 @@ func (c archiveContents) checkDockerLayers(layers []string, diffIDs []digest.Dig
 		if !ok {
 			return notAnImage("layer %s is missing", l)
 		}
-		// Layers in a `docker save` archive are plain tars whose digest the
-		// configuration names; newer versions also write them as OCI blobs.
+		// Layers in a `docker save` archive are plain tars whose digest the configuration names;
+		// newer versions also write them as OCI blobs.
 		if rest, ok := strings.CutPrefix(name, "blobs/sha256/"); ok && rest != b.digest.Encoded() {
 			return notAnImage("layer %s is damaged", l)
 		} else if !ok && b.digest != diffIDs[i] {
@@ -365,8 +368,8 @@ func blobName(d digest.Digest) string {
 	return path.Join("blobs", d.Algorithm().String(), d.Encoded())
 }
 
-// imageNameOf returns the full, normalised name an index entry carries, or "".
-// The OCI annotation often is a bare tag, which names nothing.
+// imageNameOf returns the full, normalised name an index entry carries, or "". The OCI annotation
+// often is a bare tag, which names nothing.
 func imageNameOf(annotations map[string]string) string {
 	name := annotations[images.AnnotationImageName]
 	if name == "" {

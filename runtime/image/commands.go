@@ -21,18 +21,18 @@ import (
 type ImportOptions struct {
 	// AgentDir is the agent's data folder, <data-dir>/agent. Required.
 	AgentDir string
-	// Progress, if set, is called with the bytes read so far and in total. The archive is read twice,
-	// first to check it.
+	// Progress, if set, is called with the bytes read so far and in total. The archive is read
+	// twice, first to check it.
 	Progress func(done, total int64)
-	// Forget does not keep a copy of the archive. That saves its space on disk, but the images cannot
-	// be loaded again if a power cut damages them.
+	// Forget does not keep a copy of the archive. That saves its space on disk, but the images
+	// cannot be loaded again if a power cut damages them.
 	Forget bool
 }
 
 // Import imports an image archive into a running mote and returns the names of its images. They are
 // pinned: the kubelet never removes them to free space. A file that is not an image archive, or a
-// damaged one, is refused with ErrNotAnImage before anything changes. A copy of the archive is kept in
-// the images folder.
+// damaged one, is refused with ErrNotAnImage before anything changes. A copy of the archive is kept
+// in the images folder.
 func Import(ctx context.Context, file string, o ImportOptions) ([]string, error) {
 	c, err := connect(ctx, o.AgentDir)
 	if err != nil {
@@ -43,8 +43,8 @@ func Import(ctx context.Context, file string, o ImportOptions) ([]string, error)
 	return names, c.explain(err)
 }
 
-// ImportFrom is Import from a stream. The stream is written to the images folder first, as it is read
-// twice.
+// ImportFrom is Import from a stream. The stream is written to the images folder first, as it is
+// read twice.
 func ImportFrom(ctx context.Context, r io.Reader, o ImportOptions) ([]string, error) {
 	c, err := connect(ctx, o.AgentDir)
 	if err != nil {
@@ -108,9 +108,9 @@ func snapshotterOf(ctx context.Context, client *containerd.Client) (string, erro
 	return "", errors.New("find the snapshotter: containerd runs none")
 }
 
-// keep copies an archive to where the next start looks for archives, with the record that it is loaded
-// already. The copy shares the blocks of the file if the file system supports that. Its name is its
-// hash, so a file that is imported again is not kept twice.
+// keep copies an archive to where the next start looks for archives, with the record that it is
+// loaded already. The copy shares the blocks of the file if the file system supports that. Its name
+// is its hash, so a file that is imported again is not kept twice.
 func keep(agentDir, file string, rec archiveRecord) error {
 	dir := layout.For(agentDir).Imported
 	if strings.HasPrefix(filepath.Clean(file), filepath.Dir(dir)+"/") && !strings.HasPrefix(filepath.Base(file), ".") {

@@ -26,8 +26,8 @@ var ErrNotRunning = errors.New("no mote runs over this data folder: start it, or
 
 const dialTimeout = 3 * time.Second
 
-// connection is a client of a running mote's containerd, and a context that ends when that mote does:
-// containerd's client would wait for it to come back.
+// connection is a client of a running mote's containerd, and a context that ends when that mote
+// does: containerd's client would wait for it to come back.
 type connection struct {
 	*containerd.Client
 	ctx    context.Context
@@ -47,7 +47,8 @@ func connect(ctx context.Context, agentDir string) (*connection, error) {
 		return nil, fmt.Errorf("connect to the container runtime: %w", err)
 	}
 	_ = probe.Close() // it was only a probe
-	client, err := containerd.New(socket, containerd.WithDefaultNamespace(layout.Namespace), containerd.WithTimeout(dialTimeout))
+	client, err := containerd.New(socket, containerd.WithDefaultNamespace(layout.Namespace),
+		containerd.WithTimeout(dialTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("connect to the container runtime: %s: %w", socket, err)
 	}
@@ -60,7 +61,8 @@ func connect(ctx context.Context, agentDir string) (*connection, error) {
 	if conn, ok := client.Conn().(*grpc.ClientConn); ok {
 		c.watch.Go(func() {
 			for state := conn.GetState(); conn.WaitForStateChange(c.ctx, state); state = conn.GetState() {
-				if now := conn.GetState(); now == connectivity.TransientFailure || state == connectivity.Ready && now != connectivity.Ready {
+				if now := conn.GetState(); now == connectivity.TransientFailure || state == connectivity.Ready &&
+					now != connectivity.Ready {
 					c.cancel(fmt.Errorf("%w: it has just ended", ErrNotRunning))
 				}
 			}

@@ -23,8 +23,8 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
-// Labels on the records of imported images. The first two are CRI's: the kubelet sees only images with
-// the first, and never garbage-collects one with the second.
+// Labels on the records of imported images. The first two are CRI's: the kubelet sees only images
+// with the first, and never garbage-collects one with the second.
 const (
 	labelManaged      = "io.cri-containerd.image"
 	labelManagedValue = "managed"
@@ -35,7 +35,8 @@ const (
 )
 
 const (
-	// labelImportLease marks the leases of imports. One found at start belongs to an interrupted import.
+	// labelImportLease marks the leases of imports. One found at start belongs to an interrupted
+	// import.
 	labelImportLease = "mote.dev/import"
 	importLeaseTime  = 24 * time.Hour
 	// undoTimeout bounds the clean-up of a failed import.
@@ -49,7 +50,8 @@ const (
 
 // importChecked imports an archive that checkArchive has accepted: content, unpacked snapshots, and
 // last the image records. It holds a lease, so that containerd drops all of it if a step fails.
-func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader, origin string) (names []string, err error) {
+func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader,
+	origin string) (names []string, err error) {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	tr, err := decompress(r)
 	if err != nil {
@@ -57,7 +59,8 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 	}
 	defer tr.Close()
 	manager := client.LeasesService()
-	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime), leases.WithLabel(labelImportLease, ""))
+	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime),
+		leases.WithLabel(labelImportLease, ""))
 	if err != nil {
 		return nil, fmt.Errorf("create lease for import: %w", err)
 	}
@@ -108,7 +111,8 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 	}
 	for _, img := range found {
 		// SyncFs: the metadata must not list a snapshot as complete before it is on disk.
-		if err := containerd.NewImage(client, img).Unpack(ctx, snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+		if err := containerd.NewImage(client, img).Unpack(ctx, snapshotter,
+			containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
 		}
 	}
@@ -141,7 +145,8 @@ func recordImage(ctx context.Context, client *containerd.Client, img images.Imag
 		}}
 		_, err := store.Create(ctx, record)
 		if errdefs.IsAlreadyExists(err) {
-			_, err = store.Update(ctx, record, "target", "labels."+labelManaged, "labels."+labelPinned, "labels."+labelOrigin)
+			_, err = store.Update(ctx, record, "target", "labels."+labelManaged, "labels."+labelPinned,
+				"labels."+labelOrigin)
 		}
 		if err != nil {
 			return fmt.Errorf("record image %s: %w", ref, err)

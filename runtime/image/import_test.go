@@ -29,7 +29,8 @@ import (
 
 // smallImage is an image of a few bytes; salt makes its content its own.
 func smallImage(name, salt string) ociarchive.Image {
-	return ociarchive.Image{Name: name, Entrypoint: []string{"/x"}, Files: []ociarchive.File{{Name: "x", Mode: 0o755, Content: []byte(strings.Repeat(salt+"\n", 500))}}}
+	return ociarchive.Image{Name: name, Entrypoint: []string{"/x"},
+		Files: []ociarchive.File{{Name: "x", Mode: 0o755, Content: []byte(strings.Repeat(salt+"\n", 500))}}}
 }
 
 func archiveOf(t *testing.T, img ociarchive.Image) []byte {
@@ -74,7 +75,12 @@ func tarOf(t *testing.T, entries ...entry) []byte {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, e := range entries {
-		if err := w.WriteHeader(&tar.Header{Name: e.name, Mode: 0o644, Size: int64(len(e.data)), Typeflag: tar.TypeReg}); err != nil {
+		if err := w.WriteHeader(&tar.Header{
+			Name:     e.name,
+			Mode:     0o644,
+			Size:     int64(len(e.data)),
+			Typeflag: tar.TypeReg,
+		}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Write(e.data); err != nil {
@@ -123,15 +129,15 @@ func dockerArchive(t *testing.T, name string, harm func(config, layer []byte) ([
 	if harm != nil {
 		config, layer = harm(config, layer)
 	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": configName, "RepoTags": []string{name}, "Layers": []string{"abc/layer.tar"}}})
+	manifest, err := json.Marshal(
+		[]map[string]any{{"Config": configName, "RepoTags": []string{name}, "Layers": []string{"abc/layer.tar"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return tarOf(t, entry{configName, config}, entry{"abc/layer.tar", layer}, entry{"manifest.json", manifest})
 }
 
-// badArchives are files `mote image import` must refuse, with a word its error
-// must contain.
+// badArchives are files `mote image import` must refuse, with a word its error must contain.
 func badArchives(t *testing.T) map[string]struct {
 	data []byte
 	want string
@@ -177,7 +183,8 @@ func content(t *testing.T, n runtimetest.Node) (blobs []string, images []image.I
 	if err != nil {
 		t.Fatal(err)
 	}
-	more, err := filepath.Glob(filepath.Join(n.Config.DataDir, "containerd/io.containerd.content.v1.content/blobs/sha256/*"))
+	more, err := filepath.Glob(filepath.Join(n.Config.DataDir,
+		"containerd/io.containerd.content.v1.content/blobs/sha256/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +339,8 @@ func TestImport_ByHelper(t *testing.T) {
 		t.Skip("the bundle was built without the helper")
 	}
 	start := time.Now()
-	out, err := exec.CommandContext(t.Context(), helper, "ctr", "-a", n.Paths().Socket, "-n", "k8s.io", "images", "ls", "-q").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), helper, "ctr", "-a", n.Paths().Socket, "-n", "k8s.io", "images", "ls",
+		"-q").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), runtimetest.BusyboxImage) {
 		t.Errorf("ctr gave %v: %s", err, out)
 	}
@@ -354,8 +362,8 @@ func largeImage(t *testing.T, name string, size int) ociarchive.Image {
 	return ociarchive.Image{Name: name, Files: []ociarchive.File{{Name: "large", Content: content}}}
 }
 
-// TestImport_CutShort kills the runtime while an archive is being written to its
-// content. The next start must drop what came of it.
+// TestImport_CutShort kills the runtime while an archive is being written to its content. The next
+// start must drop what came of it.
 func TestImport_CutShort(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)

@@ -23,8 +23,8 @@ type Info struct {
 	Created time.Time
 }
 
-// List returns the images of a running mote by name. The records under which
-// CRI also knows each image, by digest and by id, are left out.
+// List returns the images of a running mote by name. The records under which CRI also knows each
+// image, by digest and by id, are left out.
 func List(ctx context.Context, agentDir string) ([]Info, error) {
 	c, err := connect(ctx, agentDir)
 	if err != nil {

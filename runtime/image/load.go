@@ -48,7 +48,8 @@ func (l Loader) Load(ctx context.Context) ([]string, error) {
 	if err := dropImportLeases(ctx, l.Client); err != nil {
 		return nil, err
 	}
-	// Before anything triggers containerd's garbage collector, which removes content without a record.
+	// Before anything triggers containerd's garbage collector, which removes content without a
+	// record.
 	rebuilt, err := l.rebuild(ctx)
 	if err != nil {
 		return nil, err
@@ -57,18 +58,18 @@ func (l Loader) Load(ctx context.Context) ([]string, error) {
 	return append(rebuilt, names...), err
 }
 
-// Verify checks all images by hash, where Load compares sizes, and loads damaged ones again. Reading
-// everything takes long on a slow disk, and damaged content only matters when it is unpacked next, so
-// run it while the node works.
+// Verify checks all images by hash, where Load compares sizes, and loads damaged ones again.
+// Reading everything takes long on a slow disk, and damaged content only matters when it is
+// unpacked next, so run it while the node works.
 func (l Loader) Verify(ctx context.Context) error {
 	l.verify = true
 	_, err := l.loadMissing(namespaces.WithNamespace(ctx, layout.Namespace))
 	return err
 }
 
-// loadMissing loads the bundled images and then every archive of the images folder and its folder of
-// imported ones, unless their images exist and are intact. A bad archive is logged and skipped: it
-// must not keep the node from starting.
+// loadMissing loads the bundled images and then every archive of the images folder and its folder
+// of imported ones, unless their images exist and are intact. A bad archive is logged and skipped:
+// it must not keep the node from starting.
 func (l Loader) loadMissing(ctx context.Context) ([]string, error) {
 	if err := l.loadBundled(ctx); err != nil {
 		return nil, err
@@ -151,7 +152,8 @@ func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) 
 	if err != nil {
 		return nil, err
 	}
-	l.Log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)), zap.Duration("took", time.Since(start)))
+	l.Log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)),
+		zap.Duration("took", time.Since(start)))
 	return slices.Collect(maps.Keys(rec.Images)), writeRecord(recordFile, rec)
 }
 
@@ -180,8 +182,8 @@ func (l Loader) unchanged(ctx context.Context, rec archiveRecord) error {
 var errNotIntact = errors.New("image is not intact")
 
 // intact checks that all content of an image is on disk as its descriptors say, and that it is
-// unpacked. It removes damaged content, as containerd takes a file with the right name for the right
-// content.
+// unpacked. It removes damaged content, as containerd takes a file with the right name for the
+// right content.
 func (l Loader) intact(ctx context.Context, target v1.Descriptor) error {
 	cs := l.Client.ContentStore()
 	var damage []error
@@ -207,7 +209,8 @@ func (l Loader) intact(ctx context.Context, target v1.Descriptor) error {
 	if len(damage) > 0 {
 		return errors.Join(damage...)
 	}
-	unpacked, err := containerd.NewImage(l.Client, images.Image{Name: "check", Target: target}).IsUnpacked(ctx, l.Snapshotter)
+	unpacked, err := containerd.NewImage(l.Client, images.Image{Name: "check", Target: target}).IsUnpacked(ctx,
+		l.Snapshotter)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("check whether it is unpacked: %w", err)
 	}
@@ -272,7 +275,8 @@ func dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descripto
 
 // loadFile checks an archive and imports it. It reads the archive twice, so that a refused one has
 // changed nothing.
-func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file string, progress func(done, total int64)) (archiveRecord, error) {
+func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file string,
+	progress func(done, total int64)) (archiveRecord, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return archiveRecord{}, fmt.Errorf("open image archive: %w", err)

@@ -41,9 +41,16 @@ func TestFindBlobDamage(t *testing.T) {
 	}{
 		{name: "intact", make: func(t *testing.T, f string) { must(t, os.WriteFile(f, content, 0o600)) }, hash: true},
 		{name: "missing", make: func(*testing.T, string) {}, damaged: true},
-		{name: "cut", make: func(t *testing.T, f string) { must(t, os.WriteFile(f, content[:3], 0o600)) }, damaged: true},
-		{name: "zeroed", make: func(t *testing.T, f string) { must(t, os.WriteFile(f, make([]byte, 7), 0o600)) }, hash: true, damaged: true},
-		{name: "zeroed, not hashed", make: func(t *testing.T, f string) { must(t, os.WriteFile(f, make([]byte, 7), 0o600)) }},
+		{name: "cut", make: func(t *testing.T, f string) { must(t, os.WriteFile(f, content[:3], 0o600)) },
+			damaged: true},
+		{
+			name:    "zeroed",
+			make:    func(t *testing.T, f string) { must(t, os.WriteFile(f, make([]byte, 7), 0o600)) },
+			hash:    true,
+			damaged: true,
+		},
+		{name: "zeroed, not hashed",
+			make: func(t *testing.T, f string) { must(t, os.WriteFile(f, make([]byte, 7), 0o600)) }},
 		{name: "cannot be opened", make: loop, err: unix.ELOOP},
 	} {
 		t.Run(row.name, func(t *testing.T) {

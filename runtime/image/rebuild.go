@@ -29,8 +29,8 @@ import (
 
 const (
 	// imageList, in Paths.Marks, is a copy of the list of images. containerd stores the list in one
-	// file with everything else. If that file is lost, a node without a registry rebuilds its images
-	// from this copy and the content, which is named by its hash.
+	// file with everything else. If that file is lost, a node without a registry rebuilds its
+	// images from this copy and the content, which is named by its hash.
 	imageList = "images.json"
 	// listDelay is how long a change waits to be written: a pull changes several records.
 	listDelay = time.Second
@@ -143,7 +143,8 @@ func readImageList(p layout.Paths) ([]imageRecord, error) {
 
 func (l Loader) rebuildImage(ctx context.Context, rec imageRecord) (err error) {
 	manager := l.Client.LeasesService()
-	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime), leases.WithLabel(labelImportLease, ""))
+	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(importLeaseTime),
+		leases.WithLabel(labelImportLease, ""))
 	if err != nil {
 		return fmt.Errorf("create lease: %w", err)
 	}
@@ -162,7 +163,8 @@ func (l Loader) rebuildImage(ctx context.Context, rec imageRecord) (err error) {
 		return err
 	}
 	img := images.Image{Name: rec.Name, Target: rec.Target, Labels: rec.Labels}
-	if err := containerd.NewImage(l.Client, img).Unpack(ctx, l.Snapshotter, containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
+	if err := containerd.NewImage(l.Client, img).Unpack(ctx, l.Snapshotter,
+		containerd.WithUnpackApplyOpts(diff.WithSyncFs(true))); err != nil {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	if _, err := l.Client.ImageService().Create(ctx, img); err != nil && !errdefs.IsAlreadyExists(err) {

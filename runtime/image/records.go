@@ -23,8 +23,8 @@ const loadedDir = "loaded"
 // errBadRecord is wrapped when a record of an archive is not one.
 var errBadRecord = errors.New("damaged record of an image archive")
 
-// archiveRecord describes an archive as it was loaded and the images in it, so that it is read again
-// only if it changed or an image is not intact.
+// archiveRecord describes an archive as it was loaded and the images in it, so that it is read
+// again only if it changed or an image is not intact.
 type archiveRecord struct {
 	Path    string                   `json:"path"`
 	Size    int64                    `json:"size"`

@@ -80,8 +80,8 @@ func runDir(agent string) string {
 	return filepath.Join("/run/mote", hex.EncodeToString(sum[:4]))
 }
 
-// realPath resolves the symbolic links in the part of a path that exists. The folder itself does not
-// before a node's first start, which must find the same run-time folder as the second.
+// realPath resolves the symbolic links in the part of a path that exists. The folder itself does
+// not before a node's first start, which must find the same run-time folder as the second.
 func realPath(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		return real

@@ -30,9 +30,10 @@ const (
 	boltMaxDepth = 64
 )
 
-// checkBolt walks every page of a bbolt file and returns the first damage as [ErrDamaged]; a failure
-// to read is returned as it is. bbolt's own check reads through a memory map: on a truncated file
-// that is a fatal signal, in a goroutine nobody can guard. Reading the file turns it into an error.
+// checkBolt walks every page of a bbolt file and returns the first damage as [ErrDamaged]; a
+// failure to read is returned as it is. bbolt's own check reads through a memory map: on a
+// truncated file that is a fatal signal, in a goroutine nobody can guard. Reading the file turns it
+// into an error.
 func checkBolt(file string) error {
 	f, err := os.Open(file)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeBolt makes a database with nested and inline buckets, long values that
-// take overflow pages, and pages freed again.
+// writeBolt makes a database with nested and inline buckets, long values that take overflow pages,
+// and pages freed again.
 func writeBolt(t *testing.T, o *bbolt.Options) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "test.db")
@@ -65,13 +65,14 @@ func TestCheckBolt_AcceptsWhole(t *testing.T) {
 }
 
 func TestCheckBolt_MissingFile(t *testing.T) {
-	if err := checkBolt(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrDamaged) {
+	if err := checkBolt(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) ||
+		errors.Is(err, ErrDamaged) {
 		t.Errorf("error is %v", err)
 	}
 }
 
-// TestCheckBolt_FindsCut cuts a file at every page. Each must be reported as damaged, and none may end
-// the process.
+// TestCheckBolt_FindsCut cuts a file at every page. Each must be reported as damaged, and none may
+// end the process.
 func TestCheckBolt_FindsCut(t *testing.T) {
 	data, err := os.ReadFile(writeBolt(t, nil))
 	if err != nil {
@@ -99,8 +100,8 @@ func TestCheckBolt_FindsCut(t *testing.T) {
 	}
 }
 
-// TestCheckBolt_FindsZeroedPages zeroes each page in use but the older meta
-// page, without which bbolt can do.
+// TestCheckBolt_FindsZeroedPages zeroes each page in use but the older meta page, without which
+// bbolt can do.
 func TestCheckBolt_FindsZeroedPages(t *testing.T) {
 	file := writeBolt(t, nil)
 	data, err := os.ReadFile(file)
@@ -121,8 +122,8 @@ func TestCheckBolt_FindsZeroedPages(t *testing.T) {
 	}
 }
 
-// TestCheckBolt_SurvivesGarbage flips bytes everywhere; the check may miss a
-// changed value, but must always return.
+// TestCheckBolt_SurvivesGarbage flips bytes everywhere; the check may miss a changed value, but
+// must always return.
 func TestCheckBolt_SurvivesGarbage(t *testing.T) {
 	data, err := os.ReadFile(writeBolt(t, nil))
 	if err != nil {

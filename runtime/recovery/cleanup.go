@@ -43,8 +43,8 @@ func killAll(ctx context.Context, p layout.Paths) error {
 	if err := killOurs(ctx, p); err != nil {
 		return err
 	}
-	// Unmounting the file of a network namespace ends the namespace and with it the pod's interfaces.
-	// containerd mounts only here: mounts in the data folder are the user's.
+	// Unmounting the file of a network namespace ends the namespace and with it the pod's
+	// interfaces. containerd mounts only here: mounts in the data folder are the user's.
 	if err := unmountBelow(p.Run); err != nil {
 		return err
 	}
@@ -63,8 +63,8 @@ func killAll(ctx context.Context, p layout.Paths) error {
 
 // Cleanup ends every pod of an agent's data folder and removes what the container runtime made: its
 // part of the data folder, the run-time folder, the pods' files in CNI's caches. Mounts inside that
-// are not containerd's are neither unmounted nor deleted, but returned. It may be repeated, also after
-// an interruption.
+// are not containerd's are neither unmounted nor deleted, but returned. It may be repeated, also
+// after an interruption.
 func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error) {
 	p := layout.For(dataDir)
 	switch _, statErr := os.Stat(p.Agent); {
@@ -174,8 +174,8 @@ func removeCgroup(dir string) error {
 	return nil
 }
 
-// isPodCgroup reports whether a cgroup has a name the kubelet gives to those of pods, in the spelling
-// of either cgroup driver.
+// isPodCgroup reports whether a cgroup has a name the kubelet gives to those of pods, in the
+// spelling of either cgroup driver.
 func isPodCgroup(name string) bool {
 	return strings.HasPrefix(name, "pod") || strings.HasPrefix(name, "kubepods") ||
 		name == "burstable" || name == "besteffort"
@@ -198,8 +198,8 @@ func sandboxIDs(p layout.Paths) ([]string, error) {
 }
 
 // forgetCNI removes from CNI's cache the files that name one of the pods, and those of pods that a
-// power cut ended without detaching them. The latter hold the network's configuration, which keeps its
-// leases below dataDir. The cache's folders go too unless another runtime's pods are in them.
+// power cut ended without detaching them. The latter hold the network's configuration, which keeps
+// its leases below dataDir. The cache's folders go too unless another runtime's pods are in them.
 func forgetCNI(cache string, sandboxes []string, dataDir string) error {
 	folders := []string{cache, filepath.Join(cache, "results"), filepath.Join(cache, "networks")}
 	for _, dir := range folders[1:] {

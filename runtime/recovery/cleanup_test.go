@@ -12,7 +12,8 @@ func TestForgetCNI(t *testing.T) {
 	const dataDir = "/var/lib/mote/agent"
 	// As the library writes it: the configuration is base64.
 	cached := func(leases string) []byte {
-		data, err := json.Marshal(map[string]any{"kind": "cniCacheV1", "config": []byte(`{"ipam":{"dataDir":"` + leases + `"}}`)})
+		data, err := json.Marshal(map[string]any{"kind": "cniCacheV1",
+			"config": []byte(`{"ipam":{"dataDir":"` + leases + `"}}`)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -25,10 +26,13 @@ func TestForgetCNI(t *testing.T) {
 	}{
 		{"there was none", nil, nil},
 		{"ours alone", map[string][]byte{"results/mote-sandbox1-eth0": nil, "results/other": []byte("sandbox1")}, nil},
-		{"of a pod that nothing tells of but its network", map[string][]byte{"results/mote-gone-eth0": cached(dataDir + "/cni/leases")}, nil},
-		{"another runtime's too", map[string][]byte{"results/mote-sandbox1-eth0": nil, "results/podman-x-eth0": cached("/var/lib/cni/networks")},
+		{"of a pod that nothing tells of but its network",
+			map[string][]byte{"results/mote-gone-eth0": cached(dataDir + "/cni/leases")}, nil},
+		{"another runtime's too", map[string][]byte{"results/mote-sandbox1-eth0": nil,
+			"results/podman-x-eth0": cached("/var/lib/cni/networks")},
 			[]string{"results", "results/podman-x-eth0"}},
-		{"another mote's", map[string][]byte{"results/mote-x-eth0": cached(dataDir + "2/cni/leases")}, []string{"results", "results/mote-x-eth0"}},
+		{"another mote's", map[string][]byte{"results/mote-x-eth0": cached(dataDir + "2/cni/leases")},
+			[]string{"results", "results/mote-x-eth0"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cache := filepath.Join(t.TempDir(), "cni")

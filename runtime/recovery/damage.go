@@ -84,8 +84,8 @@ func findDamage(p layout.Paths) error {
 	if haveMeta {
 		return nil
 	}
-	// Also how a start finds the node that set records aside and was killed before it had ended
-	// the pods.
+	// Also how a start finds the node that set records aside and was killed before it had ended the
+	// pods.
 	running, err := taskFolders(p)
 	if err != nil {
 		return err

@@ -101,7 +101,8 @@ var damages = []damage{
 	{name: "metadata without its inner pages", do: func(t *testing.T, _ runtimetest.Node, root string) {
 		overwrite(t, filepath.Join(root, layout.MetadataDB), 2*4096, 8*4096)
 	}},
-	{name: "metadata gone", do: func(t *testing.T, _ runtimetest.Node, root string) { remove(t, filepath.Join(root, layout.MetadataDB)) }},
+	{name: "metadata gone",
+		do: func(t *testing.T, _ runtimetest.Node, root string) { remove(t, filepath.Join(root, layout.MetadataDB)) }},
 	{name: "snapshot records cut in half", do: func(t *testing.T, _ runtimetest.Node, root string) {
 		runtimetest.Halve(t, filepath.Join(root, snapshotDB))
 	}},
@@ -121,8 +122,10 @@ var damages = []damage{
 		}
 		remove(t, filepath.Join(root, "io.containerd.snapshotter.v1.overlayfs/snapshots", strconv.Itoa(newest)))
 	}},
-	{name: "layer damaged", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) { overwrite(t, largest(t, root), 1000, 64) }},
-	{name: "layer cut", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) { runtimetest.Halve(t, largest(t, root)) }},
+	{name: "layer damaged", podSurvives: true,
+		do: func(t *testing.T, _ runtimetest.Node, root string) { overwrite(t, largest(t, root), 1000, 64) }},
+	{name: "layer cut", podSurvives: true,
+		do: func(t *testing.T, _ runtimetest.Node, root string) { runtimetest.Halve(t, largest(t, root)) }},
 	{name: "all content gone", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.content.v1.content/blobs/sha256/*"))
 	}},
@@ -141,7 +144,8 @@ var damages = []damage{
 	{name: "pod records gone", podSurvives: true, do: func(t *testing.T, _ runtimetest.Node, root string) {
 		remove(t, filepath.Join(root, "io.containerd.grpc.v1.cri/sandboxes/*"))
 	}},
-	{name: "shims' sockets gone", do: func(t *testing.T, n runtimetest.Node, _ string) { remove(t, filepath.Join(n.Paths().Run, "s", "*")) }},
+	{name: "shims' sockets gone",
+		do: func(t *testing.T, n runtimetest.Node, _ string) { remove(t, filepath.Join(n.Paths().Run, "s", "*")) }},
 	{name: "pods killed, sockets left", do: func(t *testing.T, n runtimetest.Node, _ string) { killShims(t, n) }},
 	{name: "bundles of containers emptied", do: func(t *testing.T, n runtimetest.Node, _ string) {
 		killShims(t, n)
@@ -169,8 +173,8 @@ var damages = []damage{
 	}},
 }
 
-// TestRuntime_Damage damages the data folder in one way after another, each time after a crash with a
-// pod running. The next start must succeed by itself, run pods, and still have the image.
+// TestRuntime_Damage damages the data folder in one way after another, each time after a crash with
+// a pod running. The next start must succeed by itself, run pods, and still have the image.
 func TestRuntime_Damage(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	root := filepath.Join(n.Config.DataDir, "containerd")
@@ -188,8 +192,10 @@ func TestRuntime_Damage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Right after its start the process is still runc, which does not survive damage to its own file.
-			if _, _, err := c.Runtime.ExecSync(ctx, id, []string{"sh", "-c", "until grep -q ^sleep /proc/1/cmdline; do :; done"}, 30*time.Second); err != nil {
+			// Right after its start the process is still runc, which does not survive damage to its
+			// own file.
+			if _, _, err := c.Runtime.ExecSync(ctx, id,
+				[]string{"sh", "-c", "until grep -q ^sleep /proc/1/cmdline; do :; done"}, 30*time.Second); err != nil {
 				t.Fatal(err)
 			}
 			child.Kill()
@@ -225,7 +231,8 @@ func checkSurvivor(ctx context.Context, t *testing.T, c runtimetest.CRI, id stri
 	resp, err := c.Runtime.ContainerStatus(ctx, id, false)
 	running := err == nil && resp.Status.State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	if running != want {
-		t.Errorf("container from before the damage runs: %v, want %v (%v, %v)", running, want, resp.GetStatus().GetState(), err)
+		t.Errorf("container from before the damage runs: %v, want %v (%v, %v)", running, want,
+			resp.GetStatus().GetState(), err)
 	}
 }
 
@@ -247,8 +254,8 @@ func checkPinned(ctx context.Context, t *testing.T, c runtimetest.CRI) {
 	}
 }
 
-// checkContent waits until every blob matches its digest, and checks that only a few sets of damaged
-// files are kept.
+// checkContent waits until every blob matches its digest, and checks that only a few sets of
+// damaged files are kept.
 func checkContent(ctx context.Context, t *testing.T, root string) {
 	t.Helper()
 	// A manifest, a configuration and a layer for each of two images.
@@ -276,7 +283,8 @@ func killShims(t *testing.T, n runtimetest.Node) {
 	killed := 0
 	for _, f := range cmdlines {
 		data, err := os.ReadFile(f)
-		if err != nil || !strings.Contains(string(data), "containerd-shim-runc-v2") || !strings.Contains(string(data), n.Paths().Socket) {
+		if err != nil || !strings.Contains(string(data), "containerd-shim-runc-v2") ||
+			!strings.Contains(string(data), n.Paths().Socket) {
 			continue
 		}
 		killPid(t, filepath.Base(filepath.Dir(f)))

@@ -50,8 +50,8 @@ type LastStop struct {
 	SameBoot bool
 }
 
-// ReadLastStop reads the marks of the last Run. It removes the clean-stop mark, which this Run writes
-// again only if it ends cleanly too.
+// ReadLastStop reads the marks of the last Run. It removes the clean-stop mark, which this Run
+// writes again only if it ends cleanly too.
 func ReadLastStop(p layout.Paths) (LastStop, error) {
 	var last LastStop
 	mark := filepath.Join(p.Marks, cleanMark)

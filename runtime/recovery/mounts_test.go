@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRemoveTree_SparesMounts has a foreign file system mounted in a folder that
-// is removed: what is in it, and the way to it, must stay.
+// TestRemoveTree_SparesMounts has a foreign file system mounted in a folder that is removed: what
+// is in it, and the way to it, must stay.
 func TestRemoveTree_SparesMounts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts: needs root")
@@ -24,7 +24,8 @@ func TestRemoveTree_SparesMounts(t *testing.T) {
 		}
 	}
 	precious := filepath.Join(foreign, "precious")
-	for _, f := range []string{precious, filepath.Join(tree, "file"), filepath.Join(tree, "a", "c", "d", "file"), filepath.Join(tree, "a", "b", "file")} {
+	for _, f := range []string{precious, filepath.Join(tree, "file"), filepath.Join(tree, "a", "c", "d", "file"),
+		filepath.Join(tree, "a", "b", "file")} {
 		if err := os.WriteFile(f, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}

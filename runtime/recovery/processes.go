@@ -109,8 +109,8 @@ func containers(runcRoot string) ([]container, error) {
 	return found, nil
 }
 
-// findOurs returns the processes of this data folder's pods: its shims, all their descendants, and the
-// processes in the cgroups of its containers.
+// findOurs returns the processes of this data folder's pods: its shims, all their descendants, and
+// the processes in the cgroups of its containers.
 func findOurs(p layout.Paths) (map[int]process, error) {
 	all, err := processes()
 	if err != nil {

@@ -88,8 +88,8 @@ func writeRecords(t *testing.T, p layout.Paths) (meta, snapshots string) {
 	return meta, snapshots
 }
 
-// fakePod starts a process that counts as a pod of p, and returns a function that reports whether it
-// runs.
+// fakePod starts a process that counts as a pod of p, and returns a function that reports whether
+// it runs.
 func fakePod(t *testing.T, p layout.Paths) (running func() bool) {
 	t.Helper()
 	shell, err := exec.LookPath("sh")
@@ -249,7 +249,8 @@ func TestRemedy(t *testing.T) {
 		err  error
 		want bool
 	}{
-		{"no inotify instance", fmt.Errorf("load io.containerd.grpc.v1.cri: create fsnotify watcher: %w", unix.EMFILE), true},
+		{"no inotify instance", fmt.Errorf("load io.containerd.grpc.v1.cri: create fsnotify watcher: %w", unix.EMFILE),
+			true},
 		{"disk full", &os.PathError{Op: "write", Path: "meta.db", Err: unix.ENOSPC}, true},
 		{"no memory", errors.Join(errors.New("map database"), unix.ENOMEM), true},
 		{"a disk that fails to read", unix.EIO, true},

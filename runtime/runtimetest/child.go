@@ -26,8 +26,8 @@ const childEnv = "MOTE_RUNTIMETEST_CHILD"
 
 const readyLine = "runtimetest: ready"
 
-// Main is for TestMain. In a child started by Start it runs the runtime and
-// does not return; in any other process it returns at once.
+// Main is for TestMain. In a child started by Start it runs the runtime and does not return; in any
+// other process it returns at once.
 func Main() {
 	encoded := os.Getenv(childEnv)
 	if encoded == "" {
@@ -92,8 +92,8 @@ func encodable(c runtime.Config) map[string]any {
 	return map[string]any{"DataDir": c.DataDir, "Snapshotter": c.Snapshotter, "RegistriesFile": c.RegistriesFile}
 }
 
-// Start runs a Runtime in a process and a network namespace of its own and waits
-// until it is ready. TestMain must call Main.
+// Start runs a Runtime in a process and a network namespace of its own and waits until it is ready.
+// TestMain must call Main.
 func Start(t testing.TB, cfg runtime.Config) *Child {
 	t.Helper()
 	c, err := TryStart(t, cfg)

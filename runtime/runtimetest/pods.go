@@ -64,11 +64,13 @@ type CRI struct {
 func Dial(t testing.TB, socket string) CRI {
 	t.Helper()
 	ctx := t.Context()
-	rt, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(2 * time.Minute).WithTracerProvider(nil).Build(ctx)
+	rt, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(
+		2 * time.Minute).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	im, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(2 * time.Minute).WithTracerProvider(nil).Build(ctx)
+	im, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(
+		2 * time.Minute).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +142,8 @@ func RunContainer(ctx context.Context, c CRI, p Pod, name string, cmd ...string)
 }
 
 // WaitState waits until a container is in a state.
-func WaitState(ctx context.Context, c CRI, id string, want runtimeapi.ContainerState) (*runtimeapi.ContainerStatus, error) {
+func WaitState(ctx context.Context, c CRI, id string, want runtimeapi.ContainerState) (*runtimeapi.ContainerStatus,
+	error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -30,11 +30,11 @@ import (
 )
 
 const (
-	// compactionInterval is how much history the store keeps for watchers that
-	// fell behind, as kube-apiserver does with etcd.
+	// compactionInterval is how much history the store keeps for watchers that fell behind, as
+	// kube-apiserver does with etcd.
 	compactionInterval = 5 * time.Minute
-	// connectionGrace is how long a server that stops waits for connections to end.
-	// Those that a broken network has left end with the process.
+	// connectionGrace is how long a server that stops waits for connections to end. Those that a
+	// broken network has left end with the process.
 	connectionGrace = 3 * time.Second
 	// storeCheckTimeout bounds the health check's read.
 	storeCheckTimeout = 2 * time.Second
@@ -47,8 +47,7 @@ type Config struct {
 	Etcd *etcdkubernetes.Client
 	// Transport leads upstream's own etcd clients to the same store.
 	Transport storagebackend.TransportConfig
-	// Servers knows the servers that share the store. nil says that there is no
-	// other.
+	// Servers knows the servers that share the store. nil says that there is no other.
 	Servers Servers
 	// Name is this server's among those that share the store.
 	Name string
@@ -68,8 +67,8 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	// ClusterDomain is the cluster's DNS domain, without dot at the end.
 	ClusterDomain string
-	// Network leads to kubelets, and to pods that serve webhooks and APIs or are
-	// reached by proxy. nil means they are dialled as any address is.
+	// Network leads to kubelets, and to pods that serve webhooks and APIs or are reached by proxy.
+	// nil means they are dialled as any address is.
 	Network Network
 	// Wrap puts handlers in front of the API, before authentication. May be nil.
 	Wrap func(http.Handler) http.Handler
@@ -81,8 +80,7 @@ type Config struct {
 type Network interface {
 	// DialContext connects to an address. A node's name stands for the node.
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
-	// HostOf returns the address by which a node can be told from all others, or
-	// "" if it has none.
+	// HostOf returns the address by which a node can be told from all others, or "" if it has none.
 	HostOf(node string) string
 }
 
@@ -125,7 +123,10 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		return nil, fmt.Errorf("compose API servers: %w", err)
 	}
 	return &Server{
-		config: c, chain: chain, history: h, documents: config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config,
+		config:    c,
+		chain:     chain,
+		history:   h,
+		documents: config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config,
 		endpoints: config.KubeAPIs.Extra.EndpointReconcilerConfig.Reconciler.(*endpointReconciler),
 	}, nil
 }
@@ -138,7 +139,10 @@ func (c Config) chainConfig(o options.CompletedOptions, h *history) (*app.Config
 	}
 	if c.Wrap != nil {
 		next := generic.BuildHandlerChainFunc
-		generic.BuildHandlerChainFunc = func(h http.Handler, g *genericapiserver.Config) http.Handler { return c.Wrap(next(h, g)) }
+		generic.BuildHandlerChainFunc = func(h http.Handler,
+			g *genericapiserver.Config) http.Handler {
+			return c.Wrap(next(h, g))
+		}
 	}
 	kubeAPIs, resolver, initializers, err := app.CreateKubeAPIServerConfig(o, generic, c.Informers, storageFactory)
 	if err != nil {
@@ -153,24 +157,35 @@ func (c Config) chainConfig(o options.CompletedOptions, h *history) (*app.Config
 	authResolver := webhook.NewDefaultAuthenticationInfoResolverWrapper(
 		kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Generic.EgressSelector,
 		kubeAPIs.ControlPlane.Generic.LoopbackClientConfig, kubeAPIs.ControlPlane.Generic.TracerProvider)
-	extensions, err := controlplaneapiserver.CreateAPIExtensionsConfig(*kubeAPIs.ControlPlane.Generic, c.Informers, initializers, o.CompletedOptions, o.MasterCount, resolver, authResolver)
+	extensions, err := controlplaneapiserver.CreateAPIExtensionsConfig(*kubeAPIs.ControlPlane.Generic, c.Informers,
+		initializers, o.CompletedOptions, o.MasterCount, resolver, authResolver)
 	if err != nil {
 		return nil, fmt.Errorf("configure custom resources: %w", err)
 	}
-	extensions.GenericConfig.RESTOptionsGetter = &restOptions{next: extensions.GenericConfig.RESTOptionsGetter, client: c.Etcd, history: h}
-	extensions.ExtraConfig.CRDRESTOptionsGetter = &restOptions{next: extensions.ExtraConfig.CRDRESTOptionsGetter, client: c.Etcd, history: h}
+	extensions.GenericConfig.RESTOptionsGetter = &restOptions{next: extensions.GenericConfig.RESTOptionsGetter,
+		client: c.Etcd, history: h}
+	extensions.ExtraConfig.CRDRESTOptionsGetter = &restOptions{next: extensions.ExtraConfig.CRDRESTOptionsGetter,
+		client: c.Etcd, history: h}
 
-	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*kubeAPIs.ControlPlane.Generic, o.CompletedOptions, c.Informers, resolver, kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Extra.PeerProxy, initializers)
+	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*kubeAPIs.ControlPlane.Generic, o.CompletedOptions,
+		c.Informers, resolver, kubeAPIs.ControlPlane.ProxyTransport, kubeAPIs.ControlPlane.Extra.PeerProxy,
+		initializers)
 	if err != nil {
 		return nil, fmt.Errorf("configure aggregation: %w", err)
 	}
-	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter, client: c.Etcd, history: h}
+	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter,
+		client: c.Etcd, history: h}
 	if !c.buildsDocuments() {
 		if err := c.serveDocuments(&aggregator.GenericConfig.Config); err != nil {
 			return nil, err
 		}
 	}
-	return &app.Config{Options: o, Aggregator: aggregator, KubeAPIs: kubeAPIs, ApiExtensions: extensions}, nil
+	return &app.Config{
+		Options:       o,
+		Aggregator:    aggregator,
+		KubeAPIs:      kubeAPIs,
+		ApiExtensions: extensions,
+	}, nil
 }
 
 // Run serves until ctx ends and all requests that can end have ended.
@@ -193,8 +208,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Withdraw sends nobody here any more who asks for the service kubernetes, if
-// other servers answer. It is called while Run serves, before it is stopped.
+// Withdraw sends nobody here any more who asks for the service kubernetes, if other servers answer.
+// It is called while Run serves, before it is stopped.
 func (s *Server) Withdraw() error {
 	if err := s.endpoints.withdraw(); err != nil {
 		return fmt.Errorf("withdraw from service kubernetes: %w", err)

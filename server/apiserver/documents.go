@@ -22,12 +22,13 @@ import (
 	"github.com/mote-dev/mote/server/openapi"
 )
 
-// changesAPI are the flags of kube-apiserver that change what the API's
-// documents say; the embedded ones are those of the defaults.
-var changesAPI = []string{"feature-gates", "runtime-config", "emulated-version", "emulation-forward-compatible", "runtime-config-emulation-forward-compatible"}
+// changesAPI are the flags of kube-apiserver that change what the API's documents say; the embedded
+// ones are those of the defaults.
+var changesAPI = []string{"feature-gates", "runtime-config", "emulated-version", "emulation-forward-compatible",
+	"runtime-config-emulation-forward-compatible"}
 
-// buildsDocuments tells whether this server builds its OpenAPI documents
-// itself, as upstream does, instead of serving the embedded ones.
+// buildsDocuments tells whether this server builds its OpenAPI documents itself, as upstream does,
+// instead of serving the embedded ones.
 func (c Config) buildsDocuments() bool {
 	return slices.ContainsFunc(c.ExtraArgs, func(arg string) bool {
 		name, _ := upstreamflag.Split(arg)
@@ -35,11 +36,12 @@ func (c Config) buildsDocuments() bool {
 	})
 }
 
-// openAPI sets up the documents of g and returns the configuration that
-// authentication adds its security definitions to.
+// openAPI sets up the documents of g and returns the configuration that authentication adds its
+// security definitions to.
 func (c Config) openAPI(g *genericapiserver.Config) *openapicommon.Config {
 	definitions := upstreamopenapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
-	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
+	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme,
+		aggregatorscheme.Scheme)
 	// Server-side apply needs the definitions while the APIs are installed.
 	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
 	g.OpenAPIV3Config.Info.Title = "Kubernetes"
@@ -52,8 +54,8 @@ func (c Config) openAPI(g *genericapiserver.Config) *openapicommon.Config {
 	return g.OpenAPIConfig
 }
 
-// serveDocuments puts the embedded documents in front of the last server of the
-// chain, behind authentication and authorization.
+// serveDocuments puts the embedded documents in front of the last server of the chain, behind
+// authentication and authorization.
 func (c Config) serveDocuments(g *genericapiserver.Config) error {
 	client, err := clientset.NewForConfig(g.LoopbackClientConfig)
 	if err != nil {
@@ -61,7 +63,8 @@ func (c Config) serveDocuments(g *genericapiserver.Config) error {
 	}
 	list := func(ctx context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error) {
 		// Version 0 is answered from the watch cache.
-		found, err := client.ApiextensionsV1().CustomResourceDefinitions().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+		found, err := client.ApiextensionsV1().CustomResourceDefinitions().List(ctx,
+			metav1.ListOptions{ResourceVersion: "0"})
 		if err != nil {
 			return nil, fmt.Errorf("list custom resource definitions: %w", err)
 		}
@@ -75,7 +78,8 @@ func (c Config) serveDocuments(g *genericapiserver.Config) error {
 	g.BuildHandlerChainFunc = func(api http.Handler, config *genericapiserver.Config) http.Handler {
 		return build(openapi.NewHandler(api, list), config)
 	}
-	// Health checks list the hook of this name, and monitoring may ask for it: it stands for the documents, whoever makes them.
+	// Health checks list the hook of this name, and monitoring may ask for it: it stands for the
+	// documents, whoever makes them.
 	return g.AddPostStartHook("apiservice-openapi-controller", func(genericapiserver.PostStartHookContext) error {
 		return openapi.Check()
 	})

@@ -22,11 +22,10 @@ import (
 // endpointTimeout bounds one round of the endpoint reconciler.
 const endpointTimeout = 5 * time.Second
 
-// endpointReconciler keeps the addresses behind the service "kubernetes" equal
-// to the addresses this server has now, so a machine that gets its network
-// late, or another address later, needs no restart. With several servers they
-// are those of all that live. Upstream's reconcilers fix the address at start
-// and, to agree among servers, write to the store every few seconds.
+// endpointReconciler keeps the addresses behind the service "kubernetes" equal to the addresses
+// this server has now, so a machine that gets its network late, or another address later, needs no
+// restart. With several servers they are those of all that live. Upstream's reconcilers fix the
+// address at start and, to agree among servers, write to the store every few seconds.
 type endpointReconciler struct {
 	client    kubernetes.Interface
 	addresses func() []net.IP
@@ -43,14 +42,15 @@ var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
 
 // Servers knows the servers that share a store.
 type Servers interface {
-	// Publish says where this server's API is served, and returns the addresses of
-	// all servers. It is repeated every ten seconds.
+	// Publish says where this server's API is served, and returns the addresses of all servers. It
+	// is repeated every ten seconds.
 	Publish(ctx context.Context, addresses []string) ([]string, error)
 	// Withdraw takes this server's addresses back, and returns those of the others.
 	Withdraw(ctx context.Context) ([]string, error)
 }
 
-func newEndpointReconciler(client kubernetes.Interface, addresses func() []net.IP, servers Servers) *endpointReconciler {
+func newEndpointReconciler(client kubernetes.Interface, addresses func() []net.IP,
+	servers Servers) *endpointReconciler {
 	return &endpointReconciler{client: client, addresses: addresses, servers: servers}
 }
 
@@ -90,9 +90,8 @@ func (r *endpointReconciler) own() []string {
 	return addresses
 }
 
-// inOrder puts the addresses of own's first family in front, and leaves the rest
-// as it is, which is the same for all servers: the first decides what family the
-// slice has.
+// inOrder puts the addresses of own's first family in front, and leaves the rest as it is, which is
+// the same for all servers: the first decides what family the slice has.
 func inOrder(all, own []string) []string {
 	if len(own) == 0 {
 		return all
@@ -114,7 +113,8 @@ func isIPv4(address string) bool { return net.ParseIP(address).To4() != nil }
 // ensureTries bounds how often another server may be faster.
 const ensureTries = 5
 
-func (r *endpointReconciler) ensure(ctx context.Context, service string, addresses []string, ports []corev1.EndpointPort) error {
+func (r *endpointReconciler) ensure(ctx context.Context, service string, addresses []string,
+	ports []corev1.EndpointPort) error {
 	for try := 1; ; try++ {
 		err := r.ensureEndpoints(ctx, service, addresses, ports)
 		if err == nil {
@@ -130,9 +130,9 @@ func (r *endpointReconciler) ensure(ctx context.Context, service string, address
 	}
 }
 
-// RemoveEndpoints takes this server's addresses away if others serve. Those of
-// the last one stay: pods may keep the connections they have, and it comes back
-// under the same ones. It is called before the server is ready, and when it stops.
+// RemoveEndpoints takes this server's addresses away if others serve. Those of the last one stay:
+// pods may keep the connections they have, and it comes back under the same ones. It is called
+// before the server is ready, and when it stops.
 func (r *endpointReconciler) RemoveEndpoints(service string, _ net.IP, ports []corev1.EndpointPort) error {
 	// The caller takes nil for the traces of a crash and warns of them.
 	nothing := storage.NewKeyNotFoundError(service, 0)
@@ -161,8 +161,8 @@ func (r *endpointReconciler) remove(service string, ports []corev1.EndpointPort)
 	return r.ensure(ctx, service, inOrder(rest, r.own()), ports)
 }
 
-// withdraw does for good what upstream's shutdown would do after the in-memory
-// way to the API is shut.
+// withdraw does for good what upstream's shutdown would do after the in-memory way to the API is
+// shut.
 func (r *endpointReconciler) withdraw() error {
 	r.StopReconciling()
 	r.mu.Lock()
@@ -180,7 +180,8 @@ func (r *endpointReconciler) StopReconciling() { r.stopped.Store(true) }
 // Destroy implements reconcilers.EndpointReconciler.
 func (r *endpointReconciler) Destroy() { r.stopped.Store(true) }
 
-func (r *endpointReconciler) ensureEndpoints(ctx context.Context, service string, addresses []string, ports []corev1.EndpointPort) error {
+func (r *endpointReconciler) ensureEndpoints(ctx context.Context, service string, addresses []string,
+	ports []corev1.EndpointPort) error {
 	//nolint:staticcheck // Endpoints is deprecated, yet older clients in pods read it to find the API server.
 	want := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{
 		Name: service, Namespace: metav1.NamespaceDefault,
@@ -209,7 +210,8 @@ func (r *endpointReconciler) ensureEndpoints(ctx context.Context, service string
 	return err
 }
 
-func (r *endpointReconciler) ensureSlice(ctx context.Context, service string, addresses []string, ports []corev1.EndpointPort) error {
+func (r *endpointReconciler) ensureSlice(ctx context.Context, service string, addresses []string,
+	ports []corev1.EndpointPort) error {
 	want := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: service, Namespace: metav1.NamespaceDefault,
@@ -223,7 +225,8 @@ func (r *endpointReconciler) ensureSlice(ctx context.Context, service string, ad
 	ready := true
 	for _, a := range addresses {
 		if isIPv4(a) == (want.AddressType == discoveryv1.AddressTypeIPv4) {
-			want.Endpoints = append(want.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
+			want.Endpoints = append(want.Endpoints,
+				discoveryv1.Endpoint{Addresses: []string{a}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
 		}
 	}
 	for _, p := range ports {
@@ -244,7 +247,8 @@ func (r *endpointReconciler) ensureSlice(ctx context.Context, service string, ad
 		}
 		_, err = api.Create(ctx, want, metav1.CreateOptions{})
 		return err
-	case equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports):
+	case equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) &&
+		equality.Semantic.DeepEqual(have.Ports, want.Ports):
 		return nil
 	}
 	have.Endpoints, have.Ports, have.Labels = want.Endpoints, want.Ports, merge(have.Labels, want.Labels)

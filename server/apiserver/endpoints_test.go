@@ -47,7 +47,8 @@ func TestEndpointReconciler_FollowsTheAddresses(t *testing.T) {
 		if writes != row.writes {
 			t.Errorf("%s: %d writes, want %d", row.name, writes, row.writes)
 		}
-		slice, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(t.Context(), "kubernetes", metav1.GetOptions{})
+		slice, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(t.Context(), "kubernetes",
+			metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +90,8 @@ func TestEndpointReconciler_SeveralServers_Union(t *testing.T) {
 	ports := []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}
 	check := func(when string, want ...string) {
 		t.Helper()
-		slice, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(t.Context(), "kubernetes", metav1.GetOptions{})
+		slice, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Get(t.Context(), "kubernetes",
+			metav1.GetOptions{})
 		if err != nil {
 			t.Fatalf("%s: %v", when, err)
 		}
@@ -148,7 +150,8 @@ func TestEndpointReconciler_LastServer_AddressesStay(t *testing.T) {
 }
 
 func TestConfig_BuildsDocuments(t *testing.T) {
-	for arg, want := range map[string]bool{"event-ttl=2h": false, "feature-gates=A=true": true, "--runtime-config=api/all=true": true} {
+	for arg, want := range map[string]bool{"event-ttl=2h": false, "feature-gates=A=true": true,
+		"--runtime-config=api/all=true": true} {
 		if got := (Config{ExtraArgs: []string{arg}}).buildsDocuments(); got != want {
 			t.Errorf("%s: %v, want %v", arg, got, want)
 		}

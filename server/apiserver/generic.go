@@ -27,8 +27,8 @@ import (
 	"github.com/mote-dev/mote/server/loopback"
 )
 
-// informerResync is how often informers replay what they hold to their
-// handlers. Handlers here are driven by watches; the replay is only a last net.
+// informerResync is how often informers replay what they hold to their handlers. Handlers here are
+// driven by watches; the replay is only a last net.
 const informerResync = 12 * time.Hour
 
 // self is who the API server is to itself.
@@ -37,9 +37,9 @@ var self = &user.DefaultInfo{
 	Groups: []string{user.AllAuthenticated, user.SystemPrivilegedGroup},
 }
 
-// NewInformers makes the informer factory that the API server, controllers and
-// scheduler of this process share: one cache of each resource instead of one
-// per component. Managed fields are dropped: nothing that reads a cache needs them.
+// NewInformers makes the informer factory that the API server, controllers and scheduler of this
+// process share: one cache of each resource instead of one per component. Managed fields are
+// dropped: nothing that reads a cache needs them.
 func NewInformers(l *loopback.Server) (informers.SharedInformerFactory, error) {
 	client, err := kubernetes.NewForConfig(l.Config(self))
 	if err != nil {
@@ -56,17 +56,17 @@ func Trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// serverID is the name of a server's identity lease. Upstream makes it of the
-// host's name, which two machines may share; names of nodes are checked.
+// serverID is the name of a server's identity lease. Upstream makes it of the host's name, which
+// two machines may share; names of nodes are checked.
 func serverID(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return "apiserver-" + hex.EncodeToString(sum[:16])
 }
 
-// genericConfig makes what the three API servers of the chain have in common.
-// It follows the order of controlplaneapiserver.BuildGenericConfig (v1.37.2):
-// several steps read what earlier ones set.
-func (c Config) genericConfig(o options.CompletedOptions, h *history) (*genericapiserver.Config, *serverstorage.DefaultStorageFactory, error) {
+// genericConfig makes what the three API servers of the chain have in common. It follows the order
+// of controlplaneapiserver.BuildGenericConfig (v1.37.2): several steps read what earlier ones set.
+func (c Config) genericConfig(o options.CompletedOptions, h *history) (*genericapiserver.Config,
+	*serverstorage.DefaultStorageFactory, error) {
 	g := genericapiserver.NewConfig(legacyscheme.Codecs)
 	if c.Servers != nil {
 		g.APIServerID = serverID(c.Name)
@@ -88,15 +88,16 @@ func (c Config) genericConfig(o options.CompletedOptions, h *history) (*generica
 	if err := o.Features.ApplyTo(g, client, c.Informers); err != nil {
 		return nil, nil, fmt.Errorf("apply features: %w", err)
 	}
-	if err := o.APIEnablement.ApplyTo(g, controlplane.DefaultAPIResourceConfigSource(), legacyscheme.Scheme); err != nil {
+	if err := o.APIEnablement.ApplyTo(g, controlplane.DefaultAPIResourceConfigSource(),
+		legacyscheme.Scheme); err != nil {
 		return nil, nil, fmt.Errorf("apply enabled APIs: %w", err)
 	}
 	if err := o.EgressSelector.ApplyTo(g); err != nil {
 		return nil, nil, fmt.Errorf("apply egress selector: %w", err)
 	}
 	if g.EgressSelector == nil && c.Network != nil {
-		// One hook for all that dials into the cluster; whoever configures a selector
-		// of his own gets that one.
+		// One hook for all that dials into the cluster; whoever configures a selector of his own
+		// gets that one.
 		g.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{
 			egressselector.Cluster: c.Network.DialContext,
 		})
@@ -124,16 +125,23 @@ func (c Config) genericConfig(o options.CompletedOptions, h *history) (*generica
 	if err := o.Etcd.ApplyWithStorageFactoryTo(storageFactory, g); err != nil {
 		return nil, nil, fmt.Errorf("apply storage options: %w", err)
 	}
-	g.RESTOptionsGetter = &restOptions{next: g.RESTOptionsGetter, client: c.Etcd, history: h, network: c.Network}
+	g.RESTOptionsGetter = &restOptions{
+		next:    g.RESTOptionsGetter,
+		client:  c.Etcd,
+		history: h,
+		network: c.Network,
+	}
 	g.AddHealthChecks(c.storeCheck())
 
 	ctx := wait.ContextForChannel(g.DrainedNotify())
-	if err := o.Authentication.ApplyTo(ctx, &g.Authentication, g.SecureServing, g.EgressSelector, securityOf, g.OpenAPIV3Config, client, c.Informers, g.APIServerID); err != nil {
+	if err := o.Authentication.ApplyTo(ctx, &g.Authentication, g.SecureServing, g.EgressSelector, securityOf,
+		g.OpenAPIV3Config, client, c.Informers, g.APIServerID); err != nil {
 		return nil, nil, fmt.Errorf("apply authentication options: %w", err)
 	}
 	g.Authentication.Authenticator = loopback.Authenticator(g.Authentication.Authenticator)
 
-	g.Authorization.Authorizer, g.RuleResolver, _, err = controlplaneapiserver.BuildAuthorizer(ctx, o.CompletedOptions, g.EgressSelector, g.APIServerID, c.Informers)
+	g.Authorization.Authorizer, g.RuleResolver, _, err = controlplaneapiserver.BuildAuthorizer(ctx, o.CompletedOptions,
+		g.EgressSelector, g.APIServerID, c.Informers)
 	if err != nil {
 		return nil, nil, fmt.Errorf("apply authorization options: %w", err)
 	}

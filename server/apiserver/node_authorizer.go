@@ -11,11 +11,11 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// The Node authorizer lets a kubelet read what the pods bound to its node refer to, as far as its own
-// informers have seen the binding. A kubelet often sees the binding before the Node authorizer does,
-// gets a 403, and emits a FailedMount event: one in the same process nearly always, and one on
-// another machine now and then. So a refusal is looked at again for as long as those informers may
-// take, 1.3 s together.
+// The Node authorizer lets a kubelet read what the pods bound to its node refer to, as far as its
+// own informers have seen the binding. A kubelet often sees the binding before the Node authorizer
+// does, gets a 403, and emits a FailedMount event: one in the same process nearly always, and one
+// on another machine now and then. So a refusal is looked at again for as long as those informers
+// may take, 1.3 s together.
 const (
 	nodeRetries    = 6
 	nodeFirstRetry = 20 * time.Millisecond
@@ -40,7 +40,8 @@ func (n nodeAuthorizer) Authorize(ctx context.Context, a authorizer.Attributes) 
 
 // ConditionsAwareAuthorize implements authorizer.Authorizer. Upstream's Node authorizer has no
 // conditions, so that what it refuses is asked again is enough.
-func (n nodeAuthorizer) ConditionsAwareAuthorize(ctx context.Context, a authorizer.Attributes) authorizer.ConditionsAwareDecision {
+func (n nodeAuthorizer) ConditionsAwareAuthorize(ctx context.Context,
+	a authorizer.Attributes) authorizer.ConditionsAwareDecision {
 	backoff := retry.Backoff{First: nodeFirstRetry, Last: nodeLastRetry}
 	for try := 0; ; try++ {
 		decision := n.Authorizer.ConditionsAwareAuthorize(ctx, a)
@@ -50,7 +51,8 @@ func (n nodeAuthorizer) ConditionsAwareAuthorize(ctx context.Context, a authoriz
 	}
 }
 
-// grantedByPods reports whether a node asks for an object that a pod bound to it gives the right to.
+// grantedByPods reports whether a node asks for an object that a pod bound to it gives the right
+// to.
 func grantedByPods(a authorizer.Attributes) bool {
 	if a.GetUser() == nil || !slices.Contains(a.GetUser().GetGroups(), user.NodesGroup) {
 		return false

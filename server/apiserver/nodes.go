@@ -22,7 +22,8 @@ var nodeResource = schema.GroupResource{Resource: "nodes"}
 // reachable is a generic.StorageDecorator for nodes that are dialled by name.
 func (g *restOptions) reachable(
 	config *storagebackend.ConfigForResource, resourcePrefix string, keyFunc func(runtime.Object) (string, error),
-	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers,
+	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs,
+	indexers *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
 	next, destroy, err := g.cached(config, resourcePrefix, keyFunc, newFunc, newListFunc, attrs, triggers, indexers)
 	if err != nil {
@@ -31,11 +32,10 @@ func (g *restOptions) reachable(
 	return proxiedNodes{Interface: next, network: g.network}, destroy, nil
 }
 
-// proxiedNodes gives nodes an address of type proxyHost when they are read for
-// nodes/proxy. Before it dials a kubelet that subresource, and no other, asks
-// the machine's resolver for the address, and refuses names it does not know,
-// as those of most nodes, and names of loopback addresses, as that of the
-// machine itself often is.
+// proxiedNodes gives nodes an address of type proxyHost when they are read for nodes/proxy. Before
+// it dials a kubelet that subresource, and no other, asks the machine's resolver for the address,
+// and refuses names it does not know, as those of most nodes, and names of loopback addresses, as
+// that of the machine itself often is.
 type proxiedNodes struct {
 	storage.Interface
 	network Network
@@ -53,7 +53,8 @@ func (s proxiedNodes) Get(ctx context.Context, key string, opts storage.GetOptio
 	}
 	if host := s.network.HostOf(node.Name); host != "" {
 		// Not appended to: the slice is the watch cache's.
-		node.Status.Addresses = slices.Concat([]api.NodeAddress{{Type: proxyHost, Address: host}}, node.Status.Addresses)
+		node.Status.Addresses = slices.Concat([]api.NodeAddress{{Type: proxyHost, Address: host}},
+			node.Status.Addresses)
 	}
 	return nil
 }

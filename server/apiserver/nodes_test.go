@@ -41,7 +41,8 @@ func TestProxiedNodes_Get(t *testing.T) {
 		want  int
 	}{
 		{"proxy", &genericapirequest.RequestInfo{Resource: "nodes", Subresource: "proxy"}, hosts{"a": "192.0.2.1"}, 2},
-		{"proxy of a node without an address of its own", &genericapirequest.RequestInfo{Resource: "nodes", Subresource: "proxy"}, hosts{}, 1},
+		{"proxy of a node without an address of its own",
+			&genericapirequest.RequestInfo{Resource: "nodes", Subresource: "proxy"}, hosts{}, 1},
 		{"the object", &genericapirequest.RequestInfo{Resource: "nodes"}, hosts{"a": "192.0.2.1"}, 1},
 		{"logs", &genericapirequest.RequestInfo{Resource: "pods", Subresource: "log"}, hosts{"a": "192.0.2.1"}, 1},
 		{"no request", nil, hosts{"a": "192.0.2.1"}, 1},
@@ -52,13 +53,15 @@ func TestProxiedNodes_Get(t *testing.T) {
 				ctx = genericapirequest.WithRequestInfo(ctx, row.info)
 			}
 			var got api.Node
-			if err := (proxiedNodes{Interface: oneNode{node: node}, network: row.hosts}).Get(ctx, "/minions/a", storage.GetOptions{}, &got); err != nil {
+			if err := (proxiedNodes{Interface: oneNode{node: node}, network: row.hosts}).Get(ctx, "/minions/a",
+				storage.GetOptions{}, &got); err != nil {
 				t.Fatal(err)
 			}
 			if len(got.Status.Addresses) != row.want {
 				t.Errorf("addresses are %v", got.Status.Addresses)
 			}
-			if first := got.Status.Addresses[0]; row.want == 2 && (first.Type != proxyHost || first.Address != "192.0.2.1") {
+			if first := got.Status.Addresses[0]; row.want == 2 &&
+				(first.Type != proxyHost || first.Address != "192.0.2.1") {
 				t.Errorf("the first address is %v", first)
 			}
 			if len(node.Status.Addresses) != 1 || node.Status.Addresses[:2][1].Type != "" {

@@ -37,8 +37,8 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.SecureServing.ServerCert.CertKey.KeyFile = c.PKI.APIServer.KeyFile
 
 	o.Authentication.ClientCert.ClientCA = c.PKI.CAFile
-	// Tokens let nodes in through server/join only, where names are bound to the
-	// machines that have them; at the API itself a token could take any name.
+	// Tokens let nodes in through server/join only, where names are bound to the machines that have
+	// them; at the API itself a token could take any name.
 	o.Authentication.BootstrapToken.Enable = false
 	o.Authentication.RequestHeader.ClientCAFile = c.PKI.FrontProxyCAFile
 	o.Authentication.RequestHeader.AllowedNames = []string{"front-proxy-client"}
@@ -55,8 +55,8 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	// The server need not be a node, so it may not know the way to a cluster IP.
 	o.EnableAggregatorRouting = true
 	o.AllowPrivileged = true
-	// Nodes behind different NATs may have the same address. Names are theirs alone,
-	// and in their serving certificates.
+	// Nodes behind different NATs may have the same address. Names are theirs alone, and in their
+	// serving certificates.
 	o.KubeletConfig.PreferredAddressTypes = []string{string(proxyHost), "Hostname", "InternalIP", "ExternalIP"}
 	o.KubeletConfig.TLSClientConfig.CertFile = c.PKI.KubeletClient.CertFile
 	o.KubeletConfig.TLSClientConfig.KeyFile = c.PKI.KubeletClient.KeyFile
@@ -67,8 +67,8 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 		ranges[i] = r.String()
 	}
 	o.ServiceClusterIPRanges = strings.Join(ranges, ",")
-	// The addresses behind the service "kubernetes" are kept by a reconciler of
-	// ours (endpoints.go): it follows the network and writes only on changes.
+	// The addresses behind the service "kubernetes" are kept by a reconciler of ours
+	// (endpoints.go): it follows the network and writes only on changes.
 	o.EndpointReconcilerType = string(reconcilers.NoneEndpointReconcilerType)
 
 	o.Etcd.StorageConfig.Transport = c.Transport

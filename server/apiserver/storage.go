@@ -21,8 +21,8 @@ import (
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 )
 
-// restOptions makes every resource use one etcd client. Upstream makes one
-// gRPC client a resource, which costs memory and a socket each.
+// restOptions makes every resource use one etcd client. Upstream makes one gRPC client a resource,
+// which costs memory and a socket each.
 type restOptions struct {
 	next    generic.RESTOptionsGetter
 	client  *etcdkubernetes.Client
@@ -31,9 +31,10 @@ type restOptions struct {
 	network Network
 }
 
-// history tells every watch cache how far the store is compacted, so that it forgets with the store: without it a cache keeps
-// old states of a list for clients that read on after a page, and answers from them for good. The compactor
-// starts when the server runs, long after the caches were made.
+// history tells every watch cache how far the store is compacted, so that it forgets with the
+// store: without it a cache keeps old states of a list for clients that read on after a page, and
+// answers from them for good. The compactor starts when the server runs, long after the caches were
+// made.
 type history struct {
 	compactor atomic.Pointer[etcd3.Compactor]
 }
@@ -51,7 +52,8 @@ func (h *history) CompactRevision() int64 {
 }
 
 // GetRESTOptions implements generic.RESTOptionsGetter.
-func (g *restOptions) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
+func (g *restOptions) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions,
+	error) {
 	o, err := g.next.GetRESTOptions(resource, example)
 	if err != nil {
 		return o, err
@@ -99,7 +101,8 @@ func (g *restOptions) plain(
 // cached is a generic.StorageDecorator with upstream's watch cache.
 func (g *restOptions) cached(
 	config *storagebackend.ConfigForResource, resourcePrefix string, keyFunc func(runtime.Object) (string, error),
-	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers,
+	newFunc, newListFunc func() runtime.Object, attrs storage.AttrFunc, triggers storage.IndexerFuncs,
+	indexers *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
 	raw, destroy, err := g.plain(config, resourcePrefix, keyFunc, newFunc, newListFunc, attrs, triggers, indexers)
 	if err != nil {

@@ -43,10 +43,10 @@ type Applier struct {
 	Manager string
 }
 
-// Apply makes the cluster hold the objects of a set. name is that of the ConfigMap in namespace that
-// records the set. Fields that an object does not declare are left alone; those it declares are
-// taken over from whoever set them. Objects of the set before are removed at the end, so a failure
-// on the way removes nothing. Errors name the object.
+// Apply makes the cluster hold the objects of a set. name is that of the ConfigMap in namespace
+// that records the set. Fields that an object does not declare are left alone; those it declares
+// are taken over from whoever set them. Objects of the set before are removed at the end, so a
+// failure on the way removes nothing. Errors name the object.
 func (a *Applier) Apply(ctx context.Context, namespace, name string, objects []runtime.Object) error {
 	id := setID(namespace, name)
 	members := make([]*unstructured.Unstructured, len(objects))
@@ -105,7 +105,8 @@ func (a *Applier) apply(ctx context.Context, u *unstructured.Unstructured) (type
 		return "", err
 	}
 	force := true
-	got, err := resource.Patch(ctx, u.GetName(), types.ApplyPatchType, data, metav1.PatchOptions{FieldManager: a.Manager, Force: &force})
+	got, err := resource.Patch(ctx, u.GetName(), types.ApplyPatchType, data,
+		metav1.PatchOptions{FieldManager: a.Manager, Force: &force})
 	if err != nil {
 		return "", err
 	}
@@ -122,7 +123,8 @@ func (a *Applier) kinds(ctx context.Context, namespace, name string) ([]schema.G
 		return nil, fmt.Errorf("read set of objects %s/%s: %w", namespace, name, err)
 	}
 	if by := parent.GetAnnotations()[annotationTool]; by != tooling {
-		return nil, fmt.Errorf("set of objects: ConfigMap %s/%s is not mote's (its annotation %s is %q): rename it", namespace, name, annotationTool, by)
+		return nil, fmt.Errorf("set of objects: ConfigMap %s/%s is not mote's (its annotation %s is %q): rename it",
+			namespace, name, annotationTool, by)
 	}
 	var kinds []schema.GroupKind
 	for text := range strings.SplitSeq(parent.GetAnnotations()[annotationKind], ",") {
@@ -165,7 +167,8 @@ func (a *Applier) prune(ctx context.Context, kind schema.GroupKind, id string, a
 	if err != nil {
 		return fmt.Errorf("find resource of %s: %w", kind, err)
 	}
-	list, err := a.Client.Resource(mapping.Resource).List(ctx, metav1.ListOptions{LabelSelector: labelPartOf + "=" + id})
+	list, err := a.Client.Resource(mapping.Resource).List(ctx,
+		metav1.ListOptions{LabelSelector: labelPartOf + "=" + id})
 	if err != nil {
 		return fmt.Errorf("list %s of the set: %w", kind, err)
 	}
@@ -176,7 +179,8 @@ func (a *Applier) prune(ctx context.Context, kind schema.GroupKind, id string, a
 			continue
 		}
 		uid := u.GetUID()
-		err := a.Client.Resource(mapping.Resource).Namespace(u.GetNamespace()).Delete(ctx, u.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+		err := a.Client.Resource(mapping.Resource).Namespace(u.GetNamespace()).Delete(ctx, u.GetName(),
+			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("remove %s: %w", describe(u), err))
 		}
@@ -204,7 +208,8 @@ func setID(namespace, name string) string {
 	return "applyset-" + base64.RawURLEncoding.EncodeToString(sum[:]) + "-v1"
 }
 
-// convert writes a typed object as what is declared of it: without status and what the API fills in.
+// convert writes a typed object as what is declared of it: without status and what the API fills
+// in.
 func convert(o runtime.Object) (*unstructured.Unstructured, error) {
 	kinds, _, err := scheme.Scheme.ObjectKinds(o)
 	if err != nil {

@@ -50,7 +50,8 @@ func (a at) Get(_ context.Context, name string, _ metav1.GetOptions, _ ...string
 	return nil, apierrors.NewNotFound(a.resource.GroupResource(), name)
 }
 
-func (a at) Patch(_ context.Context, name string, t types.PatchType, data []byte, o metav1.PatchOptions, _ ...string) (*unstructured.Unstructured, error) {
+func (a at) Patch(_ context.Context, name string, t types.PatchType, data []byte, o metav1.PatchOptions,
+	_ ...string) (*unstructured.Unstructured, error) {
 	if t != types.ApplyPatchType || o.FieldManager != "mote" || o.Force == nil || !*o.Force {
 		return nil, errors.New("not a forced server-side apply")
 	}
@@ -129,7 +130,8 @@ func TestApplier_Apply_RemovesWhatTheSetLost(t *testing.T) {
 		t.Fatalf("there are %q, want %q", got, want)
 	}
 	// Another set's, and one of a user's.
-	m.objects["clusterroles//other"] = &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"labels": map[string]any{labelPartOf: "applyset-x-v1"}}}}
+	m.objects["clusterroles//other"] = &unstructured.Unstructured{
+		Object: map[string]any{"metadata": map[string]any{"labels": map[string]any{labelPartOf: "applyset-x-v1"}}}}
 	m.objects["clusterroles//user"] = &unstructured.Unstructured{Object: map[string]any{}}
 	apply(t, a, role("b"))
 	want = []string{"clusterroles//b", "clusterroles//other", "clusterroles//user", "configmaps/kube-system/set"}
@@ -163,7 +165,8 @@ func TestApplier_Apply_AFailureRemovesNothingAndIsMadeUpFor(t *testing.T) {
 func TestApplier_Apply_LeavesOthersSetsAlone(t *testing.T) {
 	m, a := fixture()
 	m.objects["configmaps/kube-system/set"] = &unstructured.Unstructured{Object: map[string]any{}}
-	if err := a.Apply(t.Context(), "kube-system", "set", []runtime.Object{role("a")}); err == nil || !strings.Contains(err.Error(), "is not mote's") {
+	if err := a.Apply(t.Context(), "kube-system", "set", []runtime.Object{role("a")}); err == nil ||
+		!strings.Contains(err.Error(), "is not mote's") {
 		t.Errorf("a ConfigMap of somebody else is taken over: %v", err)
 	}
 	if len(m.objects) != 1 {
@@ -177,7 +180,8 @@ func TestConvert_DeclaresOnlyWhatIsMeant(t *testing.T) {
 		t.Fatal(err)
 	}
 	data, err := json.Marshal(u)
-	if want := `{"apiVersion":"v1","kind":"Service","metadata":{"name":"dns","namespace":"kube-system"},"spec":{}}`; err != nil || string(data) != want {
+	const want = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"dns","namespace":"kube-system"},"spec":{}}`
+	if err != nil || string(data) != want {
 		t.Errorf("declared is %s, %v; want %s", data, err, want)
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/mote-dev/mote/server/loopback"
 )
 
-// clientBuilder gives each controller a client with the rights of its service
-// account in kube-system. The in-memory transport carries the identity itself,
-// so no token is made, stored or renewed for it.
+// clientBuilder gives each controller a client with the rights of its service account in
+// kube-system. The in-memory transport carries the identity itself, so no token is made, stored or
+// renewed for it.
 type clientBuilder struct {
 	loopback *loopback.Server
 }

@@ -43,8 +43,8 @@ const (
 	resync = 12 * time.Hour
 	// shutdownTimeout is how long controllers get to end their current work.
 	shutdownTimeout = 3 * time.Second
-	// mapperReset is how often the mapping of kinds to resources is read again, so
-	// that the garbage collector sees custom resources that appeared since.
+	// mapperReset is how often the mapping of kinds to resources is read again, so that the garbage
+	// collector sees custom resources that appeared since.
 	mapperReset = 30 * time.Second
 )
 
@@ -57,23 +57,23 @@ type Config struct {
 	Cluster clusterconfig.Config
 	// ExtraArgs are "flag=value" settings for kube-controller-manager's own flags.
 	ExtraArgs []string
-	// Built is called once the controllers of volumes are made. Upstream's CSI
-	// volume plugin keeps its state in package variables that its last user sets:
-	// a kubelet in this process has to come after these controllers, also where
-	// they are to run later.
+	// Built is called once the controllers of volumes are made. Upstream's CSI volume plugin keeps
+	// its state in package variables that its last user sets: a kubelet in this process has to come
+	// after these controllers, also where they are to run later.
 	Built func()
-	// Lead calls work once this process is the one that shall run controllers, see
-	// server/election. nil means that it always is.
+	// Lead calls work once this process is the one that shall run controllers, see server/election.
+	// nil means that it always is.
 	Lead func(ctx context.Context, work func(context.Context) error) error
 	// Logger is for the controllers that are mote's own; nil drops what they log.
 	Logger *zap.Logger
 }
 
 // volumes are the controllers that use volume plugins.
-var volumes = []string{names.PersistentVolumeBinderController, names.PersistentVolumeAttachDetachController, names.PersistentVolumeExpanderController}
+var volumes = []string{names.PersistentVolumeBinderController, names.PersistentVolumeAttachDetachController,
+	names.PersistentVolumeExpanderController}
 
-// Run starts all controllers, once the informers' first lists may be made and
-// this process leads, and blocks until ctx ends and they have stopped.
+// Run starts all controllers, once the informers' first lists may be made and this process leads,
+// and blocks until ctx ends and they have stopped.
 func Run(ctx context.Context, c Config) (err error) {
 	componentConfig, err := c.componentConfig(ctx)
 	if err != nil {
@@ -114,9 +114,11 @@ func Run(ctx context.Context, c Config) (err error) {
 	return c.Lead(ctx, work)
 }
 
-// run runs all controllers while leading lasts. They are made now: some of them
-// take the state of the cluster when they are made for that when they start.
-func (c Config) run(leading context.Context, componentConfig *config.Config, builder clientBuilder, descriptors map[string]*app.ControllerDescriptor, made []app.Controller, nodeIPAM *app.ControllerDescriptor) (err error) {
+// run runs all controllers while leading lasts. They are made now: some of them take the state of
+// the cluster when they are made for that when they start.
+func (c Config) run(leading context.Context, componentConfig *config.Config, builder clientBuilder,
+	descriptors map[string]*app.ControllerDescriptor, made []app.Controller,
+	nodeIPAM *app.ControllerDescriptor) (err error) {
 	gate := informer.NewGate(c.Informers, nil)
 	defer func() { err = errors.Join(err, gate.Close()) }()
 	metadataClient, err := metadata.NewForConfig(c.Loopback.Config(manager))
@@ -124,7 +126,8 @@ func (c Config) run(leading context.Context, componentConfig *config.Config, bui
 		return fmt.Errorf("make metadata client: %w", err)
 	}
 	metadataInformers := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, resync)
-	// Registered first, so run last: upstream starts these informers on contexts that end with leading.
+	// Registered first, so run last: upstream starts these informers on contexts that end with
+	// leading.
 	defer metadataInformers.Shutdown()
 	leading, end := context.WithCancel(leading)
 	defer end()
@@ -211,8 +214,8 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	o.Generic.Controllers = append(o.Generic.Controllers, names.TokenCleanerController)
 	// The API server's port serves everything; there is no second listener.
 	o.SecureServing.BindPort = 0
-	// Upstream spreads the start of controllers to spare a busy API server of a
-	// large cluster; here it would only delay the first pod.
+	// Upstream spreads the start of controllers to spare a busy API server of a large cluster; here
+	// it would only delay the first pod.
 	o.Generic.ControllerStartInterval.Duration = 0
 
 	if err := upstreamflag.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
@@ -228,9 +231,11 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	return result, nil
 }
 
-// controllerContext is upstream's app.CreateControllerContext on the shared
-// informers instead of a second set, without the garbage collector's graph.
-func (c Config) controllerContext(component *config.Config, builder clientBuilder, shared informers.SharedInformerFactory, metadataInformers metadatainformer.SharedInformerFactory) (app.ControllerContext, error) {
+// controllerContext is upstream's app.CreateControllerContext on the shared informers instead of a
+// second set, without the garbage collector's graph.
+func (c Config) controllerContext(component *config.Config, builder clientBuilder,
+	shared informers.SharedInformerFactory,
+	metadataInformers metadatainformer.SharedInformerFactory) (app.ControllerContext, error) {
 	discoveryClient, err := builder.DiscoveryClient("controller-discovery")
 	if err != nil {
 		return app.ControllerContext{}, err
@@ -241,24 +246,28 @@ func (c Config) controllerContext(component *config.Config, builder clientBuilde
 		InformerFactory:                 shared,
 		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(shared, metadataInformers),
 		ComponentConfig:                 component.ComponentConfig,
-		RESTMapper:                      restmapper.NewDeferredDiscoveryRESTMapper(cacheddiscovery.NewMemCacheClient(discoveryClient)),
-		InformersStarted:                make(chan struct{}),
-		ResyncPeriod:                    func() time.Duration { return resync },
-		ControllerManagerMetrics:        controllersmetrics.NewControllerManagerMetrics("kube-controller-manager"),
+		RESTMapper: restmapper.NewDeferredDiscoveryRESTMapper(
+			cacheddiscovery.NewMemCacheClient(discoveryClient)),
+		InformersStarted:         make(chan struct{}),
+		ResyncPeriod:             func() time.Duration { return resync },
+		ControllerManagerMetrics: controllersmetrics.NewControllerManagerMetrics("kube-controller-manager"),
 	}, nil
 }
 
 // graphBuilder makes what watches all that the garbage collector may collect.
-func graphBuilder(ctx context.Context, c app.ControllerContext, client metadata.Interface) *garbagecollector.GraphBuilder {
+func graphBuilder(ctx context.Context, c app.ControllerContext,
+	client metadata.Interface) *garbagecollector.GraphBuilder {
 	ignored := make(map[schema.GroupResource]struct{})
 	for _, r := range c.ComponentConfig.GarbageCollectorController.GCIgnoredResources {
 		ignored[schema.GroupResource{Group: r.Group, Resource: r.Resource}] = struct{}{}
 	}
-	return garbagecollector.NewDependencyGraphBuilder(ctx, client, c.RESTMapper, ignored, c.ObjectOrMetadataInformerFactory, c.InformersStarted)
+	return garbagecollector.NewDependencyGraphBuilder(ctx, client, c.RESTMapper, ignored,
+		c.ObjectOrMetadataInformerFactory, c.InformersStarted)
 }
 
 // tokensController fills Secrets of type service-account-token.
-func (c Config) tokensController(ctx context.Context, builder clientBuilder, shared informers.SharedInformerFactory) (*serviceaccountcontroller.TokensController, error) {
+func (c Config) tokensController(ctx context.Context, builder clientBuilder,
+	shared informers.SharedInformerFactory) (*serviceaccountcontroller.TokensController, error) {
 	key, err := keyutil.PrivateKeyFromFile(c.PKI.ServiceAccountKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("read service account key: %w", err)
@@ -285,8 +294,8 @@ func (c Config) tokensController(ctx context.Context, builder clientBuilder, sha
 	return controller, nil
 }
 
-// noHealthChecks drops the controllers' checks: all but two of them always
-// pass, and a controller that ends ends the process.
+// noHealthChecks drops the controllers' checks: all but two of them always pass, and a controller
+// that ends ends the process.
 type noHealthChecks struct{}
 
 func (noHealthChecks) AddHealthChecker(...healthz.HealthChecker) {}

@@ -67,13 +67,15 @@ func TestRun_BeforeLeading_OnlyVolumeControllersAreBuilt(t *testing.T) {
 
 func TestRun_UnknownFlag_IsRefused(t *testing.T) {
 	err := Run(t.Context(), newConfig(t, "no-such-flag=1"))
-	if err == nil || !strings.Contains(err.Error(), "kube-controller-manager-arg") || !strings.Contains(err.Error(), "no-such-flag") {
+	if err == nil || !strings.Contains(err.Error(), "kube-controller-manager-arg") ||
+		!strings.Contains(err.Error(), "no-such-flag") {
 		t.Errorf("run: %v, want the name of the setting and of the flag", err)
 	}
 }
 
 func TestConfig_ComponentConfig_TakesClusterAndFlags(t *testing.T) {
-	c, err := newConfig(t, "node-cidr-mask-size-ipv4=26", "controllers=*,-node-ipam-controller").componentConfig(t.Context())
+	c, err := newConfig(t, "node-cidr-mask-size-ipv4=26",
+		"controllers=*,-node-ipam-controller").componentConfig(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,14 +86,16 @@ func TestConfig_ComponentConfig_TakesClusterAndFlags(t *testing.T) {
 	if got := c.ComponentConfig.KubeCloudShared.ClusterCIDR; got != "10.42.0.0/16,fd00:42::/56" {
 		t.Errorf("cluster CIDRs %s", got)
 	}
-	if got := c.ComponentConfig.NodeIPAMController; got.ServiceCIDR != "10.43.0.0/16" || got.SecondaryServiceCIDR != "fd00:43::/112" {
+	if got := c.ComponentConfig.NodeIPAMController; got.ServiceCIDR != "10.43.0.0/16" ||
+		got.SecondaryServiceCIDR != "fd00:43::/112" {
 		t.Errorf("service CIDRs %s and %s", got.ServiceCIDR, got.SecondaryServiceCIDR)
 	}
 	sizes, err := maskSizes(c.ComponentConfig.NodeIPAMController, clusterCIDRs)
 	if err != nil || len(sizes) != 2 || sizes[0] != 26 || sizes[1] != clusterconfig.NodeMaskIPv6 {
 		t.Errorf("mask sizes %v, %v; want the flag's and the default", sizes, err)
 	}
-	if _, err := maskSizes(nodeipamconfig.NodeIPAMControllerConfiguration{NodeCIDRMaskSize: 24}, clusterCIDRs); err == nil {
+	if _, err := maskSizes(nodeipamconfig.NodeIPAMControllerConfiguration{NodeCIDRMaskSize: 24},
+		clusterCIDRs); err == nil {
 		t.Error("one mask size for both families is not refused")
 	}
 	if c.ComponentConfig.Generic.LeaderElection.LeaderElect {

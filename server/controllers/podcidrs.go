@@ -39,18 +39,21 @@ func (p podCIDRController) Run(ctx context.Context) {
 // podCIDRs makes the controller that gives nodes their pod ranges, from the same settings as
 // upstream's newNodeIpamController (v1.37.2). It returns nil if the user turned it off.
 func (c Config) podCIDRs(controllerContext app.ControllerContext) (app.Controller, error) {
-	shared, own := controllerContext.ComponentConfig.KubeCloudShared, controllerContext.ComponentConfig.NodeIPAMController
+	shared, own := controllerContext.ComponentConfig.KubeCloudShared,
+		controllerContext.ComponentConfig.NodeIPAMController
 	if !shared.AllocateNodeCIDRs {
 		return nil, nil
 	}
 	if shared.CIDRAllocatorType != string(ipam.RangeAllocatorType) {
-		return nil, fmt.Errorf("kube-controller-manager-arg cidr-allocator-type=%s: mote has %s only", shared.CIDRAllocatorType, ipam.RangeAllocatorType)
+		return nil, fmt.Errorf("kube-controller-manager-arg cidr-allocator-type=%s: mote has %s only",
+			shared.CIDRAllocatorType, ipam.RangeAllocatorType)
 	}
 	clusterCIDRs, err := netutils.ParseCIDRs(strings.Split(shared.ClusterCIDR, ","))
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster's pod ranges: %w", err)
 	}
-	services := slices.DeleteFunc([]string{own.ServiceCIDR, own.SecondaryServiceCIDR}, func(s string) bool { return s == "" })
+	services := slices.DeleteFunc([]string{own.ServiceCIDR, own.SecondaryServiceCIDR},
+		func(s string) bool { return s == "" })
 	reserved, err := netutils.ParseCIDRs(services)
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster's service ranges: %w", err)
@@ -85,7 +88,8 @@ func (c Config) podCIDRs(controllerContext app.ControllerContext) (app.Controlle
 // mote already, which upstream does not accept together with the flag for both.
 func maskSizes(c nodeipamconfig.NodeIPAMControllerConfiguration, clusterCIDRs []*net.IPNet) ([]int, error) {
 	if c.NodeCIDRMaskSize != 0 {
-		return nil, errors.New("kube-controller-manager-arg node-cidr-mask-size: use node-cidr-mask-size-ipv4 or node-cidr-mask-size-ipv6")
+		return nil, errors.New(
+			"kube-controller-manager-arg node-cidr-mask-size: use node-cidr-mask-size-ipv4 or node-cidr-mask-size-ipv6")
 	}
 	sizes := make([]int, len(clusterCIDRs))
 	for i, cidr := range clusterCIDRs {

@@ -99,21 +99,24 @@ func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 	case transient(err):
 		log.Warn("could not answer a node", zap.Error(err))
-		answer = &refusal{http.StatusServiceUnavailable, joinapi.CodeNotReady, "the server could not do it just now; its log says why: try again"}
+		answer = &refusal{http.StatusServiceUnavailable, joinapi.CodeNotReady,
+			"the server could not do it just now; its log says why: try again"}
 	default:
 		log.Error("cannot answer a node", zap.Error(err))
-		answer = &refusal{http.StatusInternalServerError, joinapi.CodeInternal, "the server cannot do it; its log says why: mend that first, then try again"}
+		answer = &refusal{http.StatusInternalServerError, joinapi.CodeInternal,
+			"the server cannot do it; its log says why: mend that first, then try again"}
 	}
 	write(w, answer.status, joinapi.Error{Code: answer.code, Message: answer.text, ServerTime: s.config.Now()})
 }
 
 // transient reports whether err may be gone when the node tries again: time ran out, or the API
-// server did not answer, was busy or has a fault of its own. An error it does not know is not: it is
-// this program's, and would come again.
+// server did not answer, was busy or has a fault of its own. An error it does not know is not: it
+// is this program's, and would come again.
 func transient(err error) bool {
 	// client-go wraps what a transport returns in a url.Error.
 	var transport *url.Error
-	if errors.As(err, &transport) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || wait.Interrupted(err) {
+	if errors.As(err, &transport) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		wait.Interrupted(err) {
 		return true
 	}
 	var api apierrors.APIStatus

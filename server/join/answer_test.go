@@ -30,27 +30,32 @@ func TestService_InternalErrors_SayWhetherToTryAgain(t *testing.T) {
 		err  error
 		want joinapi.Code
 	}{
-		"timeout":                 {apierrors.NewTimeoutError("etcd", 1), joinapi.CodeNotReady},
-		"server timeout":          {apierrors.NewServerTimeout(secrets, "get", 1), joinapi.CodeNotReady},
-		"unavailable":             {apierrors.NewServiceUnavailable("starting"), joinapi.CodeNotReady},
-		"busy":                    {apierrors.NewTooManyRequests("busy", 1), joinapi.CodeNotReady},
-		"conflict":                {apierrors.NewConflict(secrets, "s", errors.New("changed")), joinapi.CodeNotReady},
-		"storage fault":           {apierrors.NewInternalError(errors.New("disk")), joinapi.CodeNotReady},
-		"rules not read yet":      {apierrors.NewForbidden(secrets, "s", errors.New("rbac")), joinapi.CodeNotReady},
-		"time is up":              {context.DeadlineExceeded, joinapi.CodeNotReady},
-		"certificate not signed":  {fmt.Errorf("wait: %w", wait.ErrorInterrupted(nil)), joinapi.CodeNotReady},
-		"API server stops":        {&url.Error{Op: "Get", URL: "/", Err: errors.New("API server has stopped")}, joinapi.CodeNotReady},
-		"API server breaks off":   {&url.Error{Op: "Get", URL: "/", Err: errors.New("broke off")}, joinapi.CodeNotReady},
-		"request it cannot read":  {apierrors.NewBadRequest("what"), joinapi.CodeInternal},
-		"object it does not take": {apierrors.NewInvalid(schema.GroupKind{Kind: "Secret"}, "s", nil), joinapi.CodeInternal},
+		"timeout":                {apierrors.NewTimeoutError("etcd", 1), joinapi.CodeNotReady},
+		"server timeout":         {apierrors.NewServerTimeout(secrets, "get", 1), joinapi.CodeNotReady},
+		"unavailable":            {apierrors.NewServiceUnavailable("starting"), joinapi.CodeNotReady},
+		"busy":                   {apierrors.NewTooManyRequests("busy", 1), joinapi.CodeNotReady},
+		"conflict":               {apierrors.NewConflict(secrets, "s", errors.New("changed")), joinapi.CodeNotReady},
+		"storage fault":          {apierrors.NewInternalError(errors.New("disk")), joinapi.CodeNotReady},
+		"rules not read yet":     {apierrors.NewForbidden(secrets, "s", errors.New("rbac")), joinapi.CodeNotReady},
+		"time is up":             {context.DeadlineExceeded, joinapi.CodeNotReady},
+		"certificate not signed": {fmt.Errorf("wait: %w", wait.ErrorInterrupted(nil)), joinapi.CodeNotReady},
+		"API server stops": {&url.Error{Op: "Get", URL: "/", Err: errors.New("API server has stopped")},
+			joinapi.CodeNotReady},
+		"API server breaks off": {&url.Error{Op: "Get", URL: "/", Err: errors.New("broke off")},
+			joinapi.CodeNotReady},
+		"request it cannot read": {apierrors.NewBadRequest("what"), joinapi.CodeInternal},
+		"object it does not take": {apierrors.NewInvalid(schema.GroupKind{Kind: "Secret"}, "s", nil),
+			joinapi.CodeInternal},
 		"method it does not know": {apierrors.NewMethodNotSupported(secrets, "get"), joinapi.CodeInternal},
 		"not this program's user": {apierrors.NewUnauthorized("who"), joinapi.CodeInternal},
 		"unknown":                 {errors.New("broken"), joinapi.CodeInternal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, nil, withToken(nil))
-			f.api.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, row.err })
-			status := map[joinapi.Code]int{joinapi.CodeNotReady: http.StatusServiceUnavailable, joinapi.CodeInternal: http.StatusInternalServerError}[row.want]
+			f.api.PrependReactor("get", "secrets",
+				func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, row.err })
+			status := map[joinapi.Code]int{joinapi.CodeNotReady: http.StatusServiceUnavailable,
+				joinapi.CodeInternal: http.StatusInternalServerError}[row.want]
 			for path, token := range map[string]string{joinapi.PathJoin: testToken, joinapi.PathRejoin: ""} {
 				got := f.post(t, path, token, f.joining(t, "n1", secretA))
 				if got.status != status || got.refusal.Code != row.want {
@@ -66,7 +71,9 @@ func TestService_InternalErrors_SayWhetherToTryAgain(t *testing.T) {
 
 func TestService_OwnVersionUnreadable_IsInternal(t *testing.T) {
 	f := newFixture(t, func(c *Config) { c.Cluster.KubernetesVersion = "latest" }, withToken(nil))
-	if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n1", secretA)); got.status != http.StatusInternalServerError || got.refusal.Code != joinapi.CodeInternal {
+	if got := f.post(t, joinapi.PathJoin, testToken,
+		f.joining(t, "n1", secretA)); got.status != http.StatusInternalServerError ||
+		got.refusal.Code != joinapi.CodeInternal {
 		t.Errorf("status %d, %+v", got.status, got.refusal)
 	}
 }
@@ -80,11 +87,14 @@ func TestService_BindingUnreadable_IsInternal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, nil, withToken(nil), &corev1.Secret{
-				ObjectMeta: metav1.ObjectMeta{Name: bindingName("n1"), Namespace: metav1.NamespaceSystem, Labels: map[string]string{bindingLabel: KindAgent}},
-				Data:       data,
+				ObjectMeta: metav1.ObjectMeta{Name: bindingName("n1"), Namespace: metav1.NamespaceSystem,
+					Labels: map[string]string{bindingLabel: KindAgent}},
+				Data: data,
 			})
 			for path, token := range map[string]string{joinapi.PathJoin: testToken, joinapi.PathRejoin: ""} {
-				if got := f.post(t, path, token, f.joining(t, "n1", secretA)); got.status != http.StatusInternalServerError || got.refusal.Code != joinapi.CodeInternal {
+				if got := f.post(t, path, token,
+					f.joining(t, "n1", secretA)); got.status != http.StatusInternalServerError ||
+					got.refusal.Code != joinapi.CodeInternal {
 					t.Errorf("%s: status %d, %+v", path, got.status, got.refusal)
 				}
 			}
@@ -120,7 +130,8 @@ func TestService_RevocationUnknown_IsNotReady(t *testing.T) {
 			if name != "node" {
 				return
 			}
-			if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeNotReady {
+			if got := f.post(t, joinapi.PathJoin, testToken,
+				f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeNotReady {
 				t.Errorf("join: status %d, %+v", got.status, got.refusal)
 			}
 		})

@@ -29,13 +29,13 @@ import (
 	"github.com/mote-dev/mote/internal/informer"
 )
 
-// addressGrace is how long a request waits for its addresses to appear in the node's status: a kubelet
-// sends the request at the same time as it reports them.
+// addressGrace is how long a request waits for its addresses to appear in the node's status: a
+// kubelet sends the request at the same time as it reports them.
 const addressGrace = time.Minute
 
-// approver decides on kubelets' serving certificates, which upstream leaves to people. The holder of one
-// can impersonate its names and addresses to every client that trusts the cluster's CA, so they must be
-// the node's alone. A node's status is no proof of that: the node itself writes it.
+// approver decides on kubelets' serving certificates, which upstream leaves to people. The holder
+// of one can impersonate its names and addresses to every client that trusts the cluster's CA, so
+// they must be the node's alone. A node's status is no proof of that: the node itself writes it.
 type approver struct {
 	service *Service
 	nodes   corelisters.NodeLister
@@ -49,7 +49,8 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	nodes, slices := gate.Core().V1().Nodes(), gate.Discovery().V1().EndpointSlices()
 	a := &approver{service: s, nodes: nodes.Lister(), slices: slices.Lister()}
 	synced := []cache.InformerSynced{nodes.Informer().HasSynced, slices.Informer().HasSynced}
-	controller := certificates.NewCertificateController(ctx, "kubelet-serving-approver", s.client, gate.Certificates().V1().CertificateSigningRequests(), a.handle)
+	controller := certificates.NewCertificateController(ctx, "kubelet-serving-approver", s.client,
+		gate.Certificates().V1().CertificateSigningRequests(), a.handle)
 	if err := gate.Open(); err != nil {
 		return fmt.Errorf("watch certificate requests: %w", err)
 	}
@@ -79,14 +80,17 @@ func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSi
 		return certificates.IgnorableError("request %s waits: %s", csr.Name, objection)
 	}
 	condition := certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue,
-		Reason: "MoteApproved", Message: "Names and addresses are those of the node that asks.",
+		Type:    certificatesv1.CertificateApproved,
+		Status:  corev1.ConditionTrue,
+		Reason:  "MoteApproved",
+		Message: "Names and addresses are those of the node that asks.",
 	}
 	if objection != "" {
 		condition.Type, condition.Reason, condition.Message = certificatesv1.CertificateDenied, "MoteDenied", objection
 	}
 	csr.Status.Conditions = append(csr.Status.Conditions, condition)
-	_, err = a.service.client.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr, metav1.UpdateOptions{})
+	_, err = a.service.client.CertificatesV1().CertificateSigningRequests().UpdateApproval(ctx, csr.Name, csr,
+		metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) {
 		// Another server was faster and decides the same.
 		return certificates.IgnorableError("request %s was changed meanwhile", csr.Name)
@@ -95,14 +99,16 @@ func (a *approver) handle(ctx context.Context, csr *certificatesv1.CertificateSi
 		return fmt.Errorf("decide on certificate request %s: %w", csr.Name, err)
 	}
 	if objection != "" {
-		a.service.config.Logger.Warn("denied a kubelet's serving certificate", zap.String("request", csr.Name), zap.String("by", csr.Spec.Username), zap.String("reason", objection))
+		a.service.config.Logger.Warn("denied a kubelet's serving certificate", zap.String("request", csr.Name),
+			zap.String("by", csr.Spec.Username), zap.String("reason", objection))
 	}
 	return nil
 }
 
 // check returns what speaks against a request, and whether that may pass by itself. With an error
 // it is not known, and nothing is decided.
-func (a *approver) check(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (objection string, mayPass bool, err error) {
+func (a *approver) check(ctx context.Context, csr *certificatesv1.CertificateSigningRequest) (objection string,
+	mayPass bool, err error) {
 	name, isNode := strings.CutPrefix(csr.Spec.Username, nodePrefix)
 	if !isNode || name == "" || !slices.Contains(csr.Spec.Groups, user.NodesGroup) {
 		return fmt.Sprintf("requested by %s, who is no node", csr.Spec.Username), false, nil
@@ -146,7 +152,8 @@ func (a *approver) check(ctx context.Context, csr *certificatesv1.CertificateSig
 	return a.checkAddresses(name, request)
 }
 
-func (a *approver) checkAddresses(name string, request *x509.CertificateRequest) (objection string, mayPass bool, err error) {
+func (a *approver) checkAddresses(name string, request *x509.CertificateRequest) (objection string, mayPass bool,
+	err error) {
 	if len(request.IPAddresses) == 0 {
 		return "", false, nil
 	}
@@ -187,13 +194,15 @@ func (a *approver) checkAddresses(name string, request *x509.CertificateRequest)
 }
 
 func hasAddress(node *corev1.Node, ip net.IP) bool {
-	return slices.ContainsFunc(node.Status.Addresses, func(a corev1.NodeAddress) bool { return ip.Equal(net.ParseIP(a.Address)) })
+	return slices.ContainsFunc(node.Status.Addresses,
+		func(a corev1.NodeAddress) bool { return ip.Equal(net.ParseIP(a.Address)) })
 }
 
 // servers are the addresses of all API servers that are known.
 func (a *approver) servers() ([]net.IP, error) {
 	found := slices.Concat(a.service.config.IPs(), a.service.config.Addresses())
-	list, err := a.slices.EndpointSlices(metav1.NamespaceDefault).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: "kubernetes"}))
+	list, err := a.slices.EndpointSlices(metav1.NamespaceDefault).List(
+		labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: "kubernetes"}))
 	if err != nil {
 		return nil, fmt.Errorf("list API servers: %w", err)
 	}

@@ -28,8 +28,9 @@ import (
 func kubernetesSlice(addresses ...string) *discoveryv1.EndpointSlice {
 	port := int32(6443)
 	return &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: metav1.NamespaceDefault, Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
-		Endpoints:  []discoveryv1.Endpoint{{Addresses: addresses}}, Ports: []discoveryv1.EndpointPort{{Port: &port}},
+		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: metav1.NamespaceDefault,
+			Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
+		Endpoints: []discoveryv1.Endpoint{{Addresses: addresses}}, Ports: []discoveryv1.EndpointPort{{Port: &port}},
 	}
 }
 
@@ -136,18 +137,23 @@ func TestApprover(t *testing.T) {
 		{"loopback", func(_ *spec, r *request) { r.IPAddresses = ip("127.0.0.1") }, false},
 		{"an address nobody has", func(_ *spec, r *request) { r.IPAddresses = ip("192.0.2.99") }, false},
 		{"another node's subject", func(_ *spec, r *request) { r.Subject.CommonName = "system:node:n2" }, false},
-		{"a group more", func(_ *spec, r *request) { r.Subject.Organization = []string{"system:nodes", "system:masters"} }, false},
+		{"a group more",
+			func(_ *spec, r *request) { r.Subject.Organization = []string{"system:nodes", "system:masters"} }, false},
 		{"a unit", func(_ *spec, r *request) { r.Subject.OrganizationalUnit = []string{"x"} }, false},
 		{"a URI", func(_ *spec, r *request) { r.URIs = []*url.URL{{Scheme: "spiffe", Host: "x"}} }, false},
 		{"asked by a user", func(s *spec, _ *request) { s.Username = "mallory" }, false},
-		{"asked by a user of a node's name", func(s *spec, _ *request) { s.Groups = []string{"system:authenticated"} }, false},
+		{"asked by a user of a node's name", func(s *spec, _ *request) { s.Groups = []string{"system:authenticated"} },
+			false},
 		{"asked by another node", func(s *spec, _ *request) { s.Username = "system:node:n2" }, false},
-		{"for a client too", func(s *spec, _ *request) { s.Usages = append(s.Usages, certificatesv1.UsageClientAuth) }, false},
+		{"for a client too", func(s *spec, _ *request) { s.Usages = append(s.Usages, certificatesv1.UsageClientAuth) },
+			false},
 		{"a revoked node", func(s *spec, r *request) {
-			s.Username, r.Subject.CommonName, r.DNSNames, r.IPAddresses = "system:node:revoked", "system:node:revoked", []string{"revoked"}, ip("192.0.2.14")
+			s.Username, r.Subject.CommonName, r.DNSNames, r.IPAddresses = "system:node:revoked", "system:node:revoked",
+				[]string{"revoked"}, ip("192.0.2.14")
 		}, false},
 		{"a node of the API server's name", func(s *spec, r *request) {
-			s.Username, r.Subject.CommonName, r.DNSNames, r.IPAddresses = "system:node:kubernetes", "system:node:kubernetes", []string{"kubernetes"}, ip("192.0.2.15")
+			s.Username, r.Subject.CommonName, r.DNSNames, r.IPAddresses = "system:node:kubernetes",
+				"system:node:kubernetes", []string{"kubernetes"}, ip("192.0.2.15")
 		}, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -156,7 +162,10 @@ func TestApprover(t *testing.T) {
 				DNSNames: []string{"n1"}, IPAddresses: ip("192.0.2.11"),
 			}
 			by := spec{
-				SignerName: certificatesv1.KubeletServingSignerName, Usages: serving, Username: "system:node:n1", Groups: []string{"system:nodes", "system:authenticated"},
+				SignerName: certificatesv1.KubeletServingSignerName,
+				Usages:     serving,
+				Username:   "system:node:n1",
+				Groups:     []string{"system:nodes", "system:authenticated"},
 			}
 			if row.change != nil {
 				row.change(&by, &asked)
@@ -170,12 +179,14 @@ func TestApprover(t *testing.T) {
 }
 
 // ask stores a request as if it had been made at the time.
-func (f *fixture) ask(t *testing.T, spec certificatesv1.CertificateSigningRequestSpec, key crypto.Signer, request x509.CertificateRequest, at time.Time) string {
+func (f *fixture) ask(t *testing.T, spec certificatesv1.CertificateSigningRequestSpec, key crypto.Signer,
+	request x509.CertificateRequest, at time.Time) string {
 	t.Helper()
 	spec.Request = csrFor(t, key, request)
-	csr, err := f.api.CertificatesV1().CertificateSigningRequests().Create(t.Context(), &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-", CreationTimestamp: metav1.NewTime(at)}, Spec: spec,
-	}, metav1.CreateOptions{})
+	csr, err := f.api.CertificatesV1().CertificateSigningRequests().Create(t.Context(),
+		&certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-", CreationTimestamp: metav1.NewTime(at)}, Spec: spec,
+		}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,12 +198,16 @@ func TestApprover_WaitsForAddresses(t *testing.T) {
 	f := newFixture(t, nil, nodeAt("n1"))
 	startApprover(t, f)
 	name := f.ask(t, certificatesv1.CertificateSigningRequestSpec{
-		SignerName: certificatesv1.KubeletServingSignerName, Username: "system:node:n1", Groups: []string{"system:nodes"},
-		Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
+		SignerName: certificatesv1.KubeletServingSignerName,
+		Username:   "system:node:n1",
+		Groups:     []string{"system:nodes"},
+		Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
 	}, newKey(t), x509.CertificateRequest{
-		Subject: pkix.Name{CommonName: "system:node:n1", Organization: []string{"system:nodes"}}, IPAddresses: []net.IP{net.IPv4(192, 0, 2, 11)},
+		Subject:     pkix.Name{CommonName: "system:node:n1", Organization: []string{"system:nodes"}},
+		IPAddresses: []net.IP{net.IPv4(192, 0, 2, 11)},
 	}, time.Now())
-	if _, err := f.api.CoreV1().Nodes().UpdateStatus(t.Context(), nodeAt("n1", "192.0.2.11"), metav1.UpdateOptions{}); err != nil {
+	if _, err := f.api.CoreV1().Nodes().UpdateStatus(t.Context(), nodeAt("n1", "192.0.2.11"),
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if approved, why := decided(t, f, name); !approved {
@@ -205,7 +220,8 @@ func TestApprover_Stops_InformersGoOn(t *testing.T) {
 	f := newFixture(t, nil, nodeAt("n1"))
 	startInformers(t, f)
 	stop := background(t, f.Run)
-	f.ask(t, servingRequest("n1"), newKey(t), request{Subject: nodeSubject("n1").Subject, DNSNames: []string{"n1"}}, time.Now())
+	f.ask(t, servingRequest("n1"), newKey(t), request{Subject: nodeSubject("n1").Subject, DNSNames: []string{"n1"}},
+		time.Now())
 	nodes := f.config.Informers.Core().V1().Nodes().Informer()
 	if !cache.WaitForCacheSync(ends(t).Done(), nodes.HasSynced) {
 		t.Fatal("the nodes are not read")
@@ -217,7 +233,8 @@ func TestApprover_Stops_InformersGoOn(t *testing.T) {
 	// The fake API loses what happens between list and watch, so one change is not enough.
 	ctx := ends(t)
 	for i := 2; len(nodes.GetStore().ListKeys()) < 2; i++ {
-		if _, err := f.api.CoreV1().Nodes().Create(ctx, nodeAt(fmt.Sprintf("n%d", i)), metav1.CreateOptions{}); err != nil {
+		if _, err := f.api.CoreV1().Nodes().Create(ctx, nodeAt(fmt.Sprintf("n%d", i)),
+			metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := retry.Sleep(ctx, 10*time.Millisecond); err != nil {
@@ -243,8 +260,10 @@ func TestApprover_RevocationUnknown_DecidesNothing(t *testing.T) {
 // servingRequest is what a node asks with for a serving certificate.
 func servingRequest(node string) spec {
 	return spec{
-		SignerName: certificatesv1.KubeletServingSignerName, Username: nodePrefix + node, Groups: []string{"system:nodes"},
-		Usages: []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
+		SignerName: certificatesv1.KubeletServingSignerName,
+		Username:   nodePrefix + node,
+		Groups:     []string{"system:nodes"},
+		Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
 	}
 }
 
@@ -252,7 +271,8 @@ func servingRequest(node string) spec {
 func TestApprover_LeavesOthersAlone(t *testing.T) {
 	f := newFixture(t, nil)
 	a := &approver{service: f.Service}
-	csr := &certificatesv1.CertificateSigningRequest{Spec: certificatesv1.CertificateSigningRequestSpec{SignerName: certificatesv1.KubeAPIServerClientKubeletSignerName}}
+	csr := &certificatesv1.CertificateSigningRequest{Spec: certificatesv1.CertificateSigningRequestSpec{
+		SignerName: certificatesv1.KubeAPIServerClientKubeletSignerName}}
 	if err := a.handle(t.Context(), csr); err != nil || len(csr.Status.Conditions) > 0 || len(f.api.Actions()) > 0 {
 		t.Errorf("conditions %v, actions %v, %v", csr.Status.Conditions, f.api.Actions(), err)
 	}

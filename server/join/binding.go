@@ -18,8 +18,8 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// A node name belongs to the machine that joined with it first: a Secret with this name and label in
-// kube-system holds a hash of that machine's secret.
+// A node name belongs to the machine that joined with it first: a Secret with this name and label
+// in kube-system holds a hash of that machine's secret.
 const (
 	bindingSuffix = ".node-secret.mote"
 	// bindingLabel's value is the kind of machine that has the name.
@@ -37,7 +37,8 @@ const (
 // bindingName is the name of the Secret that a node's name is bound by.
 func bindingName(node string) string { return node + bindingSuffix }
 
-// bind gives a free name to the machine with the secret and refuses a name that another machine has.
+// bind gives a free name to the machine with the secret and refuses a name that another machine
+// has.
 func (s *Service) bind(ctx context.Context, from netip.Prefix, node, secret string) error {
 	if node == s.config.NodeName {
 		return refuse(joinapi.CodeNameTaken, "node name %s is the server's own: choose another with --node-name", node)
@@ -73,7 +74,9 @@ func (s *Service) bind(ctx context.Context, from netip.Prefix, node, secret stri
 	case tooMany:
 		return errTooManySecrets
 	case !ok:
-		return refuse(joinapi.CodeNameTaken, "a node of the name %s has joined before: choose another --node-name, or let this machine in with `mote node forget %s` on the server", node, node)
+		return refuse(joinapi.CodeNameTaken,
+			"a node of the name %s has joined before: choose another --node-name, or let this machine in with `mote "+
+				"node forget %s` on the server", node, node)
 	}
 	return nil
 }
@@ -81,7 +84,8 @@ func (s *Service) bind(ctx context.Context, from netip.Prefix, node, secret stri
 // prove refuses a machine that does not have the secret its name is bound to.
 func (s *Service) prove(ctx context.Context, from netip.Prefix, node, secret string) error {
 	ok, tooMany, err := s.rejoins.attempt(ctx, from, func() (bool, error) {
-		binding, err := s.client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, bindingName(node), metav1.GetOptions{})
+		binding, err := s.client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, bindingName(node),
+			metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return false, nil
 		}
@@ -97,12 +101,15 @@ func (s *Service) prove(ctx context.Context, from netip.Prefix, node, secret str
 		return errTooManySecrets
 	case !ok:
 		// The same answer for a name that is not bound: strangers must not learn names.
-		return refuse(joinapi.CodeNodeUnknown, "node %s is not known with this secret: it was forgotten, or another machine has the name; join again with a token", node)
+		return refuse(joinapi.CodeNodeUnknown,
+			"node %s is not known with this secret: it was forgotten, or another machine has the name; join again "+
+				"with a token", node)
 	}
 	return nil
 }
 
-var errTooManySecrets = refuse(joinapi.CodeTooManyRequests, "too many wrong node secrets were tried: wait a minute, then try again")
+var errTooManySecrets = refuse(joinapi.CodeTooManyRequests,
+	"too many wrong node secrets were tried: wait a minute, then try again")
 
 func newBinding(node, secret string) (*corev1.Secret, error) {
 	salt := make([]byte, 16)
@@ -111,8 +118,9 @@ func newBinding(node, secret string) (*corev1.Secret, error) {
 	}
 	text := hex.EncodeToString(salt)
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: bindingName(node), Namespace: metav1.NamespaceSystem, Labels: map[string]string{bindingLabel: KindAgent}},
-		Data:       map[string][]byte{saltKey: []byte(text), hashKey: []byte(hashOf(text, secret))},
+		ObjectMeta: metav1.ObjectMeta{Name: bindingName(node), Namespace: metav1.NamespaceSystem,
+			Labels: map[string]string{bindingLabel: KindAgent}},
+		Data: map[string][]byte{saltKey: []byte(text), hashKey: []byte(hashOf(text, secret))},
 	}, nil
 }
 
@@ -130,24 +138,29 @@ func bound(binding *corev1.Secret, secret string) (bool, error) {
 	}
 	salt, want := binding.Data[saltKey], binding.Data[hashKey]
 	if len(salt) == 0 || len(want) != 2*sha256.Size {
-		return false, fmt.Errorf("read secret %s/%s: it holds no salt and hash of a node's secret: remove it with `mote node forget %s` and join again",
+		return false, fmt.Errorf(
+			"read secret %s/%s: it holds no salt and hash of a node's secret: remove it with `mote node forget %s` "+
+				"and join again",
 			metav1.NamespaceSystem, binding.Name, strings.TrimSuffix(binding.Name, bindingSuffix))
 	}
 	return subtle.ConstantTimeCompare([]byte(hashOf(string(salt), secret)), want) == 1, nil
 }
 
-// ReserveNode reserves the name of a server's own node. alone means that the cluster has no other server,
-// so that the names of former servers become free.
+// ReserveNode reserves the name of a server's own node. alone means that the cluster has no other
+// server, so that the names of former servers become free.
 func ReserveNode(ctx context.Context, client kubernetes.Interface, node string, alone bool) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	have, err := secrets.Get(ctx, bindingName(node), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		_, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
-			Name: bindingName(node), Namespace: metav1.NamespaceSystem, Labels: map[string]string{bindingLabel: KindServer},
+			Name: bindingName(node), Namespace: metav1.NamespaceSystem,
+			Labels: map[string]string{bindingLabel: KindServer},
 		}}, metav1.CreateOptions{})
 	case err == nil && have.Labels[bindingLabel] != KindServer:
-		return fmt.Errorf("node-name %s belongs to a machine that joined as an agent: choose another --node-name for this server", node)
+		return fmt.Errorf(
+			"node-name %s belongs to a machine that joined as an agent: choose another --node-name for this server",
+			node)
 	}
 	if err != nil {
 		return fmt.Errorf("keep name of node %s: %w", node, err)

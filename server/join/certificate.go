@@ -15,19 +15,21 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// certificate asks for the certificate as u, with u's rights, and waits until
-// Kubernetes' own controllers have approved and signed it.
+// certificate asks for the certificate as u, with u's rights, and waits until Kubernetes' own
+// controllers have approved and signed it.
 func (s *Service) certificate(ctx context.Context, request joinapi.Request, u user.Info) ([]byte, error) {
 	client, err := s.config.Client(u)
 	if err != nil {
 		return nil, fmt.Errorf("make client of %s: %w", u.GetName(), err)
 	}
-	created, err := client.CertificatesV1().CertificateSigningRequests().Create(ctx, &certificatesv1.CertificateSigningRequest{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: "join-"},
-		Spec: certificatesv1.CertificateSigningRequestSpec{
-			Request: request.CSR, SignerName: certificatesv1.KubeAPIServerClientKubeletSignerName, Usages: usagesFor(request.CSR),
-		},
-	}, metav1.CreateOptions{})
+	created, err := client.CertificatesV1().CertificateSigningRequests().Create(ctx,
+		&certificatesv1.CertificateSigningRequest{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "join-"},
+			Spec: certificatesv1.CertificateSigningRequestSpec{
+				Request: request.CSR, SignerName: certificatesv1.KubeAPIServerClientKubeletSignerName,
+				Usages: usagesFor(request.CSR),
+			},
+		}, metav1.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("request certificate of node %s: %w", request.NodeName, err)
 	}

@@ -62,8 +62,13 @@ func newAuthority(t *testing.T) authority {
 	t.Helper()
 	key := newKey(t)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test-ca"}, NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "test-ca"},
+		NotBefore:             time.Now().Add(-24 * time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -110,11 +115,12 @@ func (a authority) pair(t *testing.T, template x509.Certificate) tls.Certificate
 
 // nodeCertificate is the template of a node's client certificate.
 func nodeCertificate(name string) x509.Certificate {
-	return x509.Certificate{Subject: pkix.Name{CommonName: nodePrefix + name, Organization: []string{user.NodesGroup}}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	return x509.Certificate{Subject: pkix.Name{CommonName: nodePrefix + name, Organization: []string{user.NodesGroup}},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 }
 
-// fixture is a join service in front of a handler, over TLS, with an API that
-// signs what it is asked to.
+// fixture is a join service in front of a handler, over TLS, with an API that signs what it is
+// asked to.
 type fixture struct {
 	*Service
 	*httptest.Server
@@ -130,30 +136,38 @@ type fixture struct {
 func newFixture(t *testing.T, change func(*Config), objects ...runtime.Object) *fixture {
 	t.Helper()
 	f := &fixture{ca: newAuthority(t), api: fake.NewClientset(objects...), clock: time.Now()}
-	f.api.PrependReactor("create", "certificatesigningrequests", func(action clienttesting.Action) (bool, runtime.Object, error) {
-		csr := action.(clienttesting.CreateAction).GetObject().(*certificatesv1.CertificateSigningRequest)
-		csr.Name = fmt.Sprintf("%s%d", csr.GenerateName, time.Now().UnixNano())
-		if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName {
+	f.api.PrependReactor("create", "certificatesigningrequests",
+		func(action clienttesting.Action) (bool, runtime.Object, error) {
+			csr := action.(clienttesting.CreateAction).GetObject().(*certificatesv1.CertificateSigningRequest)
+			csr.Name = fmt.Sprintf("%s%d", csr.GenerateName, time.Now().UnixNano())
+			if csr.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName {
+				return false, nil, nil
+			}
+			block, _ := pem.Decode(csr.Spec.Request)
+			request, err := x509.ParseCertificateRequest(block.Bytes)
+			if err != nil {
+				return true, nil, err
+			}
+			der, err := f.ca.issue(request.PublicKey,
+				x509.Certificate{Subject: request.Subject, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+			if err != nil {
+				return true, nil, err
+			}
+			csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{
+				{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue}}
+			csr.Status.Certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 			return false, nil, nil
-		}
-		block, _ := pem.Decode(csr.Spec.Request)
-		request, err := x509.ParseCertificateRequest(block.Bytes)
-		if err != nil {
-			return true, nil, err
-		}
-		der, err := f.ca.issue(request.PublicKey, x509.Certificate{Subject: request.Subject, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-		if err != nil {
-			return true, nil, err
-		}
-		csr.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, Status: corev1.ConditionTrue}}
-		csr.Status.Certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-		return false, nil, nil
-	})
+		})
 	c := Config{
-		CA: f.ca.cert, NodeName: ownNode, Names: []string{"kubernetes", "localhost", "*.mote.example"},
+		CA:        f.ca.cert,
+		NodeName:  ownNode,
+		Names:     []string{"kubernetes", "localhost", "*.mote.example"},
 		IPs:       func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} },
-		Addresses: func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} }, Port: 6443,
-		Cluster: joinapi.Cluster{Config: clusterconfig.Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ClusterDomain: "cluster.local"}, KubernetesVersion: "v1.37.2", MoteVersion: "test"},
+		Addresses: func() []net.IP { return []net.IP{net.IPv4(192, 0, 2, 1)} },
+		Port:      6443,
+		Cluster: joinapi.Cluster{
+			Config: clusterconfig.Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+				ClusterDomain: "cluster.local"}, KubernetesVersion: "v1.37.2", MoteVersion: "test"},
 		Client: func(u user.Info) (kubernetes.Interface, error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -175,10 +189,12 @@ func newFixture(t *testing.T, change func(*Config), objects ...runtime.Object) *
 	}
 	f.Service = service
 	f.Ready()
-	f.Server = httptest.NewUnstartedServer(f.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "next") })))
+	f.Server = httptest.NewUnstartedServer(
+		f.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "next") })))
 	f.Server.TLS = &tls.Config{
-		Certificates: []tls.Certificate{f.ca.pair(t, x509.Certificate{DNSNames: []string{"kubernetes"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})},
-		ClientAuth:   tls.RequestClientCert,
+		Certificates: []tls.Certificate{f.ca.pair(t, x509.Certificate{DNSNames: []string{"kubernetes"},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})},
+		ClientAuth: tls.RequestClientCert,
 	}
 	f.Server.EnableHTTP2 = true
 	f.Server.StartTLS()
@@ -217,7 +233,8 @@ func (f *fixture) transport(t *testing.T, own ...tls.Certificate) *http.Transpor
 	t.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(f.ca.cert)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "kubernetes", Certificates: own}, ForceAttemptHTTP2: true}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "kubernetes",
+		Certificates: own}, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return transport
 }
@@ -246,7 +263,8 @@ func (f *fixture) send(t *testing.T, r *http.Request, own ...tls.Certificate) an
 		_ = json.Unmarshal(a.body, &a.response)
 		return a
 	}
-	if err := json.Unmarshal(a.body, &a.refusal); err != nil || a.refusal.Code == "" || a.refusal.Message == "" || a.refusal.ServerTime.IsZero() {
+	if err := json.Unmarshal(a.body, &a.refusal); err != nil || a.refusal.Code == "" || a.refusal.Message == "" ||
+		a.refusal.ServerTime.IsZero() {
 		t.Errorf("status %d with the body %q, want code, message and time (%v)", a.status, a.body, err)
 	}
 	return a
@@ -278,13 +296,18 @@ func (f *fixture) request(t *testing.T, method, path, token string, body io.Read
 func (f *fixture) joining(t *testing.T, name, secret string) joinapi.Request {
 	t.Helper()
 	return joinapi.Request{
-		NodeName: name, NodeSecret: secret, CSR: csrFor(t, newKey(t), nodeSubject(name)),
-		MoteVersion: "test", KubernetesVersion: "v1.37.2", Time: f.config.Now(),
+		NodeName:          name,
+		NodeSecret:        secret,
+		CSR:               csrFor(t, newKey(t), nodeSubject(name)),
+		MoteVersion:       "test",
+		KubernetesVersion: "v1.37.2",
+		Time:              f.config.Now(),
 	}
 }
 
 func nodeSubject(name string) x509.CertificateRequest {
-	return x509.CertificateRequest{Subject: pkix.Name{CommonName: nodePrefix + name, Organization: []string{user.NodesGroup}}}
+	return x509.CertificateRequest{Subject: pkix.Name{CommonName: nodePrefix + name,
+		Organization: []string{user.NodesGroup}}}
 }
 
 func csrFor(t *testing.T, key crypto.Signer, template x509.CertificateRequest) []byte {
@@ -314,7 +337,8 @@ func withToken(change func(*corev1.Secret)) *corev1.Secret {
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-abcdef", Namespace: metav1.NamespaceSystem},
 		Type:       "bootstrap.kubernetes.io/token",
-		Data:       map[string][]byte{"token-id": []byte("abcdef"), "token-secret": []byte("0123456789abcdef"), "usage-bootstrap-authentication": []byte("true")},
+		Data: map[string][]byte{"token-id": []byte("abcdef"), "token-secret": []byte("0123456789abcdef"),
+			"usage-bootstrap-authentication": []byte("true")},
 	}
 	if change != nil {
 		change(s)

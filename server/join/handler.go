@@ -92,7 +92,8 @@ func (s *Service) serveJoin(w http.ResponseWriter, r *http.Request) error {
 	if err := s.bind(ctx, from, request.NodeName, request.NodeSecret); err != nil {
 		return err
 	}
-	joiner := &user.DefaultInfo{Name: bootstrapapi.BootstrapUserPrefix + id, Groups: []string{bootstrapapi.BootstrapDefaultGroup, user.AllAuthenticated}}
+	joiner := &user.DefaultInfo{Name: bootstrapapi.BootstrapUserPrefix + id,
+		Groups: []string{bootstrapapi.BootstrapDefaultGroup, user.AllAuthenticated}}
 	return s.answer(ctx, w, r, request, joiner)
 }
 
@@ -112,8 +113,8 @@ func (s *Service) serveRejoin(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// The node's clock is not checked: a board without a battery that was off for a year uses the last
-	// time it got from a server.
+	// The node's clock is not checked: a board without a battery that was off for a year uses the
+	// last time it got from a server.
 	if err := s.checkRequest(request); err != nil {
 		return err
 	}
@@ -123,7 +124,8 @@ func (s *Service) serveRejoin(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkNodeRevoked(ctx, request.NodeName); err != nil {
 		return err
 	}
-	node := &user.DefaultInfo{Name: nodePrefix + request.NodeName, Groups: []string{user.NodesGroup, user.AllAuthenticated}}
+	node := &user.DefaultInfo{Name: nodePrefix + request.NodeName,
+		Groups: []string{user.NodesGroup, user.AllAuthenticated}}
 	return s.answer(ctx, w, r, request, node)
 }
 
@@ -138,7 +140,9 @@ func (s *Service) checkNodeRevoked(ctx context.Context, node string) error {
 	if !revoked {
 		return nil
 	}
-	return refuse(joinapi.CodeNodeRevoked, "the certificates of node %s were revoked: choose another --node-name, or let the machine in with `mote node forget %s` on the server", node, node)
+	return refuse(joinapi.CodeNodeRevoked,
+		"the certificates of node %s were revoked: choose another --node-name, or let the machine in with `mote node "+
+			"forget %s` on the server", node, node)
 }
 
 // revocationUnknown is what a node gets when the server does not know what is revoked.
@@ -150,7 +154,8 @@ func revocationUnknown(err error) error {
 }
 
 // answer obtains the certificate as u and sends it.
-func (s *Service) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, request joinapi.Request, u user.Info) error {
+func (s *Service) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, request joinapi.Request,
+	u user.Info) error {
 	certificate, err := s.certificate(ctx, request, u)
 	if err != nil {
 		return err
@@ -159,7 +164,8 @@ func (s *Service) answer(ctx context.Context, w http.ResponseWriter, r *http.Req
 	if err != nil {
 		return err
 	}
-	s.config.Logger.Info("gave a node its certificate", zap.String("node", request.NodeName), zap.String("asked as", u.GetName()),
+	s.config.Logger.Info("gave a node its certificate", zap.String("node", request.NodeName),
+		zap.String("asked as", u.GetName()),
 		zap.String("from", r.RemoteAddr), zap.String("version", request.MoteVersion))
 	write(w, http.StatusOK, joinapi.Response{Certificate: certificate, Cluster: cluster})
 	return nil

@@ -36,17 +36,21 @@ func TestService_Join(t *testing.T) {
 	if got.status != http.StatusOK {
 		t.Fatalf("status %d: %+v", got.status, got.refusal)
 	}
-	if cert := parse(t, got.response.Certificate); cert.Subject.CommonName != "system:node:n1" || !slices.Equal(cert.Subject.Organization, []string{"system:nodes"}) {
+	if cert := parse(t, got.response.Certificate); cert.Subject.CommonName != "system:node:n1" ||
+		!slices.Equal(cert.Subject.Organization, []string{"system:nodes"}) {
 		t.Errorf("the certificate is for %s", cert.Subject)
 	}
-	if want := []string{"system:bootstrap:abcdef [system:bootstrappers system:authenticated]"}; !slices.Equal(f.asked(), want) {
+	if want := []string{"system:bootstrap:abcdef [system:bootstrappers system:authenticated]"}; !slices.Equal(f.asked(),
+		want) {
 		t.Errorf("certificates were asked for as %q, want %q", f.asked(), want)
 	}
 	csr := f.requests(t)[0].Spec
-	if csr.SignerName != "kubernetes.io/kube-apiserver-client-kubelet" || len(csr.Usages) != 2 || !bytes.Equal(csr.Request, request.CSR) {
+	if csr.SignerName != "kubernetes.io/kube-apiserver-client-kubelet" || len(csr.Usages) != 2 ||
+		!bytes.Equal(csr.Request, request.CSR) {
 		t.Errorf("the request is %+v", csr)
 	}
-	binding, err := f.api.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), "n1.node-secret.mote", metav1.GetOptions{})
+	binding, err := f.api.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), "n1.node-secret.mote",
+		metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +60,8 @@ func TestService_Join(t *testing.T) {
 		}
 	}
 	c := got.response.Cluster
-	if !slices.Equal(c.Servers, []string{"192.0.2.1:6443"}) || !bytes.Equal(c.CA, f.caPEM()) || c.Time.IsZero() || c.ClusterDomain != "cluster.local" {
+	if !slices.Equal(c.Servers, []string{"192.0.2.1:6443"}) || !bytes.Equal(c.CA, f.caPEM()) || c.Time.IsZero() ||
+		c.ClusterDomain != "cluster.local" {
 		t.Errorf("the cluster is %+v", c)
 	}
 }
@@ -64,7 +69,8 @@ func TestService_Join(t *testing.T) {
 func TestService_CA(t *testing.T) {
 	f := newFixture(t, nil)
 	f.ready.Store(false)
-	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathCA, "", nil)); got.status != http.StatusOK || !parse(t, got.body).Equal(f.ca.cert) {
+	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathCA, "", nil)); got.status != http.StatusOK ||
+		!parse(t, got.body).Equal(f.ca.cert) {
 		t.Errorf("status %d, body %q", got.status, got.body)
 	}
 }
@@ -96,7 +102,8 @@ func TestService_Join_TokensThatDoNotLetIn(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			f := newFixture(t, nil, withToken(row.stored))
 			got := f.post(t, joinapi.PathJoin, row.token, f.joining(t, "n1", secretA))
-			if got.status != http.StatusUnauthorized || got.refusal.Code != joinapi.CodeTokenInvalid || len(f.requests(t)) > 0 {
+			if got.status != http.StatusUnauthorized || got.refusal.Code != joinapi.CodeTokenInvalid ||
+				len(f.requests(t)) > 0 {
 				t.Errorf("status %d, code %s, %d requests", got.status, got.refusal.Code, len(f.requests(t)))
 			}
 			said[got.refusal.Message] = true
@@ -116,14 +123,16 @@ func TestService_Join_RevokedToken(t *testing.T) {
 	if err := DeleteToken(t.Context(), f.api, "abcdef"); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n2", secretB)); got.refusal.Code != joinapi.CodeTokenInvalid {
+	if got := f.post(t, joinapi.PathJoin, testToken,
+		f.joining(t, "n2", secretB)); got.refusal.Code != joinapi.CodeTokenInvalid {
 		t.Errorf("status %d, code %s", got.status, got.refusal.Code)
 	}
 }
 
 func TestService_Join_Password(t *testing.T) {
 	f := newFixture(t, func(c *Config) { c.Password = "correct-horse" }, withToken(nil))
-	if got := f.post(t, joinapi.PathJoin, "correct-horsf", f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeTokenInvalid {
+	if got := f.post(t, joinapi.PathJoin, "correct-horsf",
+		f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeTokenInvalid {
 		t.Errorf("a wrong password: status %d, code %s", got.status, got.refusal.Code)
 	}
 	if got := f.post(t, joinapi.PathJoin, "correct-horse", f.joining(t, "n1", secretA)); got.status != http.StatusOK {
@@ -222,18 +231,24 @@ func TestService_Join_ForeignCSR(t *testing.T) {
 		{"none", nil},
 		{"two blocks", append(slices.Clone(right), right...)},
 		{"another node's", csrFor(t, key, nodeSubject("n2"))},
-		{"an administrator's group", changed(func(c *x509.CertificateRequest) { c.Subject.Organization = []string{"system:masters"} })},
-		{"a group more", changed(func(c *x509.CertificateRequest) { c.Subject.Organization = []string{"system:nodes", "system:masters"} })},
+		{"an administrator's group",
+			changed(func(c *x509.CertificateRequest) { c.Subject.Organization = []string{"system:masters"} })},
+		{"a group more",
+			changed(func(c *x509.CertificateRequest) {
+				c.Subject.Organization = []string{"system:nodes", "system:masters"}
+			})},
 		{"no group", changed(func(c *x509.CertificateRequest) { c.Subject.Organization = nil })},
 		{"a unit", changed(func(c *x509.CertificateRequest) { c.Subject.OrganizationalUnit = []string{"x"} })},
 		{"a second common name", changed(func(c *x509.CertificateRequest) {
-			c.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "system:admin"}}
+			c.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: asn1.ObjectIdentifier{2, 5, 4, 3},
+				Value: "system:admin"}}
 		})},
 		{"a DNS name", changed(func(c *x509.CertificateRequest) { c.DNSNames = []string{"kubernetes"} })},
 		{"an address", changed(func(c *x509.CertificateRequest) { c.IPAddresses = []net.IP{net.IPv4(192, 0, 2, 1)} })},
 		{"a mail address", changed(func(c *x509.CertificateRequest) { c.EmailAddresses = []string{"a@b.c"} })},
 		{"an authority", changed(func(c *x509.CertificateRequest) {
-			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true,
+				Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}
 		})},
 		{"a short RSA key", csrFor(t, weak, nodeSubject("n1"))},
 		{"a short curve", csrFor(t, short, nodeSubject("n1"))},
@@ -244,12 +259,14 @@ func TestService_Join_ForeignCSR(t *testing.T) {
 			request := f.joining(t, "n1", secretA)
 			request.CSR = row.csr
 			got := f.post(t, joinapi.PathJoin, testToken, request)
-			if got.status != http.StatusBadRequest || got.refusal.Code != joinapi.CodeBadRequest || len(f.requests(t)) > 0 {
+			if got.status != http.StatusBadRequest || got.refusal.Code != joinapi.CodeBadRequest ||
+				len(f.requests(t)) > 0 {
 				t.Errorf("status %d, %+v, %d requests", got.status, got.refusal, len(f.requests(t)))
 			}
 		})
 	}
-	if list, err := f.api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{LabelSelector: bindingLabel}); err != nil || len(list.Items) > 0 {
+	if list, err := f.api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(),
+		metav1.ListOptions{LabelSelector: bindingLabel}); err != nil || len(list.Items) > 0 {
 		t.Errorf("a wrong request took a name (%v)", err)
 	}
 	request := f.joining(t, "n1", secretA)
@@ -360,7 +377,8 @@ func TestService_Bodies(t *testing.T) {
 			}
 		}
 	}
-	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathJoin, testToken, nil)); got.status != http.StatusMethodNotAllowed || got.header.Get("Allow") != http.MethodPost {
+	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathJoin, testToken,
+		nil)); got.status != http.StatusMethodNotAllowed || got.header.Get("Allow") != http.MethodPost {
 		t.Errorf("GET: status %d, Allow %q", got.status, got.header.Get("Allow"))
 	}
 }
@@ -374,13 +392,13 @@ func TestService_Join_StrangersBodyIsNotRead(t *testing.T) {
 	}
 }
 
-// Without TLS there is nobody at these paths: neither from the network nor from
-// within the process.
+// Without TLS there is nobody at these paths: neither from the network nor from within the process.
 func TestService_PlainHTTP(t *testing.T) {
 	f := newFixture(t, nil, withToken(nil))
 	plain := httptest.NewServer(f.Server.Config.Handler)
 	defer plain.Close()
-	for _, path := range []string{joinapi.PathCA, joinapi.PathJoin, joinapi.PathRejoin, joinapi.PathConfig, joinapi.PathTunnel, "/api/v1/nodes"} {
+	for _, path := range []string{joinapi.PathCA, joinapi.PathJoin, joinapi.PathRejoin, joinapi.PathConfig,
+		joinapi.PathTunnel, "/api/v1/nodes"} {
 		r := f.request(t, http.MethodPost, path, testToken, strings.NewReader("{}"))
 		r.URL.Scheme, r.URL.Host = "http", strings.TrimPrefix(plain.URL, "http://")
 		response, err := plain.Client().Do(r)
@@ -403,19 +421,22 @@ func TestService_NotReady(t *testing.T) {
 	f.ready.Store(false)
 	own := f.ca.pair(t, nodeCertificate("n1"))
 	for _, path := range []string{joinapi.PathJoin, joinapi.PathRejoin} {
-		if got := f.post(t, path, testToken, f.joining(t, "n1", secretA)); got.status != http.StatusServiceUnavailable || got.refusal.Code != joinapi.CodeNotReady {
+		if got := f.post(t, path, testToken,
+			f.joining(t, "n1", secretA)); got.status != http.StatusServiceUnavailable ||
+			got.refusal.Code != joinapi.CodeNotReady {
 			t.Errorf("%s: status %d, %+v", path, got.status, got.refusal)
 		}
 	}
 	for _, path := range []string{joinapi.PathConfig, joinapi.PathTunnel} {
-		if got := f.send(t, f.request(t, http.MethodGet, path, "", nil), own); got.status != http.StatusServiceUnavailable || got.refusal.Code != joinapi.CodeNotReady {
+		if got := f.send(t, f.request(t, http.MethodGet, path, "", nil),
+			own); got.status != http.StatusServiceUnavailable || got.refusal.Code != joinapi.CodeNotReady {
 			t.Errorf("%s: status %d, %+v", path, got.status, got.refusal)
 		}
 	}
 }
 
-// A captured request gives the one who sends it again nothing: the certificate is
-// for a key that never left the node, and another key needs the node's secret.
+// A captured request gives the one who sends it again nothing: the certificate is for a key that
+// never left the node, and another key needs the node's secret.
 func TestService_Join_Replay(t *testing.T) {
 	f := newFixture(t, nil, withToken(nil))
 	key := newKey(t)
@@ -468,10 +489,12 @@ func TestService_Rejoin(t *testing.T) {
 		t.Errorf("the answers tell which names are taken: %v", said)
 	}
 	revoked = "n1"
-	if got := f.post(t, joinapi.PathRejoin, "", f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeNodeRevoked {
+	if got := f.post(t, joinapi.PathRejoin, "",
+		f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeNodeRevoked {
 		t.Errorf("revoked: status %d, %+v", got.status, got.refusal)
 	}
-	if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeNodeRevoked {
+	if got := f.post(t, joinapi.PathJoin, testToken,
+		f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeNodeRevoked {
 		t.Errorf("revoked, with a token: status %d, %+v", got.status, got.refusal)
 	}
 }
@@ -503,16 +526,21 @@ func TestService_Config_WhoMayAsk(t *testing.T) {
 	}{
 		{"a node", good, ""},
 		{"nobody", nil, joinapi.CodeCertificateInvalid},
-		{"another cluster's node", []tls.Certificate{newAuthority(t).pair(t, nodeCertificate("n1"))}, joinapi.CodeCertificateInvalid},
+		{"another cluster's node", []tls.Certificate{newAuthority(t).pair(t, nodeCertificate("n1"))},
+			joinapi.CodeCertificateInvalid},
 		{"ended", changed(func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Minute)
 		}), joinapi.CodeCertificateInvalid},
-		{"for serving", changed(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), joinapi.CodeCertificateInvalid},
+		{"for serving", changed(
+			func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }),
+			joinapi.CodeCertificateInvalid},
 		{"an administrator", changed(func(c *x509.Certificate) {
 			c.Subject = pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}}
 		}), joinapi.CodeCertificateInvalid},
-		{"a node by name alone", changed(func(c *x509.Certificate) { c.Subject.Organization = nil }), joinapi.CodeCertificateInvalid},
-		{"a node without a name", changed(func(c *x509.Certificate) { c.Subject.CommonName = nodePrefix }), joinapi.CodeCertificateInvalid},
+		{"a node by name alone", changed(func(c *x509.Certificate) { c.Subject.Organization = nil }),
+			joinapi.CodeCertificateInvalid},
+		{"a node without a name", changed(func(c *x509.Certificate) { c.Subject.CommonName = nodePrefix }),
+			joinapi.CodeCertificateInvalid},
 		{"revoked", leaked, joinapi.CodeCertificateInvalid},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -531,7 +559,8 @@ func TestService_Config_WhoMayAsk(t *testing.T) {
 		})
 	}
 	node = "n1"
-	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathConfig, "", nil), good...); got.refusal.Code != joinapi.CodeNodeRevoked {
+	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathConfig, "", nil),
+		good...); got.refusal.Code != joinapi.CodeNodeRevoked {
 		t.Errorf("a revoked node: status %d, %+v", got.status, got.refusal)
 	}
 }
@@ -546,7 +575,8 @@ func (u *tunnel) ServeNode(w http.ResponseWriter, _ *http.Request, node string) 
 func TestService_Tunnel(t *testing.T) {
 	u := &tunnel{}
 	f := newFixture(t, func(c *Config) { c.Tunnel = u })
-	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathTunnel, "", nil), f.ca.pair(t, nodeCertificate("n1"))); got.status != http.StatusOK || u.node != "n1" {
+	if got := f.send(t, f.request(t, http.MethodGet, joinapi.PathTunnel, "", nil),
+		f.ca.pair(t, nodeCertificate("n1"))); got.status != http.StatusOK || u.node != "n1" {
 		t.Errorf("status %d, node %q", got.status, u.node)
 	}
 }

@@ -15,7 +15,8 @@ const (
 	addressRecovers   = 6 * time.Second
 	failuresOfAll     = 100
 	allRecover        = time.Second
-	// maxAddresses bounds the table of addresses. While it is full, further addresses share one entry.
+	// maxAddresses bounds the table of addresses. While it is full, further addresses share one
+	// entry.
 	maxAddresses = 4096
 	// Requests in progress, in total and per address; each holds a body of up to
 	// joinapi.MaxRequestBytes.
@@ -43,12 +44,15 @@ type guest struct {
 
 func newLimiter(now func() time.Time) *limiter {
 	return &limiter{
-		now: now, turn: make(chan struct{}, 1), addresses: map[netip.Prefix]*guest{},
-		all: rate.NewLimiter(rate.Every(allRecover), failuresOfAll),
+		now:       now,
+		turn:      make(chan struct{}, 1),
+		addresses: map[netip.Prefix]*guest{},
+		all:       rate.NewLimiter(rate.Every(allRecover), failuresOfAll),
 	}
 }
 
-// origin maps a client to what counts as one address. For IPv6 that is a /64, as a host may use all of it.
+// origin maps a client to what counts as one address. For IPv6 that is a /64, as a host may use all
+// of it.
 func origin(remote string) netip.Prefix {
 	host, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -104,9 +108,10 @@ func (l *limiter) enter(from netip.Prefix) (leave func(), ok bool) {
 	}, true
 }
 
-// attempt runs right, which checks a secret, unless there were too many wrong ones: then the secret is
-// not checked at all.
-func (l *limiter) attempt(ctx context.Context, from netip.Prefix, right func() (bool, error)) (ok, tooMany bool, err error) {
+// attempt runs right, which checks a secret, unless there were too many wrong ones: then the secret
+// is not checked at all.
+func (l *limiter) attempt(ctx context.Context, from netip.Prefix, right func() (bool, error)) (ok, tooMany bool,
+	err error) {
 	select {
 	case l.turn <- struct{}{}:
 		defer func() { <-l.turn }()

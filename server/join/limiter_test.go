@@ -14,8 +14,8 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// Guessing ends after a few wrong tokens, and then not even the right one is
-// looked at; it goes on slower than anybody lives.
+// Guessing ends after a few wrong tokens, and then not even the right one is looked at; it goes on
+// slower than anybody lives.
 func TestService_Join_BruteForce(t *testing.T) {
 	f := newFixture(t, nil, withToken(nil))
 	request := f.joining(t, "n1", secretA)
@@ -32,10 +32,12 @@ func TestService_Join_BruteForce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if codes[joinapi.CodeTokenInvalid] != failuresOfAddress || codes[joinapi.CodeTooManyRequests] != 2*failuresOfAddress {
+	if codes[joinapi.CodeTokenInvalid] != failuresOfAddress ||
+		codes[joinapi.CodeTooManyRequests] != 2*failuresOfAddress {
 		t.Errorf("answers are %v, want %d looked at", codes, failuresOfAddress)
 	}
-	if got := f.post(t, joinapi.PathJoin, testToken, request); got.status != http.StatusTooManyRequests || got.refusal.Code != joinapi.CodeTooManyRequests {
+	if got := f.post(t, joinapi.PathJoin, testToken, request); got.status != http.StatusTooManyRequests ||
+		got.refusal.Code != joinapi.CodeTooManyRequests {
 		t.Errorf("the right one after that: status %d, %+v", got.status, got.refusal)
 	}
 	f.later(addressRecovers)
@@ -51,11 +53,13 @@ func TestService_Rejoin_BruteForce(t *testing.T) {
 		t.Fatalf("status %d, %+v", got.status, got.refusal)
 	}
 	for i := range failuresOfAddress {
-		if got := f.post(t, joinapi.PathRejoin, "", f.joining(t, "n1", fmt.Sprintf("%064d", i))); got.refusal.Code != joinapi.CodeNodeUnknown {
+		if got := f.post(t, joinapi.PathRejoin, "",
+			f.joining(t, "n1", fmt.Sprintf("%064d", i))); got.refusal.Code != joinapi.CodeNodeUnknown {
 			t.Fatalf("attempt %d: status %d, %+v", i, got.status, got.refusal)
 		}
 	}
-	if got := f.post(t, joinapi.PathRejoin, "", f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeTooManyRequests {
+	if got := f.post(t, joinapi.PathRejoin, "",
+		f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeTooManyRequests {
 		t.Errorf("after that: status %d, %+v", got.status, got.refusal)
 	}
 	// Who guesses there keeps nobody from joining.
@@ -86,7 +90,8 @@ func TestLimiter_Attempt_FromEverywhere(t *testing.T) {
 	}
 	now = now.Add(10 * allRecover)
 	for i := range 20 {
-		if _, tooMany, _ := l.attempt(t.Context(), origin(fmt.Sprintf("10.99.0.%d:1", i)), wrong); tooMany != (i >= 10) {
+		if _, tooMany, _ := l.attempt(t.Context(), origin(fmt.Sprintf("10.99.0.%d:1", i)),
+			wrong); tooMany != (i >= 10) {
 			t.Errorf("attempt %d after ten have come back: too many: %v", i, tooMany)
 		}
 	}
@@ -124,7 +129,8 @@ func TestService_Refusals_AreToldSeldom(t *testing.T) {
 func TestLimiter_Attempt_RightOnesAreNotCounted(t *testing.T) {
 	l := newLimiter(time.Now)
 	for i := range 10 * failuresOfAll {
-		if ok, tooMany, err := l.attempt(t.Context(), origin("192.0.2.1:1"), func() (bool, error) { return true, nil }); !ok || tooMany || err != nil {
+		if ok, tooMany, err := l.attempt(t.Context(), origin("192.0.2.1:1"),
+			func() (bool, error) { return true, nil }); !ok || tooMany || err != nil {
 			t.Fatalf("attempt %d: %v, %v, %v", i, ok, tooMany, err)
 		}
 	}
@@ -159,13 +165,15 @@ func TestLimiter_Enter(t *testing.T) {
 
 func TestOrigin(t *testing.T) {
 	for _, row := range []struct{ a, b string }{
-		{"192.0.2.1:1", "192.0.2.1:2"}, {"192.0.2.1:1", "[::ffff:192.0.2.1]:1"}, {"[2001:db8::1]:1", "[2001:db8::ffff]:2"}, {"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"},
+		{"192.0.2.1:1", "192.0.2.1:2"}, {"192.0.2.1:1", "[::ffff:192.0.2.1]:1"},
+		{"[2001:db8::1]:1", "[2001:db8::ffff]:2"}, {"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"},
 	} {
 		if origin(row.a) != origin(row.b) || !origin(row.a).IsValid() {
 			t.Errorf("%s and %s are %s and %s, want one", row.a, row.b, origin(row.a), origin(row.b))
 		}
 	}
-	if origin("192.0.2.1:1") == origin("192.0.2.2:1") || origin("[2001:db8:0:1::1]:1") == origin("[2001:db8:0:2::1]:1") {
+	if origin("192.0.2.1:1") == origin("192.0.2.2:1") ||
+		origin("[2001:db8:0:1::1]:1") == origin("[2001:db8:0:2::1]:1") {
 		t.Error("different addresses count as one")
 	}
 }

@@ -21,17 +21,23 @@ import (
 // authenticate returns the name of the node whose client certificate r came with.
 func (s *Service) authenticate(ctx context.Context, r *http.Request) (string, error) {
 	if len(r.TLS.PeerCertificates) == 0 {
-		return "", refuse(joinapi.CodeCertificateInvalid, "%s is for nodes: a node's client certificate is needed", r.URL.Path)
+		return "", refuse(joinapi.CodeCertificateInvalid, "%s is for nodes: a node's client certificate is needed",
+			r.URL.Path)
 	}
 	own, rest := r.TLS.PeerCertificates[0], x509.NewCertPool()
 	for _, c := range r.TLS.PeerCertificates[1:] {
 		rest.AddCert(c)
 	}
 	_, err := own.Verify(x509.VerifyOptions{
-		Roots: s.roots, Intermediates: rest, CurrentTime: s.config.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Roots:         s.roots,
+		Intermediates: rest,
+		CurrentTime:   s.config.Now(),
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return "", refuse(joinapi.CodeCertificateInvalid, "the client certificate is not valid here: it has ended, or is of another cluster; a node that has joined before joins again by itself")
+		return "", refuse(joinapi.CodeCertificateInvalid,
+			"the client certificate is not valid here: it has ended, or is of another cluster; a node that has "+
+				"joined before joins again by itself")
 	}
 	node, ok := strings.CutPrefix(own.Subject.CommonName, nodePrefix)
 	if !ok || node == "" || !slices.Equal(own.Subject.Organization, []string{user.NodesGroup}) {
@@ -47,7 +53,8 @@ func (s *Service) authenticate(ctx context.Context, r *http.Request) (string, er
 		return "", revocationUnknown(err)
 	}
 	if revoked {
-		return "", refuse(joinapi.CodeCertificateInvalid, "the client certificate was revoked: a node that has joined before joins again by itself")
+		return "", refuse(joinapi.CodeCertificateInvalid,
+			"the client certificate was revoked: a node that has joined before joins again by itself")
 	}
 	return node, nil
 }

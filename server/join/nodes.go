@@ -24,8 +24,8 @@ type NodeInfo struct {
 	Name string `json:"name"`
 	// Kind is KindServer or KindAgent; empty if the name is bound to no machine.
 	Kind string `json:"kind"`
-	// Status is "Ready", "NotReady", or "Unregistered" for a machine that has joined and whose kubelet
-	// has not registered yet.
+	// Status is "Ready", "NotReady", or "Unregistered" for a machine that has joined and whose
+	// kubelet has not registered yet.
 	Status  string    `json:"status"`
 	Version string    `json:"version,omitempty"`
 	Address string    `json:"address,omitempty"`
@@ -38,7 +38,8 @@ func ListNodes(ctx context.Context, client kubernetes.Interface) ([]NodeInfo, er
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
-	bindings, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: bindingLabel})
+	bindings, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx,
+		metav1.ListOptions{LabelSelector: bindingLabel})
 	if err != nil {
 		return nil, fmt.Errorf("list names of nodes: %w", err)
 	}
@@ -46,12 +47,23 @@ func ListNodes(ctx context.Context, client kubernetes.Interface) ([]NodeInfo, er
 	for i := range bindings.Items {
 		b := &bindings.Items[i]
 		if name, ok := strings.CutSuffix(b.Name, bindingSuffix); ok {
-			found[name] = NodeInfo{Name: name, Kind: b.Labels[bindingLabel], Status: "Unregistered", Since: b.CreationTimestamp.Time}
+			found[name] = NodeInfo{
+				Name:   name,
+				Kind:   b.Labels[bindingLabel],
+				Status: "Unregistered",
+				Since:  b.CreationTimestamp.Time,
+			}
 		}
 	}
 	for i := range nodes.Items {
 		n := &nodes.Items[i]
-		info := NodeInfo{Name: n.Name, Kind: found[n.Name].Kind, Status: "NotReady", Version: n.Status.NodeInfo.KubeletVersion, Since: n.CreationTimestamp.Time}
+		info := NodeInfo{
+			Name:    n.Name,
+			Kind:    found[n.Name].Kind,
+			Status:  "NotReady",
+			Version: n.Status.NodeInfo.KubeletVersion,
+			Since:   n.CreationTimestamp.Time,
+		}
 		for _, c := range n.Status.Conditions {
 			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
 				info.Status = "Ready"
@@ -76,9 +88,9 @@ func ListNodes(ctx context.Context, client kubernetes.Interface) ([]NodeInfo, er
 	return list, nil
 }
 
-// ForgetNode removes a node's objects, so that another machine can join under its name, and revokes all
-// certificates it has had until now. It reports whether there was anything to remove, and is safe to
-// repeat.
+// ForgetNode removes a node's objects, so that another machine can join under its name, and revokes
+// all certificates it has had until now. It reports whether there was anything to remove, and is
+// safe to repeat.
 func ForgetNode(ctx context.Context, client kubernetes.Interface, name string, now time.Time) (bool, error) {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	binding, err := secrets.Get(ctx, bindingName(name), metav1.GetOptions{})

@@ -42,7 +42,8 @@ var secretForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 func wantJSON(r *http.Request) error {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return refuseAs(http.StatusUnsupportedMediaType, joinapi.CodeBadRequest, "the request's Content-Type must be application/json")
+		return refuseAs(http.StatusUnsupportedMediaType, joinapi.CodeBadRequest,
+			"the request's Content-Type must be application/json")
 	}
 	if r.ContentLength > joinapi.MaxRequestBytes {
 		return errTooLarge
@@ -50,7 +51,8 @@ func wantJSON(r *http.Request) error {
 	return nil
 }
 
-var errTooLarge = refuseAs(http.StatusRequestEntityTooLarge, joinapi.CodeBadRequest, "the request is larger than %d bytes", joinapi.MaxRequestBytes)
+var errTooLarge = refuseAs(http.StatusRequestEntityTooLarge, joinapi.CodeBadRequest,
+	"the request is larger than %d bytes", joinapi.MaxRequestBytes)
 
 // readRequest reads the body, bounded in size and time.
 func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.Request, error) {
@@ -65,7 +67,8 @@ func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.R
 	case errors.As(err, &tooLarge):
 		return request, errTooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return request, refuseAs(http.StatusRequestTimeout, joinapi.CodeIncomplete, "the request did not arrive within %s", s.bodyTimeout)
+		return request, refuseAs(http.StatusRequestTimeout, joinapi.CodeIncomplete,
+			"the request did not arrive within %s", s.bodyTimeout)
 	case err != nil:
 		return request, refuse(joinapi.CodeIncomplete, "the request did not arrive whole")
 	}
@@ -74,7 +77,8 @@ func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.R
 		return request, fmt.Errorf("unbound the time of a request: %w", err)
 	}
 	if err := json.Unmarshal(data, &request); err != nil {
-		return request, refuse(joinapi.CodeBadRequest, "the request is no JSON of the form this server knows: use an agent of its version")
+		return request, refuse(joinapi.CodeBadRequest,
+			"the request is no JSON of the form this server knows: use an agent of its version")
 	}
 	return request, nil
 }
@@ -84,13 +88,17 @@ func (s *Service) checkRequest(request joinapi.Request) error {
 	name := request.NodeName
 	// The name becomes the value of a label, which is no longer than that.
 	if len(validation.IsDNS1123Subdomain(name)) > 0 || len(name) > validation.DNS1123LabelMaxLength {
-		return refuse(joinapi.CodeBadRequest, "node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and '-' between letters or digits", shorten(name))
+		return refuse(joinapi.CodeBadRequest,
+			"node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and "+
+				"'-' between letters or digits", shorten(name))
 	}
 	if s.isReserved(name) {
-		return refuse(joinapi.CodeBadRequest, "node-name %q is a name of the API server: choose another with --node-name", name)
+		return refuse(joinapi.CodeBadRequest,
+			"node-name %q is a name of the API server: choose another with --node-name", name)
 	}
 	if !secretForm.MatchString(request.NodeSecret) {
-		return refuse(joinapi.CodeBadRequest, "the node's secret is not 64 hexadecimal digits: remove <data-dir>/agent/pki/node-secret and join again")
+		return refuse(joinapi.CodeBadRequest,
+			"the node's secret is not 64 hexadecimal digits: remove <data-dir>/agent/pki/node-secret and join again")
 	}
 	if err := s.checkVersion(request.KubernetesVersion); err != nil {
 		return err
@@ -116,13 +124,18 @@ func (s *Service) checkVersion(of string) error {
 	}
 	node, err := version.ParseGeneric(of)
 	if err != nil {
-		return refuse(joinapi.CodeBadRequest, "the node's Kubernetes version %q is none: use an agent of this server's version", shorten(of))
+		return refuse(joinapi.CodeBadRequest,
+			"the node's Kubernetes version %q is none: use an agent of this server's version", shorten(of))
 	}
 	switch {
 	case node.Major() != own.Major(), node.Minor() > own.Minor():
-		return refuse(joinapi.CodeVersionSkew, "the node's Kubernetes %s is newer than the server's %s: upgrade the server first, or install the server's version of mote on the node", node, own)
+		return refuse(joinapi.CodeVersionSkew,
+			"the node's Kubernetes %s is newer than the server's %s: upgrade the server first, or install the "+
+				"server's version of mote on the node", node, own)
 	case own.Minor()-node.Minor() > olderMinors:
-		return refuse(joinapi.CodeVersionSkew, "the node's Kubernetes %s is more than %d minor versions older than the server's %s: install the server's version of mote on the node", node, olderMinors, own)
+		return refuse(joinapi.CodeVersionSkew,
+			"the node's Kubernetes %s is more than %d minor versions older than the server's %s: install the "+
+				"server's version of mote on the node", node, olderMinors, own)
 	}
 	return nil
 }
@@ -132,11 +145,13 @@ func (s *Service) checkClock(request joinapi.Request) error {
 	if request.Time.Sub(now).Abs() <= maxSkew {
 		return nil
 	}
-	return refuse(joinapi.CodeClockSkew, "clock is far off: it is %s on the node and %s on the server: set the clock that is wrong", request.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	return refuse(joinapi.CodeClockSkew,
+		"clock is far off: it is %s on the node and %s on the server: set the clock that is wrong",
+		request.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
-// checkCSR accepts only a request for the node's client certificate: anything else in it might be signed
-// as well.
+// checkCSR accepts only a request for the node's client certificate: anything else in it might be
+// signed as well.
 func checkCSR(text []byte, node string) error {
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(strings.TrimSpace(string(rest))) > 0 {

@@ -20,7 +20,8 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// Tunnel takes over nodes' connections to joinapi.PathTunnel. The node has been authenticated by then.
+// Tunnel takes over nodes' connections to joinapi.PathTunnel. The node has been authenticated by
+// then.
 type Tunnel interface {
 	ServeNode(w http.ResponseWriter, r *http.Request, node string)
 }
@@ -59,8 +60,8 @@ type Config struct {
 	Logger *zap.Logger
 }
 
-// Service answers nodes. It is made with New, put in front of the API server
-// with Wrap, and runs with Run once that API server answers.
+// Service answers nodes. It is made with New, put in front of the API server with Wrap, and runs
+// with Run once that API server answers.
 type Service struct {
 	config Config
 	// client has all rights; certificates are requested with the node's rights instead.
@@ -108,9 +109,15 @@ func New(c Config) (*Service, error) {
 		return nil, fmt.Errorf("make client of join service: %w", err)
 	}
 	s := &Service{
-		config: c, client: client, roots: x509.NewCertPool(), reserved: &x509.Certificate{DNSNames: c.Names},
-		password: sha256.Sum256([]byte(c.Password)), joins: newLimiter(c.Now), rejoins: newLimiter(c.Now), bodyTimeout: bodyTimeout,
-		logged: map[refused]time.Time{},
+		config:      c,
+		client:      client,
+		roots:       x509.NewCertPool(),
+		reserved:    &x509.Certificate{DNSNames: c.Names},
+		password:    sha256.Sum256([]byte(c.Password)),
+		joins:       newLimiter(c.Now),
+		rejoins:     newLimiter(c.Now),
+		bodyTimeout: bodyTimeout,
+		logged:      map[refused]time.Time{},
 	}
 	s.roots.AddCert(c.CA)
 	return s, nil

@@ -22,8 +22,8 @@ import (
 // passwordID is the id of who joins with the password instead of a token.
 const passwordID = "password"
 
-// checkToken returns the id of the token in r's header. It never says what was
-// wrong with a token that is not accepted.
+// checkToken returns the id of the token in r's header. It never says what was wrong with a token
+// that is not accepted.
 func (s *Service) checkToken(ctx context.Context, r *http.Request, from netip.Prefix) (id string, err error) {
 	text, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	ok, tooMany, err := s.joins.attempt(ctx, from, func() (right bool, err error) {
@@ -38,9 +38,12 @@ func (s *Service) checkToken(ctx context.Context, r *http.Request, from netip.Pr
 	case err != nil:
 		return "", fmt.Errorf("check token: %w", err)
 	case tooMany:
-		return "", refuse(joinapi.CodeTooManyRequests, "too many wrong tokens were tried: wait a minute, then try again")
+		return "", refuse(joinapi.CodeTooManyRequests,
+			"too many wrong tokens were tried: wait a minute, then try again")
 	case !ok:
-		return "", refuse(joinapi.CodeTokenInvalid, "the token is not accepted: it is unknown, expired or revoked; `mote token create` on the server prints another")
+		return "", refuse(joinapi.CodeTokenInvalid,
+			"the token is not accepted: it is unknown, expired or revoked; `mote token create` on the server prints "+
+				"another")
 	}
 	return id, nil
 }
@@ -58,7 +61,8 @@ func (s *Service) tokenRight(ctx context.Context, token joinapi.Token) (id strin
 		return "", false, nil
 	}
 	// Not from a cache: a token is revoked the moment it is deleted.
-	secret, err := s.client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, bootstraputil.BootstrapTokenSecretName(id), metav1.GetOptions{})
+	secret, err := s.client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx,
+		bootstraputil.BootstrapTokenSecretName(id), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return "", false, nil
 	}

@@ -25,8 +25,8 @@ import (
 var (
 	// ErrNoToken means that there is no token of an id.
 	ErrNoToken = errors.New("there is no such token")
-	// ErrTokenGiven means that the server's token is a setting of its user's, who
-	// alone can change it.
+	// ErrTokenGiven means that the server's token is a setting of its user's, who alone can change
+	// it.
 	ErrTokenGiven = errors.New("the server's token is the one its --token or --token-file gives")
 )
 
@@ -51,14 +51,15 @@ type TokenInfo struct {
 	Server bool `json:"server"`
 }
 
-// CreateToken makes a bootstrap token that lets nodes join for ttl; zero means
-// until it is deleted.
-func CreateToken(ctx context.Context, client kubernetes.Interface, ttl time.Duration, description string) (string, error) {
+// CreateToken makes a bootstrap token that lets nodes join for ttl; zero means until it is deleted.
+func CreateToken(ctx context.Context, client kubernetes.Interface, ttl time.Duration, description string) (string,
+	error) {
 	return create(ctx, client, "", ttl, description, nil)
 }
 
 // create makes a token; an empty text means a random one.
-func create(ctx context.Context, client kubernetes.Interface, text string, ttl time.Duration, description string, labels map[string]string) (string, error) {
+func create(ctx context.Context, client kubernetes.Interface, text string, ttl time.Duration, description string,
+	labels map[string]string) (string, error) {
 	if text == "" {
 		var err error
 		if text, err = bootstraputil.GenerateBootstrapToken(); err != nil {
@@ -102,10 +103,13 @@ func ListTokens(ctx context.Context, client kubernetes.Interface) ([]TokenInfo, 
 			continue
 		}
 		info := TokenInfo{
-			ID: id, Description: bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenDescriptionKey),
-			Expired: bootstrapsecrets.HasExpired(secret, time.Now()), Server: secret.Labels[serverLabel] != "",
+			ID:          id,
+			Description: bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenDescriptionKey),
+			Expired:     bootstrapsecrets.HasExpired(secret, time.Now()),
+			Server:      secret.Labels[serverLabel] != "",
 		}
-		if end, err := time.Parse(time.RFC3339, bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenExpirationKey)); err == nil {
+		if end, err := time.Parse(time.RFC3339,
+			bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenExpirationKey)); err == nil {
 			info.Expires = &end
 		}
 		tokens = append(tokens, info)
@@ -116,7 +120,8 @@ func ListTokens(ctx context.Context, client kubernetes.Interface) ([]TokenInfo, 
 
 // DeleteToken revokes a token at once. It returns ErrNoToken if there is none.
 func DeleteToken(ctx context.Context, client kubernetes.Interface, id string) error {
-	err := client.CoreV1().Secrets(metav1.NamespaceSystem).Delete(ctx, bootstraputil.BootstrapTokenSecretName(id), metav1.DeleteOptions{})
+	err := client.CoreV1().Secrets(metav1.NamespaceSystem).Delete(ctx, bootstraputil.BootstrapTokenSecretName(id),
+		metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
 		return fmt.Errorf("%w: %s", ErrNoToken, id)
 	}
@@ -126,22 +131,26 @@ func DeleteToken(ctx context.Context, client kubernetes.Interface, id string) er
 	return nil
 }
 
-// EnsureServerToken returns the token of the server's join command and keeps it
-// in file. It is the given one if that is a bootstrap token, else the one the
-// cluster has for this, else a new one: what was deleted does not come back.
-func EnsureServerToken(ctx context.Context, client kubernetes.Interface, file, pin string, given joinapi.Token) (joinapi.Token, error) {
+// EnsureServerToken returns the token of the server's join command and keeps it in file. It is the
+// given one if that is a bootstrap token, else the one the cluster has for this, else a new one:
+// what was deleted does not come back.
+func EnsureServerToken(ctx context.Context, client kubernetes.Interface, file, pin string,
+	given joinapi.Token) (joinapi.Token, error) {
 	if _, _, ok := given.Bootstrap(); ok {
 		return ensureGiven(ctx, client, file, pin, given.Secret)
 	}
 	// A token that was given and is no more is revoked by that.
-	made, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: serverLabel + "=" + byServer})
+	made, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx,
+		metav1.ListOptions{LabelSelector: serverLabel + "=" + byServer})
 	if err != nil {
 		return joinapi.Token{}, fmt.Errorf("list tokens of the server: %w", err)
 	}
 	for i := range made.Items {
 		secret := &made.Items[i]
-		text := bootstraputil.TokenFromIDAndSecret(bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenIDKey), bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenSecretKey))
-		if secret.Type == bootstrapapi.SecretTypeBootstrapToken && bootstraputil.IsValidBootstrapToken(text) && !bootstrapsecrets.HasExpired(secret, time.Now()) {
+		text := bootstraputil.TokenFromIDAndSecret(bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenIDKey),
+			bootstrapsecrets.GetData(secret, bootstrapapi.BootstrapTokenSecretKey))
+		if secret.Type == bootstrapapi.SecretTypeBootstrapToken && bootstraputil.IsValidBootstrapToken(text) &&
+			!bootstrapsecrets.HasExpired(secret, time.Now()) {
 			return writeTokenFile(file, pin, text)
 		}
 	}
@@ -157,7 +166,8 @@ func ensureGiven(ctx context.Context, client kubernetes.Interface, file, pin, te
 	if err != nil && !apierrors.IsNotFound(err) {
 		return joinapi.Token{}, fmt.Errorf("read token %s: %w", id, err)
 	}
-	right := err == nil && have.Labels[serverLabel] == byUser && bootstrapsecrets.GetData(have, bootstrapapi.BootstrapTokenSecretKey) == secret
+	right := err == nil && have.Labels[serverLabel] == byUser &&
+		bootstrapsecrets.GetData(have, bootstrapapi.BootstrapTokenSecretKey) == secret
 	if !right {
 		if err == nil {
 			// Its type cannot be changed, so it is made anew.
@@ -165,7 +175,8 @@ func ensureGiven(ctx context.Context, client kubernetes.Interface, file, pin, te
 				return joinapi.Token{}, fmt.Errorf("replace token %s: %w", id, err)
 			}
 		}
-		if _, err := create(ctx, client, text, 0, serverDescription+", given with --token", map[string]string{serverLabel: byUser}); err != nil {
+		if _, err := create(ctx, client, text, 0, serverDescription+", given with --token",
+			map[string]string{serverLabel: byUser}); err != nil {
 			return joinapi.Token{}, err
 		}
 	}
@@ -176,8 +187,8 @@ func ensureGiven(ctx context.Context, client kubernetes.Interface, file, pin, te
 	return token, dropServerTokens(ctx, client, name)
 }
 
-// newServerToken replaces the server's token: the new one counts, and is on disk,
-// before the former one is gone.
+// newServerToken replaces the server's token: the new one counts, and is on disk, before the former
+// one is gone.
 func newServerToken(ctx context.Context, client kubernetes.Interface, file, pin string) (joinapi.Token, error) {
 	text, err := create(ctx, client, "", 0, serverDescription, map[string]string{serverLabel: byServer})
 	if err != nil {
@@ -208,15 +219,17 @@ func dropServerTokens(ctx context.Context, client kubernetes.Interface, but stri
 	return nil
 }
 
-// RotateServerToken replaces the server's token and the file it is kept in, and
-// revokes the former one.
+// RotateServerToken replaces the server's token and the file it is kept in, and revokes the former
+// one.
 func RotateServerToken(ctx context.Context, client kubernetes.Interface, file, pin string) (joinapi.Token, error) {
-	given, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: serverLabel + "=" + byUser})
+	given, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx,
+		metav1.ListOptions{LabelSelector: serverLabel + "=" + byUser})
 	if err != nil {
 		return joinapi.Token{}, fmt.Errorf("list tokens of the server: %w", err)
 	}
 	if len(given.Items) > 0 {
-		return joinapi.Token{}, fmt.Errorf("%w: change it there, or leave it out, and restart the server", ErrTokenGiven)
+		return joinapi.Token{},
+			fmt.Errorf("%w: change it there, or leave it out, and restart the server", ErrTokenGiven)
 	}
 	return newServerToken(ctx, client, file, pin)
 }

@@ -43,7 +43,8 @@ func TestTokens(t *testing.T) {
 		t.Errorf("the list shows a secret: %s (%v)", shown, err)
 	}
 	for _, info := range list {
-		if (info.ID == id) != (info.Description == "for the shed") || (info.ID == id) != (info.Expires != nil) || info.Expired {
+		if (info.ID == id) != (info.Description == "for the shed") || (info.ID == id) != (info.Expires != nil) ||
+			info.Expired {
 			t.Errorf("token %s is %+v", info.ID, info)
 		}
 	}
@@ -155,9 +156,11 @@ func TestForgetNode(t *testing.T) {
 		t.Errorf("revoked is %+v (%v, %v), want what n1 had, and that it may return", entries, faults, err)
 	}
 	for what, err := range map[string]error{
-		"node":    get(api.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})),
-		"binding": get(api.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), bindingName("n1"), metav1.GetOptions{})),
-		"lease":   get(api.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), "n1", metav1.GetOptions{})),
+		"node": get(api.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})),
+		"binding": get(api.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), bindingName("n1"),
+			metav1.GetOptions{})),
+		"lease": get(api.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), "n1",
+			metav1.GetOptions{})),
 	} {
 		if !apierrors.IsNotFound(err) {
 			t.Errorf("the %s is still there (%v)", what, err)
@@ -188,7 +191,8 @@ func TestReserveNode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	list, err := api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{LabelSelector: bindingLabel + "=" + KindServer})
+	list, err := api.CoreV1().Secrets(metav1.NamespaceSystem).List(t.Context(),
+		metav1.ListOptions{LabelSelector: bindingLabel + "=" + KindServer})
 	if err != nil || len(list.Items) != 1 || list.Items[0].Name != "two"+bindingSuffix {
 		t.Errorf("names of servers are %v (%v), want two", list.Items, err)
 	}

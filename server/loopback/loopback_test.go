@@ -54,7 +54,8 @@ func TestServer_CarriesRequestAndResponse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if response.StatusCode != http.StatusTeapot || string(body) != "answer" || response.Header.Get("X-Seen") != "/path?q=1 question" || response.Header.Get("X-Late") != "" {
+	if response.StatusCode != http.StatusTeapot || string(body) != "answer" ||
+		response.Header.Get("X-Seen") != "/path?q=1 question" || response.Header.Get("X-Late") != "" {
 		t.Errorf("got %d %q %v", response.StatusCode, body, response.Header)
 	}
 }
@@ -333,14 +334,22 @@ func TestServer_EveryPathClosesTheBody(t *testing.T) {
 		close  bool
 		failed bool
 	}{
-		"no handler yet":              {ctx: canceled, failed: true},
-		"canceled before the start":   {ctx: canceled, handle: nothing, failed: true},
-		"server closed":               {handle: nothing, close: true, failed: true},
-		"server closed, no handler":   {close: true, failed: true},
-		"handler does not read":       {handle: nothing},
-		"handler panics":              {handle: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, failed: true},
-		"handler ends its goroutine":  {handle: func(http.ResponseWriter, *http.Request) { goruntime.Goexit() }, failed: true},
-		"handler panics after header": {handle: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(200); panic("broken") }},
+		"no handler yet":            {ctx: canceled, failed: true},
+		"canceled before the start": {ctx: canceled, handle: nothing, failed: true},
+		"server closed":             {handle: nothing, close: true, failed: true},
+		"server closed, no handler": {close: true, failed: true},
+		"handler does not read":     {handle: nothing},
+		"handler panics": {handle: func(http.ResponseWriter,
+			*http.Request) {
+			panic(http.ErrAbortHandler)
+		}, failed: true},
+		"handler ends its goroutine": {handle: func(http.ResponseWriter, *http.Request) { goruntime.Goexit() },
+			failed: true},
+		"handler panics after header": {handle: func(w http.ResponseWriter,
+			_ *http.Request) {
+			w.WriteHeader(200)
+			panic("broken")
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -429,7 +438,8 @@ func TestServer_WhatAConnectionWouldOffer(t *testing.T) {
 			}, http.StatusTeapot,
 		},
 		"switching protocols is": {
-			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusSwitchingProtocols) }, http.StatusSwitchingProtocols,
+			func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusSwitchingProtocols) },
+			http.StatusSwitchingProtocols,
 		},
 		"flush sends the header": {
 			func(w http.ResponseWriter, r *http.Request) {

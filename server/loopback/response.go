@@ -13,9 +13,9 @@ import (
 // writes block, as they would once a connection's window is full.
 const maxBuffered = 256 << 10
 
-// responseWriter is the handler's side of a response. The API server's filters ask for
-// http.Flusher and, through http.ResponseController, for deadlines. There is no Hijack: as with
-// HTTP/2, no connection belongs to one request.
+// responseWriter is the handler's side of a response. The API server's filters ask for http.Flusher
+// and, through http.ResponseController, for deadlines. There is no Hijack: as with HTTP/2, no
+// connection belongs to one request.
 type responseWriter struct {
 	header  http.Header
 	body    *stream

@@ -87,7 +87,8 @@ func (s *Server) Config(u user.Info) *rest.Config {
 // context from net/http and cannot carry it.
 type identityKey struct{}
 
-// Authenticator authenticates requests that came through this package and leaves all others to next.
+// Authenticator authenticates requests that came through this package and leaves all others to
+// next.
 func Authenticator(next authenticator.Request) authenticator.Request {
 	return authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
 		if u, ok := r.Context().Value(identityKey{}).(user.Info); ok {
@@ -102,8 +103,8 @@ type transport struct {
 	user   user.Info
 }
 
-// RoundTrip hands the request to the handler and returns as soon as the
-// response's header is known; the body streams.
+// RoundTrip hands the request to the handler and returns as soon as the response's header is known;
+// the body streams.
 //
 // The request ends, for the handler as over a connection, when the handler returns, when the
 // response's body is closed or when the request's context ends. From then on the handler's writes

@@ -15,7 +15,7 @@ import (
 //
 //	index.json           an Index
 //	v3/<path>.json       one OpenAPI 3 document a group version, e.g. v3/apis/apps/v1.json
-//	v2/head.json         the members of the OpenAPI 2 document except the two below, without braces
+//	v2/head.json         the other members of the OpenAPI 2 document, without braces
 //	v2/definitions.json  the members of "definitions", without braces
 //	v2/paths.json        the members of "paths", without braces
 //	v2/document.pb       the whole OpenAPI 2 document as gnostic's protobuf
@@ -39,8 +39,8 @@ func V3File(path string) string { return "v3/" + path + ".json" }
 type Index struct {
 	// KubernetesVersion is that of the server the documents are from.
 	KubernetesVersion string
-	// V2Hash is the hash of the OpenAPI 2 document, V3Hashes those of the
-	// OpenAPI 3 documents by path ("apis/apps/v1").
+	// V2Hash is the hash of the OpenAPI 2 document, V3Hashes those of the OpenAPI 3 documents by
+	// path ("apis/apps/v1").
 	V2Hash   string
 	V3Hashes map[string]string
 	// V2Definitions are the names of the OpenAPI 2 document's definitions.

@@ -20,10 +20,12 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-// served calls f for every version of every established custom resource that
-// is served, in a fixed order.
-func served(crds []*apiextensionsv1.CustomResourceDefinition, f func(crd *apiextensionsv1.CustomResourceDefinition, version string) error) error {
-	crds = slices.SortedFunc(slices.Values(crds), func(a, b *apiextensionsv1.CustomResourceDefinition) int { return strings.Compare(a.Name, b.Name) })
+// served calls f for every version of every established custom resource that is served, in a fixed
+// order.
+func served(crds []*apiextensionsv1.CustomResourceDefinition,
+	f func(crd *apiextensionsv1.CustomResourceDefinition, version string) error) error {
+	crds = slices.SortedFunc(slices.Values(crds),
+		func(a, b *apiextensionsv1.CustomResourceDefinition) int { return strings.Compare(a.Name, b.Name) })
 	for _, crd := range crds {
 		if !apiextensionshelpers.IsCRDConditionTrue(crd, apiextensionsv1.Established) {
 			continue
@@ -44,9 +46,8 @@ func groupVersionPath(crd *apiextensionsv1.CustomResourceDefinition, version str
 	return "apis/" + crd.Spec.Group + "/" + version
 }
 
-// customHashes are the hashes of the OpenAPI 3 documents of custom resources,
-// by path. They are made from what identifies the definitions, so that asking
-// for them builds no document.
+// customHashes are the hashes of the OpenAPI 3 documents of custom resources, by path. They are
+// made from what identifies the definitions, so that asking for them builds no document.
 func customHashes(crds []*apiextensionsv1.CustomResourceDefinition) map[string]string {
 	sums := make(map[string][]string)
 	// The function returns no error, so neither does served.
@@ -72,8 +73,7 @@ func hash(data []byte) string {
 	return strings.ToUpper(hex.EncodeToString(sum[:]))
 }
 
-// customV3 builds the OpenAPI 3 document of a path from the custom resources of
-// its group version.
+// customV3 builds the OpenAPI 3 document of a path from the custom resources of its group version.
 func customV3(crds []*apiextensionsv1.CustomResourceDefinition, path string) ([]byte, error) {
 	var specs []*spec3.OpenAPI
 	err := served(crds, func(crd *apiextensionsv1.CustomResourceDefinition, version string) error {
@@ -100,10 +100,11 @@ func customV3(crds []*apiextensionsv1.CustomResourceDefinition, path string) ([]
 	return json.Marshal(merged)
 }
 
-// customV2 are the definitions and paths that custom resources add to the
-// OpenAPI 2 document, leaving out definitions in known.
+// customV2 are the definitions and paths that custom resources add to the OpenAPI 2 document,
+// leaving out definitions in known.
 func customV2(crds []*apiextensionsv1.CustomResourceDefinition, known []string) (*spec.Swagger, error) {
-	all := &spec.Swagger{SwaggerProps: spec.SwaggerProps{Definitions: spec.Definitions{}, Paths: &spec.Paths{Paths: map[string]spec.PathItem{}}}}
+	all := &spec.Swagger{SwaggerProps: spec.SwaggerProps{Definitions: spec.Definitions{},
+		Paths: &spec.Paths{Paths: map[string]spec.PathItem{}}}}
 	skip := make(map[string]bool, len(known))
 	for _, name := range known {
 		skip[name] = true
@@ -135,8 +136,8 @@ func members[V any](m map[string]V) ([]byte, error) {
 	return data[1 : len(data)-1], nil
 }
 
-// v2JSON puts the OpenAPI 2 document together. The built-in part is spliced in
-// as text: decoding it would take twenty times its size in memory.
+// v2JSON puts the OpenAPI 2 document together. The built-in part is spliced in as text: decoding it
+// would take twenty times its size in memory.
 func v2JSON(a archive, custom *spec.Swagger) ([]byte, error) {
 	var out bytes.Buffer
 	out.WriteByte('{')
@@ -172,9 +173,9 @@ func v2JSON(a archive, custom *spec.Swagger) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// v2Protobuf puts the document together in gnostic's protobuf form. Encoded
-// messages of one type can be joined by writing one after the other: embedded
-// messages merge and lists append (protobuf encoding, "Last One Wins").
+// v2Protobuf puts the document together in gnostic's protobuf form. Encoded messages of one type
+// can be joined by writing one after the other: embedded messages merge and lists append (protobuf
+// encoding, "Last One Wins").
 func v2Protobuf(a archive, custom *spec.Swagger) ([]byte, error) {
 	builtIn, err := a.read(V2ProtobufFile)
 	if err != nil {

@@ -33,16 +33,16 @@ type Handler struct {
 	archive archive
 	// crds lists the cluster's custom resource definitions.
 	crds func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error)
-	// next answers all other requests, and knows the documents of aggregated
-	// API servers elsewhere.
+	// next answers all other requests, and knows the documents of aggregated API servers elsewhere.
 	next http.Handler
-	// building is held while a document is put together, so that many clients
-	// asking at once take the memory of one.
+	// building is held while a document is put together, so that many clients asking at once take
+	// the memory of one.
 	building sync.Mutex
 }
 
 // NewHandler returns a handler of the built-in documents in front of next.
-func NewHandler(next http.Handler, crds func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error)) *Handler {
+func NewHandler(next http.Handler,
+	crds func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error)) *Handler {
 	return &Handler{archive: archive{embedded}, crds: crds, next: next}
 }
 
@@ -94,8 +94,7 @@ func (h *Handler) serveV2(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// serveRoot lists the documents: those elsewhere, the built-in ones and those
-// of custom resources.
+// serveRoot lists the documents: those elsewhere, the built-in ones and those of custom resources.
 func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) error {
 	crds, err := h.crds(r.Context())
 	if err != nil {
@@ -109,7 +108,8 @@ func (h *Handler) serveRoot(w http.ResponseWriter, r *http.Request) error {
 	hashes := maps.Clone(index.V3Hashes)
 	maps.Copy(hashes, customHashes(crds))
 	for path, sum := range hashes {
-		root.Paths[path] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: v3Path + "/" + path + "?hash=" + sum}
+		root.Paths[path] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: v3Path + "/" + path + "?hash=" +
+			sum}
 	}
 	data, err := json.Marshal(&root)
 	if err != nil {
@@ -188,7 +188,8 @@ func (h *Handler) serveV3(w http.ResponseWriter, r *http.Request, path string) e
 }
 
 // serve answers with what build returns unless the client has it already.
-func (h *Handler) serve(w http.ResponseWriter, r *http.Request, sum, contentType string, build func() ([]byte, error)) error {
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, sum, contentType string,
+	build func() ([]byte, error)) error {
 	etag := `"` + sum + `"`
 	w.Header().Set("Etag", etag)
 	w.Header().Set("Vary", "Accept-Encoding, Accept")

@@ -25,23 +25,36 @@ func crd(kind string, generation int64) *apiextensionsv1.CustomResourceDefinitio
 	schema := &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{
 		Type: "object",
 		Properties: map[string]apiextensionsv1.JSONSchemaProps{"spec": {
-			Type:       "object",
-			Properties: map[string]apiextensionsv1.JSONSchemaProps{"size": {Type: "integer", Description: "how large the " + kind + " is"}},
+			Type: "object",
+			Properties: map[string]apiextensionsv1.JSONSchemaProps{"size": {Type: "integer",
+				Description: "how large the " + kind + " is"}},
 		}},
 	}}
 	return &apiextensionsv1.CustomResourceDefinition{
 		ObjectMeta: metav1.ObjectMeta{Name: plural + ".example.com", UID: "1", Generation: generation},
 		Spec: apiextensionsv1.CustomResourceDefinitionSpec{
-			Group: "example.com", Scope: apiextensionsv1.NamespaceScoped,
-			Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: plural, Singular: strings.ToLower(kind), Kind: kind, ListKind: kind + "List"},
+			Group: "example.com",
+			Scope: apiextensionsv1.NamespaceScoped,
+			Names: apiextensionsv1.CustomResourceDefinitionNames{
+				Plural:   plural,
+				Singular: strings.ToLower(kind),
+				Kind:     kind,
+				ListKind: kind + "List",
+			},
 			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{
-				{Name: "v1", Served: true, Storage: true, Schema: schema},
+				{
+					Name:    "v1",
+					Served:  true,
+					Storage: true,
+					Schema:  schema,
+				},
 				{Name: "v1alpha1", Served: false, Schema: schema},
 			},
 		},
 		Status: apiextensionsv1.CustomResourceDefinitionStatus{
 			AcceptedNames: apiextensionsv1.CustomResourceDefinitionNames{Plural: plural, Kind: kind},
-			Conditions:    []apiextensionsv1.CustomResourceDefinitionCondition{{Type: apiextensionsv1.Established, Status: apiextensionsv1.ConditionTrue}},
+			Conditions: []apiextensionsv1.CustomResourceDefinitionCondition{{Type: apiextensionsv1.Established,
+				Status: apiextensionsv1.ConditionTrue}},
 		},
 	}
 }
@@ -50,9 +63,10 @@ func crd(kind string, generation int64) *apiextensionsv1.CustomResourceDefinitio
 var elsewhere = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case v3Path:
-		_ = json.NewEncoder(w).Encode(handler3.OpenAPIV3Discovery{Paths: map[string]handler3.OpenAPIV3DiscoveryGroupVersion{
-			"apis/metrics.k8s.io/v1": {ServerRelativeURL: v3Path + "/apis/metrics.k8s.io/v1?hash=M"},
-		}})
+		_ = json.NewEncoder(w).Encode(
+			handler3.OpenAPIV3Discovery{Paths: map[string]handler3.OpenAPIV3DiscoveryGroupVersion{
+				"apis/metrics.k8s.io/v1": {ServerRelativeURL: v3Path + "/apis/metrics.k8s.io/v1?hash=M"},
+			}})
 	case v3Path + "/apis/metrics.k8s.io/v1":
 		_, _ = io.WriteString(w, "metrics")
 	default:
@@ -60,9 +74,11 @@ var elsewhere = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	}
 })
 
-func ask(t *testing.T, path, accept string, crds ...*apiextensionsv1.CustomResourceDefinition) *httptest.ResponseRecorder {
+func ask(t *testing.T, path, accept string,
+	crds ...*apiextensionsv1.CustomResourceDefinition) *httptest.ResponseRecorder {
 	t.Helper()
-	h := NewHandler(elsewhere, func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error) { return crds, nil })
+	h := NewHandler(elsewhere,
+		func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error) { return crds, nil })
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
 	r.Header.Set("Accept", accept)
 	w := httptest.NewRecorder()
@@ -85,7 +101,8 @@ func root(t *testing.T, crds ...*apiextensionsv1.CustomResourceDefinition) map[s
 
 func TestHandler_Root_ListsAllDocuments(t *testing.T) {
 	urls := root(t, crd("Widget", 1))
-	for _, path := range []string{"api/v1", "apis/apps/v1", "apis/apiextensions.k8s.io/v1", "apis/example.com/v1", "apis/metrics.k8s.io/v1", "version"} {
+	for _, path := range []string{"api/v1", "apis/apps/v1", "apis/apiextensions.k8s.io/v1", "apis/example.com/v1",
+		"apis/metrics.k8s.io/v1", "version"} {
 		if !strings.HasPrefix(urls[path], v3Path+"/"+path+"?hash=") {
 			t.Errorf("%s is listed as %q", path, urls[path])
 		}
@@ -132,7 +149,8 @@ func TestHandler_V3_Answers(t *testing.T) {
 		t.Errorf("as protobuf: %v, %v", err, w.Header())
 	}
 	first := ask(t, v3Path+"/apis/apps/v1", "application/json")
-	h := NewHandler(elsewhere, func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error) { return nil, nil })
+	h := NewHandler(elsewhere,
+		func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error) { return nil, nil })
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, v3Path+"/apis/apps/v1", nil)
 	r.Header.Set("If-None-Match", first.Header().Get("Etag"))
 	again := httptest.NewRecorder()
@@ -149,7 +167,8 @@ func TestHandler_V2_JSONHoldsBothParts(t *testing.T) {
 		want bool
 	}{
 		{"without custom resources", nil, false},
-		{"with two of one group", []*apiextensionsv1.CustomResourceDefinition{crd("Widget", 1), crd("Gadget", 1)}, true},
+		{"with two of one group", []*apiextensionsv1.CustomResourceDefinition{crd("Widget", 1), crd("Gadget", 1)},
+			true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := ask(t, v2Path, "application/json", row.crds...)
@@ -170,7 +189,8 @@ func TestHandler_V2_JSONHoldsBothParts(t *testing.T) {
 					t.Errorf("%s is there: %v", name, ok)
 				}
 			}
-			if _, ok := document.Paths.Paths["/apis/example.com/v1/namespaces/{namespace}/widgets/{name}"]; ok != row.want {
+			const widgets = "/apis/example.com/v1/namespaces/{namespace}/widgets/{name}"
+			if _, ok := document.Paths.Paths[widgets]; ok != row.want {
 				t.Errorf("the path of widgets is there: %v", ok)
 			}
 			if strings.Count(w.Body.String(), `"io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta":`) != 1 {
@@ -197,11 +217,13 @@ func TestHandler_V2_ProtobufHoldsBothParts(t *testing.T) {
 	}
 	builtInDefinitions, builtInPaths := names()
 	definitions, paths := names(crd("Widget", 1))
-	if !slices.Contains(definitions, "com.example.v1.Widget") || !slices.Contains(paths, "/apis/example.com/v1/widgets") {
+	if !slices.Contains(definitions, "com.example.v1.Widget") ||
+		!slices.Contains(paths, "/apis/example.com/v1/widgets") {
 		t.Error("the custom resource is missing")
 	}
 	if len(definitions) != len(builtInDefinitions)+2 || len(paths) <= len(builtInPaths) {
-		t.Errorf("%d definitions and %d paths, without the custom resource %d and %d", len(definitions), len(paths), len(builtInDefinitions), len(builtInPaths))
+		t.Errorf("%d definitions and %d paths, without the custom resource %d and %d", len(definitions), len(paths),
+			len(builtInDefinitions), len(builtInPaths))
 	}
 }
 

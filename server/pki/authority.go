@@ -40,14 +40,14 @@ const (
 	leafLifetime = 365 * 24 * time.Hour
 	// renewBefore is the remaining lifetime at which a certificate is renewed.
 	renewBefore = leafLifetime / 3
-	// overlongBy is how much longer than leafLifetime a certificate may be valid before it is replaced:
-	// clocks of servers that share a certificate differ a little.
+	// overlongBy is how much longer than leafLifetime a certificate may be valid before it is
+	// replaced: clocks of servers that share a certificate differ a little.
 	overlongBy = 24 * time.Hour
 )
 
-// notBefore is the start of validity of everything issued here: the time at which a machine without a
-// battery-backed clock boots. So certificates work whatever the clock says, and even if it was ahead
-// when they were issued.
+// notBefore is the start of validity of everything issued here: the time at which a machine without
+// a battery-backed clock boots. So certificates work whatever the clock says, and even if it was
+// ahead when they were issued.
 var notBefore = time.Unix(0, 0).UTC()
 
 // Authority is a certificate authority: its certificate and its key.
@@ -76,8 +76,8 @@ type Request struct {
 	IPs           []net.IP
 }
 
-// base is the moment from which lifetimes count. Counted from a clock in 1970, a certificate would have
-// expired before its first use.
+// base is the moment from which lifetimes count. Counted from a clock in 1970, a certificate would
+// have expired before its first use.
 func base(now time.Time) time.Time {
 	if now.Before(wallclock.Floor) {
 		return wallclock.Floor
@@ -170,15 +170,15 @@ func (a *Authority) sign(r Request, public crypto.PublicKey, now time.Time) ([]b
 	return encodeCert(der), nil
 }
 
-// Pin is the SHA-256 of the authority's certificate (DER), in hexadecimal: what
-// a join token carries.
+// Pin is the SHA-256 of the authority's certificate (DER), in hexadecimal: what a join token
+// carries.
 func (a *Authority) Pin() string {
 	sum := sha256.Sum256(a.Cert.Raw)
 	return hex.EncodeToString(sum[:])
 }
 
-// ensure issues <dir>/<name>.crt and .key again if the certificate is missing, expires soon, is not signed
-// by the authority or lacks a name.
+// ensure issues <dir>/<name>.crt and .key again if the certificate is missing, expires soon, is not
+// signed by the authority or lacks a name.
 func (l keptLeaf) ensure(now time.Time) (renewed bool, err error) {
 	pair := pairIn(l.dir, l.name)
 	cert, _, _, err := readPair(pair.CertFile, pair.KeyFile)
@@ -197,8 +197,8 @@ func (l keptLeaf) ensure(now time.Time) (renewed bool, err error) {
 	return true, writePair(pair.CertFile, certPEM, pair.KeyFile, keyPEM)
 }
 
-// checkEnd refuses an authority that has expired: nobody accepts what it signed, and a new one has to be
-// distributed to all nodes by hand.
+// checkEnd refuses an authority that has expired: nobody accepts what it signed, and a new one has
+// to be distributed to all nodes by hand.
 func (a *Authority) checkEnd(now time.Time) error {
 	if now.Before(a.Cert.NotAfter) {
 		return nil
@@ -207,14 +207,15 @@ func (a *Authority) checkEnd(now time.Time) error {
 		a.Cert.Subject.CommonName, a.Cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
-// overlong reports whether a certificate was issued while the clock was ahead, so that it would stay
-// valid for years. With a clock that is not plausible itself, it reports false.
+// overlong reports whether a certificate was issued while the clock was ahead, so that it would
+// stay valid for years. With a clock that is not plausible itself, it reports false.
 func overlong(cert *x509.Certificate, now time.Time) bool {
 	return !now.Before(wallclock.Floor) && cert.NotAfter.After(now.Add(leafLifetime+overlongBy))
 }
 
 func (a *Authority) serves(cert *x509.Certificate, r Request, now time.Time) bool {
-	if cert.CheckSignatureFrom(a.Cert) != nil || base(now).Add(renewBefore).After(cert.NotAfter) || overlong(cert, now) {
+	if cert.CheckSignatureFrom(a.Cert) != nil || base(now).Add(renewBefore).After(cert.NotAfter) ||
+		overlong(cert, now) {
 		return false
 	}
 	if cert.Subject.CommonName != r.CommonName || !slices.Equal(cert.Subject.Organization, r.Organizations) {

@@ -67,8 +67,8 @@ func unreadable(what string, cause error) error {
 	return fmt.Errorf("read %s: %w: %s", what, cause, advice)
 }
 
-// writePair writes the key first: a certificate without its key cannot be repaired, so it must never be
-// on disk alone.
+// writePair writes the key first: a certificate without its key cannot be repaired, so it must
+// never be on disk alone.
 func writePair(certFile string, certPEM []byte, keyFile string, keyPEM []byte) error {
 	if err := atomicfile.Write(keyFile, keyPEM, 0o600); err != nil {
 		return err

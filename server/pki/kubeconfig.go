@@ -11,8 +11,8 @@ import (
 	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
-// WriteKubeconfig writes a kubeconfig for the administrator to file, mode 0600,
-// with everything inside it. server is the URL clients are to use.
+// WriteKubeconfig writes a kubeconfig for the administrator to file, mode 0600, with everything
+// inside it. server is the URL clients are to use.
 func (s *Set) WriteKubeconfig(file, server string) error {
 	cert, err := os.ReadFile(s.Admin.CertFile)
 	if err != nil {

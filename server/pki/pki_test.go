@@ -80,7 +80,8 @@ func TestOpen_LeavesAreMadeAnew(t *testing.T) {
 		{"nothing changed", nil, names, now, false},
 		{"about to end", nil, names, now.Add(leafLifetime - renewBefore + time.Hour), true},
 		{"ended a year ago", nil, names, now.Add(2 * leafLifetime), true},
-		{"another address", nil, Names{DNSNames: names.DNSNames, IPs: append([]net.IP{net.IPv4(192, 0, 2, 7)}, names.IPs...)}, now, true},
+		{"another address", nil,
+			Names{DNSNames: names.DNSNames, IPs: append([]net.IP{net.IPv4(192, 0, 2, 7)}, names.IPs...)}, now, true},
 		{"the clock is lost", nil, names, time.Unix(0, 0), false},
 		{"a name fewer", nil, Names{DNSNames: names.DNSNames[:1], IPs: names.IPs}, now, false},
 		{"damaged", func(t *testing.T, s *Set) {
@@ -108,7 +109,8 @@ func TestOpen_LeavesAreMadeAnew(t *testing.T) {
 			}
 			roots := x509.NewCertPool()
 			roots.AddCert(s.CA.Cert)
-			if _, err := after.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: base(row.at), DNSName: "localhost"}); err != nil {
+			if _, err := after.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: base(row.at),
+				DNSName: "localhost"}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -146,7 +148,8 @@ func TestOpen_DamagedAuthorityIsRefused(t *testing.T) {
 // Only content that does not parse is damaged. A file that cannot be read may be intact: the advice
 // to remove it would throw the authority away.
 func TestOpen_UnreadableAuthorityIsNotDamaged(t *testing.T) {
-	for _, file := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "service-account.key"} {
+	for _, file := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key",
+		"service-account.key"} {
 		for name, row := range map[string]struct {
 			spoil func(t *testing.T, path string)
 			cause error
@@ -169,10 +172,12 @@ func TestOpen_UnreadableAuthorityIsNotDamaged(t *testing.T) {
 				open(t, dir, names, now)
 				row.spoil(t, filepath.Join(dir, file))
 				_, err := Open(dir, names, now)
-				if !errors.Is(err, row.cause) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrIncomplete) || errors.Is(err, os.ErrNotExist) {
+				if !errors.Is(err, row.cause) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrIncomplete) ||
+					errors.Is(err, os.ErrNotExist) {
 					t.Fatalf("opened with %v, want %v alone", err, row.cause)
 				}
-				if text := err.Error(); !strings.Contains(text, row.says) || strings.Contains(text, "remove") || strings.Contains(text, "\n") {
+				if text := err.Error(); !strings.Contains(text, row.says) || strings.Contains(text, "remove") ||
+					strings.Contains(text, "\n") {
 					t.Errorf("the error is %q", text)
 				}
 			})
@@ -199,10 +204,12 @@ func noMoreFiles(t *testing.T) {
 
 func TestUnreadable_AdviceFitsTheCause(t *testing.T) {
 	for cause, says := range map[error]string{
-		syscall.EACCES: "root", syscall.EPERM: "root", syscall.EMFILE: "ulimit", syscall.ENFILE: "ulimit", syscall.EIO: "disk",
+		syscall.EACCES: "root", syscall.EPERM: "root", syscall.EMFILE: "ulimit", syscall.ENFILE: "ulimit",
+		syscall.EIO: "disk",
 	} {
 		err := unreadable("key", &os.PathError{Op: "open", Path: "/tls/ca.key", Err: cause})
-		if !errors.Is(err, cause) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "/tls/ca.key") {
+		if !errors.Is(err, cause) || !strings.Contains(err.Error(), says) ||
+			!strings.Contains(err.Error(), "/tls/ca.key") {
 			t.Errorf("%v: %v", cause, err)
 		}
 	}
@@ -246,10 +253,12 @@ func TestOpen_WrongClockAtFirstStart(t *testing.T) {
 			roots.AddCert(s.CA.Cert)
 			right := wallclock.Floor.AddDate(0, 1, 0)
 			for _, p := range []Pair{s.APIServer, s.Admin, s.KubeletClient} {
-				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: wrong, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: wrong,
+					KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 					t.Errorf("%s with the wrong clock: %v", p.CertFile, err)
 				}
-				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: right, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+				if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: right,
+					KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 					t.Errorf("%s with the right clock: %v", p.CertFile, err)
 				}
 			}
@@ -273,8 +282,8 @@ func openWithNode(t *testing.T, at time.Time) (*Set, Pair) {
 	return s, node
 }
 
-// A server that runs for years looks at its certificates every ten minutes; here
-// every ten days, which is harder.
+// A server that runs for years looks at its certificates every ten minutes; here every ten days,
+// which is harder.
 func TestSet_Renew_YearsWithoutRestart(t *testing.T) {
 	s, node := openWithNode(t, now)
 	renewals := map[string]int{}
@@ -358,7 +367,8 @@ func TestOpen_AuthorityEnded_IsRefusedAndKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := first.End().Add(time.Hour)
-	if _, err := Open(dir, names, late); !errors.Is(err, ErrEnded) || !strings.Contains(err.Error(), late.Format("2006-01-02")) {
+	if _, err := Open(dir, names, late); !errors.Is(err, ErrEnded) ||
+		!strings.Contains(err.Error(), late.Format("2006-01-02")) {
 		t.Errorf("opened with %v, want ErrEnded and both times", err)
 	}
 	if after, err := os.ReadFile(first.CAFile); err != nil || string(after) != string(before) {
@@ -395,8 +405,10 @@ func TestSet_WriteKubeconfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.Host != "https://127.0.0.1:6443" || len(config.CAData) == 0 || len(config.CertData) == 0 || len(config.KeyData) == 0 {
-		t.Errorf("the kubeconfig does not stand alone: host %s, %d+%d+%d bytes", config.Host, len(config.CAData), len(config.CertData), len(config.KeyData))
+	if config.Host != "https://127.0.0.1:6443" || len(config.CAData) == 0 || len(config.CertData) == 0 ||
+		len(config.KeyData) == 0 {
+		t.Errorf("the kubeconfig does not stand alone: host %s, %d+%d+%d bytes", config.Host, len(config.CAData),
+			len(config.CertData), len(config.KeyData))
 	}
 }
 

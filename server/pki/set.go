@@ -19,7 +19,8 @@ import (
 // options want them.
 type Set struct {
 	CA *Authority
-	// CAFile is the cluster CA's certificate, CAKeyFile its key: signer of client, serving and node certificates.
+	// CAFile is the cluster CA's certificate, CAKeyFile its key: signer of client, serving and node
+	// certificates.
 	CAFile, CAKeyFile string
 	// FrontProxyCAFile signs the aggregation layer's client certificate and nothing else.
 	FrontProxyCAFile string
@@ -102,8 +103,8 @@ func (s *Set) AdminCertificate() (*x509.Certificate, error) {
 	return cert, err
 }
 
-// ReplaceAdmin issues a new key and certificate for the administrator. They replace the old ones once
-// accept has returned nil.
+// ReplaceAdmin issues a new key and certificate for the administrator. They replace the old ones
+// once accept has returned nil.
 func (s *Set) ReplaceAdmin(now time.Time, accept func(*x509.Certificate) error) error {
 	certPEM, keyPEM, err := s.CA.Issue(adminRequest, now)
 	if err != nil {
@@ -130,15 +131,21 @@ const (
 	adminLeaf         = "admin"
 )
 
-// Renew issues the certificates again that are missing, expire soon or lack one of names, and returns
-// which. It is called at start and periodically, so that none expires while the server runs; users of
-// the files reload them.
+// Renew issues the certificates again that are missing, expire soon or lack one of names, and
+// returns which. It is called at start and periodically, so that none expires while the server
+// runs; users of the files reload them.
 func (s *Set) Renew(names Names, now time.Time) ([]Pair, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	leaves := append([]keptLeaf{
-		{s.CA, s.dir, apiServerLeaf, Request{CommonName: "kube-apiserver", Usage: ServerUsage, DNSNames: names.DNSNames, IPs: names.IPs}},
-		{s.CA, s.dir, kubeletClientLeaf, Request{CommonName: "kube-apiserver-kubelet-client", Organizations: []string{"system:masters"}}},
+		{s.CA, s.dir, apiServerLeaf, Request{
+			CommonName: "kube-apiserver",
+			Usage:      ServerUsage,
+			DNSNames:   names.DNSNames,
+			IPs:        names.IPs,
+		}},
+		{s.CA, s.dir, kubeletClientLeaf,
+			Request{CommonName: "kube-apiserver-kubelet-client", Organizations: []string{"system:masters"}}},
 		{s.frontCA, s.dir, frontProxyLeaf, Request{CommonName: "front-proxy-client"}},
 		{s.CA, s.dir, adminLeaf, adminRequest},
 	}, s.nodes...)
@@ -164,8 +171,8 @@ func (s *Set) End() time.Time {
 	return s.CA.Cert.NotAfter
 }
 
-// NodeServing issues the serving certificate of the kubelet in the server's own process, in dir, and has
-// [Set.Renew] renew it.
+// NodeServing issues the serving certificate of the kubelet in the server's own process, in dir,
+// and has [Set.Renew] renew it.
 func (s *Set) NodeServing(dir, nodeName string, ips []net.IP, now time.Time) (Pair, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return Pair{}, fmt.Errorf("create %s: %w", dir, err)

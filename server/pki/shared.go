@@ -18,8 +18,8 @@ var authorities = []struct{ name, commonName string }{{"ca", "mote-ca"}, {"front
 
 const serviceAccountKey = "service-account.key"
 
-// sharedFiles are the files that are the same on all servers of a cluster. Everything else in the folder
-// is derived from them. Each key comes before its certificate, see writePair.
+// sharedFiles are the files that are the same on all servers of a cluster. Everything else in the
+// folder is derived from them. Each key comes before its certificate, see writePair.
 func sharedFiles() []string {
 	var names []string
 	for _, a := range authorities {
@@ -28,8 +28,8 @@ func sharedFiles() []string {
 	return append(names, serviceAccountKey)
 }
 
-// ReadShared returns the files in dir that all servers of a cluster share, by name. Missing ones are
-// left out.
+// ReadShared returns the files in dir that all servers of a cluster share, by name. Missing ones
+// are left out.
 func ReadShared(dir string) (map[string][]byte, error) {
 	files := map[string][]byte{}
 	for _, name := range sharedFiles() {

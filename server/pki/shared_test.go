@@ -32,7 +32,8 @@ func TestShared_SecondFolder_SameCluster(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.CA.Cert)
 	for _, p := range []Pair{b.APIServer, b.KubeletClient, b.Admin} {
-		if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		if _, err := leaf(t, p).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now,
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 			t.Errorf("%s: %v", p.CertFile, err)
 		}
 	}
@@ -56,7 +57,8 @@ func TestShared_SecondFolder_SameCluster(t *testing.T) {
 }
 
 func TestCompleteShared_MakesWhatOpenAccepts(t *testing.T) {
-	for name, keep := range map[string][]string{"nothing": nil, "an authority": {"ca.crt", "ca.key"}, "the service account key": {"service-account.key"}} {
+	for name, keep := range map[string][]string{"nothing": nil, "an authority": {"ca.crt", "ca.key"},
+		"the service account key": {"service-account.key"}} {
 		t.Run(name, func(t *testing.T) {
 			full, err := CompleteShared(nil, now)
 			if err != nil {

@@ -20,18 +20,18 @@ const nodePrefix = "system:node:"
 // keepEnded is how long an entry outlives its certificate, as clocks may be set back.
 const keepEnded = 30 * 24 * time.Hour
 
-// Entry revokes either the certificate with a serial number, or all certificates of a user that were
-// issued up to a moment.
+// Entry revokes either the certificate with a serial number, or all certificates of a user that
+// were issued up to a moment.
 type Entry struct {
 	// Serial is the certificate's number in hexadecimal; empty in the entry of a user.
 	Serial string `json:"serial,omitempty"`
 	// User is the name that is refused; next to a serial number it is only a note.
 	User string `json:"user,omitempty"`
-	// IssuedBefore is the moment, inclusive: certificates of User whose validity began later are not
-	// revoked.
+	// IssuedBefore is the moment, inclusive: certificates of User whose validity began later are
+	// not revoked.
 	IssuedBefore time.Time `json:"issuedBefore,omitzero"`
-	// Except lists certificates of User that were issued after the revocation. Their own dates do not
-	// show that, because every signer backdates certificates.
+	// Except lists certificates of User that were issued after the revocation. Their own dates do
+	// not show that, because every signer backdates certificates.
 	Except []Exception `json:"except,omitempty"`
 	// MayReturn allows the node to join again; its earlier certificates stay refused.
 	MayReturn bool `json:"mayReturn,omitempty"`
@@ -65,19 +65,20 @@ func NodeUser(node string) string { return nodePrefix + node }
 // Serial is a certificate's number as entries have it.
 func Serial(cert *x509.Certificate) string { return cert.SerialNumber.Text(16) }
 
-// ParseSerial reads a serial number in hexadecimal as programs print it: with
-// colons, with 0x, in capitals.
+// ParseSerial reads a serial number in hexadecimal as programs print it: with colons, with 0x, in
+// capitals.
 func ParseSerial(text string) (string, error) {
 	digits := strings.TrimPrefix(strings.ToLower(strings.NewReplacer(":", "", " ", "").Replace(text)), "0x")
 	n, ok := new(big.Int).SetString(digits, 16)
 	if !ok || strings.ContainsAny(digits, "+-_") {
-		return "", fmt.Errorf("serial number %q is not hexadecimal: `mote certificate show FILE` prints that of a file", text)
+		return "", fmt.Errorf("serial number %q is not hexadecimal: `mote certificate show FILE` prints that of a file",
+			text)
 	}
 	return n.Text(16), nil
 }
 
-// ParseEntry parses an entry as stored in the ConfigMap. It is strict: an ambiguous entry is an error,
-// not a guess.
+// ParseEntry parses an entry as stored in the ConfigMap. It is strict: an ambiguous entry is an
+// error, not a guess.
 func ParseEntry(text string) (Entry, error) {
 	var e Entry
 	d := json.NewDecoder(strings.NewReader(text))

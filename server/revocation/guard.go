@@ -56,16 +56,22 @@ func New(c Config) (*Guard, error) {
 	if c.Wait == 0 {
 		c.Wait = DefaultWait
 	}
-	g := &Guard{config: c, loaded: make(chan struct{}), requests: map[*request]struct{}{}, logged: map[string]time.Time{}}
+	g := &Guard{
+		config:   c,
+		loaded:   make(chan struct{}),
+		requests: map[*request]struct{}{},
+		logged:   map[string]time.Time{},
+	}
 	g.list.Store(&list{})
 	return g, nil
 }
 
 // Run reads the list and follows it until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {
-	informer := informersv1.NewFilteredConfigMapInformer(g.config.Client, Namespace, 0, cache.Indexers{}, func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, Name).String()
-	})
+	informer := informersv1.NewFilteredConfigMapInformer(g.config.Client, Namespace, 0, cache.Indexers{},
+		func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, Name).String()
+		})
 	registration, err := informer.AddEventHandler(cache.FilteringResourceEventHandler{
 		FilterFunc: func(object any) bool {
 			if d, ok := object.(cache.DeletedFinalStateUnknown); ok {
@@ -129,8 +135,8 @@ func (g *Guard) NodeRevoked(ctx context.Context, name string) (bool, error) {
 	return false, nil
 }
 
-// Admit excepts a certificate that is about to be handed out from an earlier revocation of its user.
-// Once it returns, this server accepts the certificate.
+// Admit excepts a certificate that is about to be handed out from an earlier revocation of its
+// user. Once it returns, this server accepts the certificate.
 func (g *Guard) Admit(ctx context.Context, cert *x509.Certificate) error {
 	object, err := Admit(ctx, g.config.Client, cert)
 	if object != nil {
@@ -177,7 +183,8 @@ func (g *Guard) replace(version string, data map[string]string) {
 		return
 	}
 	l, errs := old.next(version, data)
-	// A request is registered before it reads the list: either it sees the new list or it is cut here.
+	// A request is registered before it reads the list: either it sees the new list or it is cut
+	// here.
 	g.list.Store(l)
 	clear(g.logged)
 	var cut []*request
@@ -206,7 +213,8 @@ func (g *Guard) logChanges(old, l *list, errs []error, cut int) {
 	}
 	for key, e := range l.entries {
 		if _, known := old.entries[key]; !known {
-			log.Info("revoked "+e.Subject(), zap.String("reason", e.Reason), zap.String("by", e.By), zap.Time("at", e.since()))
+			log.Info("revoked "+e.Subject(), zap.String("reason", e.Reason), zap.String("by", e.By),
+				zap.Time("at", e.since()))
 		}
 	}
 	for key, e := range old.entries {

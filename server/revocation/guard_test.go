@@ -42,7 +42,10 @@ func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{key: newKey(t)}
 	a.cert = a.make(t, &x509.Certificate{
-		Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		Subject:               pkix.Name{CommonName: "ca"},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
 	}, a.key)
 	return a
 }
@@ -86,7 +89,8 @@ func (a *authority) issue(t testing.TB, user string, at time.Time) tls.Certifica
 	t.Helper()
 	key := newKey(t)
 	cert := a.make(t, &x509.Certificate{
-		Subject: pkix.Name{CommonName: user}, NotBefore: at.Add(-backdate), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Subject: pkix.Name{CommonName: user}, NotBefore: at.Add(-backdate),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, key)
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
 }
@@ -115,7 +119,8 @@ func idle(t testing.TB, data map[string]string) *guarded {
 	client := fake.NewClientset()
 	if data != nil {
 		object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: Name}, Data: data}
-		if _, err := client.CoreV1().ConfigMaps(Namespace).Create(t.Context(), object, metav1.CreateOptions{}); err != nil {
+		if _, err := client.CoreV1().ConfigMaps(Namespace).Create(t.Context(), object,
+			metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -124,7 +129,13 @@ func idle(t testing.TB, data map[string]string) *guarded {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := &guarded{Guard: g, t: t, client: client, logs: logs, change: make(chan struct{}, 100)}
+	out := &guarded{
+		Guard:  g,
+		t:      t,
+		client: client,
+		logs:   logs,
+		change: make(chan struct{}, 100),
+	}
 	g.OnChange(func() { out.change <- struct{}{} })
 	return out
 }
@@ -403,7 +414,8 @@ func TestGuard_Refuse_RemembersAndLogsAFewOfManySerials(t *testing.T) {
 		g.refuse(httptest.NewRecorder(), r, &entry)
 	}
 	if len(g.logged) > maxLogged || g.lines("refused a revoked certificate") > maxLogged {
-		t.Errorf("%d serial numbers are remembered and %d logged, want at most %d", len(g.logged), g.lines("refused a revoked certificate"), maxLogged)
+		t.Errorf("%d serial numbers are remembered and %d logged, want at most %d", len(g.logged),
+			g.lines("refused a revoked certificate"), maxLogged)
 	}
 	if !g.due("another", now.Add(2*logInterval)) {
 		t.Error("a full table is never emptied")
@@ -439,7 +451,8 @@ func TestParseSerial_AsProgramsPrintIt(t *testing.T) {
 
 func TestEntry_Key_NeverMeansTwoUsers(t *testing.T) {
 	seen := map[string]string{}
-	for _, name := range []string{"a:b", "a.b", "a_b", "a_3ab", "system:node:pi", strings.Repeat("ä", 200), strings.Repeat("ä", 201)} {
+	for _, name := range []string{"a:b", "a.b", "a_b", "a_3ab", "system:node:pi", strings.Repeat("ä", 200),
+		strings.Repeat("ä", 201)} {
 		key := ForUser(name, time.Now()).key()
 		if other, ok := seen[key]; ok || len(key) > 253 {
 			t.Errorf("%q has the key %q of %q", name, key, other)

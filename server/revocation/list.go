@@ -10,7 +10,8 @@ import (
 type list struct {
 	// version is the object's resource version.
 	version string
-	// raw is the object's data; entries is what could be parsed of it, now or in an earlier version.
+	// raw is the object's data; entries is what could be parsed of it, now or in an earlier
+	// version.
 	raw     map[string]string
 	entries map[string]Entry
 	// serials and users find entries by what they refuse.

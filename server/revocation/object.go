@@ -15,8 +15,8 @@ import (
 	"k8s.io/client-go/util/retry"
 )
 
-// Namespace and Name identify the ConfigMap that stores the list. Each entry has a key of its own, so
-// that concurrent writers keep each other's entries and a damaged one affects no other.
+// Namespace and Name identify the ConfigMap that stores the list. Each entry has a key of its own,
+// so that concurrent writers keep each other's entries and a damaged one affects no other.
 const (
 	Namespace = metav1.NamespaceSystem
 	Name      = "mote-revoked"
@@ -52,7 +52,8 @@ func entryError(key string, err error) error {
 func Add(ctx context.Context, client kubernetes.Interface, entries ...Entry) error {
 	_, err := edit(ctx, client, func(data map[string]string) error {
 		for _, e := range entries {
-			if old, err := ParseEntry(data[e.key()]); err == nil && e.Serial == "" && old.IssuedBefore.After(e.IssuedBefore) {
+			if old, err := ParseEntry(data[e.key()]); err == nil && e.Serial == "" &&
+				old.IssuedBefore.After(e.IssuedBefore) {
 				// A clock that is behind must not readmit anyone.
 				e.IssuedBefore = old.IssuedBefore
 			}
@@ -124,9 +125,10 @@ func editUsers(ctx context.Context, client kubernetes.Interface, change func(*En
 	})
 }
 
-// edit changes the ConfigMap's entries and returns it, or nil if change changed nothing. Entries that
-// do not parse are left alone.
-func edit(ctx context.Context, client kubernetes.Interface, change func(map[string]string) error) (*corev1.ConfigMap, error) {
+// edit changes the ConfigMap's entries and returns it, or nil if change changed nothing. Entries
+// that do not parse are left alone.
+func edit(ctx context.Context, client kubernetes.Interface, change func(map[string]string) error) (*corev1.ConfigMap,
+	error) {
 	api := client.CoreV1().ConfigMaps(Namespace)
 	var written *corev1.ConfigMap
 	again := func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }

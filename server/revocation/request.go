@@ -17,8 +17,8 @@ import (
 // errRevoked is what a handler gets when its client's certificate is revoked while it runs.
 var errRevoked = errors.New("client certificate was revoked")
 
-// request is a running request. It stands in for the response's writer and the request's body, so that
-// a handler that ignores its context ends as well.
+// request is a running request. It stands in for the response's writer and the request's body, so
+// that a handler that ignores its context ends as well.
 type request struct {
 	http.ResponseWriter
 	cert   *x509.Certificate
@@ -30,8 +30,8 @@ type request struct {
 	// started is set once the client may have received part of a response.
 	started atomic.Bool
 
-	// mu guards conn, which is the hijacked connection, and whether it is closed and the handler has
-	// returned. It is taken after the guard's.
+	// mu guards conn, which is the hijacked connection, and whether it is closed and the handler
+	// has returned. It is taken after the guard's.
 	mu       sync.Mutex
 	conn     net.Conn
 	returned bool
@@ -43,7 +43,13 @@ var _ responsewriter.UserProvidedDecorator = (*request)(nil)
 // register registers a request. That comes before the list is read, see replace.
 func (g *Guard) register(w http.ResponseWriter, r *http.Request) (*request, *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
-	f := &request{ResponseWriter: w, cert: r.TLS.PeerCertificates[0], cancel: cancel, guard: g, body: r.Body}
+	f := &request{
+		ResponseWriter: w,
+		cert:           r.TLS.PeerCertificates[0],
+		cancel:         cancel,
+		guard:          g,
+		body:           r.Body,
+	}
 	r = r.WithContext(ctx)
 	// The standard library and the API server recognise an empty body by its identity.
 	if r.Body != nil && r.Body != http.NoBody {
@@ -93,7 +99,8 @@ func (f *request) isHijacked() bool {
 	return f.conn != nil
 }
 
-// abort closes a connection below TLS, whose close_notify would block on a client that does not read.
+// abort closes a connection below TLS, whose close_notify would block on a client that does not
+// read.
 func abort(conn net.Conn) {
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = t.NetConn()
@@ -133,8 +140,8 @@ func (f *request) Flush() {
 	flusher.Flush()
 }
 
-// Hijack implements http.Hijacker. The connection stays registered until it is closed, even after the
-// handler has returned.
+// Hijack implements http.Hijacker. The connection stays registered until it is closed, even after
+// the handler has returned.
 func (f *request) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	hijacker, ok := f.ResponseWriter.(http.Hijacker)
 	if !ok {
@@ -175,8 +182,8 @@ func (c *hijackedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// requestBody is a request's body that ends when the request is cut: a handler must not act on what the
-// client sends afterwards.
+// requestBody is a request's body that ends when the request is cut: a handler must not act on what
+// the client sends afterwards.
 type requestBody request
 
 func (b *requestBody) Read(p []byte) (int, error) {

@@ -40,7 +40,8 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 		}
 		if err := g.wait(r.Context()); err != nil {
 			w.Header().Set("Retry-After", "5")
-			answer(w, r, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, joinapi.CodeNotReady, "this server is starting: "+ErrNotRead.Error()+"; try again")
+			answer(w, r, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, joinapi.CodeNotReady,
+				"this server is starting: "+ErrNotRead.Error()+"; try again")
 			return
 		}
 		g.serve(w, r, next)
@@ -73,7 +74,8 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, e *Entry) {
 	cert := r.TLS.PeerCertificates[0]
 	serial, now := Serial(cert), time.Now()
 	if g.due(serial, now) {
-		g.config.Logger.Warn("refused a revoked certificate", zap.String("user", cert.Subject.CommonName), zap.String("serial", serial),
+		g.config.Logger.Warn("refused a revoked certificate", zap.String("user", cert.Subject.CommonName),
+			zap.String("serial", serial),
 			zap.String("from", r.RemoteAddr), zap.String("why", e.why()))
 	}
 	text := fmt.Sprintf("the client certificate of %q (serial %s) was revoked", cert.Subject.CommonName, serial)
@@ -87,7 +89,8 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, e *Entry) {
 	}
 	switch {
 	case strings.HasPrefix(cert.Subject.CommonName, nodePrefix):
-		text += ": to let the machine join again, run `mote node forget " + strings.TrimPrefix(cert.Subject.CommonName, nodePrefix) + "` on a server"
+		text += ": to let the machine join again, run `mote node forget " + strings.TrimPrefix(cert.Subject.CommonName,
+			nodePrefix) + "` on a server"
 	case slices.Contains(cert.Subject.Organization, user.SystemPrivilegedGroup):
 		text += ": the server has written a new kubeconfig on its own machine"
 	default:
@@ -116,13 +119,17 @@ func (g *Guard) due(serial string, now time.Time) bool {
 }
 
 // answer writes a Status as the API does or, on the paths for nodes, a joinapi.Error.
-func answer(w http.ResponseWriter, r *http.Request, code int, reason metav1.StatusReason, forNodes joinapi.Code, text string) {
+func answer(w http.ResponseWriter, r *http.Request, code int, reason metav1.StatusReason, forNodes joinapi.Code,
+	text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-cache, private")
 	w.WriteHeader(code)
 	var body any = metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
-		Status:   metav1.StatusFailure, Code: int32(code), Reason: reason, Message: text,
+		Status:   metav1.StatusFailure,
+		Code:     int32(code),
+		Reason:   reason,
+		Message:  text,
 	}
 	if strings.HasPrefix(r.URL.Path, joinPaths) {
 		body = &joinapi.Error{Code: forNodes, Message: text, ServerTime: time.Now().UTC()}

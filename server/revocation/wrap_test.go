@@ -46,7 +46,8 @@ func (g *guarded) serve(ca *authority, two bool, h http.HandlerFunc) *httptest.S
 func as(t testing.TB, s *httptest.Server, certs ...tls.Certificate) *http.Client {
 	pool := x509.NewCertPool()
 	pool.AddCert(s.Certificate())
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: certs}, ForceAttemptHTTP2: s.EnableHTTP2}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: certs},
+		ForceAttemptHTTP2: s.EnableHTTP2}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}
 }
@@ -71,7 +72,9 @@ func wantRevoked(t testing.TB, code int, body string) {
 	if err := json.Unmarshal([]byte(body), &status); err != nil {
 		t.Fatalf("%d %q: %v", code, body, err)
 	}
-	if code != http.StatusUnauthorized || status.Code != http.StatusUnauthorized || status.Reason != metav1.StatusReasonUnauthorized || status.Kind != "Status" || !strings.Contains(status.Message, "was revoked at 20") {
+	if code != http.StatusUnauthorized || status.Code != http.StatusUnauthorized ||
+		status.Reason != metav1.StatusReasonUnauthorized || status.Kind != "Status" ||
+		!strings.Contains(status.Message, "was revoked at 20") {
 		t.Errorf("%d %+v", code, status)
 	}
 }
@@ -93,7 +96,8 @@ func TestGuard_Wrap_RefusesAtOnceAndNobodyElse(t *testing.T) {
 			for _, c := range []*http.Client{thief, as(t, s, leaked)} {
 				code, header, body := get(t, c, s.URL)
 				wantRevoked(t, code, body)
-				if !strings.Contains(body, "mote kubeconfig create") || !strings.Contains(header.Get("Warning"), "was revoked") {
+				if !strings.Contains(body, "mote kubeconfig create") ||
+					!strings.Contains(header.Get("Warning"), "was revoked") {
 					t.Errorf("not said what to do: %v %q", header, body)
 				}
 				if strings.Contains(body, e.Reason) {
@@ -271,7 +275,8 @@ func TestGuard_Wrap_TellsNodesInTheirOwnWords(t *testing.T) {
 		t.Helper()
 		code, _, body := get(t, node, s.URL+joinapi.PathConfig)
 		var refusal joinapi.Error
-		if err := json.Unmarshal([]byte(body), &refusal); err != nil || code != http.StatusUnauthorized || refusal.ServerTime.IsZero() || !strings.Contains(refusal.Message, "mote node forget pi") {
+		if err := json.Unmarshal([]byte(body), &refusal); err != nil || code != http.StatusUnauthorized ||
+			refusal.ServerTime.IsZero() || !strings.Contains(refusal.Message, "mote node forget pi") {
 			t.Errorf("%d %q, %v", code, body, err)
 		}
 		return refusal
@@ -301,7 +306,8 @@ func hijack(t *testing.T, s *httptest.Server, cert tls.Certificate) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := tls.Dial("tcp", u.Host, &tls.Config{RootCAs: pool, ServerName: "example.com", Certificates: []tls.Certificate{cert}})
+	conn, err := tls.Dial("tcp", u.Host,
+		&tls.Config{RootCAs: pool, ServerName: "example.com", Certificates: []tls.Certificate{cert}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +438,8 @@ func TestGuard_Wrap_RefusesWhileTheListCannotBeRead(t *testing.T) {
 	g.config.Wait = 10 * time.Millisecond
 	s := g.serve(ca, true, func(http.ResponseWriter, *http.Request) { t.Error("let in") })
 	code, header, body := get(t, as(t, s, ca.issue(t, "erika", time.Now())), s.URL)
-	if code != http.StatusServiceUnavailable || header.Get("Retry-After") == "" || !strings.Contains(body, "not been read") {
+	if code != http.StatusServiceUnavailable || header.Get("Retry-After") == "" ||
+		!strings.Contains(body, "not been read") {
 		t.Errorf("%d %v %q", code, header, body)
 	}
 }

@@ -30,8 +30,8 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// ExtraArgs are "flag=value" settings for kube-scheduler's own flags.
 	ExtraArgs []string
-	// Lead calls work once this process is the one that shall schedule, see
-	// server/election. nil means that it always is.
+	// Lead calls work once this process is the one that shall schedule, see server/election. nil
+	// means that it always is.
 	Lead func(ctx context.Context, work func(context.Context) error) error
 }
 
@@ -82,7 +82,8 @@ func (c Config) schedule(leading context.Context, component *config.KubeSchedule
 		return fmt.Errorf("make scheduler client: %w", err)
 	}
 	broadcaster := events.NewEventBroadcasterAdapterWithContext(leading, client)
-	recorders := profile.RecorderFactory(func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
+	recorders := profile.RecorderFactory(
+		func(name string) events.EventRecorderLogger { return broadcaster.NewRecorder(name) })
 	gate := informer.NewGate(c.Informers, relevant)
 	defer func() { err = errors.Join(err, gate.Close()) }()
 	s, err := scheduler.New(leading, client, gate, nil, recorders,
@@ -115,9 +116,9 @@ func (c Config) schedule(leading context.Context, component *config.KubeSchedule
 	return nil
 }
 
-// relevant leaves finished pods out. Upstream's scheduler has a pod informer of
-// its own with a field selector for that (scheduler.NewInformerFactory) and
-// counts on it: a finished pod it hears of would keep its node's resources taken.
+// relevant leaves finished pods out. Upstream's scheduler has a pod informer of its own with a
+// field selector for that (scheduler.NewInformerFactory) and counts on it: a finished pod it hears
+// of would keep its node's resources taken.
 func relevant(obj any) bool {
 	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = tombstone.Obj

@@ -26,7 +26,8 @@ func newConfig(t *testing.T, args ...string) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Config{Loopback: api, Informers: informer.NewShared(informers.NewSharedInformerFactory(client, 0)), ExtraArgs: args}
+	return Config{Loopback: api, Informers: informer.NewShared(informers.NewSharedInformerFactory(client, 0)),
+		ExtraArgs: args}
 }
 
 func TestRun_BeforeLeading_NothingRuns(t *testing.T) {
@@ -48,7 +49,8 @@ func TestRun_BeforeLeading_NothingRuns(t *testing.T) {
 
 func TestRun_UnknownFlag_IsRefused(t *testing.T) {
 	err := Run(t.Context(), newConfig(t, "no-such-flag=1"))
-	if err == nil || !strings.Contains(err.Error(), "kube-scheduler-arg") || !strings.Contains(err.Error(), "no-such-flag") {
+	if err == nil || !strings.Contains(err.Error(), "kube-scheduler-arg") ||
+		!strings.Contains(err.Error(), "no-such-flag") {
 		t.Errorf("run: %v, want the name of the setting and of the flag", err)
 	}
 }
@@ -82,13 +84,15 @@ func TestConfig_Component_TakesTheFile(t *testing.T) {
 		t.Errorf("profiles %+v, want the file's", component.Profiles)
 	}
 	missing := file + ".missing"
-	if _, err := newConfig(t, "config="+missing).component(t.Context()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), missing) {
+	if _, err := newConfig(t, "config="+missing).component(t.Context()); !errors.Is(err, os.ErrNotExist) ||
+		!strings.Contains(err.Error(), missing) {
 		t.Errorf("missing file: %v, want its name", err)
 	}
 }
 
 func TestRelevant_LeavesFinishedPodsOut(t *testing.T) {
-	for phase, want := range map[corev1.PodPhase]bool{corev1.PodPending: true, corev1.PodRunning: true, corev1.PodSucceeded: false, corev1.PodFailed: false} {
+	for phase, want := range map[corev1.PodPhase]bool{corev1.PodPending: true, corev1.PodRunning: true,
+		corev1.PodSucceeded: false, corev1.PodFailed: false} {
 		p := &corev1.Pod{Status: corev1.PodStatus{Phase: phase}}
 		if relevant(p) != want || relevant(cache.DeletedFinalStateUnknown{Obj: p}) != want {
 			t.Errorf("a pod that is %s is relevant: %v, want %v", phase, !want, want)

@@ -11,8 +11,10 @@ type counters struct{ tunnels, streams prometheus.Gauge }
 
 func newCounters() counters {
 	return counters{
-		tunnels: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mote_tunnel_open", Help: "Tunnels that nodes have to this server."}),
-		streams: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mote_tunnel_streams", Help: "Connections that go through tunnels."}),
+		tunnels: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mote_tunnel_open",
+			Help: "Tunnels that nodes have to this server."}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mote_tunnel_streams",
+			Help: "Connections that go through tunnels."}),
 	}
 }
 

@@ -139,7 +139,8 @@ func read(o *corev1.Node) node {
 	}
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for _, a := range o.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && !slices.Contains(is.addresses, ip.Unmap()) {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind &&
+				!slices.Contains(is.addresses, ip.Unmap()) {
 				is.addresses = append(is.addresses, ip.Unmap())
 			}
 		}
@@ -196,7 +197,8 @@ func (n *nodes) find(address string) (way, error) {
 	}
 	switch {
 	case len(owners) > 1:
-		return way{}, fmt.Errorf("dial %s: %w: %s: reach them by name", address, ErrAmbiguous, strings.Join(owners, ", "))
+		return way{}, fmt.Errorf("dial %s: %w: %s: reach them by name", address, ErrAmbiguous,
+			strings.Join(owners, ", "))
 	case len(owners) == 1:
 		direct.node, direct.target = owners[0], joinapi.TunnelKubelet
 		return direct, nil

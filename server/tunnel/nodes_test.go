@@ -56,7 +56,8 @@ func TestNodes_Find(t *testing.T) {
 	if _, err := n.find("no-port"); err == nil {
 		t.Error("an address without port is taken")
 	}
-	for name, want := range map[string]string{"home1": "fd00::10", "home2": "", "other.port": "192.168.1.30", "bare": "", "unknown": ""} {
+	for name, want := range map[string]string{"home1": "fd00::10", "home2": "", "other.port": "192.168.1.30",
+		"bare": "", "unknown": ""} {
 		if got := n.host(name); got != want {
 			t.Errorf("host of %s is %q, want %q", name, got, want)
 		}
@@ -71,7 +72,8 @@ func TestNodes_Changes(t *testing.T) {
 	n.OnAdd(object("b", 10250, []string{"10.42.2.0/24"}, "192.168.1.1"), true)
 	after := object("a", 10250, []string{"10.42.9.0/25"}, "192.168.1.2")
 	n.OnUpdate(before, after)
-	for address, want := range map[string]string{"10.42.1.1:1": "", "10.42.9.1:1": "a", "192.168.1.1:10250": "b", "192.168.1.2:10250": "a", "10.42.2.1:1": "b"} {
+	for address, want := range map[string]string{"10.42.1.1:1": "", "10.42.9.1:1": "a", "192.168.1.1:10250": "b",
+		"192.168.1.2:10250": "a", "10.42.2.1:1": "b"} {
 		if got, err := n.find(address); err != nil || got.node != want {
 			t.Errorf("%s leads to %q, %v, want %q", address, got.node, err, want)
 		}
@@ -102,7 +104,8 @@ func TestNodes_RangeChangesHands(t *testing.T) {
 func BenchmarkNodes_Find(b *testing.B) {
 	n := newNodes(func(string) {})
 	for i := range 1000 {
-		n.OnAdd(object(fmt.Sprintf("node%d", i), 10250, []string{fmt.Sprintf("10.%d.%d.0/24", 42+i/256, i%256)}, fmt.Sprintf("192.168.%d.%d", i/250, i%250)), true)
+		n.OnAdd(object(fmt.Sprintf("node%d", i), 10250, []string{fmt.Sprintf("10.%d.%d.0/24", 42+i/256, i%256)},
+			fmt.Sprintf("192.168.%d.%d", i/250, i%250)), true)
 	}
 	for b.Loop() {
 		if _, err := n.find("10.43.7.9:80"); err != nil {

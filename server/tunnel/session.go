@@ -41,8 +41,8 @@ type ending struct {
 	ended chan struct{}
 }
 
-// Close closes the socket below TLS first: TLS would send close_notify, which blocks on a peer that is
-// gone. The layers in between are closed as well, as they may count their connections.
+// Close closes the socket below TLS first: TLS would send close_notify, which blocks on a peer that
+// is gone. The layers in between are closed as well, as they may count their connections.
 func (e *ending) Close() error {
 	err := net.ErrClosed
 	e.once.Do(func() {
@@ -65,8 +65,10 @@ type lower interface{ NetConn() net.Conn }
 // newTransport returns the HTTP/2 transport of all sessions.
 func newTransport(c Config) (*http2.Transport, error) {
 	transport, err := http2.ConfigureTransports(&http.Transport{DisableCompression: true, HTTP2: &http.HTTP2Config{
-		SendPingTimeout: c.PingAfter, PingTimeout: c.PingTimeout,
-		MaxReceiveBufferPerStream: joinapi.TunnelStreamWindow, MaxReceiveBufferPerConnection: joinapi.TunnelWindow,
+		SendPingTimeout:               c.PingAfter,
+		PingTimeout:                   c.PingTimeout,
+		MaxReceiveBufferPerStream:     joinapi.TunnelStreamWindow,
+		MaxReceiveBufferPerConnection: joinapi.TunnelWindow,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("set up HTTP/2 of tunnels: %w", err)
@@ -76,22 +78,27 @@ func newTransport(c Config) (*http2.Transport, error) {
 	return transport, nil
 }
 
-// open turns a connection that has switched protocols into the node's current session. On an error the
-// connection is closed.
+// open turns a connection that has switched protocols into the node's current session. On an error
+// the connection is closed.
 func (s *Server) open(conn net.Conn, node string) (*session, error) {
 	e := &ending{Conn: conn, ended: make(chan struct{})}
 	client, err := s.transport.NewClientConn(e)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("speak HTTP/2 with node %s: %w", node, err), e.Close())
 	}
-	n := &session{server: s, node: node, client: client, conn: e}
+	n := &session{
+		server: s,
+		node:   node,
+		client: client,
+		conn:   e,
+	}
 	s.log.Debug("node has a tunnel", zap.String("node", node), zap.Stringer("from", conn.RemoteAddr()))
 	s.add(n)
 	return n, nil
 }
 
-// over reports whether the session takes no new streams any more. It does not block; the client's State
-// would, on a write that hangs.
+// over reports whether the session takes no new streams any more. It does not block; the client's
+// State would, on a write that hangs.
 func (n *session) over() bool {
 	select {
 	case <-n.conn.ended:
@@ -134,13 +141,18 @@ func (n *session) dial(ctx context.Context, target string) (net.Conn, error) {
 	if !n.server.begin() {
 		return nil, fmt.Errorf("connect to node %s: %w", n.node, errTunnelEnded)
 	}
-	// Not a child of ctx: the stream outlives the dial, and must not inherit another request's trace.
+	// Not a child of ctx: the stream outlives the dial, and must not inherit another request's
+	// trace.
 	streamContext, abort := context.WithCancel(context.Background())
 	c := newStream(n, target, abort)
 	undo := context.AfterFunc(ctx, abort)
 	request := (&http.Request{
-		Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: target}, Host: target,
-		Header: http.Header{}, Body: c.body, ContentLength: -1,
+		Method:        http.MethodConnect,
+		URL:           &url.URL{Scheme: "https", Host: target},
+		Host:          target,
+		Header:        http.Header{},
+		Body:          c.body,
+		ContentLength: -1,
 	}).WithContext(streamContext)
 	response, err := n.client.RoundTrip(request)
 	if !undo() {

@@ -35,7 +35,8 @@ func TestEnding_Close_SocketFirstThenWhoKeepsAccount(t *testing.T) {
 	var closed []string
 	a, b := net.Pipe()
 	defer b.Close()
-	e := &ending{Conn: layered{layered{socket{a, &closed}, "TLS", &closed}, "account", &closed}, ended: make(chan struct{})}
+	e := &ending{Conn: layered{layered{socket{a, &closed}, "TLS", &closed}, "account", &closed},
+		ended: make(chan struct{})}
 	if err := e.Close(); err != nil {
 		t.Error(err)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// stream is one TCP connection to a node, as a net.Conn. Each direction goes through a net.Pipe, for the
-// deadlines that HTTP/2 bodies lack.
+// stream is one TCP connection to a node, as a net.Conn. Each direction goes through a net.Pipe,
+// for the deadlines that HTTP/2 bodies lack.
 type stream struct {
 	session *session
 	target  string
@@ -53,8 +53,8 @@ func (c *stream) receive(from io.ReadCloser) {
 		c.fail(err)
 	}
 	if err == nil {
-		// The HTTP/2 stream ends only when its other direction does, which closing the body now would cut
-		// off.
+		// The HTTP/2 stream ends only when its other direction does, which closing the body now
+		// would cut off.
 		if _, err := io.Copy(io.Discard, from); err != nil {
 			c.fail(err)
 		}

@@ -33,8 +33,8 @@ type Config struct {
 	// PingAfter is how long a tunnel may be idle before a ping, PingTimeout how long the reply may
 	// take. Zero means 15 and 10 seconds.
 	PingAfter, PingTimeout time.Duration
-	// Wait is how long a dial waits for a node's tunnel before it tries the node directly. Zero means
-	// 5 seconds.
+	// Wait is how long a dial waits for a node's tunnel before it tries the node directly. Zero
+	// means 5 seconds.
 	Wait time.Duration
 	// Metrics receives the package's metrics; nil means they are not registered.
 	Metrics prometheus.Registerer
@@ -89,9 +89,15 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		config: c, log: c.Logger, name: rand.Text(), transport: transport, counters: newCounters(),
-		direct:   net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second},
-		sessions: map[string][]*session{}, changed: make(chan struct{}), plain: map[string]bool{},
+		config:    c,
+		log:       c.Logger,
+		name:      rand.Text(),
+		transport: transport,
+		counters:  newCounters(),
+		direct:    net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second},
+		sessions:  map[string][]*session{},
+		changed:   make(chan struct{}),
+		plain:     map[string]bool{},
 	}
 	s.nodes = newNodes(s.forget)
 	if c.Metrics != nil {
@@ -135,12 +141,14 @@ func (s *Server) begin() bool {
 	return s.running
 }
 
-// ServeNode turns a node's request to joinapi.PathTunnel into a tunnel and returns when the tunnel has
-// ended. The caller has authenticated the node.
+// ServeNode turns a node's request to joinapi.PathTunnel into a tunnel and returns when the tunnel
+// has ended. The caller has authenticated the node.
 func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) {
-	if r.Method != http.MethodGet || r.ProtoMajor != 1 || !strings.EqualFold(r.Header.Get("Upgrade"), joinapi.TunnelProtocol) {
+	if r.Method != http.MethodGet || r.ProtoMajor != 1 ||
+		!strings.EqualFold(r.Header.Get("Upgrade"), joinapi.TunnelProtocol) {
 		w.Header().Set("Upgrade", joinapi.TunnelProtocol)
-		refuse(w, http.StatusUpgradeRequired, joinapi.CodeBadRequest, "a tunnel is asked for by HTTP/1.1 GET with Upgrade: "+joinapi.TunnelProtocol)
+		refuse(w, http.StatusUpgradeRequired, joinapi.CodeBadRequest,
+			"a tunnel is asked for by HTTP/1.1 GET with Upgrade: "+joinapi.TunnelProtocol)
 		return
 	}
 	if !s.begin() {
@@ -158,7 +166,8 @@ func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) 
 	if err != nil {
 		// A handler in front keeps the connection, which trying again does not change.
 		s.log.Warn("could not turn a connection into a tunnel", zap.String("node", node), zap.Error(err))
-		refuse(w, http.StatusInternalServerError, joinapi.CodeInternal, "this connection cannot become a tunnel; the server's log says why")
+		refuse(w, http.StatusInternalServerError, joinapi.CodeInternal,
+			"this connection cannot become a tunnel; the server's log says why")
 		return
 	}
 	if buffered.Reader.Buffered() > 0 {
@@ -166,7 +175,9 @@ func (s *Server) ServeNode(w http.ResponseWriter, r *http.Request, node string) 
 		_ = conn.Close()
 		return
 	}
-	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %s\r\n\r\n", joinapi.TunnelProtocol, joinapi.HeaderTunnelServer, s.name)
+	_, err = fmt.Fprintf(conn,
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %s\r\n\r\n",
+		joinapi.TunnelProtocol, joinapi.HeaderTunnelServer, s.name)
 	if err != nil {
 		_ = conn.Close()
 		return
@@ -280,7 +291,9 @@ func (s *Server) DialContext(ctx context.Context, network, address string) (net.
 	}
 	s.setPlain(to.node, err == nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: node %s, waited %s; and directly: %w: see that mote runs there and reaches this server", ErrNoTunnel, to.node, waited.Round(time.Second), err)
+		return nil, fmt.Errorf(
+			"%w: node %s, waited %s; and directly: %w: see that mote runs there and reaches this server", ErrNoTunnel,
+			to.node, waited.Round(time.Second), err)
 	}
 	return conn, nil
 }
@@ -303,7 +316,8 @@ func (s *Server) forget(node string) {
 	delete(s.plain, node)
 }
 
-// await returns a node's session. It waits a short while for one if the node is expected to have one.
+// await returns a node's session. It waits a short while for one if the node is expected to have
+// one.
 func (s *Server) await(ctx context.Context, node string) (*session, time.Duration) {
 	start := time.Now()
 	timer := time.NewTimer(s.config.Wait)

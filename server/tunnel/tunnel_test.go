@@ -71,10 +71,14 @@ func TestServer_ServeNode_CodeOfEachRefusal(t *testing.T) {
 		status int
 		code   joinapi.Code
 	}{
-		"no upgrade":         {func(_ *Server, r *http.Request) { r.Header.Del("Upgrade") }, http.StatusUpgradeRequired, joinapi.CodeBadRequest},
-		"HTTP/2":             {func(_ *Server, r *http.Request) { r.ProtoMajor = 2 }, http.StatusUpgradeRequired, joinapi.CodeBadRequest},
-		"another method":     {func(_ *Server, r *http.Request) { r.Method = http.MethodPost }, http.StatusUpgradeRequired, joinapi.CodeBadRequest},
-		"server stops":       {func(s *Server, _ *http.Request) { s.running = false }, http.StatusServiceUnavailable, joinapi.CodeNotReady},
+		"no upgrade": {func(_ *Server, r *http.Request) { r.Header.Del("Upgrade") }, http.StatusUpgradeRequired,
+			joinapi.CodeBadRequest},
+		"HTTP/2": {func(_ *Server, r *http.Request) { r.ProtoMajor = 2 }, http.StatusUpgradeRequired,
+			joinapi.CodeBadRequest},
+		"another method": {func(_ *Server, r *http.Request) { r.Method = http.MethodPost },
+			http.StatusUpgradeRequired, joinapi.CodeBadRequest},
+		"server stops": {func(s *Server, _ *http.Request) { s.running = false }, http.StatusServiceUnavailable,
+			joinapi.CodeNotReady},
 		"connection is kept": {func(*Server, *http.Request) {}, http.StatusInternalServerError, joinapi.CodeInternal},
 		"tunnel is open": {func(s *Server, r *http.Request) {
 			r.Header.Set(joinapi.HeaderTunnelHave, "other,"+s.name)
@@ -89,7 +93,8 @@ func TestServer_ServeNode_CodeOfEachRefusal(t *testing.T) {
 			w := httptest.NewRecorder()
 			s.ServeNode(w, r, "n1")
 			var got joinapi.Error
-			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != row.status || got.Code != row.code || got.Message == "" {
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != row.status ||
+				got.Code != row.code || got.Message == "" {
 				t.Errorf("%d %s (%v), want %d %s", w.Code, w.Body, err, row.status, row.code)
 			}
 		})

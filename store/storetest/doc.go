@@ -1,3 +1,3 @@
-// Package storetest owns an etcd for tests that costs nothing to start: the store itself. Only tests may import it.
-// It must not import anything else of this repository but store.
+// Package storetest owns an etcd for tests that costs nothing to start: the store itself. Only
+// tests may import it. It must not import anything else of this repository but store.
 package storetest

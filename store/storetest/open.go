@@ -11,8 +11,9 @@ import (
 	"github.com/mote-dev/mote/store"
 )
 
-// Open returns an empty store that runs, in a folder of the test's. When the test ends, after what it registers from then on has been
-// cleaned up, the store is closed; a fault it met by then fails the test.
+// Open returns an empty store that runs, in a folder of the test's. When the test ends, after what
+// it registers from then on has been cleaned up, the store is closed; a fault it met by then fails
+// the test.
 func Open(t *testing.T) *store.Store {
 	t.Helper()
 	s, err := store.Open(t.Context(), store.Options{Path: filepath.Join(t.TempDir(), "state.db")})

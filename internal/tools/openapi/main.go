@@ -107,7 +107,8 @@ func documents(c rest.Interface) (map[string][]byte, error) {
 		return nil, err
 	}
 	files[openapi.V2HeadFile] = inside(head)
-	if files[openapi.V2ProtobufFile], err = get(c, "/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"); err != nil {
+	if files[openapi.V2ProtobufFile], err = get(c, "/openapi/v2",
+		"application/com.github.proto-openapi.spec.v2@v1.0+protobuf"); err != nil {
 		return nil, err
 	}
 	files[openapi.IndexFile], err = json.Marshal(index)
@@ -133,12 +134,13 @@ func sum(data []byte) string {
 	return strings.ToUpper(hex.EncodeToString(s[:]))
 }
 
-// pack writes the files in the order of their names and without times, so that
-// the same documents give the same archive.
+// pack writes the files in the order of their names and without times, so that the same documents
+// give the same archive.
 func pack(files map[string][]byte) ([]byte, error) {
 	var out bytes.Buffer
 	z := zip.NewWriter(&out)
-	z.RegisterCompressor(zip.Deflate, func(w io.Writer) (io.WriteCloser, error) { return flate.NewWriter(w, flate.BestCompression) })
+	z.RegisterCompressor(zip.Deflate,
+		func(w io.Writer) (io.WriteCloser, error) { return flate.NewWriter(w, flate.BestCompression) })
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		w, err := z.Create(name)
 		if err != nil {

@@ -76,8 +76,18 @@ func pack(bin, pause, out string) error {
 			mode = 0o644
 		}
 		data := files[name]
-		manifest.Files = append(manifest.Files, bundle.File{Name: name, Mode: uint32(mode), Size: int64(len(data)), SHA256: hash(data)})
-		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(data)), ModTime: time.Unix(0, 0)}); err != nil {
+		manifest.Files = append(manifest.Files, bundle.File{
+			Name:   name,
+			Mode:   uint32(mode),
+			Size:   int64(len(data)),
+			SHA256: hash(data),
+		})
+		if err := tw.WriteHeader(&tar.Header{
+			Name:    name,
+			Mode:    mode,
+			Size:    int64(len(data)),
+			ModTime: time.Unix(0, 0),
+		}); err != nil {
 			return fmt.Errorf("add %s: %w", name, err)
 		}
 		if _, err := tw.Write(data); err != nil {
@@ -92,8 +102,8 @@ func pack(bin, pause, out string) error {
 	for _, f := range manifest.Files {
 		fmt.Printf("bundle: %12d  %s\n", f.Size, f.Name)
 	}
-	// Compressing takes longer than all the rest, and the tools are built to the
-	// same bytes from the same sources.
+	// Compressing takes longer than all the rest, and the tools are built to the same bytes from
+	// the same sources.
 	if upToDate(out, manifest) {
 		fmt.Println("bundle: nothing changed")
 		return nil
@@ -126,11 +136,12 @@ func upToDate(out string, m bundle.Manifest) bool {
 	return err == nil
 }
 
-// compress prefers the zstd tool, whose highest levels Go's encoder does not
-// have; the decoder reads both.
+// compress prefers the zstd tool, whose highest levels Go's encoder does not have; the decoder
+// reads both.
 func compress(data []byte) ([]byte, error) {
 	if tool, err := exec.LookPath("zstd"); err == nil {
-		cmd := exec.Command(tool, "--ultra", "-22", fmt.Sprintf("--zstd=wlog=%d", bundle.WindowLog), "--no-check", "-T1", "-c", "-q")
+		cmd := exec.Command(tool, "--ultra", "-22", fmt.Sprintf("--zstd=wlog=%d", bundle.WindowLog), "--no-check",
+			"-T1", "-c", "-q")
 		cmd.Stdin = bytes.NewReader(data)
 		cmd.Stderr = os.Stderr
 		compressed, err := cmd.Output()
@@ -139,9 +150,11 @@ func compress(data []byte) ([]byte, error) {
 		}
 		return compressed, nil
 	}
-	fmt.Fprintln(os.Stderr, "pack: the zstd tool is missing (apt-get install zstd): the bundle will be larger than it could be")
+	fmt.Fprintln(os.Stderr,
+		"pack: the zstd tool is missing (apt-get install zstd): the bundle will be larger than it could be")
 	var buf bytes.Buffer
-	enc, err := zstd.NewWriter(&buf, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(1<<bundle.WindowLog))
+	enc, err := zstd.NewWriter(&buf, zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+		zstd.WithWindowSize(1<<bundle.WindowLog))
 	if err != nil {
 		return nil, fmt.Errorf("set up zstd: %w", err)
 	}

@@ -19,14 +19,14 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// refName is the annotation by which containerd finds the full name of an image
-// in an archive's index.
+// refName is the annotation by which containerd finds the full name of an image in an archive's
+// index.
 const refName = "io.containerd.image.name"
 
 // File is one file, directory or link of an image's only layer.
 type File struct {
-	// Name is the path inside the image, without a leading slash. Parent
-	// directories are added by Write.
+	// Name is the path inside the image, without a leading slash. Parent directories are added by
+	// Write.
 	Name string
 	// Mode is the permission bits; zero means 0644.
 	Mode int64
@@ -40,8 +40,7 @@ type File struct {
 
 // Image describes the image to write.
 type Image struct {
-	// Name is the full reference with its tag, for instance
-	// "docker.io/library/demo:1".
+	// Name is the full reference with its tag, for instance "docker.io/library/demo:1".
 	Name string
 	// Architecture defaults to the architecture this program runs on.
 	Architecture string
@@ -53,8 +52,7 @@ type Image struct {
 	Files        []File
 }
 
-// Write writes the image as an uncompressed OCI archive. The same input gives
-// the same bytes.
+// Write writes the image as an uncompressed OCI archive. The same input gives the same bytes.
 func Write(w io.Writer, img Image) error {
 	layer, err := layerTar(img.Files)
 	if err != nil {
@@ -150,7 +148,12 @@ func layerTar(files []File) ([]byte, error) {
 	}
 	sort.Strings(ordered)
 	for _, d := range ordered {
-		if err := tw.WriteHeader(&tar.Header{Name: d + "/", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{
+			Name:     d + "/",
+			Typeflag: tar.TypeDir,
+			Mode:     0o755,
+			ModTime:  time.Unix(0, 0),
+		}); err != nil {
 			return nil, fmt.Errorf("add directory %s: %w", d, err)
 		}
 	}
@@ -160,7 +163,13 @@ func layerTar(files []File) ([]byte, error) {
 			mode = 0o644
 		}
 		if f.Link != "" {
-			if err := tw.WriteHeader(&tar.Header{Name: f.Name, Typeflag: tar.TypeSymlink, Linkname: f.Link, Mode: 0o777, ModTime: time.Unix(0, 0)}); err != nil {
+			if err := tw.WriteHeader(&tar.Header{
+				Name:     f.Name,
+				Typeflag: tar.TypeSymlink,
+				Linkname: f.Link,
+				Mode:     0o777,
+				ModTime:  time.Unix(0, 0),
+			}); err != nil {
 				return nil, fmt.Errorf("add link %s: %w", f.Name, err)
 			}
 			continue
@@ -183,7 +192,13 @@ func layerTar(files []File) ([]byte, error) {
 }
 
 func addFile(tw *tar.Writer, name string, mode int64, data []byte) error {
-	if err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: mode, Size: int64(len(data)), ModTime: time.Unix(0, 0)}); err != nil {
+	if err := tw.WriteHeader(&tar.Header{
+		Name:     name,
+		Typeflag: tar.TypeReg,
+		Mode:     mode,
+		Size:     int64(len(data)),
+		ModTime:  time.Unix(0, 0),
+	}); err != nil {
 		return fmt.Errorf("add file %s: %w", name, err)
 	}
 	if _, err := tw.Write(data); err != nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
-// ErrLost means that this server led and could not renew its lease in time: another one may lead. The
-// process has to end, as the part that ran cannot be started twice in one process.
+// ErrLost means that this server led and could not renew its lease in time: another one may lead.
+// The process has to end, as the part that ran cannot be started twice in one process.
 var ErrLost = errors.New("this server no longer leads")
 
 // Timing is the timing of leaders and candidates.
@@ -31,10 +31,10 @@ type Timing struct {
 	Retry time.Duration
 }
 
-// Default is the timing of upstream's components, but for half of their retry
-// period of two seconds. Pauses are up to 2.2 times as long, and both the last
-// renewal and the end of the lease are noticed after one: with two seconds it
-// could take 23.8 until another server leads, with one it is 19.4.
+// Default is the timing of upstream's components, but for half of their retry period of two
+// seconds. Pauses are up to 2.2 times as long, and both the last renewal and the end of the lease
+// are noticed after one: with two seconds it could take 23.8 until another server leads, with one
+// it is 19.4.
 var Default = Timing{Lease: 15 * time.Second, Renew: 10 * time.Second, Retry: time.Second}
 
 // Config describes a candidate.
@@ -49,9 +49,9 @@ type Config struct {
 	Logger   *zap.Logger
 }
 
-// Lead waits until this server leads and then runs work, whose context ends when ctx does or when the lead
-// is lost. It releases the lease once work has returned, so that the next leader need not wait for it to
-// expire, and returns ErrLost if the lead was lost.
+// Lead waits until this server leads and then runs work, whose context ends when ctx does or when
+// the lead is lost. It releases the lease once work has returned, so that the next leader need not
+// wait for it to expire, and returns ErrLost if the lead was lost.
 func Lead(ctx context.Context, c Config, work func(context.Context) error) error {
 	lock := &resourcelock.LeaseLock{
 		LeaseMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: c.Lease},
@@ -61,9 +61,13 @@ func Lead(ctx context.Context, c Config, work func(context.Context) error) error
 	}
 	leads := make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: lock, Name: c.Lease, LeaseDuration: c.Timing.Lease, RenewDeadline: c.Timing.Renew, RetryPeriod: c.Timing.Retry,
-		// Upstream would first try to release a lease that it could not renew, and report the loss only
-		// afterwards: ten seconds late when the datastore is away.
+		Lock:          lock,
+		Name:          c.Lease,
+		LeaseDuration: c.Timing.Lease,
+		RenewDeadline: c.Timing.Renew,
+		RetryPeriod:   c.Timing.Retry,
+		// Upstream would first try to release a lease that it could not renew, and report the loss
+		// only afterwards: ten seconds late when the datastore is away.
 		ReleaseOnCancel: false,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { close(leads) },
@@ -119,7 +123,8 @@ func Lead(ctx context.Context, c Config, work func(context.Context) error) error
 	return err
 }
 
-// giveBack releases the lease, so that the next leader begins at once. If that fails, the lease expires.
+// giveBack releases the lease, so that the next leader begins at once. If that fails, the lease
+// expires.
 func (c Config) giveBack(ctx context.Context, lock resourcelock.Interface) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.Timing.Renew)
 	defer cancel()
@@ -128,11 +133,15 @@ func (c Config) giveBack(ctx context.Context, lock resourcelock.Interface) {
 		// This is how upstream marks a lease that nobody holds.
 		now := metav1.Now()
 		err = lock.Update(ctx, resourcelock.LeaderElectionRecord{
-			LeaderTransitions: record.LeaderTransitions, LeaseDurationSeconds: 1, RenewTime: now, AcquireTime: now,
+			LeaderTransitions:    record.LeaderTransitions,
+			LeaseDurationSeconds: 1,
+			RenewTime:            now,
+			AcquireTime:          now,
 		})
 	}
 	if err != nil {
-		c.Logger.Warn("the next leader has to wait until the lease runs out", zap.String("lease", c.Lease), zap.Error(err))
+		c.Logger.Warn("the next leader has to wait until the lease runs out", zap.String("lease", c.Lease),
+			zap.Error(err))
 	}
 }
 
@@ -140,7 +149,8 @@ func (c Config) giveBack(ctx context.Context, lock resourcelock.Interface) {
 // leads, and a process that ended could not start again; meanwhile the node beside it goes on. A
 // lease that somebody has deleted is an answer: whoever creates it leads.
 func (c Config) lost(ctx context.Context, lock resourcelock.Interface) error {
-	c.Logger.Error("the lead is lost and what it was for has stopped: the lease could not be renewed in time", zap.String("lease", c.Lease))
+	c.Logger.Error("the lead is lost and what it was for has stopped: the lease could not be renewed in time",
+		zap.String("lease", c.Lease))
 	backoff := retry.Backoff{First: c.Timing.Retry, Last: c.Timing.Renew, Jitter: 0.2}
 	for !c.answers(ctx, lock) {
 		if backoff.Wait(ctx) != nil {

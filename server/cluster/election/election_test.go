@@ -40,12 +40,19 @@ func newCluster() *cluster {
 }
 
 func (c *cluster) config(node string) Config {
-	return Config{Client: c.client, Lease: "kube-scheduler", NodeName: node, Timing: Default, Logger: zap.NewNop()}
+	return Config{
+		Client:   c.client,
+		Lease:    "kube-scheduler",
+		NodeName: node,
+		Timing:   Default,
+		Logger:   zap.NewNop(),
+	}
 }
 
 func (c *cluster) lease(t *testing.T) *coordinationv1.Lease {
 	t.Helper()
-	l, err := c.client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(t.Context(), "kube-scheduler", metav1.GetOptions{})
+	l, err := c.client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(t.Context(), "kube-scheduler",
+		metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +136,12 @@ func TestLead_LeaderVanishes_FollowedInTime(t *testing.T) {
 		now := metav1.NewMicroTime(time.Now())
 		_, err := c.client.CoordinationV1().Leases(metav1.NamespaceSystem).Create(t.Context(), &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{Name: "kube-scheduler"},
-			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &gone, LeaseDurationSeconds: &seconds, AcquireTime: &now, RenewTime: &now},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity:       &gone,
+				LeaseDurationSeconds: &seconds,
+				AcquireTime:          &now,
+				RenewTime:            &now,
+			},
 		}, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -145,8 +157,8 @@ func TestLead_LeaderVanishes_FollowedInTime(t *testing.T) {
 	})
 }
 
-// hanging is a way to the API on which nothing answers while the datastore is
-// away: requests end when those who make them give up.
+// hanging is a way to the API on which nothing answers while the datastore is away: requests end
+// when those who make them give up.
 type hanging struct {
 	cluster *cluster
 	next    http.RoundTripper
@@ -180,7 +192,12 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	if a.lease == nil {
 		w.WriteHeader(http.StatusNotFound)
-		_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound})
+		_ = json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+			Status:   metav1.StatusFailure,
+			Reason:   metav1.StatusReasonNotFound,
+			Code:     http.StatusNotFound,
+		})
 		return w.Result(), nil
 	}
 	a.lease.TypeMeta = metav1.TypeMeta{Kind: "Lease", APIVersion: "coordination.k8s.io/v1"}
@@ -191,7 +208,12 @@ func (a *api) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestLead_Lost_WorkStopsInTimeAndTheEndWaitsForTheAPI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster()
-		client, err := kubernetes.NewForConfig(&rest.Config{Host: "http://api", Transport: hanging{c, &api{}}, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"}})
+		client, err := kubernetes.NewForConfig(&rest.Config{
+			Host:          "http://api",
+			Transport:     hanging{c, &api{}},
+			QPS:           -1,
+			ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +226,8 @@ func TestLead_Lost_WorkStopsInTimeAndTheEndWaitsForTheAPI(t *testing.T) {
 		c.away.Store(true)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		// Others count it as gone a lease's time after it renewed last, which may have been a pause before.
+		// Others count it as gone a lease's time after it renewed last, which may have been a pause
+		// before.
 		if took := s.stopped.Sub(away); s.stopped.IsZero() || took > Default.Lease-3*Default.Retry {
 			t.Errorf("work was told to stop %v after the datastore went away", took)
 		}
@@ -229,7 +252,8 @@ func TestLead_Lost_LeaseDeleted_Ends(t *testing.T) {
 		c.away.Store(true)
 		time.Sleep(time.Minute)
 		c.away.Store(false)
-		if err := c.client.CoordinationV1().Leases(metav1.NamespaceSystem).Delete(t.Context(), "kube-scheduler", metav1.DeleteOptions{}); err != nil {
+		if err := c.client.CoordinationV1().Leases(metav1.NamespaceSystem).Delete(t.Context(), "kube-scheduler",
+			metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)

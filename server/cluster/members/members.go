@@ -18,8 +18,8 @@ import (
 const (
 	// prefix is where the entries are, by name.
 	prefix = "/mote/servers/"
-	// lifetime is how long an entry outlives its server, as with upstream's leases of API servers. It is
-	// renewed every ten seconds.
+	// lifetime is how long an entry outlives its server, as with upstream's leases of API servers.
+	// It is renewed every ten seconds.
 	lifetime = 15 * time.Second
 	// turn is the lock for work that one server may do at a time.
 	turn = "/mote/turn"
@@ -92,8 +92,8 @@ func (m *Member) Withdraw(ctx context.Context) ([]string, error) {
 	return m.list(ctx)
 }
 
-// Exclusively calls work while no other server is in a call of it. If work takes longer than lifetime, or
-// the etcd goes away, others stop waiting.
+// Exclusively calls work while no other server is in a call of it. If work takes longer than
+// lifetime, or the etcd goes away, others stop waiting.
 func (m *Member) Exclusively(ctx context.Context, work func(context.Context) error) (err error) {
 	lock, err := m.await(ctx)
 	if err != nil {
@@ -103,7 +103,8 @@ func (m *Member) Exclusively(ctx context.Context, work func(context.Context) err
 		// Even if ctx has ended: the others wait.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lifetime)
 		defer cancel()
-		_, unlockErr := m.config.Client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(turn), "=", lock)).Then(clientv3.OpDelete(turn)).Commit()
+		_, unlockErr := m.config.Client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(turn), "=", lock)).Then(
+			clientv3.OpDelete(turn)).Commit()
 		if unlockErr != nil {
 			err = errors.Join(err, fmt.Errorf("end the turn of server %s: %w", m.config.Name, unlockErr))
 		}
@@ -152,8 +153,8 @@ func (m *Member) Leave(ctx context.Context) error {
 	return nil
 }
 
-// write updates the entry and keeps its lease alive. Without a change, that writes nothing to the etcd's
-// disk. The caller holds mu.
+// write updates the entry and keeps its lease alive. Without a change, that writes nothing to the
+// etcd's disk. The caller holds mu.
 func (m *Member) write(ctx context.Context, addresses []string) error {
 	data, err := json.Marshal(entry{ID: m.config.ID, Addresses: addresses})
 	if err != nil {
@@ -197,10 +198,14 @@ func (m *Member) put(ctx context.Context, data string) error {
 			var other entry
 			if err := json.Unmarshal(had.Kvs[0].Value, &other); err != nil {
 				// Whose it is cannot be told, so it may be another server's.
-				return fmt.Errorf("read entry of server %s: %w: if no server of this name runs, delete the key %s from the datastore", m.config.Name, err, m.key())
+				return fmt.Errorf(
+					"read entry of server %s: %w: if no server of this name runs, delete the key %s from the datastore",
+					m.config.Name, err, m.key())
 			}
 			if other.ID != m.config.ID {
-				return fmt.Errorf("node-name %s: %w, and it runs: choose another with --node-name; a server that was replaced is forgotten within %v", m.config.Name, ErrNameTaken, lifetime)
+				return fmt.Errorf(
+					"node-name %s: %w, and it runs: choose another with --node-name; a server that was replaced is "+
+						"forgotten within %v", m.config.Name, ErrNameTaken, lifetime)
 			}
 			revision = had.Kvs[0].ModRevision
 		}

@@ -112,7 +112,8 @@ func TestMember_Claim_EntryUnreadable_IsKept(t *testing.T) {
 	if _, err := client.Put(t.Context(), m.key(), "{"); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Claim(t.Context()); err == nil || errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), m.key()) {
+	if err := m.Claim(t.Context()); err == nil || errors.Is(err, ErrNameTaken) ||
+		!strings.Contains(err.Error(), m.key()) {
 		t.Errorf("claimed with %v", err)
 	}
 	if had, err := client.Get(t.Context(), m.key()); err != nil || string(had.Kvs[0].Value) != "{" {

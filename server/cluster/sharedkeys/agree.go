@@ -43,28 +43,32 @@ type Config struct {
 	Settings map[string]string
 }
 
-// Agree returns the keys of all servers of an etcd, files by name, given this
-// one's own: all of them, some or none. complete returns own with what is
-// missing made; it is used by the first server. Of two that start at once, one
-// is the first.
-func Agree(ctx context.Context, c Config, own map[string][]byte, complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
+// Agree returns the keys of all servers of an etcd, files by name, given this one's own: all of
+// them, some or none. complete returns own with what is missing made; it is used by the first
+// server. Of two that start at once, one is the first.
+func Agree(ctx context.Context, c Config, own map[string][]byte,
+	complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
 	keys, err := c.keys(ctx, own, complete)
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		if !bytes.Equal(own[name], keys[name]) {
-			return nil, fmt.Errorf("%s in %s is not this datastore's: %w: give another --data-dir, or move that folder away to take over the datastore's keys", name, c.Dir, ErrOtherKeys)
+			return nil, fmt.Errorf(
+				"%s in %s is not this datastore's: %w: give another --data-dir, or move that folder away to take "+
+					"over the datastore's keys", name, c.Dir, ErrOtherKeys)
 		}
 	}
 	return keys, c.agreeOnSettings(ctx)
 }
 
 // keys returns the datastore's keys, which may have become this server's.
-func (c Config) keys(ctx context.Context, own map[string][]byte, complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
+func (c Config) keys(ctx context.Context, own map[string][]byte,
+	complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
 	// One transaction sees one moment: where there are objects their keys came first.
 	now, err := c.KV.Txn(ctx).Then(
-		clientv3.OpGet(keysKey), clientv3.OpGet(objects, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()),
+		clientv3.OpGet(keysKey),
+		clientv3.OpGet(objects, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()),
 	).Commit()
 	if err != nil {
 		return nil, fmt.Errorf("read keys from the datastore: %w", err)
@@ -77,7 +81,9 @@ func (c Config) keys(ctx context.Context, own map[string][]byte, complete func(o
 		return nil, err
 	}
 	if len(own) < len(all) && len(now.Responses[1].GetResponseRange().Kvs) > 0 {
-		return nil, fmt.Errorf("%w, and %s has not all of them: start the server that made the cluster first, or give an etcd that no other cluster uses", ErrNoKeys, c.Dir)
+		return nil, fmt.Errorf(
+			"%w, and %s has not all of them: start the server that made the cluster first, or give an etcd that no "+
+				"other cluster uses", ErrNoKeys, c.Dir)
 	}
 	data, err := seal(c.Secret, all)
 	if err != nil {
@@ -102,8 +108,7 @@ func (c Config) open(data []byte) (map[string][]byte, error) {
 	return keys, err
 }
 
-// agreeOnSettings refuses a server whose settings are not those of the first to
-// have them.
+// agreeOnSettings refuses a server whose settings are not those of the first to have them.
 func (c Config) agreeOnSettings(ctx context.Context) error {
 	for {
 		now, err := c.KV.Get(ctx, settingsKey)
@@ -124,9 +129,11 @@ func (c Config) agreeOnSettings(ctx context.Context) error {
 			}
 		}
 		if len(wrong) > 0 {
-			return fmt.Errorf("%w: %s: give all servers of a datastore the same", ErrOtherSettings, strings.Join(wrong, ", "))
+			return fmt.Errorf("%w: %s: give all servers of a datastore the same", ErrOtherSettings,
+				strings.Join(wrong, ", "))
 		}
-		// One that only another version has is left alone. One that the first server's had not is from now on as it is here.
+		// One that only another version has is left alone. One that the first server's had not is
+		// from now on as it is here.
 		merged := make(map[string]string)
 		maps.Copy(merged, all)
 		maps.Copy(merged, c.Settings)

@@ -17,7 +17,12 @@ import (
 const secret = "abcdef.0123456789abcdef"
 
 func server(kv clientv3.KV) Config {
-	return Config{KV: kv, Secret: secret, Dir: "/data/tls", Settings: map[string]string{"service-cidr": "10.43.0.0/16"}}
+	return Config{
+		KV:       kv,
+		Secret:   secret,
+		Dir:      "/data/tls",
+		Settings: map[string]string{"service-cidr": "10.43.0.0/16"},
+	}
 }
 
 // maker completes a server's own keys with ones that nobody else has.
@@ -47,7 +52,8 @@ func TestAgree_LaterServers_TakeTheFirstOnes(t *testing.T) {
 	for name, own := range map[string]map[string][]byte{
 		"empty": nil, "all of them": first, "cut off while writing": {"ca.key": first["ca.key"]},
 	} {
-		if keys := agree(t, server(kv), own, "second"); !maps.EqualFunc(keys, first, func(a, b []byte) bool { return string(a) == string(b) }) {
+		if keys := agree(t, server(kv), own, "second"); !maps.EqualFunc(keys, first,
+			func(a, b []byte) bool { return string(a) == string(b) }) {
 			t.Errorf("%s: %q", name, keys)
 		}
 	}
@@ -83,12 +89,13 @@ func TestAgree_ManyAtOnce_HaveTheSame(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range servers {
 		all.Go(func() {
-			got[i], errs[i] = Agree(t.Context(), server(kv), nil, func(own map[string][]byte) (map[string][]byte, error) {
-				// All have found nothing before the first writes.
-				made.Done()
-				made.Wait()
-				return maker(strconv.Itoa(i))(own)
-			})
+			got[i], errs[i] = Agree(t.Context(), server(kv), nil,
+				func(own map[string][]byte) (map[string][]byte, error) {
+					// All have found nothing before the first writes.
+					made.Done()
+					made.Wait()
+					return maker(strconv.Itoa(i))(own)
+				})
 		})
 	}
 	all.Wait()
@@ -108,11 +115,31 @@ func TestAgree_Refused(t *testing.T) {
 		want   error
 		words  []string
 	}{
-		{name: "another token", change: func(c *Config) { c.Secret = "abcdef.fedcba9876543210" }, want: ErrToken, words: []string{"--token"}},
+		{
+			name:   "another token",
+			change: func(c *Config) { c.Secret = "abcdef.fedcba9876543210" },
+			want:   ErrToken,
+			words:  []string{"--token"},
+		},
 		{name: "a changed value", before: flip, want: ErrToken},
-		{name: "another cluster's keys", own: map[string][]byte{"ca.crt": []byte("mine"), "ca.key": []byte("mine")}, want: ErrOtherKeys, words: []string{"ca.crt", "/data/tls", "--data-dir"}},
-		{name: "half of another cluster's keys", own: map[string][]byte{"ca.key": []byte("mine")}, want: ErrOtherKeys, words: []string{"ca.key"}},
-		{name: "another range", change: func(c *Config) { c.Settings = map[string]string{"service-cidr": "10.99.0.0/16"} }, want: ErrOtherSettings, words: []string{"service-cidr", "10.99.0.0/16", "10.43.0.0/16"}},
+		{
+			name:  "another cluster's keys",
+			own:   map[string][]byte{"ca.crt": []byte("mine"), "ca.key": []byte("mine")},
+			want:  ErrOtherKeys,
+			words: []string{"ca.crt", "/data/tls", "--data-dir"},
+		},
+		{
+			name:  "half of another cluster's keys",
+			own:   map[string][]byte{"ca.key": []byte("mine")},
+			want:  ErrOtherKeys,
+			words: []string{"ca.key"},
+		},
+		{
+			name:   "another range",
+			change: func(c *Config) { c.Settings = map[string]string{"service-cidr": "10.99.0.0/16"} },
+			want:   ErrOtherSettings,
+			words:  []string{"service-cidr", "10.99.0.0/16", "10.43.0.0/16"},
+		},
 		{name: "keys deleted", before: func(t *testing.T, kv clientv3.KV) {
 			for _, err := range []error{put(t, kv, objects+"pods/default/a", "x"), remove(t, kv, keysKey)} {
 				if err != nil {
@@ -149,8 +176,8 @@ func TestAgree_Refused(t *testing.T) {
 	}
 }
 
-// A setting that came with a later version counts from the first server on that
-// has it, and older ones, which do not know it, go on.
+// A setting that came with a later version counts from the first server on that has it, and older
+// ones, which do not know it, go on.
 func TestAgree_LaterSetting_IsTheFirstToHaveIt(t *testing.T) {
 	kv := storetest.Client(t)
 	agree(t, server(kv), nil, "older")
@@ -161,18 +188,20 @@ func TestAgree_LaterSetting_IsTheFirstToHaveIt(t *testing.T) {
 	}
 	agree(t, with("host-gw"), nil, "upgraded")
 	agree(t, server(kv), nil, "older")
-	if _, err := Agree(t.Context(), with("vxlan"), nil, maker("another")); !errors.Is(err, ErrOtherSettings) || !strings.Contains(err.Error(), "network-backend is vxlan here and host-gw there") {
+	if _, err := Agree(t.Context(), with("vxlan"), nil, maker("another")); !errors.Is(err, ErrOtherSettings) ||
+		!strings.Contains(err.Error(), "network-backend is vxlan here and host-gw there") {
 		t.Errorf("another value: %v", err)
 	}
 	other := with("host-gw")
 	other.Settings["service-cidr"] = "10.99.0.0/16"
-	if _, err := Agree(t.Context(), other, nil, maker("another")); !errors.Is(err, ErrOtherSettings) || strings.Contains(err.Error(), "network-backend") {
+	if _, err := Agree(t.Context(), other, nil, maker("another")); !errors.Is(err, ErrOtherSettings) ||
+		strings.Contains(err.Error(), "network-backend") {
 		t.Errorf("another range: %v", err)
 	}
 }
 
-// An etcd with a cluster of before there were shared keys, or with keys deleted,
-// takes them from the server that has them.
+// An etcd with a cluster of before there were shared keys, or with keys deleted, takes them from
+// the server that has them.
 func TestAgree_ObjectsWithoutKeys_FromTheServerThatHasThem(t *testing.T) {
 	kv := storetest.Client(t)
 	if err := put(t, kv, objects+"pods/default/a", "x"); err != nil {

@@ -24,12 +24,12 @@ const (
 	purpose = "mote: keys of a cluster, 1"
 )
 
-// errDoesNotOpen says that the secret is not the one the data was sealed with,
-// or that the data was changed: the cipher cannot tell these apart.
+// errDoesNotOpen says that the secret is not the one the data was sealed with, or that the data was
+// changed: the cipher cannot tell these apart.
 var errDoesNotOpen = errors.New("sealed data does not open")
 
-// sealed is what lies in the etcd: files under AES-256-GCM, with a key that
-// PBKDF2 makes of a secret.
+// sealed is what lies in the etcd: files under AES-256-GCM, with a key that PBKDF2 makes of a
+// secret.
 type sealed struct {
 	Version int    `json:"version"`
 	Rounds  int    `json:"rounds"`
@@ -72,14 +72,18 @@ func unseal(secret string, data []byte) (map[string][]byte, error) {
 		return nil, fmt.Errorf("decode sealed keys: %w", err)
 	}
 	if s.Version != sealVersion || s.Rounds < 1 || s.Rounds > maxRounds {
-		return nil, fmt.Errorf("decode sealed keys: form %d with %d rounds is unknown: another version of mote wrote it", s.Version, s.Rounds)
+		return nil, fmt.Errorf(
+			"decode sealed keys: form %d with %d rounds is unknown: another version of mote wrote it", s.Version,
+			s.Rounds)
 	}
 	aead, err := s.cipher(secret)
 	if err != nil {
 		return nil, err
 	}
 	if len(s.Nonce) != aead.NonceSize() {
-		return nil, fmt.Errorf("decode sealed keys: the nonce has %d bytes instead of %d: the datastore's value was changed", len(s.Nonce), aead.NonceSize())
+		return nil, fmt.Errorf(
+			"decode sealed keys: the nonce has %d bytes instead of %d: the datastore's value was changed", len(s.Nonce),
+			aead.NonceSize())
 	}
 	plain, err := aead.Open(nil, s.Nonce, s.Data, []byte(purpose))
 	if err != nil {

@@ -38,10 +38,12 @@ type Config struct {
 	// Client may list, get and patch nodes and create events.
 	Client kubernetes.Interface
 	Nodes  coreinformers.NodeInformer
-	// ClusterCIDRs are cut into node ranges of MaskSizes bits, index by index. A node gets one of each.
+	// ClusterCIDRs are cut into node ranges of MaskSizes bits, index by index. A node gets one of
+	// each.
 	ClusterCIDRs []*net.IPNet
 	MaskSizes    []int
-	// Reserved are ranges, such as the services', that no node gets where they overlap ClusterCIDRs.
+	// Reserved are ranges, such as the services', that no node gets where they overlap
+	// ClusterCIDRs.
 	Reserved []*net.IPNet
 	Logger   *zap.Logger
 }
@@ -72,8 +74,9 @@ type Allocator struct {
 type grant struct {
 	uid   types.UID
 	cidrs []*net.IPNet
-	// confirmed means that the API server has it. If not, the outcome of the patch is unknown: it is
-	// repeated with the same ranges, so whatever became of the first, none is lost or given twice.
+	// confirmed means that the API server has it. If not, the outcome of the patch is unknown: it
+	// is repeated with the same ranges, so whatever became of the first, none is lost or given
+	// twice.
 	confirmed bool
 }
 
@@ -222,7 +225,8 @@ func (a *Allocator) assign(ctx context.Context, node *corev1.Node, g grant) erro
 	if err == nil {
 		g.confirmed = true
 		a.grants[node.Name] = g
-		a.config.Logger.Debug("node has its pod ranges", zap.String("node", node.Name), zap.Stringers("ranges", g.cidrs))
+		a.config.Logger.Debug("node has its pod ranges", zap.String("node", node.Name),
+			zap.Stringers("ranges", g.cidrs))
 		return nil
 	}
 	// It may have been written all the same, or the node has others or is another one by now.
@@ -247,7 +251,8 @@ func (a *Allocator) patch(ctx context.Context, node *corev1.Node, cidrs []*net.I
 	if err != nil {
 		return err
 	}
-	_, err = a.config.Client.CoreV1().Nodes().Patch(ctx, node.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	_, err = a.config.Client.CoreV1().Nodes().Patch(ctx, node.Name, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{})
 	return err
 }
 

@@ -56,8 +56,11 @@ func newFixture(t *testing.T, change func(*Config), nodes ...runtime.Object) *fi
 	refuseChanges(client)
 	core, logs := observer.New(zap.DebugLevel)
 	c := Config{
-		Client: client, Nodes: informers.NewSharedInformerFactory(client, 0).Core().V1().Nodes(),
-		ClusterCIDRs: ranges(t, "10.42.0.0/16"), MaskSizes: []int{24}, Logger: zap.New(core),
+		Client:       client,
+		Nodes:        informers.NewSharedInformerFactory(client, 0).Core().V1().Nodes(),
+		ClusterCIDRs: ranges(t, "10.42.0.0/16"),
+		MaskSizes:    []int{24},
+		Logger:       zap.New(core),
 	}
 	if change != nil {
 		change(&c)
@@ -66,13 +69,19 @@ func newFixture(t *testing.T, change func(*Config), nodes ...runtime.Object) *fi
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{Allocator: a, client: client, cache: c.Nodes.Informer().GetIndexer(), events: record.NewFakeRecorder(100), logs: logs}
+	f := &fixture{
+		Allocator: a,
+		client:    client,
+		cache:     c.Nodes.Informer().GetIndexer(),
+		events:    record.NewFakeRecorder(100),
+		logs:      logs,
+	}
 	a.recorder = f.events
 	return f
 }
 
-// refuseChanges makes the fake refuse what the API server refuses: another range for a node that has
-// one, and a patch for another node of the same name.
+// refuseChanges makes the fake refuse what the API server refuses: another range for a node that
+// has one, and a patch for another node of the same name.
 func refuseChanges(client *fake.Clientset) {
 	client.PrependReactor("patch", "nodes", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		patch := action.(clienttesting.PatchAction)
@@ -92,14 +101,16 @@ func refuseChanges(client *fake.Clientset) {
 		case want.UID != node.UID:
 			return true, nil, apierrors.NewConflict(resource, node.Name, errors.New("another UID"))
 		case len(node.Spec.PodCIDRs) > 0 && !slices.Equal(want.Spec.PodCIDRs, node.Spec.PodCIDRs):
-			return true, nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Node").GroupKind(), node.Name, nil)
+			return true, nil,
+				apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Node").GroupKind(), node.Name, nil)
 		}
 		return false, nil, nil
 	})
 }
 
 func node(name, uid string, cidrs ...string) *corev1.Node {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(uid)}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(uid)},
+		Spec: corev1.NodeSpec{PodCIDRs: cidrs}}
 	if len(cidrs) > 0 {
 		n.Spec.PodCIDR = cidrs[0]
 	}
@@ -194,7 +205,8 @@ func TestAllocator_Sync_OutcomeOfPatchUnknown_NoRangeLost(t *testing.T) {
 				}
 				fail = false
 				if written {
-					if err := f.client.Tracker().Update(action.GetResource(), node("a", "1", "10.42.0.0/24"), ""); err != nil {
+					if err := f.client.Tracker().Update(action.GetResource(), node("a", "1", "10.42.0.0/24"),
+						""); err != nil {
 						t.Error(err)
 					}
 				}
@@ -277,7 +289,8 @@ func TestAllocator_Sync_NodeCreatedAgain_OldRangeIsReleased(t *testing.T) {
 	f.cached(t, a)
 	f.want(t, "a", "10.42.0.0/24")
 	// The informer sees an update, not a deletion.
-	if err := f.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), node("a", "2"), ""); err != nil {
+	if err := f.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), node("a", "2"),
+		""); err != nil {
 		t.Fatal(err)
 	}
 	f.cached(t, node("a", "2"))
@@ -363,8 +376,11 @@ func TestAllocator_Run_NodesJoinAtOnce(t *testing.T) {
 	factory := informers.NewSharedInformerFactory(client, 0)
 	core, logs := observer.New(zap.InfoLevel)
 	a, err := New(Config{
-		Client: client, Nodes: factory.Core().V1().Nodes(),
-		ClusterCIDRs: ranges(t, "10.42.0.0/18"), MaskSizes: []int{24}, Logger: zap.New(core),
+		Client:       client,
+		Nodes:        factory.Core().V1().Nodes(),
+		ClusterCIDRs: ranges(t, "10.42.0.0/18"),
+		MaskSizes:    []int{24},
+		Logger:       zap.New(core),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -437,7 +453,8 @@ func TestAllocator_Run_NodesJoinAtOnce(t *testing.T) {
 	// There are 64 ranges: these need the ones of the nodes that are gone.
 	join(1)
 	for _, l := range logs.FilterLevelExact(zapcore.WarnLevel).All() {
-		if l.ContextMap()["error"] == nil || !slices.Contains([]string{"node has no pod range yet; retrying"}, l.Message) {
+		if l.ContextMap()["error"] == nil ||
+			!slices.Contains([]string{"node has no pod range yet; retrying"}, l.Message) {
 			t.Errorf("logged: %s %v", l.Message, l.ContextMap())
 		}
 	}

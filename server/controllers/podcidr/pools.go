@@ -47,7 +47,9 @@ func (p *pools) allocate() ([]*net.IPNet, error) {
 				p.release(c)
 			}
 			if errors.Is(err, cidrset.ErrCIDRRangeNoCIDRsRemaining) {
-				return nil, fmt.Errorf("no pod range is left in %s: delete nodes that are gone, or set up the cluster with a larger range", p.cidrs[i])
+				return nil, fmt.Errorf(
+					"no pod range is left in %s: delete nodes that are gone, or set up the cluster with a larger range",
+					p.cidrs[i])
 			}
 			return nil, fmt.Errorf("allocate a pod range in %s: %w", p.cidrs[i], err)
 		}

@@ -33,8 +33,8 @@ func ping(c net.Conn) error {
 	return err
 }
 
-// Cut at any moment, with streams under way, the tunnel comes back and leaves
-// nothing behind; newWorld looks for goroutines at the end.
+// Cut at any moment, with streams under way, the tunnel comes back and leaves nothing behind;
+// newWorld looks for goroutines at the end.
 func TestTunnel_CutAtRandom_ComesBack(t *testing.T) {
 	w := newWorld(t, setting{})
 	for round := range 30 {
@@ -72,8 +72,8 @@ func TestTunnel_CutAtRandom_ComesBack(t *testing.T) {
 	}
 }
 
-// With a new certificate there is a new connection; what goes through the old
-// one is not disturbed, and then it ends.
+// With a new certificate there is a new connection; what goes through the old one is not disturbed,
+// and then it ends.
 func TestTunnel_Renewed_ReplacesConnection(t *testing.T) {
 	w := newWorld(t, setting{})
 	old := w.dialKubelet()
@@ -105,8 +105,8 @@ func TestTunnel_Renewed_ReplacesConnection(t *testing.T) {
 	}
 }
 
-// A server known under several addresses has one tunnel, not one that two
-// keepers take from each other without end.
+// A server known under several addresses has one tunnel, not one that two keepers take from each
+// other without end.
 func TestTunnel_TwoAddressesOfOneServer_OneTunnel(t *testing.T) {
 	w := newWorld(t, setting{})
 	w.waitLog(saidOpen, 1)
@@ -137,7 +137,13 @@ func TestTunnel_OneServerAway_OtherServes(t *testing.T) {
 	defer l.Close() // it takes connections and says nothing
 	w := newWorld(t, setting{offline: true})
 	w.known.set(l.Addr().String(), w.wire.address)
-	a, err := agent.New(agent.Config{Servers: w.known, TLS: w.tls, Renewed: w.cert.Renewed, Kubelet: listen(t, "127.0.0.1:0", echo), PodCIDRs: noRanges})
+	a, err := agent.New(agent.Config{
+		Servers:  w.known,
+		TLS:      w.tls,
+		Renewed:  w.cert.Renewed,
+		Kubelet:  listen(t, "127.0.0.1:0", echo),
+		PodCIDRs: noRanges,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +256,8 @@ func TestServer_NoTunnel_WaitsThenSays(t *testing.T) {
 	defer cancel()
 	_, port, _ := net.SplitHostPort(address)
 	_, err = w.server.DialContext(ctx, "tcp", net.JoinHostPort(nodeName, port))
-	if !errors.Is(err, server.ErrNoTunnel) || !strings.Contains(err.Error(), nodeName) || !strings.Contains(err.Error(), "refused") {
+	if !errors.Is(err, server.ErrNoTunnel) || !strings.Contains(err.Error(), nodeName) ||
+		!strings.Contains(err.Error(), "refused") {
 		t.Errorf("error is %v", err)
 	}
 	// Where the node can be reached without one, it is.
@@ -294,7 +301,8 @@ func TestServer_ServeNode_BadRequests(t *testing.T) {
 	request := httptest.NewRequest(http.MethodGet, joinapi.PathTunnel, nil)
 	request.Header.Set("Upgrade", joinapi.TunnelProtocol)
 	w.server.ServeNode(recorder, request, nodeName)
-	if recorder.Code != http.StatusServiceUnavailable || !strings.Contains(recorder.Body.String(), string(joinapi.CodeNotReady)) {
+	if recorder.Code != http.StatusServiceUnavailable ||
+		!strings.Contains(recorder.Body.String(), string(joinapi.CodeNotReady)) {
 		t.Errorf("after Run: %d %s", recorder.Code, recorder.Body)
 	}
 }

@@ -152,7 +152,8 @@ func TestTunnel_Deadlines(t *testing.T) {
 		t.Fatal(err)
 	}
 	var timeout net.Error
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) ||
+		!timeout.Timeout() {
 		t.Errorf("read: %v", err)
 	}
 	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -277,7 +278,8 @@ func TestTunnel_Refused(t *testing.T) {
 				_ = c.Close()
 				t.Fatal("it is let through")
 			}
-			if !strings.Contains(err.Error(), row.want) || !strings.Contains(err.Error(), nodeName) || strings.Contains(err.Error(), "\n") {
+			if !strings.Contains(err.Error(), row.want) || !strings.Contains(err.Error(), nodeName) ||
+				strings.Contains(err.Error(), "\n") {
 				t.Errorf("the error is %q, want one line with %q and the node", err, row.want)
 			}
 		})

@@ -41,8 +41,7 @@ const (
 	patience = time.Minute
 )
 
-// world is a server and a node on loopback, with a wire between them that can be
-// cut.
+// world is a server and a node on loopback, with a wire between them that can be cut.
 type world struct {
 	t      *testing.T
 	server *server.Server
@@ -72,7 +71,12 @@ func newWorld(t *testing.T, s setting) *world {
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
 	w := &world{t: t, nodes: &nodeFeed{}, cert: renewal{next: make(chan struct{})}}
 
-	sc := server.Config{Nodes: w.nodes, Wait: patience, PingAfter: 2 * time.Second, PingTimeout: 2 * time.Second}
+	sc := server.Config{
+		Nodes:       w.nodes,
+		Wait:        patience,
+		PingAfter:   2 * time.Second,
+		PingTimeout: 2 * time.Second,
+	}
 	if s.server != nil {
 		s.server(&sc)
 	}
@@ -101,16 +105,26 @@ func newWorld(t *testing.T, s setting) *world {
 	}
 	kubeletAddress := listen(t, "127.0.0.1:0", kubelet)
 	w.nodes.add(nodeName, "192.0.2.10", podRange)
-	w.known = &known{servers: []string{w.wire.address}, next: make(chan struct{}), online: make(chan struct{}), offline: make(chan struct{})}
+	w.known = &known{
+		servers: []string{w.wire.address},
+		next:    make(chan struct{}),
+		online:  make(chan struct{}),
+		offline: make(chan struct{}),
+	}
 	close(w.known.online)
 	core, logs := observer.New(zapcore.DebugLevel)
 	w.logs = logs
 	ac := agent.Config{
-		Servers: w.known, Renewed: w.cert.Renewed, Kubelet: kubeletAddress,
-		TLS:       w.tls,
-		PodCIDRs:  func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(podRange)} },
-		PingAfter: 2 * time.Second, PingTimeout: 2 * time.Second, FirstRetry: 10 * time.Millisecond, LastRetry: 100 * time.Millisecond,
-		Logger: zap.New(core),
+		Servers:     w.known,
+		Renewed:     w.cert.Renewed,
+		Kubelet:     kubeletAddress,
+		TLS:         w.tls,
+		PodCIDRs:    func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(podRange)} },
+		PingAfter:   2 * time.Second,
+		PingTimeout: 2 * time.Second,
+		FirstRetry:  10 * time.Millisecond,
+		LastRetry:   100 * time.Millisecond,
+		Logger:      zap.New(core),
 	}
 	if s.agent != nil {
 		s.agent(&ac)
@@ -128,7 +142,8 @@ func newWorld(t *testing.T, s setting) *world {
 
 // tls is how a node makes sure of its server.
 func (w *world) tls() *tls.Config {
-	return &tls.Config{RootCAs: w.front.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "kubernetes"}
+	return &tls.Config{RootCAs: w.front.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs,
+		ServerName: "kubernetes"}
 }
 
 // background runs until the returned function or the end of the test.
@@ -158,9 +173,16 @@ func certificate(t *testing.T) tls.Certificate {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"kubernetes", "example.com"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "test"},
+		DNSNames:              []string{"kubernetes", "example.com"},
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -198,7 +220,8 @@ func (w *world) dialKubelet() half { w.t.Helper(); return w.dial(nodeName + ":10
 // waitLog waits until the agent has logged a line so many times.
 func (w *world) waitLog(message string, times int) {
 	w.t.Helper()
-	eventually(w.t, func() bool { return w.logs.FilterMessage(message).Len() >= times }, "the log never says %d times %q: %v", times, message, w.logs.All())
+	eventually(w.t, func() bool { return w.logs.FilterMessage(message).Len() >= times },
+		"the log never says %d times %q: %v", times, message, w.logs.All())
 }
 
 func eventually(t *testing.T, condition func() bool, format string, args ...any) {
@@ -426,7 +449,8 @@ func (f *nodeFeed) AddEventHandler(h cache.ResourceEventHandler) (cache.Resource
 func (f *nodeFeed) add(name, ip, cidr string) {
 	f.handler.OnAdd(&corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: []string{cidr}},
-		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}, {Type: corev1.NodeHostName, Address: name}}},
+		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip},
+			{Type: corev1.NodeHostName, Address: name}}},
 	}, false)
 }
 

@@ -32,7 +32,8 @@ func main() {
 	flag.StringVar(&s.version, "version", "bench", "what the nodes call their mote")
 	flag.IntVar(&s.nodes, "nodes", 200, "how many nodes")
 	flag.IntVar(&s.atOnce, "at-once", 10, "how many of them join at a time")
-	flag.DurationVar(&s.statusEvery, "status-every", 5*time.Minute, "how often a node says its status although nothing changed")
+	flag.DurationVar(&s.statusEvery, "status-every", 5*time.Minute,
+		"how often a node says its status although nothing changed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -69,7 +70,13 @@ func run(ctx context.Context, s settings) error {
 	for i := range s.nodes {
 		name := fmt.Sprintf("hollow-%03d", i)
 		n := &node{
-			settings: s, name: name, number: i, dir: filepath.Join(s.dir, name), report: r, turns: turns, log: log.Named(name),
+			settings: s,
+			name:     name,
+			number:   i,
+			dir:      filepath.Join(s.dir, name),
+			report:   r,
+			turns:    turns,
+			log:      log.Named(name),
 		}
 		g.Go(func() error {
 			if err := n.run(ctx); err != nil {

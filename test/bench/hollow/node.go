@@ -25,7 +25,8 @@ import (
 	"github.com/mote-dev/mote/netproxy"
 )
 
-// What a kubelet does by default: its lease lasts 40 seconds and is renewed after a quarter of that.
+// What a kubelet does by default: its lease lasts 40 seconds and is renewed after a quarter of
+// that.
 const (
 	leaseSeconds = 40
 	renewEvery   = 10 * time.Second
@@ -63,7 +64,12 @@ func (n *node) run(ctx context.Context) error {
 func (n *node) join(ctx context.Context, g *errgroup.Group) error {
 	begin := time.Now()
 	connect := agent.ConnectToServer(agent.Config{
-		DataDir: n.dir, NodeName: n.name, Servers: []string{n.server}, Token: n.token, Disable: []string{"discovery"}, Logger: n.log,
+		DataDir:  n.dir,
+		NodeName: n.name,
+		Servers:  []string{n.server},
+		Token:    n.token,
+		Disable:  []string{"discovery"},
+		Logger:   n.log,
 	}, n.version, nil)
 	connection, err := connect(ctx)
 	if err != nil {
@@ -90,7 +96,8 @@ func (n *node) join(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
-	heartbeat := lease.NewController(clock.RealClock{}, client, n.name, leaseSeconds, func() { n.report.missed.Add(1) }, renewEvery,
+	heartbeat := lease.NewController(clock.RealClock{}, client, n.name, leaseSeconds, func() { n.report.missed.Add(1) },
+		renewEvery,
 		n.name, corev1.NamespaceNodeLease, kubeletutil.SetNodeOwnerFunc(ctx, client, n.name))
 	g.Go(func() error {
 		heartbeat.Run(ctx)
@@ -106,7 +113,8 @@ func (n *node) join(ctx context.Context, g *errgroup.Group) error {
 			}
 		}
 	}
-	// It says that it is ready once it has looked around: the change of status every node begins with.
+	// It says that it is ready once it has looked around: the change of status every node begins
+	// with.
 	status := &status{node: n, client: client, last: registered}
 	if err := status.say(ctx, true); err != nil {
 		return err
@@ -116,9 +124,10 @@ func (n *node) join(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// watches returns factories with the informers that a node's service proxy, pod network, DNS and kubelet have. What the first three need is in
-// shared.
-func (n *node) watches(client kubernetes.Interface, shared informers.SharedInformerFactory) []informers.SharedInformerFactory {
+// watches returns factories with the informers that a node's service proxy, pod network, DNS and
+// kubelet have. What the first three need is in shared.
+func (n *node) watches(client kubernetes.Interface,
+	shared informers.SharedInformerFactory) []informers.SharedInformerFactory {
 	shared.Core().V1().Services().Informer()
 	shared.Core().V1().Nodes().Informer()
 	shared.Core().V1().Namespaces().Informer()
@@ -128,7 +137,8 @@ func (n *node) watches(client kubernetes.Interface, shared informers.SharedInfor
 
 	one := func(namespace, field, value string) informers.SharedInformerFactory {
 		return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace),
-			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(field, value).String() }))
+			informers.WithTweakListOptions(
+				func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(field, value).String() }))
 	}
 	names := one(dns.SettingsNamespace, metav1.ObjectNameField, dns.SettingsName)
 	names.Core().V1().ConfigMaps().Informer()

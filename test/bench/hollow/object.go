@@ -25,7 +25,8 @@ import (
 // object is what a kubelet registers: as large as that of a node with a few images.
 func (n *node) object() *corev1.Node {
 	capacity := corev1.ResourceList{
-		corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("3884344Ki"), corev1.ResourcePods: resource.MustParse("110"),
+		corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("3884344Ki"),
+		corev1.ResourcePods:             resource.MustParse("110"),
 		corev1.ResourceEphemeralStorage: resource.MustParse("30298176Ki"), "hugepages-2Mi": resource.MustParse("0"),
 	}
 	id := fmt.Sprintf("%032x", n.number+1)
@@ -39,18 +40,30 @@ func (n *node) object() *corev1.Node {
 			Annotations: map[string]string{"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
 		},
 		Status: corev1.NodeStatus{
-			Capacity: capacity, Allocatable: capacity.DeepCopy(), Conditions: conditions(false, nil),
-			Addresses:       []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.address().String()}, {Type: corev1.NodeHostName, Address: n.name}},
+			Capacity:    capacity,
+			Allocatable: capacity.DeepCopy(),
+			Conditions:  conditions(false, nil),
+			Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.address().String()},
+				{Type: corev1.NodeHostName, Address: n.name}},
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: 10250}},
 			NodeInfo: corev1.NodeSystemInfo{
-				MachineID: id, SystemUUID: id, BootID: id, KernelVersion: "6.12.34", OSImage: "Debian GNU/Linux 13 (trixie)", ContainerRuntimeVersion: "containerd://2.4.2",
-				KubeletVersion: version.Get().GitVersion, OperatingSystem: "linux", Architecture: runtime.GOARCH,
+				MachineID:               id,
+				SystemUUID:              id,
+				BootID:                  id,
+				KernelVersion:           "6.12.34",
+				OSImage:                 "Debian GNU/Linux 13 (trixie)",
+				ContainerRuntimeVersion: "containerd://2.4.2",
+				KubeletVersion:          version.Get().GitVersion,
+				OperatingSystem:         "linux",
+				Architecture:            runtime.GOARCH,
 			},
 		},
 	}
 	for i := range 8 {
 		name := fmt.Sprintf("registry.example.com/team/application-%d", i)
-		node.Status.Images = append(node.Status.Images, corev1.ContainerImage{Names: []string{fmt.Sprintf("%s@sha256:%064x", name, i), name + ":1.0"}, SizeBytes: 12345678})
+		node.Status.Images = append(node.Status.Images,
+			corev1.ContainerImage{Names: []string{fmt.Sprintf("%s@sha256:%064x", name, i), name + ":1.0"},
+				SizeBytes: 12345678})
 	}
 	return node
 }
@@ -59,13 +72,38 @@ func (n *node) object() *corev1.Node {
 func conditions(ready bool, before []corev1.NodeCondition) []corev1.NodeCondition {
 	now := metav1.Now()
 	list := []corev1.NodeCondition{
-		{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse, Reason: "KubeletHasSufficientMemory", Message: "kubelet has sufficient memory available"},
-		{Type: corev1.NodeDiskPressure, Status: corev1.ConditionFalse, Reason: "KubeletHasNoDiskPressure", Message: "kubelet has no disk pressure"},
-		{Type: corev1.NodePIDPressure, Status: corev1.ConditionFalse, Reason: "KubeletHasSufficientPID", Message: "kubelet has sufficient PID available"},
-		{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "container runtime network not ready"},
+		{
+			Type:    corev1.NodeMemoryPressure,
+			Status:  corev1.ConditionFalse,
+			Reason:  "KubeletHasSufficientMemory",
+			Message: "kubelet has sufficient memory available",
+		},
+		{
+			Type:    corev1.NodeDiskPressure,
+			Status:  corev1.ConditionFalse,
+			Reason:  "KubeletHasNoDiskPressure",
+			Message: "kubelet has no disk pressure",
+		},
+		{
+			Type:    corev1.NodePIDPressure,
+			Status:  corev1.ConditionFalse,
+			Reason:  "KubeletHasSufficientPID",
+			Message: "kubelet has sufficient PID available",
+		},
+		{
+			Type:    corev1.NodeReady,
+			Status:  corev1.ConditionFalse,
+			Reason:  "KubeletNotReady",
+			Message: "container runtime network not ready",
+		},
 	}
 	if ready {
-		list[3] = corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
+		list[3] = corev1.NodeCondition{
+			Type:    corev1.NodeReady,
+			Status:  corev1.ConditionTrue,
+			Reason:  "KubeletReady",
+			Message: "kubelet is posting ready status",
+		}
 	}
 	for i := range list {
 		list[i].LastHeartbeatTime, list[i].LastTransitionTime = now, now
@@ -96,8 +134,10 @@ func (n *node) serving(ctx context.Context, client kubernetes.Interface) error {
 	if err != nil {
 		return fmt.Errorf("make certificate request: %w", err)
 	}
-	name, uid, err := csr.RequestCertificateWithContext(ctx, client, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), "",
-		certificatesv1.KubeletServingSignerName, nil, []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}, key)
+	name, uid, err := csr.RequestCertificateWithContext(ctx, client,
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), "",
+		certificatesv1.KubeletServingSignerName, nil,
+		[]certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}, key)
 	if err != nil {
 		return fmt.Errorf("request serving certificate: %w", err)
 	}

@@ -28,10 +28,12 @@ type State struct {
 	Joined int `json:"joined"`
 	// Seconds is from the start until the last node had joined.
 	Seconds float64 `json:"seconds"`
-	// Handshake is from a node's first step until it has its certificate, Join until it is registered, Ready and knows the cluster.
+	// Handshake is from a node's first step until it has its certificate, Join until it is
+	// registered, Ready and knows the cluster.
 	Handshake Spread `json:"handshake"`
 	Join      Spread `json:"join"`
-	// Missed counts heartbeats that did not get through for so long that a kubelet would give up its connection.
+	// Missed counts heartbeats that did not get through for so long that a kubelet would give up
+	// its connection.
 	Missed     int64 `json:"missed"`
 	Goroutines int   `json:"goroutines"`
 }
@@ -57,8 +59,13 @@ func (r *report) joined(handshake, join time.Duration) {
 func (r *report) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
 	s := State{
-		Nodes: r.nodes, Joined: len(r.joins), Seconds: r.took.Seconds(), Handshake: spread(r.handshakes), Join: spread(r.joins),
-		Missed: r.missed.Load(), Goroutines: runtime.NumGoroutine(),
+		Nodes:      r.nodes,
+		Joined:     len(r.joins),
+		Seconds:    r.took.Seconds(),
+		Handshake:  spread(r.handshakes),
+		Join:       spread(r.joins),
+		Missed:     r.missed.Load(),
+		Goroutines: runtime.NumGoroutine(),
 	}
 	r.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")

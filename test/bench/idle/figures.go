@@ -43,7 +43,8 @@ func compare(w io.Writer, ours, theirs figures) {
 	row("start to API ready", "s", ours.api.Seconds(), theirs.api.Seconds())
 	row("start to node Ready", "s", ours.node.Seconds(), theirs.node.Seconds())
 	if ours.pods > 0 {
-		row(fmt.Sprintf("%d pods Ready after apply", ours.states[len(ours.states)-1].pods), "s", ours.pods.Seconds(), theirs.pods.Seconds())
+		row(fmt.Sprintf("%d pods Ready after apply", ours.states[len(ours.states)-1].pods), "s", ours.pods.Seconds(),
+			theirs.pods.Seconds())
 	}
 	for i := range ours.states {
 		with := fmt.Sprintf(", %d pods", ours.states[i].pods)

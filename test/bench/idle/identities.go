@@ -18,7 +18,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// authority signs the identities of the upstream parts and keeps them in a folder, <name>.crt and <name>.key each.
+// authority signs the identities of the upstream parts and keeps them in a folder, <name>.crt and
+// <name>.key each.
 type authority struct {
 	dir         string
 	server      string // URL of the API server
@@ -40,8 +41,10 @@ func newAuthority(dir, server string) (*authority, error) {
 	}
 	a := &authority{dir: dir, server: server}
 	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: "bench-ca"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		Subject:               pkix.Name{CommonName: "bench-ca"},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 	}
 	var err error
 	a.certificate, a.key, err = a.sign("ca", template)
@@ -50,7 +53,8 @@ func newAuthority(dir, server string) (*authority, error) {
 
 func (a *authority) file(name string) string { return filepath.Join(a.dir, name) }
 
-// sign makes a key and a certificate for it, signed by the authority, or by itself if there is none yet.
+// sign makes a key and a certificate for it, signed by the authority, or by itself if there is none
+// yet.
 func (a *authority) sign(name string, template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -71,7 +75,8 @@ func (a *authority) sign(name string, template *x509.Certificate) (*x509.Certifi
 	if err := a.writeKey(name, key); err != nil {
 		return nil, nil, err
 	}
-	if err := os.WriteFile(a.file(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(a.file(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		0o600); err != nil {
 		return nil, nil, fmt.Errorf("write certificate: %w", err)
 	}
 	certificate, err := x509.ParseCertificate(der)
@@ -86,7 +91,8 @@ func (a *authority) writeKey(name string, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return fmt.Errorf("encode key of %s: %w", name, err)
 	}
-	if err := os.WriteFile(a.file(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(a.file(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		0o600); err != nil {
 		return fmt.Errorf("write key: %w", err)
 	}
 	return nil
@@ -95,8 +101,9 @@ func (a *authority) writeKey(name string, key *ecdsa.PrivateKey) error {
 // issue makes an identity, and a kubeconfig for it if it is a client.
 func (a *authority) issue(id identity) error {
 	template := &x509.Certificate{
-		Subject:  pkix.Name{CommonName: id.user, Organization: []string{id.group}},
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Subject:     pkix.Name{CommonName: id.user, Organization: []string{id.group}},
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	for _, s := range id.serverOf {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -111,7 +118,8 @@ func (a *authority) issue(id identity) error {
 	}
 	config := clientcmdapi.NewConfig()
 	config.Clusters["bench"] = &clientcmdapi.Cluster{Server: a.server, CertificateAuthority: a.file("ca.crt")}
-	config.AuthInfos[id.name] = &clientcmdapi.AuthInfo{ClientCertificate: a.file(id.name + ".crt"), ClientKey: a.file(id.name + ".key")}
+	config.AuthInfos[id.name] = &clientcmdapi.AuthInfo{ClientCertificate: a.file(id.name + ".crt"),
+		ClientKey: a.file(id.name + ".key")}
 	config.Contexts["bench"] = &clientcmdapi.Context{Cluster: "bench", AuthInfo: id.name}
 	config.CurrentContext = "bench"
 	if err := clientcmd.WriteToFile(*config, a.file(id.name+".kubeconfig")); err != nil {

@@ -20,7 +20,8 @@ func main() {
 	var s settings
 	s.Register("idle")
 	flag.StringVar(&s.images, "images", "bin/images", "folder with busybox.tar, for -pods")
-	flag.StringVar(&s.upstream, "upstream", "", "folder with the upstream programs, to measure them as well; empty leaves them out")
+	flag.StringVar(&s.upstream, "upstream", "",
+		"folder with the upstream programs, to measure them as well; empty leaves them out")
 	flag.IntVar(&s.pods, "pods", 0, "measure once more with so many one-container pods")
 	os.Exit(s.Main(func(ctx context.Context) error { return run(ctx, s) }, &s.images, &s.upstream))
 }

@@ -44,7 +44,8 @@ func (sub subject) measured(ctx context.Context, s settings) (figures, error) {
 	if f.node, err = sub.UntilNode(ctx, nodeName); err != nil {
 		return f, err
 	}
-	fmt.Printf("\n%s: executables %.1f MB, start to API ready %.2f s, to node Ready %.2f s\n", sub.Name, f.executables, f.api.Seconds(), f.node.Seconds())
+	fmt.Printf("\n%s: executables %.1f MB, start to API ready %.2f s, to node Ready %.2f s\n", sub.Name, f.executables,
+		f.api.Seconds(), f.node.Seconds())
 	counts := []int{0}
 	if s.pods > 0 {
 		counts = append(counts, s.pods)
@@ -83,14 +84,17 @@ func (sub subject) runPods(ctx context.Context, s settings) (time.Duration, erro
 	}
 	var manifest strings.Builder
 	for i := range s.pods {
-		fmt.Fprintf(&manifest, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: idle-%d, namespace: default}\nspec:\n"+
-			"  containers:\n  - {name: main, image: %q, imagePullPolicy: IfNotPresent, command: [sleep, \"1000000\"]}\n", i, image)
+		fmt.Fprintf(&manifest, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: idle-%d, namespace: default}\n"+
+			"spec:\n  containers:\n"+
+			"  - {name: main, image: %q, imagePullPolicy: IfNotPresent, command: [sleep, \"1000000\"]}\n",
+			i, image)
 	}
 	begin := time.Now()
 	if _, err := sub.Kubectl.Run(ctx, strings.NewReader(manifest.String()), "apply", "-f", "-"); err != nil {
 		return 0, err
 	}
-	if _, err := sub.Kubectl.Run(ctx, nil, "wait", "--for=condition=Ready", "pods", "--all", "--timeout=180s"); err != nil {
+	if _, err := sub.Kubectl.Run(ctx, nil, "wait", "--for=condition=Ready", "pods", "--all",
+		"--timeout=180s"); err != nil {
 		return 0, err
 	}
 	return time.Since(begin), nil

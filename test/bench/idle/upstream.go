@@ -25,7 +25,8 @@ const (
 	pauseImage                                = "bench.local/pause:1"
 )
 
-// upstream are the programs that do together what mote does, but for DNS, set up as kubeadm does where it matters to the figures.
+// upstream are the programs that do together what mote does, but for DNS, set up as kubeadm does
+// where it matters to the figures.
 type upstream struct {
 	cluster *measure.Cluster
 	ctr     measure.Tool
@@ -35,7 +36,8 @@ type upstream struct {
 	ca      *authority
 }
 
-// newUpstream returns the upstream programs, not started, with the tools that mote has unpacked in its data folder.
+// newUpstream returns the upstream programs, not started, with the tools that mote has unpacked in
+// its data folder.
 func newUpstream(s settings, moteData string) (subject, error) {
 	dir := filepath.Join(sandbox.Dir(), "up")
 	u := &upstream{bin: s.upstream, tools: filepath.Join(moteData, "bin", "current"), dir: dir}
@@ -44,10 +46,16 @@ func newUpstream(s settings, moteData string) (subject, error) {
 		return subject{}, err
 	}
 	for _, id := range []identity{
-		{name: "apiserver", user: "kube-apiserver", serverOf: []string{"127.0.0.1", sandbox.HostIP, peerFirstService, "localhost", "kubernetes", "kubernetes.default.svc"}},
+		{name: "apiserver", user: "kube-apiserver", serverOf: []string{"127.0.0.1", sandbox.HostIP, peerFirstService,
+			"localhost", "kubernetes", "kubernetes.default.svc"}},
 		{name: "apiserver-kubelet-client", user: "kube-apiserver-kubelet-client", group: "system:masters"},
 		{name: "front-proxy-client", user: "front-proxy-client"},
-		{name: "kubelet-serving", user: "system:node:" + nodeName, group: "system:nodes", serverOf: []string{sandbox.HostIP, nodeName}},
+		{
+			name:     "kubelet-serving",
+			user:     "system:node:" + nodeName,
+			group:    "system:nodes",
+			serverOf: []string{sandbox.HostIP, nodeName},
+		},
 		{name: "admin", user: "admin", group: "system:masters"},
 		{name: "controllers", user: "system:kube-controller-manager"},
 		{name: "scheduler", user: "system:kube-scheduler"},
@@ -64,12 +72,20 @@ func newUpstream(s settings, moteData string) (subject, error) {
 	}
 	kubeconfig := u.ca.file("admin.kubeconfig")
 	u.cluster = &measure.Cluster{
-		Name: "upstream", Kubeconfig: kubeconfig, Logs: s.Logs + "/upstream-",
-		Kubectl: measure.Tool{Path: s.Mote, Name: s.Mote, Args: []string{"kubectl", "--kubeconfig", kubeconfig}},
-		Env:     []string{"PATH=" + u.tools + ":" + os.Getenv("PATH")},
+		Name:       "upstream",
+		Kubeconfig: kubeconfig,
+		Logs:       s.Logs + "/upstream-",
+		Kubectl:    measure.Tool{Path: s.Mote, Name: s.Mote, Args: []string{"kubectl", "--kubeconfig", kubeconfig}},
+		Env:        []string{"PATH=" + u.tools + ":" + os.Getenv("PATH")},
 	}
-	u.ctr = measure.Tool{Path: filepath.Join(u.tools, "mote-helper"), Name: "ctr", Args: []string{"--address", u.socket(), "--namespace", "k8s.io"}}
-	return subject{Cluster: u.cluster, executables: u.executables(), start: u.start, load: u.load}, nil
+	u.ctr = measure.Tool{Path: filepath.Join(u.tools, "mote-helper"), Name: "ctr",
+		Args: []string{"--address", u.socket(), "--namespace", "k8s.io"}}
+	return subject{
+		Cluster:     u.cluster,
+		executables: u.executables(),
+		start:       u.start,
+		load:        u.load,
+	}, nil
 }
 
 func (u *upstream) path(name string) string { return filepath.Join(u.dir, name) }
@@ -100,13 +116,15 @@ func (u *upstream) load(ctx context.Context, archive string) error {
 // executables are the programs the parts are.
 func (u *upstream) executables() []string {
 	var list []string
-	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet", "kube-proxy"} {
+	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "containerd",
+		"kubelet", "kube-proxy"} {
 		list = append(list, filepath.Join(u.bin, name))
 	}
 	return list
 }
 
-// start starts each part when what it needs is there, as nothing is gained by starting it earlier: it would try again at its leisure.
+// start starts each part when what it needs is there, as nothing is gained by starting it earlier:
+// it would try again at its leisure.
 func (u *upstream) start(ctx context.Context) error {
 	c := u.cluster
 	run := func(name string, args ...string) error {

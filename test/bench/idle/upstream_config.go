@@ -24,29 +24,38 @@ func (u *upstream) apiserverArgs() []string {
 	return []string{
 		"--etcd-servers=http://127.0.0.1:" + etcdPort,
 		"--secure-port=" + apiPort, "--advertise-address=" + sandbox.HostIP, "--allow-privileged=true",
-		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--enable-bootstrap-token-auth=true",
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--enable-bootstrap-token-auth=true",
 		"--service-cluster-ip-range=" + peerServices,
-		"--client-ca-file=" + f("ca.crt"), "--tls-cert-file=" + f("apiserver.crt"), "--tls-private-key-file=" + f("apiserver.key"),
-		"--kubelet-client-certificate=" + f("apiserver-kubelet-client.crt"), "--kubelet-client-key=" + f("apiserver-kubelet-client.key"),
+		"--client-ca-file=" + f("ca.crt"), "--tls-cert-file=" + f("apiserver.crt"),
+		"--tls-private-key-file=" + f("apiserver.key"),
+		"--kubelet-client-certificate=" + f("apiserver-kubelet-client.crt"),
+		"--kubelet-client-key=" + f("apiserver-kubelet-client.key"),
 		"--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file=" + f("service-accounts.crt"), "--service-account-signing-key-file=" + f("service-accounts.key"),
+		"--service-account-key-file=" + f("service-accounts.crt"),
+		"--service-account-signing-key-file=" + f("service-accounts.key"),
 		"--requestheader-client-ca-file=" + f("ca.crt"), "--requestheader-allowed-names=front-proxy-client",
-		"--requestheader-extra-headers-prefix=X-Remote-Extra-", "--requestheader-group-headers=X-Remote-Group", "--requestheader-username-headers=X-Remote-User",
-		"--proxy-client-cert-file=" + f("front-proxy-client.crt"), "--proxy-client-key-file=" + f("front-proxy-client.key"),
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-", "--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-username-headers=X-Remote-User",
+		"--proxy-client-cert-file=" + f("front-proxy-client.crt"),
+		"--proxy-client-key-file=" + f("front-proxy-client.key"),
 	}
 }
 
-// controllersArgs leave the election of a leader out, as mote does while it is alone: it would write every two seconds.
+// controllersArgs leave the election of a leader out, as mote does while it is alone: it would
+// write every two seconds.
 func (u *upstream) controllersArgs() []string {
 	f := u.ca.file
 	kubeconfig := f("controllers.kubeconfig")
 	return []string{
-		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig,
+		"--authorization-kubeconfig=" + kubeconfig,
 		"--bind-address=127.0.0.1", "--secure-port=" + controllersPort, "--leader-elect=false",
 		"--controllers=*,bootstrapsigner,tokencleaner", "--use-service-account-credentials=true",
 		"--allocate-node-cidrs=true", "--cluster-cidr=" + peerPods, "--service-cluster-ip-range=" + peerServices,
-		"--client-ca-file=" + f("ca.crt"), "--requestheader-client-ca-file=" + f("ca.crt"), "--root-ca-file=" + f("ca.crt"),
+		"--client-ca-file=" + f("ca.crt"), "--requestheader-client-ca-file=" + f("ca.crt"),
+		"--root-ca-file=" + f("ca.crt"),
 		"--cluster-signing-cert-file=" + f("ca.crt"), "--cluster-signing-key-file=" + f("ca.key"),
 		"--service-account-private-key-file=" + f("service-accounts.key"),
 	}
@@ -55,14 +64,16 @@ func (u *upstream) controllersArgs() []string {
 func (u *upstream) schedulerArgs() []string {
 	kubeconfig := u.ca.file("scheduler.kubeconfig")
 	return []string{
-		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig,
+		"--authorization-kubeconfig=" + kubeconfig,
 		"--bind-address=127.0.0.1", "--secure-port=" + schedulerPort, "--leader-elect=false",
 	}
 }
 
 func (u *upstream) kubeletArgs() []string {
 	return []string{
-		"--config=" + u.path("kubelet.yaml"), "--kubeconfig=" + u.ca.file("kubelet.kubeconfig"), "--root-dir=" + u.path("kubelet"),
+		"--config=" + u.path("kubelet.yaml"), "--kubeconfig=" + u.ca.file("kubelet.kubeconfig"),
+		"--root-dir=" + u.path("kubelet"),
 		"--hostname-override=" + nodeName, "--node-ip=" + sandbox.HostIP,
 	}
 }
@@ -70,11 +81,14 @@ func (u *upstream) kubeletArgs() []string {
 // writeConfigs writes the files that kubelet, kube-proxy, containerd and its CNI plugins read.
 func (u *upstream) writeConfigs() error {
 	values := strings.NewReplacer(
-		"DIR", u.dir, "PKI", u.ca.dir, "TOOLS", u.tools, "SOCKET", u.socket(), "PAUSE", pauseImage, "NODEPODS", peerNodePods, "PODS", peerPods, "DNS", peerNames,
-		"KUBELETHEALTH", kubeletHealthPort, "KUBELETPORT", kubeletPort, "PROXYHEALTH", proxyHealthPort, "PROXYMETRICS", proxyMetricsPort, "NODE", nodeName,
+		"DIR", u.dir, "PKI", u.ca.dir, "TOOLS", u.tools, "SOCKET", u.socket(), "PAUSE", pauseImage, "NODEPODS",
+		peerNodePods, "PODS", peerPods, "DNS", peerNames,
+		"KUBELETHEALTH", kubeletHealthPort, "KUBELETPORT", kubeletPort, "PROXYHEALTH", proxyHealthPort, "PROXYMETRICS",
+		proxyMetricsPort, "NODE", nodeName,
 	)
 	for name, text := range map[string]string{
-		"containerd.toml": containerdConfig, "kubelet.yaml": kubeletConfig, "proxy.yaml": proxyConfig, "cni/10-bench.conflist": cniConfig,
+		"containerd.toml": containerdConfig, "kubelet.yaml": kubeletConfig, "proxy.yaml": proxyConfig,
+		"cni/10-bench.conflist": cniConfig,
 	} {
 		if err := os.MkdirAll(filepath.Dir(u.path(name)), 0o755); err != nil {
 			return fmt.Errorf("make folder for configuration: %w", err)

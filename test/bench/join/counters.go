@@ -13,7 +13,8 @@ import (
 	"github.com/mote-dev/mote/test/bench/measure"
 )
 
-// counters are what a server says under /metrics, by name; those of requests also by verb and resource.
+// counters are what a server says under /metrics, by name; those of requests also by verb and
+// resource.
 type counters map[string]float64
 
 // Names of counters, as the server has them.
@@ -77,10 +78,12 @@ func profileJoining(ctx context.Context, c *measure.Cluster, dir string) error {
 	return keepProfile(ctx, c, filepath.Join(dir, "joining.pprof"), "/debug/pprof/profile", "seconds", "30")
 }
 
-// profileIdle keeps what the server does during a span, and what it holds, in files beside the logs.
+// profileIdle keeps what the server does during a span, and what it holds, in files beside the
+// logs.
 func profileIdle(ctx context.Context, c *measure.Cluster, dir string, span time.Duration) error {
 	seconds := strconv.Itoa(max(1, int(span.Seconds())-1))
-	if err := keepProfile(ctx, c, filepath.Join(dir, "idle.pprof"), "/debug/pprof/profile", "seconds", seconds); err != nil {
+	if err := keepProfile(ctx, c, filepath.Join(dir, "idle.pprof"), "/debug/pprof/profile", "seconds",
+		seconds); err != nil {
 		return err
 	}
 	if err := keepProfile(ctx, c, filepath.Join(dir, "heap.pprof"), "/debug/pprof/heap", "gc", "1"); err != nil {

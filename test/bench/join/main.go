@@ -73,7 +73,8 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	socket := filepath.Join(sandbox.Dir(), "hollow.sock")
-	if err := c.Start(ctx, "nodes", s.hollow, "-token", strings.TrimSpace(token), "-dir", filepath.Join(sandbox.Dir(), "nodes"), "-listen", socket,
+	if err := c.Start(ctx, "nodes", s.hollow, "-token", strings.TrimSpace(token), "-dir",
+		filepath.Join(sandbox.Dir(), "nodes"), "-listen", socket,
 		"-nodes", strconv.Itoa(s.nodes), "-at-once", strconv.Itoa(s.atOnce)); err != nil {
 		return err
 	}
@@ -116,7 +117,8 @@ func run(ctx context.Context, s settings) error {
 	return nil
 }
 
-// watch lets the cluster settle and watches it. The server's counters are read outside of the span, as reading them costs.
+// watch lets the cluster settle and watches it. The server's counters are read outside of the span,
+// as reading them costs.
 func watch(ctx context.Context, c *measure.Cluster, s settings, nodes int) (look, error) {
 	var l look
 	if err := measure.Pause(ctx, s.Settle); err != nil {
@@ -157,7 +159,8 @@ func checkReady(ctx context.Context, c *measure.Cluster, want int) error {
 		}
 	}
 	if ready != want {
-		return fmt.Errorf("%d of %d nodes are Ready after the span: the figures are not of %d", ready, len(list.Items), want)
+		return fmt.Errorf("%d of %d nodes are Ready after the span: the figures are not of %d", ready, len(list.Items),
+			want)
 	}
 	return nil
 }

@@ -29,10 +29,11 @@ type spread struct {
 
 func stateOf(ctx context.Context, socket string) (nodesState, error) {
 	var s nodesState
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		}}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://nodes/", nil)
 	if err != nil {
 		return s, fmt.Errorf("ask nodes: %w", err)

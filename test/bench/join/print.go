@@ -15,8 +15,10 @@ func printJoin(w io.Writer, s settings, joined nodesState, cpu time.Duration, be
 	fmt.Fprintf(w, "\n%d nodes joined in %.1f s, %d at once\n", s.nodes, joined.Seconds, s.atOnce)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "one node\tmedian s\tp99 s\tlongest s\t")
-	fmt.Fprintf(t, "to its certificate\t%.2f\t%.2f\t%.2f\t\n", joined.Handshake.P50, joined.Handshake.P99, joined.Handshake.Max)
-	fmt.Fprintf(t, "to Ready, knowing the cluster\t%.2f\t%.2f\t%.2f\t\n", joined.Join.P50, joined.Join.P99, joined.Join.Max)
+	fmt.Fprintf(t, "to its certificate\t%.2f\t%.2f\t%.2f\t\n", joined.Handshake.P50, joined.Handshake.P99,
+		joined.Handshake.Max)
+	fmt.Fprintf(t, "to Ready, knowing the cluster\t%.2f\t%.2f\t%.2f\t\n", joined.Join.P50, joined.Join.P99,
+		joined.Join.Max)
 	t.Flush()
 	fmt.Fprintf(w, "a node cost the server %.0f ms of CPU, %.1f revisions of the store, %.1f commits\n",
 		1000*cpu.Seconds()/n, (after[revision]-before[revision])/n, (after[commits]-before[commits])/n)
@@ -45,7 +47,9 @@ func printCost(w io.Writer, s settings, alone, together look, joined nodesState)
 	row("goroutines", alone.after[goroutines], together.after[goroutines])
 	t.Flush()
 	fmt.Fprintf(w, "CPU of 100 nodes: %.2f %% of a core\n", (b.CPU-a.CPU)/n*100)
-	fmt.Fprintf(w, "the hollow nodes themselves, each: %.2f MB anonymous memory, %.3f %% of a core, %.0f bytes/s written, %.0f goroutines; %d missed heartbeats\n",
+	fmt.Fprintf(w,
+		"the hollow nodes themselves, each: %.2f MB anonymous memory, %.3f %% of a core, %.0f bytes/s written, %.0f "+
+			"goroutines; %d missed heartbeats\n",
 		nodes.Memory.Anonymous/n, nodes.CPU/n, nodes.Written/n, float64(joined.Goroutines)/n, joined.Missed)
 }
 

@@ -47,7 +47,8 @@ func (t Tool) Run(ctx context.Context, stdin io.Reader, args ...string) (string,
 	return string(out), nil
 }
 
-// Cluster is a whole Kubernetes: mote, or programs that do the same together. Whoever makes it fills in the fields.
+// Cluster is a whole Kubernetes: mote, or programs that do the same together. Whoever makes it
+// fills in the fields.
 type Cluster struct {
 	Name       string
 	Kubeconfig string
@@ -71,7 +72,12 @@ func (c *Cluster) Start(ctx context.Context, name, path string, args ...string) 
 	if err != nil {
 		return fmt.Errorf("create log: %w", err)
 	}
-	p := &Part{name: name, cmd: exec.CommandContext(ctx, path, args...), log: log, exited: make(chan struct{})}
+	p := &Part{
+		name:   name,
+		cmd:    exec.CommandContext(ctx, path, args...),
+		log:    log,
+		exited: make(chan struct{}),
+	}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Env = append(os.Environ(), c.Env...)
 	if len(c.parts) == 0 {

@@ -23,7 +23,8 @@ type Settings struct {
 	command string
 }
 
-// Register makes flags of the settings. The command's name is that of its folder of logs, bench-NAME.
+// Register makes flags of the settings. The command's name is that of its folder of logs,
+// bench-NAME.
 func (s *Settings) Register(command string) {
 	s.command = command
 	flag.StringVar(&s.Mote, "mote", "bin/mote", "the executable to measure")
@@ -33,8 +34,9 @@ func (s *Settings) Register(command string) {
 	flag.DurationVar(&s.Span, "span", time.Minute, "how long to watch it")
 }
 
-// Main is a command's main, but for its flags, which are registered and not yet parsed: it measures in a sandbox and returns the exit
-// code. The paths are the command's own; like the settings' they are made absolute.
+// Main is a command's main, but for its flags, which are registered and not yet parsed: it measures
+// in a sandbox and returns the exit code. The paths are the command's own; like the settings' they
+// are made absolute.
 func (s *Settings) Main(run func(context.Context) error, paths ...*string) int {
 	flag.Parse()
 	if err := sandbox.Absolute(append(paths, &s.Mote, &s.Logs)...); err != nil {
@@ -57,8 +59,10 @@ func NewMote(s Settings, name string) Mote {
 	kubeconfig := filepath.Join(sandbox.Dir(), "kubeconfig")
 	return Mote{
 		Cluster: &Cluster{
-			Name: name, Kubeconfig: kubeconfig, Logs: s.Logs + "/",
-			Kubectl: Tool{Path: s.Mote, Name: s.Mote, Args: []string{"kubectl", "--kubeconfig", kubeconfig}},
+			Name:       name,
+			Kubeconfig: kubeconfig,
+			Logs:       s.Logs + "/",
+			Kubectl:    Tool{Path: s.Mote, Name: s.Mote, Args: []string{"kubectl", "--kubeconfig", kubeconfig}},
 		},
 		Data: filepath.Join(sandbox.Dir(), "data"), settings: s,
 	}

@@ -16,7 +16,8 @@ import (
 type Memory struct {
 	// Anonymous is what the process itself filled: heaps and stacks. It cannot be dropped.
 	Anonymous float64
-	// File is mapped pages of files, above all of the executable: clean, shared, and dropped when memory is short.
+	// File is mapped pages of files, above all of the executable: clean, shared, and dropped when
+	// memory is short.
 	File float64
 	// PSS is both, pages that several processes map divided among them.
 	PSS     float64
@@ -35,13 +36,20 @@ func MemoryOf(pid int) (Memory, error) {
 		return Memory{}, fmt.Errorf("read threads: %w", err)
 	}
 	return Memory{
-		Anonymous: anonymous * 1024 / 1e6, File: (rss - anonymous) * 1024 / 1e6, PSS: numberIn(data, "Pss:") * 1024 / 1e6,
-		Threads: int(numberIn(status, "Threads:")),
+		Anonymous: anonymous * 1024 / 1e6,
+		File:      (rss - anonymous) * 1024 / 1e6,
+		PSS:       numberIn(data, "Pss:") * 1024 / 1e6,
+		Threads:   int(numberIn(status, "Threads:")),
 	}, nil
 }
 
 func (m Memory) plus(o Memory) Memory {
-	return Memory{Anonymous: m.Anonymous + o.Anonymous, File: m.File + o.File, PSS: m.PSS + o.PSS, Threads: m.Threads + o.Threads}
+	return Memory{
+		Anonymous: m.Anonymous + o.Anonymous,
+		File:      m.File + o.File,
+		PSS:       m.PSS + o.PSS,
+		Threads:   m.Threads + o.Threads,
+	}
 }
 
 // numberIn reads the number after a key of a /proc file.
@@ -58,7 +66,8 @@ func numberIn(data []byte, key string) float64 {
 	return 0
 }
 
-// othersMemory sums the proportional share of all processes but those given, the sandbox's first and this one: shims and the pods themselves.
+// othersMemory sums the proportional share of all processes but those given, the sandbox's first
+// and this one: shims and the pods themselves.
 func othersMemory(measured map[int]bool) (megabytes float64, processes int) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
@@ -77,7 +86,8 @@ func othersMemory(measured map[int]bool) (megabytes float64, processes int) {
 	return megabytes, processes
 }
 
-// cpuTime is user and system time of all the process's threads so far, and of the programs it ran and waited for, such as nft. The kernel counts in hundredths of a second.
+// cpuTime is user and system time of all the process's threads so far, and of the programs it ran
+// and waited for, such as nft. The kernel counts in hundredths of a second.
 func cpuTime(pid int) (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -100,7 +110,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }
 
-// writtenBytes is what the process has caused to be written to disks so far, in whole blocks of the file system.
+// writtenBytes is what the process has caused to be written to disks so far, in whole blocks of the
+// file system.
 func writtenBytes(pid int) (float64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
 	if err != nil {
@@ -125,7 +136,8 @@ func DiskUse(dir string) int64 {
 	return total
 }
 
-// Warm reads files once, so that a start is not measured by whether the disk's cache happens to hold them, and returns their size.
+// Warm reads files once, so that a start is not measured by whether the disk's cache happens to
+// hold them, and returns their size.
 func Warm(files []string) (megabytes float64, err error) {
 	for _, f := range files {
 		data, err := os.ReadFile(f)

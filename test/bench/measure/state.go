@@ -79,7 +79,8 @@ func (c *Cluster) Watch(ctx context.Context, span time.Duration) (State, error) 
 		}
 		measured[p.cmd.Process.Pid] = true
 		st.Parts = append(st.Parts, PartFigures{
-			Name: p.name, Memory: m,
+			Name:    p.name,
+			Memory:  m,
 			CPU:     100 * (after[i].cpu - before[i].cpu).Seconds() / seconds,
 			Written: (after[i].written - before[i].written) / seconds,
 		})
@@ -107,7 +108,8 @@ func (st State) Print(w io.Writer, what string) {
 		parts = append(parts[:len(parts):len(parts)], st.Sum())
 	}
 	for _, p := range parts {
-		fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%d\t%.2f\t%.0f\t\n", p.Name, p.Memory.Anonymous, p.Memory.File, p.Memory.PSS, p.Memory.Threads, p.CPU, p.Written)
+		fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%d\t%.2f\t%.0f\t\n", p.Name, p.Memory.Anonymous, p.Memory.File,
+			p.Memory.PSS, p.Memory.Threads, p.CPU, p.Written)
 	}
 	t.Flush()
 	if st.processes > 0 {

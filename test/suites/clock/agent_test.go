@@ -37,7 +37,8 @@ func newAgent(t *testing.T) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{host: host, dataDir: filepath.Join(sandbox.Dir(), "mote"), control: filepath.Join(sandbox.Dir(), "clocks")}
+	a := &agent{host: host, dataDir: filepath.Join(sandbox.Dir(), "mote"),
+		control: filepath.Join(sandbox.Dir(), "clocks")}
 	if err := os.MkdirAll(host.Path(a.control), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,8 @@ func newAgent(t *testing.T) *agent {
 
 func (a *agent) launch(t *testing.T, off time.Duration, args ...string) {
 	t.Helper()
-	args = append([]string{"-by", off.String(), "-control", a.control, options.Mote, "agent", "--data-dir", a.dataDir}, args...)
+	args = append([]string{"-by", off.String(), "-control", a.control, options.Mote, "agent", "--data-dir", a.dataDir},
+		args...)
 	a.Note("the clock says %v", time.Now().Add(off).UTC().Format(time.RFC3339))
 	a.Launch(t, a.host.Command(context.Background(), options.clockshift, args...))
 }
@@ -80,7 +82,8 @@ func (a *agent) setClock(t *testing.T, off time.Duration) {
 	}
 }
 
-// agentWorks wants the agent's node Ready, and reached by the API server with certificates that both believe in.
+// agentWorks wants the agent's node Ready, and reached by the API server with certificates that
+// both believe in.
 func (m *machine) agentWorks(t *testing.T, a *agent, within time.Duration) {
 	t.Helper()
 	m.eventually(t, within, "agent ready", func(ctx context.Context, client *kubernetes.Clientset) error {
@@ -105,7 +108,8 @@ func TestAgent(t *testing.T) {
 	m.answers(t, 60*time.Second)
 	token := m.mote(t, "token", "create", "--quiet", "--kubeconfig", m.kubeconfig)
 	a := newAgent(t)
-	a.launch(t, 0, "--server", "https://"+sandbox.HostIP+":6443", "--token", strings.TrimSpace(token), "--node-name", agentName)
+	a.launch(t, 0, "--server", "https://"+sandbox.HostIP+":6443", "--token", strings.TrimSpace(token), "--node-name",
+		agentName)
 	m.agentWorks(t, a, 60*time.Second)
 	first := a.certificate(t)
 
@@ -120,15 +124,17 @@ func TestAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.launch(t, longOff)
-	m.eventually(t, 60*time.Second, "agent has another certificate", func(context.Context, *kubernetes.Clientset) error {
-		if err := a.Alive(); err != nil {
-			return err
-		}
-		if now := a.certificate(t).Leaf; now.SerialNumber.Cmp(first.Leaf.SerialNumber) == 0 || m.now().After(now.NotAfter) {
-			return errors.New("it is the old one")
-		}
-		return nil
-	})
+	m.eventually(t, 60*time.Second, "agent has another certificate",
+		func(context.Context, *kubernetes.Clientset) error {
+			if err := a.Alive(); err != nil {
+				return err
+			}
+			if now := a.certificate(t).Leaf; now.SerialNumber.Cmp(first.Leaf.SerialNumber) == 0 ||
+				m.now().After(now.NotAfter) {
+				return errors.New("it is the old one")
+			}
+			return nil
+		})
 	m.agentWorks(t, a, 90*time.Second)
 
 	// Its battery is empty: it wakes in 1970, and hears of the time later.
@@ -138,41 +144,44 @@ func TestAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.launch(t, since(time.Unix(600, 0)))
-	m.eventually(t, 90*time.Second, "agent says that it is 1970", func(ctx context.Context, client *kubernetes.Clientset) error {
-		if err := a.Alive(); err != nil {
+	m.eventually(t, 90*time.Second, "agent says that it is 1970",
+		func(ctx context.Context, client *kubernetes.Clientset) error {
+			if err := a.Alive(); err != nil {
+				return err
+			}
+			date, err := heartbeat(ctx, client, agentName)
+			if err == nil && date.Year() != 1970 {
+				err = fmt.Errorf("its last heartbeat says %v", date)
+			}
 			return err
-		}
-		date, err := heartbeat(ctx, client, agentName)
-		if err == nil && date.Year() != 1970 {
-			err = fmt.Errorf("its last heartbeat says %v", date)
-		}
-		return err
-	})
+		})
 	m.agentWorks(t, a, 90*time.Second)
 	// Its death is noticed although its heartbeats are older than those of before.
 	a.powerOff(t)
-	m.eventually(t, 90*time.Second, "agent's end noticed", func(ctx context.Context, client *kubernetes.Clientset) error {
-		if readyNow(ctx, client, agentName) == nil {
-			return errors.New("it still counts as ready")
-		}
-		return nil
-	})
+	m.eventually(t, 90*time.Second, "agent's end noticed",
+		func(ctx context.Context, client *kubernetes.Clientset) error {
+			if readyNow(ctx, client, agentName) == nil {
+				return errors.New("it still counts as ready")
+			}
+			return nil
+		})
 	if err := a.host.Boot(); err != nil {
 		t.Fatal(err)
 	}
 	a.launch(t, since(time.Unix(600, 0)))
 	m.agentWorks(t, a, 90*time.Second)
 	a.setClock(t, longOff)
-	m.eventually(t, 60*time.Second, "agent knows the time", func(ctx context.Context, client *kubernetes.Clientset) error {
-		if err := a.Alive(); err != nil {
+	m.eventually(t, 60*time.Second, "agent knows the time",
+		func(ctx context.Context, client *kubernetes.Clientset) error {
+			if err := a.Alive(); err != nil {
+				return err
+			}
+			date, err := heartbeat(ctx, client, agentName)
+			if err == nil && m.now().Sub(date).Abs() > time.Minute {
+				err = fmt.Errorf("its last heartbeat says %v", date)
+			}
 			return err
-		}
-		date, err := heartbeat(ctx, client, agentName)
-		if err == nil && m.now().Sub(date).Abs() > time.Minute {
-			err = fmt.Errorf("its last heartbeat says %v", date)
-		}
-		return err
-	})
+		})
 	m.agentWorks(t, a, 60*time.Second)
 	if got := a.certificate(t).Leaf; got.SerialNumber.Cmp(second.Leaf.SerialNumber) != 0 {
 		t.Error("the agent asked for another certificate, although it had a good one")

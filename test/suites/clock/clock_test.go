@@ -18,7 +18,8 @@ import (
 // longOff is after the end of every certificate but the CAs.
 const longOff = 400 * day
 
-// TestOn keeps a server running for years. Each time its certificates come near their end it makes others.
+// TestOn keeps a server running for years. Each time its certificates come near their end it makes
+// others.
 func TestOn(t *testing.T) {
 	m := newMachine(t, 0)
 	m.begin(t)
@@ -74,7 +75,8 @@ func TestOff(t *testing.T) {
 	}
 	said := m.Tail(1)
 	t.Log("after the CA's end it says:", said)
-	for _, want := range []string{"certificate authority has ended", m.now().UTC().Format("2006-01-02"), "docs/certificates.md"} {
+	for _, want := range []string{"certificate authority has ended", m.now().UTC().Format("2006-01-02"),
+		"docs/certificates.md"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the last line lacks %q", want)
 		}
@@ -90,7 +92,8 @@ func TestOff(t *testing.T) {
 	m.works(t, 90*time.Second)
 }
 
-// TestBattery starts a machine without a battery for the first time: it is 1970 until the network tells better.
+// TestBattery starts a machine without a battery for the first time: it is 1970 until the network
+// tells better.
 func TestBattery(t *testing.T) {
 	m := newMachine(t, since(time.Unix(600, 0)))
 	m.begin(t)
@@ -168,20 +171,22 @@ func (m *machine) readySince(t *testing.T) time.Time {
 // stayedReady wants the node Ready without a break since, until patience is over.
 func (m *machine) stayedReady(t *testing.T, since, begin time.Time) {
 	t.Helper()
-	m.eventually(t, patience+10*time.Second, "node ready all the time", func(ctx context.Context, client *kubernetes.Clientset) error {
-		ready, err := readyCondition(ctx, client, nodeName)
-		if err != nil {
-			return err
-		}
-		if ready.Status != corev1.ConditionTrue || !ready.LastTransitionTime.Time.Equal(since) {
-			t.Fatalf("%v after the clock was set the node is ready: %s since %v, want since %v: %s\n%s", time.Since(begin).Round(time.Second),
-				ready.Status, ready.LastTransitionTime, since, ready.Message, m.Tail(20))
-		}
-		if left := patience - time.Since(begin); left > 0 {
-			return fmt.Errorf("%v to go", left.Round(time.Second))
-		}
-		return nil
-	})
+	m.eventually(t, patience+10*time.Second, "node ready all the time",
+		func(ctx context.Context, client *kubernetes.Clientset) error {
+			ready, err := readyCondition(ctx, client, nodeName)
+			if err != nil {
+				return err
+			}
+			if ready.Status != corev1.ConditionTrue || !ready.LastTransitionTime.Time.Equal(since) {
+				t.Fatalf("%v after the clock was set the node is ready: %s since %v, want since %v: %s\n%s",
+					time.Since(begin).Round(time.Second),
+					ready.Status, ready.LastTransitionTime, since, ready.Message, m.Tail(20))
+			}
+			if left := patience - time.Since(begin); left > 0 {
+				return fmt.Errorf("%v to go", left.Round(time.Second))
+			}
+			return nil
+		})
 }
 
 // containers is the id of the workload's container.

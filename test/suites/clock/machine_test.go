@@ -42,12 +42,18 @@ type machine struct {
 	bare       sandbox.Snapshot
 }
 
-// newMachine prepares a machine whose clock is off by so much. Nothing of it is left after the test.
+// newMachine prepares a machine whose clock is off by so much. Nothing of it is left after the
+// test.
 func newMachine(t *testing.T, off time.Duration) *machine {
 	t.Helper()
 	options.NeedMote(t)
 	dir := filepath.Join(sandbox.Dir(), strings.ToLower(strings.TrimPrefix(t.Name(), "Test")))
-	m := &machine{dataDir: filepath.Join(dir, "data"), kubeconfig: filepath.Join(dir, "kubeconfig.yaml"), control: filepath.Join(dir, "clocks"), off: off}
+	m := &machine{
+		dataDir:    filepath.Join(dir, "data"),
+		kubeconfig: filepath.Join(dir, "kubeconfig.yaml"),
+		control:    filepath.Join(dir, "clocks"),
+		off:        off,
+	}
 	m.args = []string{"server", "--data-dir", m.dataDir, "--kubeconfig-output", m.kubeconfig, "--node-name", nodeName}
 	if err := os.MkdirAll(m.control, 0o755); err != nil {
 		t.Fatal(err)
@@ -88,7 +94,8 @@ func (m *machine) command(ctx context.Context, args ...string) *exec.Cmd {
 func (m *machine) launch(t *testing.T) {
 	t.Helper()
 	m.Note("the clock says %v", m.now().UTC().Format(time.RFC3339))
-	m.Launch(t, sandbox.Command(context.Background(), options.clockshift, m.shifted(append([]string{"-control", m.control, options.Mote}, m.args...)...)...))
+	m.Launch(t, sandbox.Command(context.Background(), options.clockshift,
+		m.shifted(append([]string{"-control", m.control, options.Mote}, m.args...)...)...))
 }
 
 // sleepUntil stops mote and then the machine, and lets its clock go on while it is off.
@@ -122,7 +129,8 @@ func (m *machine) powerOff(t *testing.T) {
 // setClock sets the clock of everything that runs on the machine.
 func (m *machine) setClock(t *testing.T, off time.Duration) {
 	t.Helper()
-	m.Note("the clock is set from %v to %v", m.now().UTC().Format(time.RFC3339), time.Now().Add(off).UTC().Format(time.RFC3339))
+	m.Note("the clock is set from %v to %v", m.now().UTC().Format(time.RFC3339),
+		time.Now().Add(off).UTC().Format(time.RFC3339))
 	sockets, err := filepath.Glob(filepath.Join(m.control, "*.sock"))
 	if err != nil || len(sockets) == 0 {
 		t.Fatalf("nobody to set the clock: %v", err)
@@ -154,7 +162,8 @@ func setAt(socket string, off time.Duration) error {
 	return err
 }
 
-// client talks to the API as somebody with the kubeconfig and the right time would: each has its own connections, so it is verified anew.
+// client talks to the API as somebody with the kubeconfig and the right time would: each has its
+// own connections, so it is verified anew.
 func (m *machine) client() (*kubernetes.Clientset, func(), error) {
 	config, err := clientcmd.BuildConfigFromFlags("", m.kubeconfig)
 	if err != nil {
@@ -166,12 +175,19 @@ func (m *machine) client() (*kubernetes.Clientset, func(), error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(config.CAData)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, Time: m.now}}
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: config.Host, Transport: transport, QPS: 100, Burst: 100})
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair},
+		Time: m.now}}
+	client, err := kubernetes.NewForConfig(&rest.Config{
+		Host:      config.Host,
+		Transport: transport,
+		QPS:       100,
+		Burst:     100,
+	})
 	return client, transport.CloseIdleConnections, err
 }
 
-// presented is the certificate that a port of the machine presents, verified by the machine's clock and the cluster's CA.
+// presented is the certificate that a port of the machine presents, verified by the machine's clock
+// and the cluster's CA.
 func (m *machine) presented(port string) (*x509.Certificate, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", m.kubeconfig)
 	if err != nil {

@@ -18,7 +18,8 @@ var options struct {
 
 func TestMain(m *testing.M) {
 	options.Register("clock", "clock")
-	flag.StringVar(&options.clockshift, "clockshift", "../../../build/tools/clockshift", "test/tools/clockshift's executable")
+	flag.StringVar(&options.clockshift, "clockshift", "../../../build/tools/clockshift",
+		"test/tools/clockshift's executable")
 	os.Exit(options.Main(m, &options.clockshift))
 }
 

@@ -45,7 +45,8 @@ const tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 // certificateFiles are those a server with a node keeps, below its data folder.
 var certificateFiles = []string{
-	"server/tls/apiserver", "server/tls/apiserver-kubelet-client", "server/tls/front-proxy-client", "server/tls/admin", "agent/pki/kubelet-serving",
+	"server/tls/apiserver", "server/tls/apiserver-kubelet-client", "server/tls/front-proxy-client", "server/tls/admin",
+	"agent/pki/kubelet-serving",
 }
 
 // begin starts mote on an empty machine and gives it something to run.
@@ -76,7 +77,8 @@ func (m *machine) works(t *testing.T, within time.Duration) {
 	m.eventually(t, within, "pod's token accepted", m.tokenAccepted)
 }
 
-// serves is that without the token of the pod, which a kubelet that runs on looks at about once a minute.
+// serves is that without the token of the pod, which a kubelet that runs on looks at about once a
+// minute.
 func (m *machine) serves(t *testing.T, within time.Duration) {
 	t.Helper()
 	m.answers(t, within)
@@ -86,8 +88,10 @@ func (m *machine) serves(t *testing.T, within time.Duration) {
 	eventually(t, within, "kubectl reaches into the pod", m.podTellsTime)
 }
 
-// eventually is the function of that name, with a client for each attempt and an early end when mote ends.
-func (m *machine) eventually(t *testing.T, within time.Duration, what string, check func(context.Context, *kubernetes.Clientset) error) {
+// eventually is the function of that name, with a client for each attempt and an early end when
+// mote ends.
+func (m *machine) eventually(t *testing.T, within time.Duration, what string,
+	check func(context.Context, *kubernetes.Clientset) error) {
 	t.Helper()
 	eventually(t, within, what, func(ctx context.Context) error {
 		if err := m.Alive(); err != nil {
@@ -230,7 +234,8 @@ func (m *machine) podReady(ctx context.Context, client *kubernetes.Clientset) er
 	return harness.PodReady(pod)
 }
 
-// podTellsTime asks the container for the time, through API server and kubelet: logs for what it says, exec for what it is.
+// podTellsTime asks the container for the time, through API server and kubelet: logs for what it
+// says, exec for what it is.
 func (m *machine) podTellsTime(ctx context.Context) error {
 	for _, args := range [][]string{{"logs", "--tail=1", "deploy/old"}, {"exec", "deploy/old", "--", "date", "+%s"}} {
 		out, err := m.kubectl(ctx, "", args...)
@@ -254,7 +259,9 @@ func (m *machine) tokenAccepted(ctx context.Context, client *kubernetes.Clientse
 	if err != nil {
 		return err
 	}
-	review, err := client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: strings.TrimSpace(token)}}, metav1.CreateOptions{})
+	review, err := client.AuthenticationV1().TokenReviews().Create(ctx,
+		&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: strings.TrimSpace(token)}},
+		metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,8 @@ type pair struct{ *cluster }
 
 func (p *pair) nodes() []*machine { return []*machine{p.main, p.near} }
 
-// TestNetworkBackend joins two machines by routes instead of a tunnel, and then has the server change its mind: the agent has to follow
-// by itself, and its pods go on.
+// TestNetworkBackend joins two machines by routes instead of a tunnel, and then has the server
+// change its mind: the agent has to follow by itself, and its pods go on.
 func TestNetworkBackend(t *testing.T) {
 	options.NeedMote(t)
 	p := &pair{&cluster{kubeconfig: filepath.Join(sandbox.Dir(), "kubeconfig-backend")}}
@@ -65,10 +65,12 @@ func testHostGateway(t *testing.T, p *pair) {
 		}
 		return nil
 	})
-	p.joined(t, func(other *machine, pods string) string { return pods + " via " + other.Address() + " dev eth0" }, false)
+	p.joined(t, func(other *machine, pods string) string { return pods + " via " + other.Address() + " dev eth0" },
+		false)
 	p.reached(t)
 	for _, m := range p.nodes() {
-		if out := harness.Output(t, m.Host, "ip", "-o", "link", "show", "type", "bridge"); !strings.Contains(out, " mtu 1500 ") {
+		if out := harness.Output(t, m.Host, "ip", "-o", "link", "show", "type", "bridge"); !strings.Contains(out,
+			" mtu 1500 ") {
 			t.Errorf("no tunnel takes anything from packets of %s: %s", m.Name(), out)
 		}
 	}
@@ -87,7 +89,8 @@ func testChangedToTunnel(t *testing.T, p *pair) {
 		return pods + " via " + first + " dev "
 	}, true)
 	p.reached(t)
-	if said := "network-backend changed from host-gw to vxlan; starting again, containers go on"; !strings.Contains(p.near.said(), said) {
+	if said := "network-backend changed from host-gw to vxlan; starting again, containers go on"; !strings.Contains(
+		p.near.said(), said) {
 		t.Errorf("the agent does not say %q", said)
 	}
 	var after []int
@@ -99,7 +102,8 @@ func testChangedToTunnel(t *testing.T, p *pair) {
 	}
 }
 
-// testChangedToNone wants nothing left of what other backends made, and the agent to start like that when no server says so.
+// testChangedToNone wants nothing left of what other backends made, and the agent to start like
+// that when no server says so.
 func testChangedToNone(t *testing.T, p *pair) {
 	p.main.Stop(t)
 	p.launchServer(t, "none")
@@ -122,7 +126,8 @@ func testChangedToNone(t *testing.T, p *pair) {
 	}
 }
 
-// joined waits until each machine's kernel knows of the other's pods what route says, which is nothing if that is empty, and has a tunnel or not.
+// joined waits until each machine's kernel knows of the other's pods what route says, which is
+// nothing if that is empty, and has a tunnel or not.
 func (p *pair) joined(t *testing.T, route func(other *machine, pods string) string, tunnel bool) {
 	t.Helper()
 	for i, m := range p.nodes() {
@@ -137,7 +142,8 @@ func (p *pair) joined(t *testing.T, route func(other *machine, pods string) stri
 	}
 }
 
-// wired is an error unless the only route of a machine's to other nodes' pods is the one wanted, which is none if that is empty.
+// wired is an error unless the only route of a machine's to other nodes' pods is the one wanted,
+// which is none if that is empty.
 func wired(ctx context.Context, m *machine, route, pods string, tunnel bool) error {
 	routes, err := m.Command(ctx, "ip", "route").CombinedOutput()
 	if err != nil {
@@ -170,12 +176,13 @@ func (p *pair) reached(t *testing.T) {
 	for i, from := range p.nodes() {
 		to := p.nodes()[1-i]
 		source, target, pid := p.podOn(t, from, "echo"), p.podOn(t, to, "echo"), only(t, from.echoes())
-		harness.Eventually(t, 15*time.Second, "pod on "+to.Name()+" from "+from.Name(), func(ctx context.Context) error {
-			got, err := from.inPod(ctx, pid, options.podtool, "get", "http://"+target.Status.PodIP+":8080/")
-			if want := target.Name + " " + source.Status.PodIP; err == nil && got != want {
-				err = fmt.Errorf("%w: answered %q, want %q", harness.ErrStop, got, want)
-			}
-			return err
-		})
+		harness.Eventually(t, 15*time.Second, "pod on "+to.Name()+" from "+from.Name(),
+			func(ctx context.Context) error {
+				got, err := from.inPod(ctx, pid, options.podtool, "get", "http://"+target.Status.PodIP+":8080/")
+				if want := target.Name + " " + source.Status.PodIP; err == nil && got != want {
+					err = fmt.Errorf("%w: answered %q, want %q", harness.ErrStop, got, want)
+				}
+				return err
+			})
 	}
 }

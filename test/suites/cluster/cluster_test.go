@@ -18,8 +18,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// TestCluster joins three machines and takes them through what happens to machines. The order matters: each test leaves a working
-// cluster to the next.
+// TestCluster joins three machines and takes them through what happens to machines. The order
+// matters: each test leaves a working cluster to the next.
 func TestCluster(t *testing.T) {
 	options.NeedMote(t)
 	c := &cluster{kubeconfig: filepath.Join(sandbox.Dir(), "kubeconfig.yaml")}
@@ -81,7 +81,8 @@ spec:
         readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
 `
 
-// manifest has on every machine a pod that answers with its name and the client's address, and one that sleeps; and some that may run anywhere.
+// manifest has on every machine a pod that answers with its name and the client's address, and one
+// that sleeps; and some that may run anywhere.
 const manifest = `
 apiVersion: v1
 kind: Service
@@ -149,13 +150,15 @@ func testJoin(t *testing.T, c *cluster) {
 		t.Fatalf("mote token create says %q, not how to join", said)
 	}
 	// The command as it was printed, with no more than where this machine keeps its data.
-	c.near.join(t, c, "--server", "https://"+mainIP+":6443", "--token-file", c.near.write(t, "token", fields[len(fields)-1]), "--node-label", "example.com/place=near")
+	c.near.join(t, c, "--server", "https://"+mainIP+":6443", "--token-file",
+		c.near.write(t, "token", fields[len(fields)-1]), "--node-label", "example.com/place=near")
 
 	own, err := readFile(c.main.Path(filepath.Join(dataDir(), "server/token")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.far.join(t, c, "--server", "https://"+mainName+":6443", "--token-file", c.far.write(t, "token", own), "--node-external-ip", farIP,
+	c.far.join(t, c, "--server", "https://"+mainName+":6443", "--token-file", c.far.write(t, "token", own),
+		"--node-external-ip", farIP,
 		"--node-label", "example.com/place=far", "--node-taint", "example.com/slow=yes:PreferNoSchedule")
 
 	for _, m := range c.machines() {
@@ -166,7 +169,8 @@ func testJoin(t *testing.T, c *cluster) {
 		taints []corev1.Taint
 	}{
 		c.near: {"near", nil},
-		c.far:  {"far", []corev1.Taint{{Key: "example.com/slow", Value: "yes", Effect: corev1.TaintEffectPreferNoSchedule}}},
+		c.far: {"far", []corev1.Taint{{Key: "example.com/slow", Value: "yes",
+			Effect: corev1.TaintEffectPreferNoSchedule}}},
 	} {
 		node, err := c.client.CoreV1().Nodes().Get(t.Context(), m.Name(), metav1.GetOptions{})
 		if err != nil {
@@ -207,7 +211,8 @@ func testRefused(t *testing.T, c *cluster) {
 		_ = web.Process.Kill()
 		_ = web.Wait()
 	}()
-	good := strings.TrimSpace(c.main.mote(t, "token", "create", "--kubeconfig", c.kubeconfig, "--quiet", "--ttl", "10m"))
+	good := strings.TrimSpace(c.main.mote(t, "token", "create", "--kubeconfig", c.kubeconfig, "--quiet", "--ttl",
+		"10m"))
 	pin, secret, ok := strings.Cut(good, "::")
 	if !ok || len(secret) != 23 {
 		t.Fatalf("token %q is not of the form M10…::id.secret", good)
@@ -237,7 +242,9 @@ func testRefused(t *testing.T, c *cluster) {
 		{"name of another", server, good, []string{"--node-name", "far"}, []string{"far", "mote node forget"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			said := stray.refused(t, append([]string{"agent", "--data-dir", dataDir(), "--server", row.server, "--token-file", stray.write(t, "token", row.token)}, row.args...)...)
+			said := stray.refused(t,
+				append([]string{"agent", "--data-dir", dataDir(), "--server", row.server, "--token-file",
+					stray.write(t, "token", row.token)}, row.args...)...)
 			t.Log(said)
 			for _, want := range row.want {
 				if !strings.Contains(said, want) {
@@ -252,7 +259,8 @@ func testRefused(t *testing.T, c *cluster) {
 	t.Run("nobody there", func(t *testing.T) {
 		// The one case where waiting can help: it says so once, and joins when somebody is.
 		begin := time.Now()
-		stray.launch(t, "agent", "--server", "https://192.168.77.99:6443,https://"+strayIP+":6443", "--token-file", stray.write(t, "token", good))
+		stray.launch(t, "agent", "--server", "https://192.168.77.99:6443,https://"+strayIP+":6443", "--token-file",
+			stray.write(t, "token", good))
 		harness.Eventually(t, 20*time.Second, "the reason is told", func(context.Context) error {
 			if err := stray.Alive(); err != nil {
 				return err

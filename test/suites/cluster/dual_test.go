@@ -31,7 +31,8 @@ const (
 	clusterDNS6                                      = "fd43::a"
 )
 
-// dualManifest has a pod on every machine, and of both families a service with addresses and one without.
+// dualManifest has a pod on every machine, and of both families a service with addresses and one
+// without.
 const dualManifest = echoManifest + `---
 apiVersion: v1
 kind: Service
@@ -56,7 +57,8 @@ spec:
 func needIPv6(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
-		t.Skip("the kernel has no IPv6: /proc/net/if_inet6 is missing (built without CONFIG_IPV6, or booted with ipv6.disable=1)")
+		t.Skip(
+			"the kernel has no IPv6: /proc/net/if_inet6 is missing (built without CONFIG_IPV6, or booted with ipv6.disable=1)")
 	}
 	// A new namespace begins with what is the default, not with what its maker has set.
 	if off, err := readFile("/proc/sys/net/ipv6/conf/default/disable_ipv6"); err != nil || off != "0" {
@@ -64,7 +66,8 @@ func needIPv6(t *testing.T) {
 	}
 }
 
-// TestDualStack wants of IPv6, in a cluster of two machines that began with both families, whatever there is of IPv4.
+// TestDualStack wants of IPv6, in a cluster of two machines that began with both families, whatever
+// there is of IPv4.
 func TestDualStack(t *testing.T) {
 	options.NeedMote(t)
 	needIPv6(t)
@@ -99,19 +102,22 @@ func TestDualStack(t *testing.T) {
 	}
 }
 
-// testDualJoin makes the cluster as the documentation says, and wants both nodes to have two of everything.
+// testDualJoin makes the cluster as the documentation says, and wants both nodes to have two of
+// everything.
 func testDualJoin(t *testing.T, c *cluster) {
 	for _, m := range c.machines() {
 		m.give(t, filepath.Join(options.Images, "podtool.tar"), filepath.Join(dataDir(), "agent/images/podtool.tar"))
 	}
 	begin := time.Now()
 	c.main.launch(t, "server", "--kubeconfig-output", c.kubeconfig,
-		"--cluster-cidr", podRange+","+podRange6, "--service-cidr", serviceRange+","+serviceRange6, "--node-ip", leftIP+","+leftIP6)
+		"--cluster-cidr", podRange+","+podRange6, "--service-cidr", serviceRange+","+serviceRange6, "--node-ip",
+		leftIP+","+leftIP6)
 	c.takeKubeconfig(t)
 	t.Logf("server ready after %v", c.readyWithin(t, c.main, begin, 60*time.Second).Round(time.Millisecond))
 	token := strings.TrimSpace(c.main.mote(t, "token", "create", "--kubeconfig", c.kubeconfig, "--quiet"))
 	// By the IPv6 address, which is none of those that every certificate has.
-	c.near.join(t, c, "--server", "https://"+net.JoinHostPort(leftIP6, "6443"), "--token-file", c.near.write(t, "token", token), "--node-ip", rightIP+","+rightIP6)
+	c.near.join(t, c, "--server", "https://"+net.JoinHostPort(leftIP6, "6443"), "--token-file",
+		c.near.write(t, "token", token), "--node-ip", rightIP+","+rightIP6)
 
 	for _, m := range c.machines() {
 		node, err := c.client.CoreV1().Nodes().Get(t.Context(), m.Name(), metav1.GetOptions{})
@@ -178,7 +184,8 @@ func addresses(p corev1.Pod) []string {
 	return ips
 }
 
-// get asks a page of podtool's from within the pod of a machine; it is answered with a pod's name and the address of who asked.
+// get asks a page of podtool's from within the pod of a machine; it is answered with a pod's name
+// and the address of who asked.
 func (c *cluster) get(ctx context.Context, from *machine, host, port string) (name, client string, err error) {
 	pods := from.echoes()
 	if len(pods) != 1 {
@@ -189,7 +196,8 @@ func (c *cluster) get(ctx context.Context, from *machine, host, port string) (na
 	return name, client, err
 }
 
-// testDualPods goes from every pod to every pod by each of its addresses, and wants the one who asks to be seen as what it is.
+// testDualPods goes from every pod to every pod by each of its addresses, and wants the one who
+// asks to be seen as what it is.
 func testDualPods(t *testing.T, c *cluster) {
 	for _, m := range c.machines() {
 		node, err := c.client.CoreV1().Nodes().Get(t.Context(), m.Name(), metav1.GetOptions{})
@@ -207,10 +215,12 @@ func testDualPods(t *testing.T, c *cluster) {
 		for _, to := range c.machines() {
 			pod := c.podOn(t, to, "echo")
 			for i, address := range addresses(pod) {
-				harness.Eventually(t, 15*time.Second, fmt.Sprintf("pod on %s from %s by %s", to.Name(), from.Name(), address), func(ctx context.Context) error {
+				harness.Eventually(t, 15*time.Second, fmt.Sprintf("pod on %s from %s by %s", to.Name(), from.Name(),
+					address), func(ctx context.Context) error {
 					name, client, err := c.get(ctx, from, address, "8080")
 					if err == nil && (name != pod.Name || client != own[i]) {
-						err = fmt.Errorf("%w: %s answered %s, want %s to answer %s", harness.ErrStop, name, client, pod.Name, own[i])
+						err = fmt.Errorf("%w: %s answered %s, want %s to answer %s", harness.ErrStop, name, client,
+							pod.Name, own[i])
 					}
 					return err
 				})
@@ -242,7 +252,8 @@ func (c *cluster) everyPod(t *testing.T, what string, ask func(context.Context) 
 	})
 }
 
-// testDualServices reaches the service by each of its addresses from pods and from the nodes themselves, and by its port from beside them.
+// testDualServices reaches the service by each of its addresses from pods and from the nodes
+// themselves, and by its port from beside them.
 func testDualServices(t *testing.T, c *cluster) {
 	svc, err := c.client.CoreV1().Services(space).Get(t.Context(), "echo", metav1.GetOptions{})
 	if err != nil {
@@ -256,7 +267,8 @@ func testDualServices(t *testing.T, c *cluster) {
 				return name, err
 			})
 			c.everyPod(t, "service "+ip+" from the node "+m.Name(), func(ctx context.Context) (string, error) {
-				out, err := m.Command(ctx, options.podtool, "get", "http://"+net.JoinHostPort(ip, "80")+"/").CombinedOutput()
+				out, err := m.Command(ctx, options.podtool, "get",
+					"http://"+net.JoinHostPort(ip, "80")+"/").CombinedOutput()
 				if err != nil {
 					return "", fmt.Errorf("%w: %s", err, out)
 				}
@@ -274,7 +286,8 @@ func testDualServices(t *testing.T, c *cluster) {
 	}
 }
 
-// testDualNames asks for both services' addresses of each family, of the server that a pod's resolver asks first and of each there is.
+// testDualNames asks for both services' addresses of each family, of the server that a pod's
+// resolver asks first and of each there is.
 func testDualNames(t *testing.T, c *cluster) {
 	svc, err := c.client.CoreV1().Services(space).Get(t.Context(), "echo", metav1.GetOptions{})
 	if err != nil {
@@ -296,7 +309,8 @@ func testDualNames(t *testing.T, c *cluster) {
 					t.Errorf("on %s, %s of %s: %q (%v), want %v", m.Name(), kind, name, got, err, want)
 				}
 				for _, at := range []string{clusterDNS, clusterDNS6} {
-					said, err := m.inPod(t.Context(), pid, "busybox", "nslookup", "-type="+strings.ToLower(kind), name+"."+space+".svc.cluster.local", at)
+					said, err := m.inPod(t.Context(), pid, "busybox", "nslookup", "-type="+strings.ToLower(kind),
+						name+"."+space+".svc.cluster.local", at)
 					if err != nil {
 						t.Errorf("on %s, %s of %s at %s: %v", m.Name(), kind, name, at, err)
 					}
@@ -342,9 +356,11 @@ func testDualPolicy(t *testing.T, c *cluster) {
 		if i == 1 {
 			bits = "/128"
 		}
-		c.apply(t, fmt.Sprintf("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: one}, spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: %q}}]}]}}", allowed+bits))
+		c.apply(t, fmt.Sprintf(
+			"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: one}, spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: %q}}]}]}}", allowed+bits))
 		for j, address := range addresses(to) {
-			harness.Eventually(t, 15*time.Second, fmt.Sprintf("%s is let in, %s asks %s", allowed, addresses(from)[j], address), func(ctx context.Context) error {
+			harness.Eventually(t, 15*time.Second, fmt.Sprintf("%s is let in, %s asks %s", allowed, addresses(from)[j],
+				address), func(ctx context.Context) error {
 				ctx, cancel := context.WithTimeout(ctx, time.Second)
 				defer cancel()
 				_, _, err := c.get(ctx, c.near, address, "8080")
@@ -360,12 +376,14 @@ func testDualPolicy(t *testing.T, c *cluster) {
 	}
 }
 
-// testDualRefused starts a server and an agent on a machine whose IPv6 is switched off, where no pod could be started.
+// testDualRefused starts a server and an agent on a machine whose IPv6 is switched off, where no
+// pod could be started.
 func testDualRefused(t *testing.T, c *cluster) {
 	plain := newMachine(t, sandbox.HostConfig{Name: "plain", Address: plainIP})
 	harness.Output(t, plain.Host, "sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1")
 	const remedy = "sysctl -w net.ipv6.conf.all.disable_ipv6=0"
-	if said := plain.refused(t, "server", "--data-dir", filepath.Join(sandbox.Dir(), "server"), "--cluster-cidr", podRange+","+podRange6, "--service-cidr", serviceRange+","+serviceRange6); !strings.Contains(said, remedy) {
+	if said := plain.refused(t, "server", "--data-dir", filepath.Join(sandbox.Dir(), "server"), "--cluster-cidr",
+		podRange+","+podRange6, "--service-cidr", serviceRange+","+serviceRange6); !strings.Contains(said, remedy) {
 		t.Errorf("a server says %q, want %q in it", said, remedy)
 	}
 	token := strings.TrimSpace(c.main.mote(t, "token", "create", "--kubeconfig", c.kubeconfig, "--quiet"))
@@ -402,17 +420,20 @@ type ipv6Cluster struct {
 	nodePortHost string
 }
 
-// TestIPv6 starts servers whose first family, or only one, is IPv6, and wants pods, a service and names of them.
+// TestIPv6 starts servers whose first family, or only one, is IPv6, and wants pods, a service and
+// names of them.
 func TestIPv6(t *testing.T) {
 	options.NeedMote(t)
 	needIPv6(t)
 	for _, row := range []ipv6Cluster{
 		{
 			"First", sandbox.HostConfig{Name: "sixfirst", Address: firstIP, Address6: firstIP6}, nil,
-			[]string{podRange6, podRange}, []string{serviceRange6, serviceRange}, []string{"AAAA", "A"}, firstIP6 + "," + firstIP, firstIP6,
+			[]string{podRange6, podRange}, []string{serviceRange6, serviceRange}, []string{"AAAA", "A"},
+			firstIP6 + "," + firstIP, firstIP6,
 		},
 		{
-			"Alone", sandbox.HostConfig{Name: "sixonly", Address: onlyIP6}, &sandbox.HostConfig{Name: "sixjoined", Address: joinedIP6},
+			"Alone", sandbox.HostConfig{Name: "sixonly", Address: onlyIP6},
+			&sandbox.HostConfig{Name: "sixjoined", Address: joinedIP6},
 			[]string{podRange6}, []string{serviceRange6}, []string{"AAAA"}, "", onlyIP6,
 		},
 	} {
@@ -431,7 +452,8 @@ func (row ipv6Cluster) run(t *testing.T) {
 	for _, m := range c.machines() {
 		m.give(t, filepath.Join(options.Images, "podtool.tar"), filepath.Join(dataDir(), "agent/images/podtool.tar"))
 	}
-	args := []string{"server", "--kubeconfig-output", c.kubeconfig, "--cluster-cidr", strings.Join(row.pods, ","), "--service-cidr", strings.Join(row.services, ",")}
+	args := []string{"server", "--kubeconfig-output", c.kubeconfig, "--cluster-cidr", strings.Join(row.pods, ","),
+		"--service-cidr", strings.Join(row.services, ",")}
 	if row.nodeIP != "" {
 		args = append(args, "--node-ip", row.nodeIP)
 	}
@@ -450,7 +472,8 @@ func (row ipv6Cluster) run(t *testing.T) {
 		t.Fatalf("mote token create says %q, not how to join", said)
 	}
 	if row.agent != nil {
-		c.near.join(t, c, "--server", server, "--token-file", c.near.write(t, "token", strings.Fields(said)[len(strings.Fields(said))-1]))
+		c.near.join(t, c, "--server", server, "--token-file",
+			c.near.write(t, "token", strings.Fields(said)[len(strings.Fields(said))-1]))
 	}
 	c.kubectl(t, "create", "namespace", space)
 	c.apply(t, strings.ReplaceAll(dualManifest, "RequireDualStack", "PreferDualStack"))
@@ -478,15 +501,18 @@ func (row ipv6Cluster) checkService(t *testing.T, c *cluster) {
 				name, _, err := c.get(ctx, m, ip, "80")
 				return name, err
 			})
-			if got, err := c.try(t.Context(), "", "exec", pod.Name, "--", "podtool", "lookup", row.kinds[i], "echo"); err != nil || strings.TrimSpace(got) != ip {
+			if got, err := c.try(t.Context(), "", "exec", pod.Name, "--", "podtool", "lookup", row.kinds[i],
+				"echo"); err != nil || strings.TrimSpace(got) != ip {
 				t.Errorf("on %s, %s of the service: %q (%v), want %s", m.Name(), row.kinds[i], got, err, ip)
 			}
 		}
-		if got, err := c.try(t.Context(), "", "exec", pod.Name, "--", "podtool", "api", "GET", "/version"); err != nil || !strings.HasPrefix(got, "200") {
+		if got, err := c.try(t.Context(), "", "exec", pod.Name, "--", "podtool", "api", "GET",
+			"/version"); err != nil || !strings.HasPrefix(got, "200") {
 			t.Errorf("the API server, asked by a pod on %s: %q (%v)", m.Name(), got, err)
 		}
 	}
-	if got, err := fetch(t.Context(), "http://"+net.JoinHostPort(row.nodePortHost, "30092")+"/"); err != nil || !strings.HasPrefix(got, "echo-") {
+	if got, err := fetch(t.Context(), "http://"+net.JoinHostPort(row.nodePortHost, "30092")+"/"); err != nil ||
+		!strings.HasPrefix(got, "echo-") {
 		t.Errorf("port of the node: %q (%v)", got, err)
 	}
 }
@@ -498,7 +524,8 @@ func (row ipv6Cluster) checkOtherOrder(t *testing.T, c *cluster) {
 		return
 	}
 	c.main.Stop(t)
-	c.main.launch(t, "server", "--kubeconfig-output", c.kubeconfig, "--cluster-cidr", row.pods[1]+","+row.pods[0], "--service-cidr", row.services[1]+","+row.services[0])
+	c.main.launch(t, "server", "--kubeconfig-output", c.kubeconfig, "--cluster-cidr", row.pods[1]+","+row.pods[0],
+		"--service-cidr", row.services[1]+","+row.services[0])
 	if said := c.main.ended(t); !strings.Contains(said, "give the ranges the cluster began with, in their order") {
 		t.Errorf("with its ranges in another order it says %q", said)
 	}

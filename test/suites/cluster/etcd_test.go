@@ -48,9 +48,11 @@ func newEtcd(t *testing.T) *etcd {
 func (e *etcd) start(t *testing.T) {
 	t.Helper()
 	const peers = "http://127.0.0.1:2380"
-	e.cmd = exec.Command(options.etcd, "--data-dir", e.file("etcd"), "--listen-client-urls", e.url(), "--advertise-client-urls", e.url(),
+	e.cmd = exec.Command(options.etcd, "--data-dir", e.file("etcd"), "--listen-client-urls", e.url(),
+		"--advertise-client-urls", e.url(),
 		"--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", "default="+peers,
-		"--cert-file", e.file("etcd-server.pem"), "--key-file", e.file("etcd-server-key.pem"), "--trusted-ca-file", e.file("etcd-ca.pem"), "--client-cert-auth", "--log-level", "warn")
+		"--cert-file", e.file("etcd-server.pem"), "--key-file", e.file("etcd-server-key.pem"), "--trusted-ca-file",
+		e.file("etcd-ca.pem"), "--client-cert-auth", "--log-level", "warn")
 	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
 	if err := e.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -85,7 +87,8 @@ func (m *machine) giveEtcdFiles(t *testing.T) {
 	}
 }
 
-// makeCertificates writes an authority of its own for the etcd, and what it signed for the etcd and for those who use it.
+// makeCertificates writes an authority of its own for the etcd, and what it signed for the etcd and
+// for those who use it.
 func makeCertificates(t *testing.T, dir string) {
 	t.Helper()
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -93,15 +96,21 @@ func makeCertificates(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "etcd-ca"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "etcd-ca"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
 	}
 	for i, c := range []struct {
 		name     string
 		template *x509.Certificate
 	}{
 		{"etcd-ca", ca},
-		{"etcd-server", &x509.Certificate{IPAddresses: []net.IP{net.ParseIP(sandbox.HostIP)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}},
+		{"etcd-server", &x509.Certificate{IPAddresses: []net.IP{net.ParseIP(sandbox.HostIP)},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}},
 		{"etcd-client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}},
 	} {
 		key := caKey
@@ -120,7 +129,8 @@ func makeCertificates(t *testing.T, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, block := range map[string]*pem.Block{c.name + ".pem": {Type: "CERTIFICATE", Bytes: der}, c.name + "-key.pem": {Type: "EC PRIVATE KEY", Bytes: private}} {
+		for name, block := range map[string]*pem.Block{c.name + ".pem": {Type: "CERTIFICATE", Bytes: der},
+			c.name + "-key.pem": {Type: "EC PRIVATE KEY", Bytes: private}} {
 			if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -19,7 +19,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// young is how old a node may be for the test to say something: what it has just heard it must have kept.
+// young is how old a node may be for the test to say something: what it has just heard it must have
+// kept.
 const young = 30 * time.Second
 
 // fresh is a server without a node, and an agent that has just joined.
@@ -28,7 +29,8 @@ type fresh struct {
 	agent *machine
 }
 
-// TestFreshAgent takes the server away from an agent whose first pods have just started, and kills the agent at once.
+// TestFreshAgent takes the server away from an agent whose first pods have just started, and kills
+// the agent at once.
 func TestFreshAgent(t *testing.T) {
 	options.NeedMote(t)
 	f := &fresh{server: server{cluster: &cluster{kubeconfig: filepath.Join(sandbox.Dir(), "kubeconfig-fresh")}}}
@@ -72,8 +74,9 @@ func (f *fresh) ownPods(t *testing.T) []string {
 	return uids
 }
 
-// testFreshKilled joins an agent and, as soon as containers run, kills the server and then the agent. A container that dies meanwhile
-// has to be started again by an agent which has nothing but what it kept.
+// testFreshKilled joins an agent and, as soon as containers run, kills the server and then the
+// agent. A container that dies meanwhile has to be started again by an agent which has nothing but
+// what it kept.
 func testFreshKilled(t *testing.T, f *fresh) {
 	f.launchServer(t)
 	f.kubectl(t, "create", "namespace", space)
@@ -122,7 +125,8 @@ func testFreshServerBack(t *testing.T, f *fresh) {
 	processes := append(f.agent.echoes(), f.agent.sleepers()...)
 	begin := time.Now()
 	f.launchServer(t)
-	t.Logf("the agent was Ready again %v after the server's start", f.readyWithin(t, f.agent, begin, 90*time.Second).Round(time.Millisecond))
+	t.Logf("the agent was Ready again %v after the server's start",
+		f.readyWithin(t, f.agent, begin, 90*time.Second).Round(time.Millisecond))
 	harness.Eventually(t, 60*time.Second, "pods ready", func(ctx context.Context) error {
 		for _, app := range []string{"echo", "talk"} {
 			pod, err := f.findPod(ctx, f.agent, app)
@@ -140,8 +144,9 @@ func testFreshServerBack(t *testing.T, f *fresh) {
 	}
 }
 
-// testFreshStopped makes services until the agent keeps their changes only now and then, stops the agent in order once it knows the
-// last one, and takes the server away: what the agent knew it has to know again.
+// testFreshStopped makes services until the agent keeps their changes only now and then, stops the
+// agent in order once it knows the last one, and takes the server away: what the agent knew it has
+// to know again.
 func testFreshStopped(t *testing.T, f *fresh) {
 	pods := f.ownPods(t)
 	var last string
@@ -164,7 +169,8 @@ func testFreshStopped(t *testing.T, f *fresh) {
 	}
 	for i := range 8 {
 		last = fmt.Sprintf("late-%d", i)
-		f.apply(t, fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: %s}, spec: {selector: {app: echo}, ports: [{port: 80, targetPort: 8080}]}}", last))
+		f.apply(t, fmt.Sprintf(
+			"{apiVersion: v1, kind: Service, metadata: {name: %s}, spec: {selector: {app: echo}, ports: [{port: 80, targetPort: 8080}]}}", last))
 		harness.Eventually(t, 30*time.Second, "service and name of "+last, reach)
 	}
 	f.agent.Stop(t)
@@ -174,7 +180,8 @@ func testFreshStopped(t *testing.T, f *fresh) {
 		if err := f.agent.Alive(); err != nil {
 			return err
 		}
-		if said := f.agent.said(); !strings.Contains(said, "network ready") || !strings.Contains(said, "DNS knows the names of the cluster") {
+		if said := f.agent.said(); !strings.Contains(said, "network ready") ||
+			!strings.Contains(said, "DNS knows the names of the cluster") {
 			return errors.New("it does not say so")
 		}
 		return nil
@@ -191,7 +198,8 @@ func testFreshStopped(t *testing.T, f *fresh) {
 // serviceIn reads an address of a service from what nslookup says.
 func serviceIn(said string) (string, error) {
 	for line := range strings.Lines(said) {
-		if address, ok := strings.CutPrefix(strings.TrimSpace(line), "Address: "); ok && strings.HasPrefix(address, "10.43.") && !strings.HasPrefix(address, clusterDNS) {
+		if address, ok := strings.CutPrefix(strings.TrimSpace(line), "Address: "); ok &&
+			strings.HasPrefix(address, "10.43.") && !strings.HasPrefix(address, clusterDNS) {
 			return address, nil
 		}
 	}

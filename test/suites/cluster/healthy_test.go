@@ -15,12 +15,13 @@ import (
 
 // expectedAlarms are the lines above INFO that a healthy mote may log.
 var expectedAlarms = []*regexp.Regexp{
-	// The machine of continuous integration has cgroup version 1, of which mote and the kubelet warn.
+	// The machine of continuous integration has cgroup version 1, of which mote and the kubelet
+	// warn.
 	regexp.MustCompile(`(?i)cgroup`),
 }
 
-// TestHealthy starts a server and an agent, runs the shop, stops both, and wants nothing above INFO in
-// their logs: a warning while all is well hides the one that matters.
+// TestHealthy starts a server and an agent, runs the shop, stops both, and wants nothing above INFO
+// in their logs: a warning while all is well hides the one that matters.
 func TestHealthy(t *testing.T) {
 	options.NeedMote(t)
 	c := &cluster{kubeconfig: filepath.Join(sandbox.Dir(), "kubeconfig-healthy")}

@@ -16,8 +16,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/harness"
 )
 
-// testLeaderKilled kills the server that leads, which is the one the agent has used so far. Nothing may be lost, the others and the
-// agent go on, and work that needs a leader is done in time.
+// testLeaderKilled kills the server that leads, which is the one the agent has used so far. Nothing
+// may be lost, the others and the agent go on, and work that needs a leader is done in time.
 func testLeaderKilled(t *testing.T, s *several) {
 	victim := s.mustLead(t, s.servers[0], "kube-controller-manager")
 	left := s.others(victim)
@@ -33,7 +33,8 @@ func testLeaderKilled(t *testing.T, s *several) {
 	}
 	// Writes are under way when it dies.
 	harness.Eventually(t, 20*time.Second, "writes", func(ctx context.Context) error {
-		list, err := left[0].client.CoreV1().ConfigMaps(space).List(ctx, metav1.ListOptions{LabelSelector: "test=writes"})
+		list, err := left[0].client.CoreV1().ConfigMaps(space).List(ctx,
+			metav1.ListOptions{LabelSelector: "test=writes"})
 		if err != nil {
 			return err
 		}
@@ -52,25 +53,27 @@ func testLeaderKilled(t *testing.T, s *several) {
 	victim.main.Kill(t)
 	left[0].apply(t, laterManifest)
 	for _, lease := range []string{"kube-controller-manager", "kube-scheduler"} {
-		harness.Eventually(t, leadMovesWithin-time.Since(begin), "another leader of "+lease, func(ctx context.Context) error {
-			who, err := s.leader(ctx, left[1], lease)
-			if err == nil && who == victim {
-				err = errors.New("the lease is still the killed server's")
-			}
-			return err
-		})
+		harness.Eventually(t, leadMovesWithin-time.Since(begin), "another leader of "+lease,
+			func(ctx context.Context) error {
+				who, err := s.leader(ctx, left[1], lease)
+				if err == nil && who == victim {
+					err = errors.New("the lease is still the killed server's")
+				}
+				return err
+			})
 		t.Logf("another server leads %s %v after the kill", lease, time.Since(begin).Round(time.Millisecond))
 	}
-	harness.Eventually(t, 30*time.Second, "a new deployment has its pods, on their node", func(ctx context.Context) error {
-		pods, err := left[1].pods(ctx, "app=later")
-		if err != nil {
-			return err
-		}
-		if len(pods) != 2 || slices.ContainsFunc(pods, func(p corev1.Pod) bool { return p.Spec.NodeName == "" }) {
-			return fmt.Errorf("%d pods, not all on a node", len(pods))
-		}
-		return nil
-	})
+	harness.Eventually(t, 30*time.Second, "a new deployment has its pods, on their node",
+		func(ctx context.Context) error {
+			pods, err := left[1].pods(ctx, "app=later")
+			if err != nil {
+				return err
+			}
+			if len(pods) != 2 || slices.ContainsFunc(pods, func(p corev1.Pod) bool { return p.Spec.NodeName == "" }) {
+				return fmt.Errorf("%d pods, not all on a node", len(pods))
+			}
+			return nil
+		})
 	t.Logf("a new deployment had its pods %v after the kill", time.Since(begin).Round(time.Millisecond))
 	left[0].running(t, "later", 30*time.Second)
 
@@ -105,28 +108,32 @@ func testLeaderKilled(t *testing.T, s *several) {
 	}
 }
 
-// fromPod asks for the API as a pod of the agent does, by the service: packets go to whichever server the node's rules choose.
+// fromPod asks for the API as a pod of the agent does, by the service: packets go to whichever
+// server the node's rules choose.
 func (s *several) fromPod(t *testing.T, via *server) {
 	t.Helper()
 	pid := s.agent.sleepers()[0]
-	harness.Eventually(t, 90*time.Second, "ten answers in a row by the service kubernetes", func(ctx context.Context) error {
-		for i := range 10 {
-			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-			_, err := s.agent.inPod(ctx, pid, options.Mote, "kubectl", "--kubeconfig", via.kubeconfig, "--server", apiService, "get", "--raw", "/readyz")
-			cancel()
-			if err != nil {
-				return fmt.Errorf("request %d: %w", i, err)
+	harness.Eventually(t, 90*time.Second, "ten answers in a row by the service kubernetes",
+		func(ctx context.Context) error {
+			for i := range 10 {
+				ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+				_, err := s.agent.inPod(ctx, pid, options.Mote, "kubectl", "--kubeconfig", via.kubeconfig, "--server",
+					apiService, "get", "--raw", "/readyz")
+				cancel()
+				if err != nil {
+					return fmt.Errorf("request %d: %w", i, err)
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
 }
 
 // write makes objects through the server until ctx ends, and returns those it was told are there.
 func (s *server) write(ctx context.Context) []string {
 	var done []string
 	for i := 0; ctx.Err() == nil; i++ {
-		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("write-%s-%d", s.name(), i), Labels: map[string]string{"test": "writes"}}}
+		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("write-%s-%d", s.name(), i),
+			Labels: map[string]string{"test": "writes"}}}
 		if _, err := s.client.CoreV1().ConfigMaps(space).Create(ctx, m, metav1.CreateOptions{}); err == nil {
 			done = append(done, m.Name)
 		}
@@ -143,7 +150,8 @@ func writer(object string) string { return strings.Split(object, "-")[1] }
 
 func (s *several) allThere(t *testing.T, from *server, names []string) {
 	t.Helper()
-	list, err := from.client.CoreV1().ConfigMaps(space).List(t.Context(), metav1.ListOptions{LabelSelector: "test=writes"})
+	list, err := from.client.CoreV1().ConfigMaps(space).List(t.Context(),
+		metav1.ListOptions{LabelSelector: "test=writes"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +202,8 @@ func (s *server) uids(t *testing.T) map[string]string {
 func (s *server) heard(t *testing.T, node *machine, since time.Time) {
 	t.Helper()
 	harness.Eventually(t, 60*time.Second, "heartbeat of "+node.Name(), func(ctx context.Context) error {
-		lease, err := s.client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node.Name(), metav1.GetOptions{})
+		lease, err := s.client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node.Name(),
+			metav1.GetOptions{})
 		if err == nil && (lease.Spec.RenewTime == nil || lease.Spec.RenewTime.Time.Before(since)) {
 			err = fmt.Errorf("the last was at %v", lease.Spec.RenewTime)
 		}
@@ -206,7 +215,8 @@ func containsAll(all, some []int) bool {
 	return !slices.ContainsFunc(some, func(p int) bool { return !slices.Contains(all, p) })
 }
 
-// testLeaderStopped stops the server that leads as a service manager does: it gives the lead away, so nobody waits for it.
+// testLeaderStopped stops the server that leads as a service manager does: it gives the lead away,
+// so nobody waits for it.
 func testLeaderStopped(t *testing.T, s *several) {
 	leader := s.mustLead(t, s.servers[0], "kube-controller-manager")
 	left := s.others(leader)
@@ -236,8 +246,8 @@ func testLeaderStopped(t *testing.T, s *several) {
 	leader.ready(t, begin)
 }
 
-// testEtcdAway kills the etcd for longer than anyone may lead without it. Nobody but the leader may end for that, and it only when it can
-// come back.
+// testEtcdAway kills the etcd for longer than anyone may lead without it. Nobody but the leader may
+// end for that, and it only when it can come back.
 func testEtcdAway(t *testing.T, s *several) {
 	leader := s.mustLead(t, s.servers[0], "kube-controller-manager")
 	pids := s.agent.sleepers()
@@ -254,7 +264,8 @@ func testEtcdAway(t *testing.T, s *several) {
 	})
 	took := time.Since(begin)
 	t.Logf("%s stopped leading %v after the etcd went away", leader.name(), took.Round(time.Millisecond))
-	// After 15 s another one could lead; that it stops before is held by the election's own tests. It says so once its work has ended.
+	// After 15 s another one could lead; that it stops before is held by the election's own tests.
+	// It says so once its work has ended.
 	if took > 30*time.Second {
 		t.Errorf("it stopped leading after %v, when another one could have led", took)
 	}

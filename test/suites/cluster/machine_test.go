@@ -16,7 +16,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// machine is a host and the mote that runs on it, under the host's own name. The process may be stopped and started again.
+// machine is a host and the mote that runs on it, under the host's own name. The process may be
+// stopped and started again.
 type machine struct {
 	*sandbox.Host
 	*harness.Process
@@ -68,8 +69,8 @@ func (m *machine) mote(t *testing.T, args ...string) string {
 	return harness.Output(t, m.Host, options.Mote, args...)
 }
 
-// refused runs a command of mote's that must end with code 1, soon and with one line that says why, which it returns. Before it may be
-// told how far it came.
+// refused runs a command of mote's that must end with code 1, soon and with one line that says why,
+// which it returns. Before it may be told how far it came.
 func (m *machine) refused(t *testing.T, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -92,7 +93,8 @@ func (m *machine) refused(t *testing.T, args ...string) string {
 // importImages loads archives the way a user does, into the running mote.
 func (m *machine) importImages(t *testing.T) {
 	t.Helper()
-	m.mote(t, "image", "import", "--data-dir", dataDir(), filepath.Join(options.Images, "busybox.tar"), filepath.Join(options.Images, "podtool.tar"))
+	m.mote(t, "image", "import", "--data-dir", dataDir(), filepath.Join(options.Images, "busybox.tar"),
+		filepath.Join(options.Images, "podtool.tar"))
 }
 
 // write puts a file on the machine's disk and returns its path there.
@@ -105,11 +107,14 @@ func (m *machine) write(t *testing.T, name, content string) string {
 	return path
 }
 
-// inPod runs a program of the sandbox in the network of one of the machine's pods: what the pod sees, without a server's help.
+// inPod runs a program of the sandbox in the network of one of the machine's pods: what the pod
+// sees, without a server's help.
 func (m *machine) inPod(ctx context.Context, pid int, name string, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, "nsenter", append([]string{"--target", fmt.Sprint(pid), "--net", name}, args...)...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "nsenter",
+		append([]string{"--target", fmt.Sprint(pid), "--net", name}, args...)...).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("in a pod on %s: %s %s: %w: %s", m.Name(), name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+		return "", fmt.Errorf("in a pod on %s: %s %s: %w: %s", m.Name(), name, strings.Join(args, " "), err,
+			strings.TrimSpace(string(out)))
 	}
 	return strings.TrimSpace(string(out)), nil
 }

@@ -8,7 +8,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/harness"
 )
 
-// options are the paths the tests work with, and how long servers are away: continuous integration cuts that short.
+// options are the paths the tests work with, and how long servers are away: continuous integration
+// cuts that short.
 var options struct {
 	harness.Options
 	etcd     string

@@ -25,7 +25,8 @@ const (
 	clusterDNS          = "10.43.0.10"
 )
 
-// testAgentStopped stops an agent as a service manager does and starts it without a flag: its pods must not notice.
+// testAgentStopped stops an agent as a service manager does and starts it without a flag: its pods
+// must not notice.
 func testAgentStopped(t *testing.T, c *cluster) {
 	for _, m := range []*machine{c.near, c.far} {
 		ids, pids := c.containers(t), append(m.echoes(), m.sleepers()...)
@@ -34,12 +35,14 @@ func testAgentStopped(t *testing.T, c *cluster) {
 		if now := append(m.echoes(), m.sleepers()...); !slices.Equal(now, pids) || len(pids) != 2 {
 			t.Errorf("on %s, processes are %v, before %v", m.Name(), now, pids)
 		}
-		if got, err := c.main.inPod(t.Context(), only(t, c.main.echoes()), options.podtool, "get", "http://"+pod.Status.PodIP+":8080/"); err != nil || !strings.HasPrefix(got, pod.Name) {
+		if got, err := c.main.inPod(t.Context(), only(t, c.main.echoes()), options.podtool, "get",
+			"http://"+pod.Status.PodIP+":8080/"); err != nil || !strings.HasPrefix(got, pod.Name) {
 			t.Errorf("pod on %s while its agent is away: %q, %v", m.Name(), got, err)
 		}
 		begin := time.Now()
 		m.launch(t, "agent")
-		t.Logf("%s was Ready again after %v", m.Name(), c.readyWithin(t, m, begin, 60*time.Second).Round(time.Millisecond))
+		t.Logf("%s was Ready again after %v", m.Name(),
+			c.readyWithin(t, m, begin, 60*time.Second).Round(time.Millisecond))
 		c.allReady(t, 30*time.Second)
 		if now := c.containers(t); !maps.Equal(now, ids) {
 			t.Errorf("containers are %v, before %v", now, ids)
@@ -50,7 +53,8 @@ func testAgentStopped(t *testing.T, c *cluster) {
 	}
 }
 
-// testPartition cuts both agents' machines off, long enough to be given up, and heals it: nothing may be lost or be there twice.
+// testPartition cuts both agents' machines off, long enough to be given up, and heals it: nothing
+// may be lost or be there twice.
 func testPartition(t *testing.T, c *cluster) {
 	ids := c.containers(t)
 	processes := map[*machine][]int{}
@@ -68,28 +72,32 @@ func testPartition(t *testing.T, c *cluster) {
 		for _, m := range []*machine{c.near, c.far} {
 			t.Run(m.Name(), func(t *testing.T) {
 				t.Parallel()
-				// Of three pods behind the service two cannot be reached now. The name must be answered each time.
+				// Of three pods behind the service two cannot be reached now. The name must be
+				// answered each time.
 				pid := only(t, m.echoes())
-				harness.Always(t, end, "name answered on "+m.Name(), func(ctx context.Context) error { return m.resolves(ctx, pid, service) })
+				harness.Always(t, end, "name answered on "+m.Name(),
+					func(ctx context.Context) error { return m.resolves(ctx, pid, service) })
 			})
 		}
 	})
-	harness.Eventually(t, 30*time.Second, fmt.Sprintf("both nodes given up after %v", partitioned), func(ctx context.Context) error {
-		nodes, err := c.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return err
-		}
-		lost := 0
-		for _, n := range nodes.Items {
-			if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeUnreachable }) {
-				lost++
+	harness.Eventually(t, 30*time.Second, fmt.Sprintf("both nodes given up after %v", partitioned),
+		func(ctx context.Context) error {
+			nodes, err := c.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return err
 			}
-		}
-		if lost != 2 {
-			return fmt.Errorf("%d nodes are given up, want 2: the partition was none, or too short", lost)
-		}
-		return nil
-	})
+			lost := 0
+			for _, n := range nodes.Items {
+				if slices.ContainsFunc(n.Spec.Taints,
+					func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeUnreachable }) {
+					lost++
+				}
+			}
+			if lost != 2 {
+				return fmt.Errorf("%d nodes are given up, want 2: the partition was none, or too short", lost)
+			}
+			return nil
+		})
 	begin := time.Now()
 	for _, m := range []*machine{c.near, c.far} {
 		if err := m.Heal(); err != nil {
@@ -97,7 +105,8 @@ func testPartition(t *testing.T, c *cluster) {
 		}
 	}
 	for _, m := range []*machine{c.near, c.far} {
-		t.Logf("%s was Ready %v after the partition", m.Name(), c.readyWithin(t, m, begin, 60*time.Second).Round(time.Millisecond))
+		t.Logf("%s was Ready %v after the partition", m.Name(),
+			c.readyWithin(t, m, begin, 60*time.Second).Round(time.Millisecond))
 	}
 	c.allReady(t, 30*time.Second)
 	if now := c.containers(t); !maps.Equal(now, ids) {
@@ -126,18 +135,20 @@ func (c *cluster) connected(t *testing.T) {
 	for _, from := range c.machines() {
 		pid := only(t, from.echoes())
 		for _, to := range c.machines() {
-			harness.Eventually(t, 45*time.Second, "from "+from.Name()+" to the pod on "+to.Name(), func(ctx context.Context) error {
-				// A pod has another address after a power cut, which its node tells when it can.
-				pod, err := c.findPod(ctx, to, "echo")
-				if err != nil {
+			harness.Eventually(t, 45*time.Second, "from "+from.Name()+" to the pod on "+to.Name(),
+				func(ctx context.Context) error {
+					// A pod has another address after a power cut, which its node tells when it
+					// can.
+					pod, err := c.findPod(ctx, to, "echo")
+					if err != nil {
+						return err
+					}
+					got, err := from.inPod(ctx, pid, options.podtool, "get", "http://"+pod.Status.PodIP+":8080/")
+					if err == nil && !strings.HasPrefix(got, pod.Name) {
+						err = fmt.Errorf("answered %q", got)
+					}
 					return err
-				}
-				got, err := from.inPod(ctx, pid, options.podtool, "get", "http://"+pod.Status.PodIP+":8080/")
-				if err == nil && !strings.HasPrefix(got, pod.Name) {
-					err = fmt.Errorf("answered %q", got)
-				}
-				return err
-			})
+				})
 		}
 		harness.Eventually(t, 45*time.Second, "exec on "+from.Name(), func(ctx context.Context) error {
 			_, err := c.try(ctx, "", "exec", c.podOn(t, from, "talk").Name, "--", "true")
@@ -146,8 +157,9 @@ func (c *cluster) connected(t *testing.T) {
 	}
 }
 
-// testServerDown takes the server away. What runs goes on; what dies is started again; agents start again, one of them after a power
-// cut; and when the server is back under another address they find it.
+// testServerDown takes the server away. What runs goes on; what dies is started again; agents start
+// again, one of them after a power cut; and when the server is back under another address they find
+// it.
 func testServerDown(t *testing.T, c *cluster) {
 	down := downShort
 	if options.long {
@@ -219,25 +231,29 @@ func testServerDown(t *testing.T, c *cluster) {
 				t.Fatal(err)
 			}
 			m.launch(t, "agent")
-			harness.Eventually(t, 60*time.Second, "container started again without a server", func(context.Context) error {
-				if len(m.sleepers()) != 1 {
-					return errors.Join(m.Alive(), fmt.Errorf("processes %v", m.sleepers()))
-				}
-				return nil
-			})
+			harness.Eventually(t, 60*time.Second, "container started again without a server",
+				func(context.Context) error {
+					if len(m.sleepers()) != 1 {
+						return errors.Join(m.Alive(), fmt.Errorf("processes %v", m.sleepers()))
+					}
+					return nil
+				})
 			if now := m.echoes(); !slices.Equal(now, echoes) {
 				t.Errorf("processes are %v, before %v", now, echoes)
 			}
 			pid := only(t, m.echoes())
-			harness.Always(t, end, "name on far", func(ctx context.Context) error { return m.resolves(ctx, pid, service) })
-			harness.Eventually(t, 30*time.Second, "service on far", func(ctx context.Context) error { return served(ctx, m, pid) })
+			harness.Always(t, end, "name on far",
+				func(ctx context.Context) error { return m.resolves(ctx, pid, service) })
+			harness.Eventually(t, 30*time.Second, "service on far",
+				func(ctx context.Context) error { return served(ctx, m, pid) })
 		})
 	})
 	if t.Failed() {
 		t.FailNow()
 	}
 
-	// Back, but elsewhere. near finds it by multicast; far, behind its router, by the name it was given.
+	// Back, but elsewhere. near finds it by multicast; far, behind its router, by the name it was
+	// given.
 	if err := c.main.Move(movedIP); err != nil {
 		t.Fatal(err)
 	}
@@ -246,27 +262,31 @@ func testServerDown(t *testing.T, c *cluster) {
 	c.main.launch(t, "server", "--kubeconfig-output", c.kubeconfig)
 	c.takeKubeconfig(t)
 	for _, m := range c.machines() {
-		t.Logf("%s was Ready %v after the server's start at its new address", m.Name(), c.readyWithin(t, m, back, 90*time.Second).Round(time.Millisecond))
+		t.Logf("%s was Ready %v after the server's start at its new address", m.Name(),
+			c.readyWithin(t, m, back, 90*time.Second).Round(time.Millisecond))
 	}
 	c.allReady(t, 60*time.Second)
 	c.connected(t)
-	// No pod was replaced, and no container but those that were killed. A kubelet may tell of these up to ten seconds later.
-	harness.Eventually(t, 30*time.Second, "the containers there were, but for those killed", func(context.Context) error {
-		now, errs := c.containers(t), []error(nil)
-		for pod, id := range ids {
-			killed := strings.HasSuffix(pod, " on near") || strings.HasPrefix(pod, "talk-") && strings.HasSuffix(pod, " on far")
-			switch {
-			case now[pod] == "":
-				errs = append(errs, fmt.Errorf("%s is gone", pod))
-			case killed == (now[pod] == id):
-				errs = append(errs, fmt.Errorf("%s is %s, before %s", pod, now[pod], id))
+	// No pod was replaced, and no container but those that were killed. A kubelet may tell of these
+	// up to ten seconds later.
+	harness.Eventually(t, 30*time.Second, "the containers there were, but for those killed",
+		func(context.Context) error {
+			now, errs := c.containers(t), []error(nil)
+			for pod, id := range ids {
+				killed := strings.HasSuffix(pod, " on near") || strings.HasPrefix(pod, "talk-") &&
+					strings.HasSuffix(pod, " on far")
+				switch {
+				case now[pod] == "":
+					errs = append(errs, fmt.Errorf("%s is gone", pod))
+				case killed == (now[pod] == id):
+					errs = append(errs, fmt.Errorf("%s is %s, before %s", pod, now[pod], id))
+				}
 			}
-		}
-		if len(now) != len(ids) {
-			errs = append(errs, fmt.Errorf("%d pods, before %d: %v", len(now), len(ids), now))
-		}
-		return errors.Join(errs...)
-	})
+			if len(now) != len(ids) {
+				errs = append(errs, fmt.Errorf("%d pods, before %d: %v", len(now), len(ids), now))
+			}
+			return errors.Join(errs...)
+		})
 }
 
 // killAndAwait kills what a container runs, and wants it to be there again.
@@ -311,7 +331,8 @@ spec:
         command: [sleep, "300000"]
 `
 
-// testNodeLost cuts the power of a machine that does not come back: it is given up, and what tolerates that for seconds only moves.
+// testNodeLost cuts the power of a machine that does not come back: it is given up, and what
+// tolerates that for seconds only moves.
 func testNodeLost(t *testing.T, c *cluster) {
 	c.apply(t, movable)
 	c.kubectl(t, "rollout", "status", "deployment/movable", "--timeout=60s")
@@ -352,14 +373,16 @@ func testNodeLost(t *testing.T, c *cluster) {
 	}
 }
 
-// testJoinAgain puts another machine in the place of the lost one: its name is refused until the old one is forgotten.
+// testJoinAgain puts another machine in the place of the lost one: its name is refused until the
+// old one is forgotten.
 func testJoinAgain(t *testing.T, c *cluster) {
 	if err := c.near.Remove(); err != nil {
 		t.Fatal(err)
 	}
 	c.near = newMachine(t, sandbox.HostConfig{Name: "near", Address: nearIP})
 	token := c.main.mote(t, "token", "create", "--kubeconfig", c.kubeconfig, "--quiet")
-	args := []string{"--server", "https://" + c.main.Address() + ":6443", "--token-file", c.near.write(t, "token", strings.TrimSpace(token))}
+	args := []string{"--server", "https://" + c.main.Address() + ":6443", "--token-file",
+		c.near.write(t, "token", strings.TrimSpace(token))}
 	said := c.near.refused(t, append([]string{"agent", "--data-dir", dataDir()}, args...)...)
 	t.Log(said)
 	if !strings.Contains(said, "mote node forget near") {

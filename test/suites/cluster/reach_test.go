@@ -34,7 +34,8 @@ func (c *cluster) clusterIP(t *testing.T, service string) string {
 	return svc.Spec.ClusterIP
 }
 
-// testNetwork goes from every machine to every other: by address of a pod, service, name, and port of a node.
+// testNetwork goes from every machine to every other: by address of a pod, service, name, and port
+// of a node.
 func testNetwork(t *testing.T, c *cluster) {
 	service := c.clusterIP(t, "echo")
 	for _, from := range c.machines() {
@@ -69,10 +70,12 @@ func testNetwork(t *testing.T, c *cluster) {
 				}
 				return nil
 			})
-			if got, err := c.try(t.Context(), "", "exec", source.Name, "--", "podtool", "lookup", "A", "echo"); err != nil || strings.TrimSpace(got) != service {
+			if got, err := c.try(t.Context(), "", "exec", source.Name, "--", "podtool", "lookup", "A",
+				"echo"); err != nil || strings.TrimSpace(got) != service {
 				t.Errorf("the service's name leads to %q (%v), want %s", got, err, service)
 			}
-			if got, err := c.try(t.Context(), "", "exec", source.Name, "--", "podtool", "get", "http://echo."+space+".svc.cluster.local/"); err != nil || !strings.HasPrefix(got, "echo-") {
+			if got, err := c.try(t.Context(), "", "exec", source.Name, "--", "podtool", "get",
+				"http://echo."+space+".svc.cluster.local/"); err != nil || !strings.HasPrefix(got, "echo-") {
 				t.Errorf("by the service's name: %q (%v)", got, err)
 			}
 		})
@@ -95,7 +98,8 @@ func testNetwork(t *testing.T, c *cluster) {
 			// With the local policy the pod on that node answers, and sees who asks.
 			for range 5 {
 				got, err := c.beside(t.Context(), m, "30091")
-				if want := pod + " " + m.Gateway(); m == c.far && got != want || m != c.far && got != pod+" "+besideIP || err != nil {
+				if want := pod + " " + m.Gateway(); m == c.far && got != want || m != c.far &&
+					got != pod+" "+besideIP || err != nil {
 					t.Errorf("the local port of %s answers %q (%v)", m.Name(), got, err)
 				}
 			}
@@ -108,7 +112,8 @@ func testNetwork(t *testing.T, c *cluster) {
 		}
 	})
 	t.Run("far is not reached from outside", func(t *testing.T) {
-		for _, url := range []string{"http://" + c.far.Address() + ":30090/", "http://" + c.far.OuterAddress() + ":30090/"} {
+		for _, url := range []string{"http://" + c.far.Address() + ":30090/",
+			"http://" + c.far.OuterAddress() + ":30090/"} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			if got, err := fetch(ctx, url); err == nil {
 				t.Errorf("%s answers %q: there is no NAT, so nothing of this says anything", url, got)
@@ -118,11 +123,12 @@ func testNetwork(t *testing.T, c *cluster) {
 	})
 }
 
-// listens finds a listener on port 9999 in /proc/net/tcp or tcp6; connections that have ended stay in there for a minute.
+// listens finds a listener on port 9999 in /proc/net/tcp or tcp6; connections that have ended stay
+// in there for a minute.
 var listens = regexp.MustCompile(`:270F 0+:0000 0A `)
 
-// download takes some megabytes from one pod to another: packets of full size, to see that no MTU is too large for what is between them.
-// Both pods have busybox.
+// download takes some megabytes from one pod to another: packets of full size, to see that no MTU
+// is too large for what is between them. Both pods have busybox.
 func (c *cluster) download(t *testing.T, to, from corev1.Pod, address string) {
 	t.Helper()
 	const size = 3 << 20
@@ -130,7 +136,8 @@ func (c *cluster) download(t *testing.T, to, from corev1.Pod, address string) {
 	defer cancel()
 	sent := make(chan error, 1)
 	go func() {
-		_, err := c.try(ctx, "", "exec", from.Name, "--", "nc", "-l", "-p", "9999", "-e", "head", "-c", fmt.Sprint(size), "/dev/zero")
+		_, err := c.try(ctx, "", "exec", from.Name, "--", "nc", "-l", "-p", "9999", "-e", "head", "-c",
+			fmt.Sprint(size), "/dev/zero")
 		sent <- err
 	}()
 	harness.Eventually(t, 10*time.Second, "listener", func(ctx context.Context) error {
@@ -152,7 +159,8 @@ func (c *cluster) download(t *testing.T, to, from corev1.Pod, address string) {
 // besideIP is the address of the sandbox itself, from where nodes are looked at.
 const besideIP = "192.168.77.2"
 
-// beside asks a port of a node from a machine next to it: the sandbox, or the router it stands behind.
+// beside asks a port of a node from a machine next to it: the sandbox, or the router it stands
+// behind.
 func (c *cluster) beside(ctx context.Context, m *machine, port string) (string, error) {
 	url := "http://" + m.Address() + ":" + port + "/"
 	if m != c.far {
@@ -176,7 +184,8 @@ func only(t *testing.T, pids []int) int {
 
 var forwarded = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+)`)
 
-// testTunnel does from beside the server what needs a way from the server to a node: all of it must work for a node that nobody reaches.
+// testTunnel does from beside the server what needs a way from the server to a node: all of it must
+// work for a node that nobody reaches.
 func testTunnel(t *testing.T, c *cluster) {
 	for _, m := range c.machines() {
 		t.Run(m.Name(), func(t *testing.T) {
@@ -184,18 +193,23 @@ func testTunnel(t *testing.T, c *cluster) {
 			if got := c.kubectl(t, "logs", talk); got != "here is "+m.Name()+"\n" {
 				t.Errorf("logs: %q", got)
 			}
-			if got, err := c.try(t.Context(), "over and back", "exec", "-i", talk, "--", "cat"); err != nil || got != "over and back" {
+			if got, err := c.try(t.Context(), "over and back", "exec", "-i", talk, "--", "cat"); err != nil ||
+				got != "over and back" {
 				t.Errorf("exec: %q, %v", got, err)
 			}
-			if _, err := c.try(t.Context(), "", "exec", talk, "--", "sh", "-c", "exit 7"); err == nil || !strings.Contains(err.Error(), "exit code 7") {
+			if _, err := c.try(t.Context(), "", "exec", talk, "--", "sh", "-c", "exit 7"); err == nil ||
+				!strings.Contains(err.Error(), "exit code 7") {
 				t.Errorf("exec of what fails: %v, want its exit code 7", err)
 			}
 			testCopy(t, c, talk)
 			testPortForward(t, c, echo.Name)
-			if got := c.kubectl(t, "get", "--raw", "/api/v1/nodes/"+m.Name()+"/proxy/metrics/resource"); !strings.Contains(got, "node_cpu_usage_seconds_total") || !strings.Contains(got, `pod="`+talk+`"`) {
+			if got := c.kubectl(t, "get", "--raw",
+				"/api/v1/nodes/"+m.Name()+"/proxy/metrics/resource"); !strings.Contains(got,
+				"node_cpu_usage_seconds_total") || !strings.Contains(got, `pod="`+talk+`"`) {
 				t.Errorf("metrics of the node: %.500s", got)
 			}
-			if got := c.kubectl(t, "get", "--raw", "/api/v1/namespaces/"+space+"/pods/"+echo.Name+":8080/proxy/"); !strings.HasPrefix(got, echo.Name+" ") {
+			if got := c.kubectl(t, "get", "--raw",
+				"/api/v1/namespaces/"+space+"/pods/"+echo.Name+":8080/proxy/"); !strings.HasPrefix(got, echo.Name+" ") {
 				t.Errorf("proxy to the pod: %q", got)
 			}
 		})

@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// leadMovesWithin is 20 s, the promise for a leader that vanishes, and what a busy machine may add. To the second it is held by
-	// the election's own tests, whose clock does not run while others do. A leader that stops says so; 15 s would be a lease that ran out.
+	// leadMovesWithin is 20 s, the promise for a leader that vanishes, and what a busy machine may
+	// add. To the second it is held by the election's own tests, whose clock does not run while
+	// others do. A leader that stops says so; 15 s would be a lease that ran out.
 	leadMovesWithin, leadGivenWithin = 30 * time.Second, 10 * time.Second
 	// sharedToken is what the servers are given; the second is a wrong one.
 	sharedToken, otherToken = "a7k2m9.q4w8e6r3t5y1u0z2", "a7k2m9.0123456789abcdef"
@@ -51,12 +52,14 @@ func TestSeveralServers(t *testing.T) {
 		t.Skip("pass -etcd with etcd's executable, as `make e2e-hosts` does")
 	}
 	s := &several{etcd: newEtcd(t)}
-	s.args = append([]string{"server", "--token-file", filepath.Join(sandbox.Dir(), "servers-token")}, s.etcd.forServers()...)
+	s.args = append([]string{"server", "--token-file", filepath.Join(sandbox.Dir(), "servers-token")},
+		s.etcd.forServers()...)
 	for i, name := range []string{"one", "two", "three"} {
 		m := newMachine(t, sandbox.HostConfig{Name: name, Address: fmt.Sprintf("192.168.77.%d", 31+i)})
 		m.write(t, "servers-token", sharedToken)
 		m.giveEtcdFiles(t)
-		s.servers = append(s.servers, &server{&cluster{main: m, kubeconfig: filepath.Join(sandbox.Dir(), "kubeconfig-"+name)}, i == 0})
+		s.servers = append(s.servers,
+			&server{&cluster{main: m, kubeconfig: filepath.Join(sandbox.Dir(), "kubeconfig-"+name)}, i == 0})
 	}
 	s.agent = newMachine(t, sandbox.HostConfig{Name: "worker", Address: agentIP})
 	inOrder(t, s, []step[*several]{
@@ -148,7 +151,8 @@ func (s *several) behindService(t *testing.T, from *server, within time.Duration
 	}
 	slices.Sort(addresses)
 	harness.Eventually(t, within, "servers behind the service kubernetes", func(ctx context.Context) error {
-		list, err := from.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+		list, err := from.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
+			metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if err != nil {
 			return err
 		}
@@ -166,7 +170,8 @@ func (s *several) behindService(t *testing.T, from *server, within time.Duration
 	})
 }
 
-// testStartAtOnce starts all servers on an empty etcd in the same moment: they must become one cluster.
+// testStartAtOnce starts all servers on an empty etcd in the same moment: they must become one
+// cluster.
 func testStartAtOnce(t *testing.T, s *several) {
 	begin := time.Now()
 	for _, server := range s.servers {
@@ -175,7 +180,8 @@ func testStartAtOnce(t *testing.T, s *several) {
 	for _, server := range s.servers {
 		server.ready(t, begin)
 	}
-	for _, name := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "service-account.key", "service-account.pub"} {
+	for _, name := range []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "service-account.key",
+		"service-account.pub"} {
 		var first string
 		for i, server := range s.servers {
 			data, err := readFile(server.main.Path(filepath.Join(dataDir(), "server", "tls", name)))
@@ -216,7 +222,8 @@ func testStartAtOnce(t *testing.T, s *several) {
 func testServersRefused(t *testing.T, s *several) {
 	stray := newMachine(t, sandbox.HostConfig{Name: "stray", Address: strayIP})
 	stray.giveEtcdFiles(t)
-	good := append(slices.Clone(s.args[3:]), "--data-dir", dataDir(), "--disable-agent", "--kubeconfig-output", filepath.Join(sandbox.Dir(), "kubeconfig-stray"))
+	good := append(slices.Clone(s.args[3:]), "--data-dir", dataDir(), "--disable-agent", "--kubeconfig-output",
+		filepath.Join(sandbox.Dir(), "kubeconfig-stray"))
 	without := func(args []string, flag string) []string {
 		i := slices.Index(args, flag)
 		return slices.Delete(slices.Clone(args), i, i+2)
@@ -228,11 +235,16 @@ func testServersRefused(t *testing.T, s *several) {
 	}{
 		{"another token", otherToken, good, []string{"token is not the one"}},
 		{"no token", "", good, []string{"datastore-endpoint needs a token"}},
-		{"name of a server that runs", sharedToken, append(slices.Clone(good), "--node-name", "two"), []string{"node-name two", "--node-name"}},
-		{"another backend", sharedToken, append(slices.Clone(good), "--network-backend", "host-gw"), []string{"network-backend is host-gw here and vxlan there"}},
-		{"another range", sharedToken, append(slices.Clone(good), "--service-cidr", "10.99.0.0/16"), []string{"service-cidr", "10.99.0.0/16", "10.43.0.0/16"}},
-		{"etcd not trusted", sharedToken, without(good, "--datastore-cafile"), []string{"not trusted", "--datastore-cafile"}},
-		{"etcd does not trust", sharedToken, without(without(good, "--datastore-certfile"), "--datastore-keyfile"), []string{"does not accept", "--datastore-certfile"}},
+		{"name of a server that runs", sharedToken, append(slices.Clone(good), "--node-name", "two"),
+			[]string{"node-name two", "--node-name"}},
+		{"another backend", sharedToken, append(slices.Clone(good), "--network-backend", "host-gw"),
+			[]string{"network-backend is host-gw here and vxlan there"}},
+		{"another range", sharedToken, append(slices.Clone(good), "--service-cidr", "10.99.0.0/16"),
+			[]string{"service-cidr", "10.99.0.0/16", "10.43.0.0/16"}},
+		{"etcd not trusted", sharedToken, without(good, "--datastore-cafile"),
+			[]string{"not trusted", "--datastore-cafile"}},
+		{"etcd does not trust", sharedToken, without(without(good, "--datastore-certfile"), "--datastore-keyfile"),
+			[]string{"does not accept", "--datastore-certfile"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			args := append([]string{"server"}, row.args...)
@@ -253,11 +265,14 @@ func testServersRefused(t *testing.T, s *several) {
 	}
 }
 
-// testAgentOfSeveral joins an agent through the leader; it must know the others and be reached through each.
+// testAgentOfSeveral joins an agent through the leader; it must know the others and be reached
+// through each.
 func testAgentOfSeveral(t *testing.T, s *several) {
 	leader := s.mustLead(t, s.servers[0], "kube-controller-manager")
-	token := strings.TrimSpace(leader.main.mote(t, "token", "create", "--kubeconfig", leader.kubeconfig, "--quiet", "--ttl", "10m"))
-	s.agent.join(t, leader.cluster, "--server", "https://"+leader.main.Address()+":6443", "--token-file", s.agent.write(t, "token", token))
+	token := strings.TrimSpace(leader.main.mote(t, "token", "create", "--kubeconfig", leader.kubeconfig, "--quiet",
+		"--ttl", "10m"))
+	s.agent.join(t, leader.cluster, "--server", "https://"+leader.main.Address()+":6443", "--token-file",
+		s.agent.write(t, "token", token))
 	s.agent.importImages(t)
 	harness.Eventually(t, 30*time.Second, "the agent knows all servers", func(context.Context) error {
 		kept, err := readFile(s.agent.Path(filepath.Join(dataDir(), "agent", "pki", "cluster.json")))
@@ -298,7 +313,8 @@ spec:
 `
 
 // laterManifest is the same for after a leader was lost, with the scheduler's help.
-var laterManifest = strings.NewReplacer("before", "later", "      nodeName: worker\n", "      nodeSelector: {kubernetes.io/hostname: worker}\n").Replace(severalManifest)
+var laterManifest = strings.NewReplacer("before", "later", "      nodeName: worker\n",
+	"      nodeSelector: {kubernetes.io/hostname: worker}\n").Replace(severalManifest)
 
 // said wants the agent's pods to run and to be heard through this server.
 func (s *server) said(t *testing.T, all *several) {

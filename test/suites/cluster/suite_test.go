@@ -23,8 +23,10 @@ import (
 )
 
 const (
-	mainIP, movedIP, nearIP, farIP, strayIP = "192.168.77.11", "192.168.77.21", "192.168.77.12", "192.168.77.13", "192.168.77.14"
-	// mainName is how the machine behind the NAT knows the server: multicast does not get there, so after a move only a name leads on.
+	mainIP, movedIP, nearIP, farIP, strayIP = "192.168.77.11", "192.168.77.21", "192.168.77.12", "192.168.77.13",
+		"192.168.77.14"
+	// mainName is how the machine behind the NAT knows the server: multicast does not get there, so
+	// after a move only a name leads on.
 	mainName = "mote.example.test"
 	// space is the namespace of the test's pods.
 	space = "span"
@@ -49,7 +51,8 @@ func inOrder[C any](t *testing.T, c C, steps []step[C]) {
 	}
 }
 
-// cluster is a server, an agent on the same network, and one behind a NAT; and what is needed to talk to them from beside them.
+// cluster is a server, an agent on the same network, and one behind a NAT; and what is needed to
+// talk to them from beside them.
 type cluster struct {
 	main, near, far *machine
 	kubeconfig      string // the sandbox's copy
@@ -62,7 +65,8 @@ func (c *cluster) machines() []*machine {
 	return slices.DeleteFunc([]*machine{c.main, c.near, c.far}, func(m *machine) bool { return m == nil })
 }
 
-// takeKubeconfig fetches what the server wrote and makes it lead to the server's address on the network.
+// takeKubeconfig fetches what the server wrote and makes it lead to the server's address on the
+// network.
 func (c *cluster) takeKubeconfig(t *testing.T) {
 	t.Helper()
 	harness.Eventually(t, 2*time.Minute, "kubeconfig", func(context.Context) error {
@@ -89,9 +93,10 @@ func (c *cluster) takeKubeconfig(t *testing.T) {
 	})
 }
 
-// readyWithin waits for the machine's node to be Ready, and to have said so later than begin: what was written before does not count.
-// It gives the time that took. That pods may come again is waited for too and not counted: the taint of a node that was not Ready when
-// its controller looked goes when it looks again, every five seconds.
+// readyWithin waits for the machine's node to be Ready, and to have said so later than begin: what
+// was written before does not count. It gives the time that took. That pods may come again is
+// waited for too and not counted: the taint of a node that was not Ready when its controller looked
+// goes when it looks again, every five seconds.
 func (c *cluster) readyWithin(t *testing.T, m *machine, begin time.Time, within time.Duration) time.Duration {
 	t.Helper()
 	var took time.Duration
@@ -122,7 +127,8 @@ func (c *cluster) readyWithin(t *testing.T, m *machine, begin time.Time, within 
 	return took
 }
 
-// heardSince is an error unless a node is new, or its lease was renewed. Other times of a node are of whole seconds.
+// heardSince is an error unless a node is new, or its lease was renewed. Other times of a node are
+// of whole seconds.
 func (c *cluster) heardSince(ctx context.Context, node *corev1.Node, begin time.Time) error {
 	if node.CreationTimestamp.After(begin.Add(-time.Second)) {
 		return nil
@@ -177,14 +183,16 @@ func (c *cluster) findPod(ctx context.Context, m *machine, app string) (corev1.P
 	if err != nil {
 		return corev1.Pod{}, err
 	}
-	pods = slices.DeleteFunc(pods, func(p corev1.Pod) bool { return p.Spec.NodeName != m.Name() || p.DeletionTimestamp != nil })
+	pods = slices.DeleteFunc(pods,
+		func(p corev1.Pod) bool { return p.Spec.NodeName != m.Name() || p.DeletionTimestamp != nil })
 	if len(pods) != 1 {
 		return corev1.Pod{}, fmt.Errorf("%d pods of %s on %s, want one", len(pods), app, m.Name())
 	}
 	return pods[0], nil
 }
 
-// containers maps each container of the test's pods, and the uid of the pod, to its id and number of restarts.
+// containers maps each container of the test's pods, and the uid of the pod, to its id and number
+// of restarts.
 func (c *cluster) containers(t *testing.T) map[string]string {
 	t.Helper()
 	pods, err := c.pods(t.Context(), "")
@@ -194,7 +202,8 @@ func (c *cluster) containers(t *testing.T) map[string]string {
 	ids := map[string]string{}
 	for _, p := range pods {
 		for _, s := range p.Status.ContainerStatuses {
-			ids[fmt.Sprintf("%s (%s) on %s", p.Name, p.UID, p.Spec.NodeName)] = fmt.Sprintf("%s after %d restarts", s.ContainerID, s.RestartCount)
+			ids[fmt.Sprintf("%s (%s) on %s", p.Name, p.UID, p.Spec.NodeName)] = fmt.Sprintf("%s after %d restarts",
+				s.ContainerID, s.RestartCount)
 		}
 	}
 	return ids
@@ -229,7 +238,8 @@ func (c *cluster) explain(t *testing.T) {
 	defer cancel()
 	name := filepath.Join(options.Artifacts, strings.ReplaceAll(t.Name(), "/", "_")+".txt")
 	var all strings.Builder
-	for _, args := range [][]string{{"get", "nodes", "-o", "wide"}, {"get", "all,endpointslices", "-o", "wide"}, {"describe", "nodes"}, {"describe", "pods"}, {"events"}} {
+	for _, args := range [][]string{{"get", "nodes", "-o", "wide"}, {"get", "all,endpointslices", "-o", "wide"},
+		{"describe", "nodes"}, {"describe", "pods"}, {"events"}} {
 		out, err := c.try(ctx, "", args...)
 		fmt.Fprintf(&all, "--- kubectl %s (%v)\n%s\n", strings.Join(args, " "), err, out)
 	}
@@ -249,7 +259,8 @@ func (c *cluster) explain(t *testing.T) {
 func (c *cluster) tellName(t *testing.T, address string) {
 	t.Helper()
 	c.forgetName()
-	c.names = exec.Command("ip", "netns", "exec", sandbox.OutsideNetns, options.podtool, "dns", sandbox.OutsideIP+":53", mainName, address)
+	c.names = exec.Command("ip", "netns", "exec", sandbox.OutsideNetns, options.podtool, "dns", sandbox.OutsideIP+":53",
+		mainName, address)
 	if err := c.names.Start(); err != nil {
 		t.Fatal(err)
 	}

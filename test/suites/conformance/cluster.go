@@ -16,8 +16,9 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// cluster is one `mote server`, which is also a node, and an agent for each further node. With one node it runs in the sandbox
-// itself; with more each has a host of its own there, and the suite stands beside them on their network.
+// cluster is one `mote server`, which is also a node, and an agent for each further node. With one
+// node it runs in the sandbox itself; with more each has a host of its own there, and the suite
+// stands beside them on their network.
 type cluster struct {
 	mote, dataDir, kubeconfig, kubectl string
 	commit                             string // what the executable was built from, as it says itself
@@ -46,8 +47,15 @@ func startCluster(ctx context.Context, s settings) (*cluster, error) {
 		return nil, fmt.Errorf("make folder for logs: %w", err)
 	}
 	dir := sandbox.Dir()
-	c := &cluster{mote: s.mote, commit: commit, dataDir: filepath.Join(dir, "data"), kubeconfig: filepath.Join(dir, "kubeconfig"), kubectl: filepath.Join(dir, "kubectl")}
-	// Under this name the executable is kubectl. The suite copies it into a pod, so that a link would not do.
+	c := &cluster{
+		mote:       s.mote,
+		commit:     commit,
+		dataDir:    filepath.Join(dir, "data"),
+		kubeconfig: filepath.Join(dir, "kubeconfig"),
+		kubectl:    filepath.Join(dir, "kubectl"),
+	}
+	// Under this name the executable is kubectl. The suite copies it into a pod, so that a link
+	// would not do.
 	if err := copyExecutable(c.kubectl, s.mote); err != nil {
 		return nil, err
 	}
@@ -108,7 +116,8 @@ func (c *cluster) start(ctx context.Context, s settings, mirror string, archives
 		}
 		args := []string{"--data-dir", c.dataDir, "--node-name", m.name, "--registries-file", mirrors}
 		if i == 0 {
-			args = append([]string{"server", "--kubeconfig-output", c.kubeconfig}, append(args, strings.Fields(s.args)...)...)
+			args = append([]string{"server", "--kubeconfig-output", c.kubeconfig},
+				append(args, strings.Fields(s.args)...)...)
 		} else if args, err = c.join(m, args); err != nil {
 			return err
 		}
@@ -137,7 +146,8 @@ func (c *cluster) join(m *member, args []string) ([]string, error) {
 	if err := os.WriteFile(m.host.Path(file), token, 0o600); err != nil {
 		return nil, fmt.Errorf("hand on the cluster's token: %w", err)
 	}
-	return append([]string{"agent", "--server", "https://" + net.JoinHostPort(server.host.Address(), "6443"), "--token-file", file}, args...), nil
+	return append([]string{"agent", "--server", "https://" + net.JoinHostPort(server.host.Address(), "6443"),
+		"--token-file", file}, args...), nil
 }
 
 // furnish waits until a node is ready and gives it the images.
@@ -147,11 +157,13 @@ func (c *cluster) furnish(ctx context.Context, m *member, archives []string) err
 			return err
 		}
 		// The suite's pods name it, and its controller may come after the node.
-		if err := c.until(ctx, "default service account", "-n", "default", "get", "serviceaccount", "default"); err != nil {
+		if err := c.until(ctx, "default service account", "-n", "default", "get", "serviceaccount",
+			"default"); err != nil {
 			return err
 		}
 	}
-	if err := c.until(ctx, m.name+" ready", "wait", "--for=condition=Ready", "nodes/"+m.name, "--timeout=1s"); err != nil {
+	if err := c.until(ctx, m.name+" ready", "wait", "--for=condition=Ready", "nodes/"+m.name,
+		"--timeout=1s"); err != nil {
 		return err
 	}
 	cmd := m.host.Command(ctx, c.mote, append([]string{"image", "import", "--data-dir", c.dataDir}, archives...)...)
@@ -181,7 +193,8 @@ func (c *cluster) takeKubeconfig(ctx context.Context, server *member) error {
 // until runs a kubectl command again and again until it succeeds.
 func (c *cluster) until(ctx context.Context, what string, args ...string) error {
 	return wait(ctx, what, c.members, func(ctx context.Context) error {
-		out, err := exec.CommandContext(ctx, c.kubectl, append([]string{"--kubeconfig", c.kubeconfig}, args...)...).CombinedOutput()
+		out, err := exec.CommandContext(ctx, c.kubectl,
+			append([]string{"--kubeconfig", c.kubeconfig}, args...)...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, lastLines(string(out), 2))
 		}

@@ -12,7 +12,8 @@ import (
 )
 
 var someSpecs = []spec{
-	{name: "[sig-apps] a", sig: "apps"}, {name: "[sig-apps] b", sig: "apps"}, {name: "[sig-node] c [Serial]", sig: "node", serial: true}, {name: "[sig-node] d", sig: "node"},
+	{name: "[sig-apps] a", sig: "apps"}, {name: "[sig-apps] b", sig: "apps"},
+	{name: "[sig-node] c [Serial]", sig: "node", serial: true}, {name: "[sig-node] d", sig: "node"},
 }
 
 func at(minute int) time.Time { return time.Date(2026, 1, 2, 3, minute, 0, 0, time.UTC) }
@@ -23,8 +24,21 @@ func TestResults_AddedAndRead_Same(t *testing.T) {
 		t.Fatalf("without a file: %v, %v", list, err)
 	}
 	want := []result{
-		{Spec: "[sig-apps] a", Outcome: failed, Seconds: 1.5, Mote: "v1", At: at(1), Reason: "it \"broke\""},
-		{Spec: "[sig-apps] a", Outcome: passed, Seconds: 2, Mote: "v2", At: at(2)},
+		{
+			Spec:    "[sig-apps] a",
+			Outcome: failed,
+			Seconds: 1.5,
+			Mote:    "v1",
+			At:      at(1),
+			Reason:  "it \"broke\"",
+		},
+		{
+			Spec:    "[sig-apps] a",
+			Outcome: passed,
+			Seconds: 2,
+			Mote:    "v2",
+			At:      at(2),
+		},
 	}
 	for _, r := range want {
 		if err := addResult(file, r); err != nil {
@@ -53,7 +67,8 @@ func TestPick(t *testing.T) {
 	if err := os.WriteFile(list, []byte("# sample\n\n[sig-node] d\n[sig-apps] a\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	past := []result{{Spec: "[sig-apps] a", Outcome: failed}, {Spec: "[sig-apps] b", Outcome: failed}, {Spec: "[sig-apps] b", Outcome: passed}}
+	past := []result{{Spec: "[sig-apps] a", Outcome: failed}, {Spec: "[sig-apps] b", Outcome: failed},
+		{Spec: "[sig-apps] b", Outcome: passed}}
 	for _, row := range []struct {
 		name string
 		s    settings
@@ -61,7 +76,8 @@ func TestPick(t *testing.T) {
 	}{
 		{"without a result", settings{rounds: 1}, []string{"[sig-node] c [Serial]", "[sig-node] d"}},
 		{"failed last", settings{failed: true}, []string{"[sig-apps] a"}},
-		{"without two that agree", settings{rounds: 2}, []string{"[sig-apps] a", "[sig-apps] b", "[sig-node] c [Serial]", "[sig-node] d"}},
+		{"without two that agree", settings{rounds: 2},
+			[]string{"[sig-apps] a", "[sig-apps] b", "[sig-node] c [Serial]", "[sig-node] d"}},
 		{"by expression", settings{focus: "apps"}, []string{"[sig-apps] a", "[sig-apps] b"}},
 		{"by list", settings{list: list}, []string{"[sig-apps] a", "[sig-node] d"}},
 	} {
@@ -94,7 +110,13 @@ func TestPick_ListNamesWhatIsNotThere_Refused(t *testing.T) {
 func TestJudge(t *testing.T) {
 	sp := spec{name: "[sig-apps] Deployment works"}
 	in := func(state, message string) specReport {
-		r := specReport{ContainerHierarchyTexts: []string{"[sig-apps] Deployment"}, LeafNodeType: "It", LeafNodeText: "works", State: state, RunTime: int64(1540 * time.Millisecond)}
+		r := specReport{
+			ContainerHierarchyTexts: []string{"[sig-apps] Deployment"},
+			LeafNodeType:            "It",
+			LeafNodeText:            "works",
+			State:                   state,
+			RunTime:                 int64(1540 * time.Millisecond),
+		}
 		r.Failure.Message = message
 		return r
 	}
@@ -108,11 +130,14 @@ func TestJudge(t *testing.T) {
 		reason string
 	}{
 		{"passed", report{SuiteSucceeded: true, SpecReports: []specReport{other, in("passed", "")}}, passed, ""},
-		{"skipped", report{SuiteSucceeded: true, SpecReports: []specReport{in("skipped", "needs two\n nodes")}}, skipped, "needs two nodes"},
+		{"skipped", report{SuiteSucceeded: true, SpecReports: []specReport{in("skipped", "needs two\n nodes")}},
+			skipped, "needs two nodes"},
 		{"failed", report{SpecReports: []specReport{in("failed", "no pod")}}, failed, "no pod"},
 		{"panicked", report{SpecReports: []specReport{in("panicked", "nil")}}, failed, "nil"},
-		{"preparation failed", report{SpecReports: []specReport{setup, in("skipped", "")}}, failed, "SynchronizedBeforeSuite: node is not ready"},
-		{"suite failed after it", report{SpecialSuiteFailureReasons: []string{"timed out"}, SpecReports: []specReport{in("passed", "")}}, failed, "timed out"},
+		{"preparation failed", report{SpecReports: []specReport{setup, in("skipped", "")}}, failed,
+			"SynchronizedBeforeSuite: node is not ready"},
+		{"suite failed after it", report{SpecialSuiteFailureReasons: []string{"timed out"},
+			SpecReports: []specReport{in("passed", "")}}, failed, "timed out"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "report.json")
@@ -127,24 +152,69 @@ func TestJudge(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if want := (result{Spec: sp.name, Outcome: row.want, Seconds: 1.5, Reason: row.reason}); got != want {
+			if want := (result{
+				Spec:    sp.name,
+				Outcome: row.want,
+				Seconds: 1.5,
+				Reason:  row.reason,
+			}); got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
 		})
 	}
-	if _, err := judge(sp, filepath.Join(t.TempDir(), "missing"), errors.New("killed")); err == nil || !strings.Contains(err.Error(), "killed") {
+	if _, err := judge(sp, filepath.Join(t.TempDir(), "missing"), errors.New("killed")); err == nil ||
+		!strings.Contains(err.Error(), "killed") {
 		t.Errorf("without a report: %v, want how the suite ended", err)
 	}
 }
 
 func TestRender(t *testing.T) {
 	got := render(someSpecs, []result{
-		{Spec: "[sig-apps] a", Outcome: failed, Seconds: 1, Mote: "v1", At: at(1), Reason: "lost"},
-		{Spec: "[sig-apps] a", Outcome: passed, Seconds: 10, Mote: "v2", At: at(5)},
-		{Spec: "[sig-apps] b", Outcome: skipped, Seconds: 1, Mote: "v2", At: at(2), Reason: "needs two nodes"},
-		{Spec: "[sig-node] c [Serial]", Outcome: failed, Seconds: 90, Mote: "v1", At: at(6), Reason: "no pod"},
-		{Spec: "[sig-apps] b", Outcome: skipped, Seconds: 1, Mote: "v2", At: at(3), Reason: "needs two nodes"},
-		{Spec: "[sig-gone] x", Outcome: failed, Mote: "v0", At: at(0)},
+		{
+			Spec:    "[sig-apps] a",
+			Outcome: failed,
+			Seconds: 1,
+			Mote:    "v1",
+			At:      at(1),
+			Reason:  "lost",
+		},
+		{
+			Spec:    "[sig-apps] a",
+			Outcome: passed,
+			Seconds: 10,
+			Mote:    "v2",
+			At:      at(5),
+		},
+		{
+			Spec:    "[sig-apps] b",
+			Outcome: skipped,
+			Seconds: 1,
+			Mote:    "v2",
+			At:      at(2),
+			Reason:  "needs two nodes",
+		},
+		{
+			Spec:    "[sig-node] c [Serial]",
+			Outcome: failed,
+			Seconds: 90,
+			Mote:    "v1",
+			At:      at(6),
+			Reason:  "no pod",
+		},
+		{
+			Spec:    "[sig-apps] b",
+			Outcome: skipped,
+			Seconds: 1,
+			Mote:    "v2",
+			At:      at(3),
+			Reason:  "needs two nodes",
+		},
+		{
+			Spec:    "[sig-gone] x",
+			Outcome: failed,
+			Mote:    "v0",
+			At:      at(0),
+		},
 	})
 	want := `| SIG | tests | passed | failed | skipped | not run |
 |---|--:|--:|--:|--:|--:|
@@ -186,8 +256,10 @@ func TestFileName_LongNamesThatBeginAlike_Differ(t *testing.T) {
 }
 
 func TestOrder_SlowOnesEarlyButNotFirst(t *testing.T) {
-	together, alone := order([]spec{{name: "a"}, {name: "b"}, {name: "c"}, {name: "d", serial: true, slow: true}, {name: "e", slow: true}, {name: "f"}})
-	if want := []spec{{name: "a"}, {name: "e", slow: true}, {name: "b"}, {name: "c"}, {name: "f"}}; !slices.Equal(together, want) {
+	together, alone := order([]spec{{name: "a"}, {name: "b"}, {name: "c"}, {name: "d", serial: true, slow: true},
+		{name: "e", slow: true}, {name: "f"}})
+	if want := []spec{{name: "a"}, {name: "e", slow: true}, {name: "b"}, {name: "c"},
+		{name: "f"}}; !slices.Equal(together, want) {
 		t.Errorf("side by side: %v, want %v", together, want)
 	}
 	if want := []spec{{name: "d", serial: true, slow: true}}; !slices.Equal(alone, want) {

@@ -35,12 +35,16 @@ func main() {
 	flag.StringVar(&s.mote, "mote", "bin/mote", "the executable to test")
 	flag.StringVar(&s.suite, "suite", "build/conformance/e2e.test", "the suite's executable")
 	flag.StringVar(&s.images, "images", "bin/images/conformance", "folder with the suite's images")
-	flag.StringVar(&s.results, "results", "test/suites/conformance/results/one-node.jsonl", "file that results are added to")
+	flag.StringVar(&s.results, "results", "test/suites/conformance/results/one-node.jsonl",
+		"file that results are added to")
 	flag.StringVar(&s.reports, "reports", "bin/reports/conformance", "folder for the logs of tests and server")
-	flag.StringVar(&s.focus, "focus", "", "regular expression; run the tests whose names match, also those that have a result")
-	flag.StringVar(&s.list, "list", "", "file with names of tests, one a line; run these, also those that have a result")
+	flag.StringVar(&s.focus, "focus", "",
+		"regular expression; run the tests whose names match, also those that have a result")
+	flag.StringVar(&s.list, "list", "",
+		"file with names of tests, one a line; run these, also those that have a result")
 	flag.BoolVar(&s.failed, "failed", false, "run those that failed last time")
-	flag.BoolVar(&s.beyond, "beyond", false, "run tests beyond those for conformance, of features that are on everywhere")
+	flag.BoolVar(&s.beyond, "beyond", false,
+		"run tests beyond those for conformance, of features that are on everywhere")
 	flag.IntVar(&s.rounds, "rounds", 1, "run each test until its last so many results agree")
 	flag.IntVar(&s.workers, "workers", 4, "how many tests run at a time")
 	flag.DurationVar(&s.span, "for", 0, "begin no further test after this time; 0 for no limit")
@@ -110,7 +114,8 @@ func conform(ctx context.Context, s settings) error {
 	return nil
 }
 
-// pick chooses specs: those asked for by name, by expression or for having failed; otherwise those without enough results.
+// pick chooses specs: those asked for by name, by expression or for having failed; otherwise those
+// without enough results.
 func pick(all []spec, past []result, s settings) ([]spec, error) {
 	last, agree := newest(past)
 	wanted := func(sp spec) bool { return agree[sp.name] < s.rounds }

@@ -35,7 +35,8 @@ func newMember(i int, s settings) (*member, error) {
 		return nil, fmt.Errorf("create log: %w", err)
 	}
 	if s.nodes > 1 {
-		if m.host, err = sandbox.AddHost(sandbox.HostConfig{Name: m.name, Address: fmt.Sprintf("192.168.77.%d", 11+i)}); err != nil {
+		if m.host, err = sandbox.AddHost(sandbox.HostConfig{Name: m.name,
+			Address: fmt.Sprintf("192.168.77.%d", 11+i)}); err != nil {
 			m.log.Close()
 			return nil, err
 		}

@@ -15,7 +15,8 @@ import (
 	"time"
 )
 
-// registry serves the images of archives, for the few tests that always pull: as a site without internet would, the nodes have it as their mirror.
+// registry serves the images of archives, for the few tests that always pull: as a site without
+// internet would, the nodes have it as their mirror.
 type registry struct {
 	manifests map[string]string   // reference without the registry's host, to digest
 	kinds     map[string]string   // manifests' digests, to media type
@@ -126,7 +127,8 @@ func (r *registry) serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// writeMirrors writes a registries file that makes address the mirror of the registry whose images the archives hold.
+// writeMirrors writes a registries file that makes address the mirror of the registry whose images
+// the archives hold.
 func writeMirrors(file, address string) error {
 	text := fmt.Sprintf("mirrors:\n  registry.k8s.io:\n    endpoint: [\"http://%s\"]\n", address)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -139,7 +141,8 @@ func writeMirrors(file, address string) error {
 func findArchives(dir string) ([]string, error) {
 	archives, err := filepath.Glob(filepath.Join(dir, "*.tar"))
 	if err != nil || len(archives) == 0 {
-		return nil, fmt.Errorf("find the suite's images in %s: none there; make them with `make conformance-images`", dir)
+		return nil, fmt.Errorf("find the suite's images in %s: none there; make them with `make conformance-images`",
+			dir)
 	}
 	return archives, nil
 }

@@ -18,7 +18,8 @@ func TestRegistry(t *testing.T) {
 	}
 	w := tar.NewWriter(f)
 	index := `{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:aa","annotations":{"io.containerd.image.name":"registry.example/team/app:1"}}]}`
-	for _, e := range []struct{ name, data string }{{"blobs/sha256/bb", "layer"}, {"blobs/sha256/aa", `{"layers":[]}`}, {"index.json", index}} {
+	for _, e := range []struct{ name, data string }{{"blobs/sha256/bb", "layer"}, {"blobs/sha256/aa", `{"layers":[]}`},
+		{"index.json", index}} {
 		if err := w.WriteHeader(&tar.Header{Name: e.name, Mode: 0o644, Size: int64(len(e.data))}); err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +47,8 @@ func TestRegistry(t *testing.T) {
 	}{
 		{"/v2/", 200, "", ""},
 		{"/v2/team/app/manifests/1", 200, "application/vnd.oci.image.manifest.v1+json", `{"layers":[]}`},
-		{"/v2/team/app/manifests/sha256:aa?ns=registry.example", 200, "application/vnd.oci.image.manifest.v1+json", `{"layers":[]}`},
+		{"/v2/team/app/manifests/sha256:aa?ns=registry.example", 200, "application/vnd.oci.image.manifest.v1+json",
+			`{"layers":[]}`},
 		{"/v2/team/app/blobs/sha256:bb", 200, "application/octet-stream", "layer"},
 		{"/v2/team/app/manifests/2", 404, "", ""},
 		{"/v2/team/app/blobs/sha256:cc", 404, "", ""},
@@ -64,7 +66,8 @@ func TestRegistry(t *testing.T) {
 			if resp.StatusCode != row.code {
 				t.Fatalf("status %d, want %d", resp.StatusCode, row.code)
 			}
-			if row.code == 200 && (string(body) != row.body || row.kind != "" && resp.Header.Get("Content-Type") != row.kind) {
+			if row.code == 200 &&
+				(string(body) != row.body || row.kind != "" && resp.Header.Get("Content-Type") != row.kind) {
 				t.Errorf("got %s %q", resp.Header.Get("Content-Type"), body)
 			}
 		})

@@ -21,7 +21,8 @@ const (
 	skipped outcome = "skipped"
 )
 
-// result is one line of a results file: one run of one spec. The newest of a spec counts, the others tell what was tried.
+// result is one line of a results file: one run of one spec. The newest of a spec counts, the
+// others tell what was tried.
 type result struct {
 	Spec    string    `json:"spec"`
 	Outcome outcome   `json:"outcome"`
@@ -77,7 +78,8 @@ func addResult(file string, r result) error {
 	return f.Close()
 }
 
-// newest returns the last result of each spec, and how many of its last results have the same outcome.
+// newest returns the last result of each spec, and how many of its last results have the same
+// outcome.
 func newest(list []result) (last map[string]result, agree map[string]int) {
 	last, agree = map[string]result{}, map[string]int{}
 	for _, r := range list {

@@ -45,8 +45,9 @@ func (r *runner) run(ctx context.Context, specs []spec) error {
 	return r.all(ctx, alone, 1)
 }
 
-// order parts those that may run side by side from the serial ones. Slow ones begin early, so that the end is not spent waiting for
-// one; but not first, as one of them waits for the second compaction of the store, which in a new cluster takes as long as it waits.
+// order parts those that may run side by side from the serial ones. Slow ones begin early, so that
+// the end is not spent waiting for one; but not first, as one of them waits for the second
+// compaction of the store, which in a new cluster takes as long as it waits.
 func order(specs []spec) (together, alone []spec) {
 	var slow []spec
 	for _, s := range specs {
@@ -119,12 +120,15 @@ func (r *runner) one(ctx context.Context, s spec) error {
 	return addResult(r.settings.results, res)
 }
 
-// suite runs one spec and returns what it printed. Interrupted, it is given time to delete what it made.
+// suite runs one spec and returns what it printed. Interrupted, it is given time to delete what it
+// made.
 func (r *runner) suite(ctx context.Context, s spec, report string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, r.settings.suite,
-		"--ginkgo.focus="+regexp.QuoteMeta(s.name)+"$", "--ginkgo.json-report="+report, "--ginkgo.silence-skips", "--ginkgo.no-color", "--ginkgo.v",
+		"--ginkgo.focus="+regexp.QuoteMeta(s.name)+"$", "--ginkgo.json-report="+report, "--ginkgo.silence-skips",
+		"--ginkgo.no-color", "--ginkgo.v",
 		"--provider=skeleton", "--kubeconfig="+r.cluster.kubeconfig, "--kubectl-path="+r.cluster.kubectl,
-		"--kubelet-root-dir="+filepath.Join(r.cluster.dataDir, "agent/kubelet"), "--e2e-output-dir="+sandbox.Dir(), "--disable-log-dump")
+		"--kubelet-root-dir="+filepath.Join(r.cluster.dataDir, "agent/kubelet"), "--e2e-output-dir="+sandbox.Dir(),
+		"--disable-log-dump")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	cmd.Dir = sandbox.Dir()
@@ -137,12 +141,18 @@ func judge(s spec, file string, ended error) (result, error) {
 	if err != nil {
 		return result{}, fmt.Errorf("run %q: %w", s.name, errors.Join(ended, err))
 	}
-	i := slices.IndexFunc(rep.SpecReports, func(r specReport) bool { return r.LeafNodeType == "It" && r.name() == s.name })
+	i := slices.IndexFunc(rep.SpecReports,
+		func(r specReport) bool { return r.LeafNodeType == "It" && r.name() == s.name })
 	if i < 0 {
 		return result{}, fmt.Errorf("run %q: the suite's report does not name it", s.name)
 	}
 	found := rep.SpecReports[i]
-	res := result{Spec: s.name, Outcome: failed, Seconds: float64(found.RunTime/1e8) / 10, Reason: brief(found.Failure.Message)}
+	res := result{
+		Spec:    s.name,
+		Outcome: failed,
+		Seconds: float64(found.RunTime/1e8) / 10,
+		Reason:  brief(found.Failure.Message),
+	}
 	switch {
 	case found.State == "passed" && rep.SuiteSucceeded:
 		res.Outcome, res.Reason = passed, ""

@@ -72,9 +72,11 @@ type selection struct {
 
 var conformanceTests = selection{labels: "Conformance"}
 
-// beyondTests are those of features that are on everywhere, which are neither slow nor disturb others, and need no cloud, no NFS of the
-// kernel, and no image that cannot be made here: the CSI drivers of the suite, also the mocked ones, and its driver of devices (DRA)
-// need a hostpathplugin, the former also a csi-node-driver-registrar, whose sources are no Go modules to be had.
+// beyondTests are those of features that are on everywhere, which are neither slow nor disturb
+// others, and need no cloud, no NFS of the kernel, and no image that cannot be made here: the CSI
+// drivers of the suite, also the mocked ones, and its driver of devices (DRA) need a
+// hostpathplugin, the former also a csi-node-driver-registrar, whose sources are no Go modules to
+// be had.
 var beyondTests = selection{
 	labels: "!Conformance && !Slow && !Disruptive && !Flaky && !Serial && Feature: isEmpty && " +
 		"(sig-network || sig-node || sig-storage || sig-cli || sig-api-machinery)",
@@ -92,7 +94,8 @@ func listSpecs(ctx context.Context, suite string, which selection) ([]spec, erro
 		defer os.RemoveAll(dir)
 	}
 	file := filepath.Join(dir, "specs.json")
-	args := []string{"--ginkgo.dry-run", "--ginkgo.silence-skips", "--ginkgo.label-filter=" + which.labels, "--ginkgo.json-report=" + file}
+	args := []string{"--ginkgo.dry-run", "--ginkgo.silence-skips", "--ginkgo.label-filter=" + which.labels,
+		"--ginkgo.json-report=" + file}
 	if which.skip != "" {
 		args = append(args, "--ginkgo.skip="+which.skip)
 	}
@@ -111,8 +114,10 @@ func listSpecs(ctx context.Context, suite string, which selection) ([]spec, erro
 		}
 		labels := r.labels()
 		all = append(all, spec{
-			name: r.name(), sig: sigOf(r.name()),
-			serial: slices.Contains(labels, "Serial"), slow: slices.Contains(labels, "Slow"),
+			name:   r.name(),
+			sig:    sigOf(r.name()),
+			serial: slices.Contains(labels, "Serial"),
+			slow:   slices.Contains(labels, "Slow"),
 		})
 	}
 	slices.SortFunc(all, func(a, b spec) int { return strings.Compare(a.name, b.name) })

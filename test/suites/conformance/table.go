@@ -30,7 +30,9 @@ func writeTable(ctx context.Context, s settings, to string) error {
 		return fmt.Errorf("ask the suite for its version: %w", err)
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "# Conformance results\n\nWritten by `make conformance-table` from what is in `results/`; [docs/conformance.md](../../../docs/conformance.md) says what it means.\n\n")
+	fmt.Fprintf(&text,
+		"# Conformance results\n\nWritten by `make conformance-table` from what is in `results/`; "+
+			"[docs/conformance.md](../../../docs/conformance.md) says what it means.\n\n")
 	fmt.Fprintf(&text, "The suite is that of Kubernetes %s.\n", strings.TrimSpace(string(out)))
 	for _, t := range tables {
 		results, err := readResults(filepath.Join(filepath.Dir(s.results), t.file))
@@ -52,7 +54,8 @@ func writeTable(ctx context.Context, s settings, to string) error {
 	return nil
 }
 
-// render tells in Markdown what results say about specs. Results of specs the suite does not have any more are left out.
+// render tells in Markdown what results say about specs. Results of specs the suite does not have
+// any more are left out.
 func render(specs []spec, results []result) string {
 	last, agree := newest(results)
 	tries := map[string][]result{}
@@ -106,7 +109,8 @@ func render(specs []spec, results []result) string {
 			skips = append(skips, fmt.Sprintf("- %s: %s", s.name, r.Reason))
 		case passed:
 			if early := failedBefore(tries[s.name]); early != "" {
-				retried = append(retried, fmt.Sprintf("- %s: failed with mote %s, passed with %s", s.name, early, r.Mote))
+				retried = append(retried,
+					fmt.Sprintf("- %s: failed with mote %s, passed with %s", s.name, early, r.Mote))
 			}
 		}
 	}
@@ -116,8 +120,10 @@ func render(specs []spec, results []result) string {
 		w := rows[sig]
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d |\n", sig, w.total, w.passed, w.failed, w.skipped, w.open)
 	}
-	fmt.Fprintf(&b, "| **all** | **%d** | **%d** | **%d** | **%d** | **%d** |\n\n", sum.total, sum.passed, sum.failed, sum.skipped, sum.open)
-	fmt.Fprintf(&b, "Run from %s to %s UTC; the tests took %v together, counted one by one.\n", from.Format("2006-01-02 15:04"), until.Format("2006-01-02 15:04"),
+	fmt.Fprintf(&b, "| **all** | **%d** | **%d** | **%d** | **%d** | **%d** |\n\n", sum.total, sum.passed, sum.failed,
+		sum.skipped, sum.open)
+	fmt.Fprintf(&b, "Run from %s to %s UTC; the tests took %v together, counted one by one.\n",
+		from.Format("2006-01-02 15:04"), until.Format("2006-01-02 15:04"),
 		(time.Duration(seconds) * time.Second).String())
 	fmt.Fprintf(&b, "Tests whose last two runs agree: %d.\n", twice)
 	if len(versions) == 1 {
@@ -134,7 +140,8 @@ func render(specs []spec, results []result) string {
 		title string
 		lines []string
 	}{
-		{"Failed", failures}, {"Skipped by the suite", skips}, {"Passed after an earlier failure", retried}, {"Not run yet", open},
+		{"Failed", failures}, {"Skipped by the suite", skips}, {"Passed after an earlier failure", retried},
+		{"Not run yet", open},
 	} {
 		if len(l.lines) > 0 {
 			fmt.Fprintf(&b, "\n### %s\n\n%s\n", l.title, strings.Join(l.lines, "\n"))

@@ -68,7 +68,8 @@ spec:
 		t.Error("a token was mounted although the pod wanted none")
 	}
 	token := strings.TrimSpace(s.kubectl("create", "token", "reader", "--duration=10m"))
-	out, err := s.try(t.Context(), "", "--token="+token, "--kubeconfig=/dev/null", "--server="+c.config.Host, "--insecure-skip-tls-verify", "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}")
+	out, err := s.try(t.Context(), "", "--token="+token, "--kubeconfig=/dev/null", "--server="+c.config.Host,
+		"--insecure-skip-tls-verify", "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}")
 	if err != nil || out != "system:serviceaccount:"+s.name+":reader" {
 		t.Errorf("with a token made by kubectl: %q, %v", out, err)
 	}
@@ -109,15 +110,19 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: erika}]
 	}
 	// A node's identity may not touch other nodes, nor read secrets none of its pods uses.
 	node := []string{"--as=system:node:elsewhere", "--as-group=system:nodes"}
-	if said := s.refused("", append([]string{"label", "node", c.node, "x=y"}, node...)...); !strings.Contains(said, "forbidden") {
+	if said := s.refused("", append([]string{"label", "node", c.node, "x=y"}, node...)...); !strings.Contains(said,
+		"forbidden") {
 		t.Errorf("refused with %q", said)
 	}
 	s.kubectl("create", "secret", "generic", "hidden", "--from-literal=a=b")
-	if said := s.refused("", append([]string{"get", "secret", "hidden"}, node...)...); !strings.Contains(said, "forbidden") {
+	if said := s.refused("", append([]string{"get", "secret", "hidden"}, node...)...); !strings.Contains(said,
+		"forbidden") {
 		t.Errorf("refused with %q", said)
 	}
 	// Without credentials, with wrong ones.
-	if said := s.refused("", "--kubeconfig=/dev/null", "--server="+c.config.Host, "--insecure-skip-tls-verify", "--token=wrong", "get", "pods"); !strings.Contains(strings.ToLower(said), "unauthorized") && !strings.Contains(said, "logged in") {
+	if said := s.refused("", "--kubeconfig=/dev/null", "--server="+c.config.Host, "--insecure-skip-tls-verify",
+		"--token=wrong", "get", "pods"); !strings.Contains(strings.ToLower(said), "unauthorized") &&
+		!strings.Contains(said, "logged in") {
 		t.Errorf("refused with %q", said)
 	}
 }
@@ -153,8 +158,10 @@ func testCustomResources(t *testing.T, c *cluster) {
 	}
 	// The status is written through its own door only, and does not count as a new generation.
 	s.kubectl("patch", "greeting", "hello", "--type=merge", "-p", `{"status":{"text":"through the front"}}`)
-	s.kubectl("patch", "greeting", "hello", "--type=merge", "--subresource=status", "-p", `{"status":{"text":"Hi"},"spec":{"volume":"loud"}}`)
-	if out := s.kubectl("get", "greeting", "hello", "-o", "jsonpath={.status.text} {.spec.volume} {.metadata.generation}"); out != "Hi soft 1" {
+	s.kubectl("patch", "greeting", "hello", "--type=merge", "--subresource=status", "-p",
+		`{"status":{"text":"Hi"},"spec":{"volume":"loud"}}`)
+	if out := s.kubectl("get", "greeting", "hello", "-o",
+		"jsonpath={.status.text} {.spec.volume} {.metadata.generation}"); out != "Hi soft 1" {
 		t.Errorf("after writes to object and status: %q", out)
 	}
 	if out := s.kubectl("get", "greetings"); !strings.Contains(out, "TEXT") || !strings.Contains(out, "Hi") {
@@ -181,8 +188,11 @@ func testServerSideApply(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	defineGreetings(t, c)
 	for _, row := range []struct{ name, one, two, path, both string }{
-		{"ConfigMap", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared}\ndata: {a: one}\n", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared}\ndata: {a: two, b: two}\n", "{.data.a} {.data.b}", "two two"},
-		{"Greeting", "apiVersion: e2e.example.com/v1\nkind: Greeting\nmetadata: {name: shared}\nspec: {name: one}\n", "apiVersion: e2e.example.com/v1\nkind: Greeting\nmetadata: {name: shared}\nspec: {name: two, volume: loud}\n", "{.spec.name} {.spec.volume}", "two loud"},
+		{"ConfigMap", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared}\ndata: {a: one}\n",
+			"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared}\ndata: {a: two, b: two}\n",
+			"{.data.a} {.data.b}", "two two"},
+		{"Greeting", "apiVersion: e2e.example.com/v1\nkind: Greeting\nmetadata: {name: shared}\nspec: {name: one}\n",
+			"apiVersion: e2e.example.com/v1\nkind: Greeting\nmetadata: {name: shared}\nspec: {name: two, volume: loud}\n", "{.spec.name} {.spec.volume}", "two loud"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := &space{cluster: c, t: t, name: s.name}
@@ -192,20 +202,23 @@ func testServerSideApply(t *testing.T, c *cluster) {
 			if _, err := s.try(t.Context(), row.one, apply("one")...); err != nil {
 				t.Fatal(err)
 			}
-			if said := s.refused(row.two, apply("two")...); !strings.Contains(said, "conflict") || !strings.Contains(said, `"one"`) {
+			if said := s.refused(row.two, apply("two")...); !strings.Contains(said, "conflict") ||
+				!strings.Contains(said, `"one"`) {
 				t.Errorf("conflict said %q", said)
 			}
 			if _, err := s.try(t.Context(), row.two, apply("two", "--force-conflicts")...); err != nil {
 				t.Fatal(err)
 			}
-			if out := s.kubectl("get", strings.ToLower(row.name), "shared", "-o", "jsonpath="+row.path); out != row.both {
+			if out := s.kubectl("get", strings.ToLower(row.name), "shared", "-o",
+				"jsonpath="+row.path); out != row.both {
 				t.Errorf("after the forced apply: %q", out)
 			}
 		})
 	}
 }
 
-// testOperator runs an operator in a pod: it must see, act, report, be elected again after its pod is lost.
+// testOperator runs an operator in a pod: it must see, act, report, be elected again after its pod
+// is lost.
 func testOperator(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	defineGreetings(t, c)

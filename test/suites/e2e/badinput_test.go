@@ -13,7 +13,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// TestServer_BadInput_RefusedBeforeAnythingChanges starts servers that must not start: each says in one line what is wrong and what to do, and leaves nothing.
+// TestServer_BadInput_RefusedBeforeAnythingChanges starts servers that must not start: each says in
+// one line what is wrong and what to do, and leaves nothing.
 func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 	options.NeedMote(t)
 	busy, err := net.Listen("tcp", ":16443")
@@ -57,18 +58,25 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 		{name: "bad value in environment", env: []string{"MOTE_CLUSTER_CIDR=many"}, says: []string{"many"}},
 		{name: "port out of range", args: []string{"--https-listen-port=70000"}, says: []string{"70000"}},
 		{name: "port in use", args: []string{"--https-listen-port=16443"}, says: []string{"16443", "in use"}},
-		{name: "CIDRs overlap", args: []string{"--cluster-cidr=10.42.0.0/16", "--service-cidr=10.42.128.0/17"}, says: []string{"10.42.0.0/16", "overlap"}},
+		{name: "CIDRs overlap", args: []string{"--cluster-cidr=10.42.0.0/16", "--service-cidr=10.42.128.0/17"},
+			says: []string{"10.42.0.0/16", "overlap"}},
 		{name: "cluster CIDR is none", args: []string{"--cluster-cidr=10.42.0.0"}, says: []string{"10.42.0.0"}},
-		{name: "cluster CIDR too small", args: []string{"--cluster-cidr=10.42.0.0/28"}, says: []string{"10.42.0.0/28", "small"}},
-		{name: "service CIDR too small", args: []string{"--service-cidr=10.43.0.0/30", "--cluster-dns=10.43.0.2"}, says: []string{"10.43.0.0/30", "small"}},
-		{name: "cluster DNS outside the service CIDR", args: []string{"--cluster-dns=10.99.0.10"}, says: []string{"10.99.0.10"}},
-		{name: "network backend that is none", env: []string{"MOTE_NETWORK_BACKEND=pigeon"}, says: []string{"network-backend", "pigeon", "vxlan, host-gw, none"}},
+		{name: "cluster CIDR too small", args: []string{"--cluster-cidr=10.42.0.0/28"},
+			says: []string{"10.42.0.0/28", "small"}},
+		{name: "service CIDR too small", args: []string{"--service-cidr=10.43.0.0/30", "--cluster-dns=10.43.0.2"},
+			says: []string{"10.43.0.0/30", "small"}},
+		{name: "cluster DNS outside the service CIDR", args: []string{"--cluster-dns=10.99.0.10"},
+			says: []string{"10.99.0.10"}},
+		{name: "network backend that is none", env: []string{"MOTE_NETWORK_BACKEND=pigeon"},
+			says: []string{"network-backend", "pigeon", "vxlan, host-gw, none"}},
 		{name: "node name no DNS label", args: []string{"--node-name=Not_A_Label"}, says: []string{"Not_A_Label"}},
 		{name: "token of the wrong form", args: []string{"--token=hello"}, says: []string{"token"}},
 		{name: "node IP is none", args: []string{"--node-ip=300.1.1.1"}, says: []string{"300.1.1.1"}},
 		{name: "word that is no flag", args: []string{"fast"}, says: []string{"fast"}},
-		{name: "damaged store", setUp: file("server/db/state.db", strings.Repeat("this is no database ", 1000)), says: []string{"state.db"}},
-		{name: "damaged CA", setUp: file("server/tls/ca.crt", "-----BEGIN CERTIFICATE-----\nnonsense\n"), says: []string{"ca"}},
+		{name: "damaged store", setUp: file("server/db/state.db", strings.Repeat("this is no database ", 1000)),
+			says: []string{"state.db"}},
+		{name: "damaged CA", setUp: file("server/tls/ca.crt", "-----BEGIN CERTIFICATE-----\nnonsense\n"),
+			says: []string{"ca"}},
 		{name: "data folder is a file", setUp: func(t *testing.T, dir string) {
 			if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 				t.Fatal(err)
@@ -78,7 +86,8 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 			}
 		}, says: []string{"data"}},
 		{name: "data folder not writable", args: []string{"--data-dir=/proc/mote"}, says: []string{"/proc/mote"}},
-		{name: "data folder without overlay support", args: []string{"--data-dir=/usr/mote"}, says: []string{"/usr/mote", "overlay"}},
+		{name: "data folder without overlay support", args: []string{"--data-dir=/usr/mote"},
+			says: []string{"/usr/mote", "overlay"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := filepath.Join(sandbox.Dir(), "bad", "data")
@@ -87,7 +96,8 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 				row.setUp(t, dir)
 			}
 			before := snapshot(t)
-			args := []string{"server", "--data-dir", dir, "--kubeconfig-output", filepath.Join(sandbox.Dir(), "bad", "kubeconfig"), "--node-name", "bad", "--https-listen-port", "16444"}
+			args := []string{"server", "--data-dir", dir, "--kubeconfig-output",
+				filepath.Join(sandbox.Dir(), "bad", "kubeconfig"), "--node-name", "bad", "--https-listen-port", "16444"}
 			said := refusedIn(t, row.env, append(args, row.args...)...)
 			for _, want := range row.says {
 				if !strings.Contains(said, want) {
@@ -111,7 +121,8 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 		{"unknown command", []string{"fly"}},
 		{"uninstall without consent", []string{"uninstall", "--data-dir", sandbox.Dir()}},
 		{"uninstall of a folder that is not mote's", []string{"uninstall", "--yes", "--data-dir", "/etc"}},
-		{"import without a running server", []string{"image", "import", "--data-dir", filepath.Join(sandbox.Dir(), "nobody"), filepath.Join(options.Images, "busybox.tar")}},
+		{"import without a running server", []string{"image", "import", "--data-dir",
+			filepath.Join(sandbox.Dir(), "nobody"), filepath.Join(options.Images, "busybox.tar")}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := snapshot(t)

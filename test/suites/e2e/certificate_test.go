@@ -29,7 +29,9 @@ type person struct {
 func (s *space) issue(user string, args ...string) person {
 	s.t.Helper()
 	file := filepath.Join(s.t.TempDir(), user+".yaml")
-	out := runMote(s.t, append([]string{"kubeconfig", "create", "--kubeconfig", s.kubeconfig, "--user", user, "--ttl", "1h", "--output", file}, args...)...)
+	out := runMote(s.t,
+		append([]string{"kubeconfig", "create", "--kubeconfig", s.kubeconfig, "--user", user, "--ttl", "1h", "--output",
+			file}, args...)...)
 	if !strings.Contains(out, "rolebinding") {
 		s.t.Errorf("not said how rights are given: %s", out)
 	}
@@ -45,7 +47,8 @@ func (s *space) issue(user string, args ...string) person {
 
 // command is kubectl as that person.
 func (p person) command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, options.Mote, append([]string{"kubectl", "--kubeconfig", p.file, "-n", p.name}, args...)...)
+	return exec.CommandContext(ctx, options.Mote,
+		append([]string{"kubectl", "--kubeconfig", p.file, "-n", p.name}, args...)...)
 }
 
 func (p person) say(args ...string) (string, error) {
@@ -58,20 +61,23 @@ func (p person) say(args ...string) (string, error) {
 // works wants a command to succeed soon: rights take a moment to be known.
 func (p person) works(args ...string) {
 	p.t.Helper()
-	harness.Eventually(p.t, 20*time.Second, filepath.Base(p.file)+": kubectl "+strings.Join(args, " "), func(context.Context) error {
-		if out, err := p.say(args...); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
+	harness.Eventually(p.t, 20*time.Second, filepath.Base(p.file)+": kubectl "+strings.Join(args, " "),
+		func(context.Context) error {
+			if out, err := p.say(args...); err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
 }
 
 // refused wants every kind of request to be refused as revoked, at once.
 func (p person) refused() {
 	p.t.Helper()
-	for _, args := range [][]string{{"get", "pods"}, {"auth", "whoami"}, {"get", "--raw", "/version"}, {"exec", "talker", "--", "true"}, {"logs", "talker"}} {
+	for _, args := range [][]string{{"get", "pods"}, {"auth", "whoami"}, {"get", "--raw", "/version"},
+		{"exec", "talker", "--", "true"}, {"logs", "talker"}} {
 		if out, err := p.say(args...); err == nil || !strings.Contains(out, "was revoked at 20") {
-			p.t.Errorf("%s, kubectl %s: %v, %s; want it refused as revoked", filepath.Base(p.file), strings.Join(args, " "), err, out)
+			p.t.Errorf("%s, kubectl %s: %v, %s; want it refused as revoked", filepath.Base(p.file),
+				strings.Join(args, " "), err, out)
 		}
 	}
 }
@@ -104,7 +110,8 @@ func (p person) follow(args ...string) *running {
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	r := &running{what: "kubectl " + strings.Join(args, " "), lines: make(chan string, 1000), ended: make(chan error, 1)}
+	r := &running{what: "kubectl " + strings.Join(args, " "), lines: make(chan string, 1000),
+		ended: make(chan error, 1)}
 	go func() {
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
@@ -174,7 +181,10 @@ func testCertificates(t *testing.T, c *cluster) {
 
 	leaked, spare := s.issue("erika", "--group", "readers", "--group", "night-shift"), s.issue("erika")
 	max := s.issue("max", "--group", "readers")
-	if out, err := leaked.say("auth", "whoami", "-o", "jsonpath={.status.userInfo.username} {.status.userInfo.groups}"); err != nil || out != `erika ["readers","night-shift","system:authenticated"]` && out != `erika ["night-shift","readers","system:authenticated"]` {
+	if out, err := leaked.say("auth", "whoami", "-o",
+		"jsonpath={.status.userInfo.username} {.status.userInfo.groups}"); err != nil ||
+		out != `erika ["readers","night-shift","system:authenticated"]` &&
+			out != `erika ["night-shift","readers","system:authenticated"]` {
 		t.Errorf("whoami: %q, %v", out, err)
 	}
 	if out, err := leaked.say("get", "pods"); err == nil || !strings.Contains(out, `User "erika" cannot list`) {
@@ -198,13 +208,15 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}, {a
 	if out, err := leaked.say("get", "secrets"); err == nil || !strings.Contains(out, "forbidden") {
 		t.Errorf("beyond the role: %q, %v", out, err)
 	}
-	if out := s.kubectl("get", "csr"); strings.Contains(out, "erika") || strings.Contains(out, "kube-apiserver-client ") {
+	if out := s.kubectl("get", "csr"); strings.Contains(out, "erika") ||
+		strings.Contains(out, "kube-apiserver-client ") {
 		t.Errorf("certificate requests stayed: %s", out)
 	}
 
 	watch, logs := leaked.follow("get", "pods", "-w"), leaked.follow("logs", "-f", "talker")
 	shell := leaked.follow("exec", "-i", "talker", "--", "sh", "-c", "while echo tick; do sleep 0.2; done")
-	others := []*running{max.follow("logs", "-f", "talker"), max.follow("exec", "-i", "talker", "--", "sh", "-c", "while echo tick; do sleep 0.2; done")}
+	others := []*running{max.follow("logs", "-f", "talker"),
+		max.follow("exec", "-i", "talker", "--", "sh", "-c", "while echo tick; do sleep 0.2; done")}
 	out := certificate("revoke", "--reason", "left in a train", leaked.file)
 	begin := time.Now()
 	if !strings.Contains(out, "revoked certificate") || !strings.Contains(out, "of erika") {
@@ -219,7 +231,8 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}, {a
 	}
 	// Another certificate of the same user is not the one that leaked.
 	spare.works("get", "pods")
-	if out := certificate("list"); !strings.Contains(out, "of erika") || !strings.Contains(out, "left in a train") || !strings.Contains(out, "kubernetes-admin") {
+	if out := certificate("list"); !strings.Contains(out, "of erika") || !strings.Contains(out, "left in a train") ||
+		!strings.Contains(out, "kubernetes-admin") {
 		t.Errorf("list: %s", out)
 	}
 
@@ -254,7 +267,9 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}, {a
 		{"the server itself", []string{"certificate", "revoke", "--user", "front-proxy-client"}},
 		{"is a server's own", []string{"certificate", "revoke", "--node", s.node}},
 		{"has tokens", []string{"certificate", "revoke", "--user", "system:serviceaccount:a:b"}},
-		{"the server's own", []string{"certificate", "revoke", "@" + filepath.Join(s.dataDir, "server", "tls", "apiserver-kubelet-client.crt")}},
+		{"the server's own",
+			[]string{"certificate", "revoke",
+				"@" + filepath.Join(s.dataDir, "server", "tls", "apiserver-kubelet-client.crt")}},
 		{"nothing of the kind", []string{"certificate", "unrevoke", "--node", "nobody"}},
 	} {
 		args := append([]string{row.args[0], row.args[1], "--kubeconfig", s.kubeconfig}, row.args[2:]...)
@@ -265,7 +280,8 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}, {a
 	}
 }
 
-// testAdminRevoked revokes the administrator's kubeconfig with itself: what leaked is refused, and who owns the machine gets a new one.
+// testAdminRevoked revokes the administrator's kubeconfig with itself: what leaked is refused, and
+// who owns the machine gets a new one.
 func testAdminRevoked(t *testing.T, c *cluster) {
 	old, err := os.ReadFile(c.kubeconfig)
 	if err != nil {

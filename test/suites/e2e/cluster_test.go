@@ -19,7 +19,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// cluster is one `mote server` and what is needed to talk to it. Its process may be stopped and started again.
+// cluster is one `mote server` and what is needed to talk to it. Its process may be stopped and
+// started again.
 type cluster struct {
 	*harness.Process
 	name       string
@@ -41,7 +42,12 @@ func newCluster(t *testing.T, name string, port int, args ...string) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{
-		name: name, dataDir: filepath.Join(dir, "data"), kubeconfig: filepath.Join(dir, "kubeconfig.yaml"), node: "node-" + name, port: port, args: args,
+		name:       name,
+		dataDir:    filepath.Join(dir, "data"),
+		kubeconfig: filepath.Join(dir, "kubeconfig.yaml"),
+		node:       "node-" + name,
+		port:       port,
+		args:       args,
 	}
 	log, err := os.Create(filepath.Join(options.Artifacts, name+".log"))
 	if err != nil {
@@ -55,12 +61,14 @@ func newCluster(t *testing.T, name string, port int, args ...string) *cluster {
 func (c *cluster) launch(t *testing.T) {
 	t.Helper()
 	args := append([]string{
-		"server", "--data-dir", c.dataDir, "--kubeconfig-output", c.kubeconfig, "--node-name", c.node, "--https-listen-port", strconv.Itoa(c.port),
+		"server", "--data-dir", c.dataDir, "--kubeconfig-output", c.kubeconfig, "--node-name", c.node,
+		"--https-listen-port", strconv.Itoa(c.port),
 	}, c.args...)
 	c.Launch(t, sandbox.Command(context.Background(), options.Mote, args...))
 }
 
-// apiWithin waits until the API answers that it is ready, and returns how long that took since begin.
+// apiWithin waits until the API answers that it is ready, and returns how long that took since
+// begin.
 func (c *cluster) apiWithin(t *testing.T, begin time.Time, within time.Duration) time.Duration {
 	t.Helper()
 	harness.Eventually(t, within-time.Since(begin), "API server ready", func(ctx context.Context) error {
@@ -84,7 +92,8 @@ func (c *cluster) apiWithin(t *testing.T, begin time.Time, within time.Duration)
 	return time.Since(begin)
 }
 
-// nodeReadyWithin waits for the node to be Ready by a heartbeat later than begin, so that what an earlier run wrote does not count.
+// nodeReadyWithin waits for the node to be Ready by a heartbeat later than begin, so that what an
+// earlier run wrote does not count.
 func (c *cluster) nodeReadyWithin(t *testing.T, begin time.Time, within time.Duration) time.Duration {
 	t.Helper()
 	harness.Eventually(t, within-time.Since(begin), "node ready", func(ctx context.Context) error {
@@ -107,14 +116,16 @@ func (c *cluster) nodeReadyWithin(t *testing.T, begin time.Time, within time.Dur
 	return time.Since(begin)
 }
 
-// start launches the server and waits for the node, with deadlines for a busy machine; tests of speed look at what it returns.
+// start launches the server and waits for the node, with deadlines for a busy machine; tests of
+// speed look at what it returns.
 func (c *cluster) start(t *testing.T) (api, node time.Duration) {
 	t.Helper()
 	begin := time.Now()
 	c.launch(t)
 	api = c.apiWithin(t, begin, 60*time.Second)
 	node = c.nodeReadyWithin(t, begin, 90*time.Second)
-	t.Logf("%s, start %d: API ready after %v, node Ready after %v", c.name, c.Starts(), api.Round(time.Millisecond), node.Round(time.Millisecond))
+	t.Logf("%s, start %d: API ready after %v, node Ready after %v", c.name, c.Starts(), api.Round(time.Millisecond),
+		node.Round(time.Millisecond))
 	return api, node
 }
 

@@ -23,7 +23,8 @@ func testHelm(t *testing.T, c *cluster) {
 	try := func(args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, options.helm, append([]string{"--kubeconfig", c.kubeconfig, "-n", s.name}, args...)...)
+		cmd := exec.CommandContext(ctx, options.helm,
+			append([]string{"--kubeconfig", c.kubeconfig, "-n", s.name}, args...)...)
 		cmd.Env = append(os.Environ(), "HOME="+home)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -72,7 +73,8 @@ func testHelm(t *testing.T, c *cluster) {
 	// Hooks are not part of a release; Helm leaves them to their policy, which here keeps the last.
 	s.kubectl("delete", "job", "front-check")
 	harness.Eventually(t, 30*time.Second, "nothing of the chart left", func(ctx context.Context) error {
-		out, err := s.try(ctx, "", "get", "deployments,services,pods,configmaps,secrets", "-o", "name", "--field-selector=metadata.name!=kube-root-ca.crt")
+		out, err := s.try(ctx, "", "get", "deployments,services,pods,configmaps,secrets", "-o", "name",
+			"--field-selector=metadata.name!=kube-root-ca.crt")
 		if err != nil {
 			return err
 		}

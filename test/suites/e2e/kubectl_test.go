@@ -44,7 +44,8 @@ type space struct {
 
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
-// namespace makes one named for the test. What it holds is written to the artifacts if the test fails, then deleted.
+// namespace makes one named for the test. What it holds is written to the artifacts if the test
+// fails, then deleted.
 func (c *cluster) namespace(t *testing.T) *space {
 	t.Helper()
 	last := t.Name()[strings.LastIndex(t.Name(), "/")+1:]
@@ -59,7 +60,8 @@ func (c *cluster) namespaceNamed(t *testing.T, name string) *space {
 	return s
 }
 
-// collectAtEnd leaves the namespace as it is when the server is not there to be asked, or the test asked for it with keep.
+// collectAtEnd leaves the namespace as it is when the server is not there to be asked, or the test
+// asked for it with keep.
 func (s *space) collectAtEnd() {
 	s.t.Cleanup(func() {
 		if !s.Running() {
@@ -106,7 +108,8 @@ func (s *space) explain(ctx context.Context) {
 		s.t.Log(err)
 	}
 	for _, pod := range strings.Fields(pods) {
-		save("log-"+filepath.Base(pod)+".txt", "logs", pod, "--all-containers", "--prefix", "--ignore-errors", "--tail=200")
+		save("log-"+filepath.Base(pod)+".txt", "logs", pod, "--all-containers", "--prefix", "--ignore-errors",
+			"--tail=200")
 	}
 	s.t.Logf("see %s and %s", dir, s.LogName())
 }

@@ -168,7 +168,8 @@ func (s *survivors) nothingLost(within time.Duration) {
 				return fmt.Errorf("pod %s is %s: %s", p.Name, p.Status.Phase, harness.ContainerStates(&p))
 			}
 			// A status from before the event does not count: the process must be there.
-			if _, err := s.try(ctx, "", "exec", p.Name, "--", execProbe(p)); err != nil && !strings.Contains(err.Error(), "want one of: web") {
+			if _, err := s.try(ctx, "", "exec", p.Name, "--", execProbe(p)); err != nil &&
+				!strings.Contains(err.Error(), "want one of: web") {
 				return err
 			}
 		}
@@ -183,7 +184,8 @@ func (s *survivors) nothingLost(within time.Duration) {
 	}
 }
 
-// execProbe is a program that exists in the pod's image; the shop's own answers without arguments with its usage, and code 1.
+// execProbe is a program that exists in the pod's image; the shop's own answers without arguments
+// with its usage, and code 1.
 func execProbe(p corev1.Pod) string {
 	if strings.Contains(p.Spec.Containers[0].Image, "shop") {
 		return "/shop"
@@ -191,7 +193,8 @@ func execProbe(p corev1.Pod) string {
 	return "true"
 }
 
-// testRestart stops the server as a service manager does and starts it again: nothing may happen to the pods.
+// testRestart stops the server as a service manager does and starts it again: nothing may happen to
+// the pods.
 func testRestart(t *testing.T, s *survivors) {
 	restartUnder(t, s.on(t), func(s *survivors) { s.Stop(t) })
 }
@@ -216,7 +219,8 @@ func restartUnder(t *testing.T, s *survivors, end func(*survivors)) {
 		for i := 0; writing.Err() == nil; i++ {
 			name := fmt.Sprintf("%s-%d", strings.ToLower(t.Name()[strings.LastIndex(t.Name(), "/")+1:]), i)
 			cm := &corev1.ConfigMap{}
-			cm.Name, cm.Labels, cm.Data = name, map[string]string{"payload": "yes"}, map[string]string{"payload": strings.Repeat("x", 1000)}
+			cm.Name, cm.Labels, cm.Data = name, map[string]string{"payload": "yes"},
+				map[string]string{"payload": strings.Repeat("x", 1000)}
 			ctx, cancel := context.WithTimeout(writing, 2*time.Second)
 			_, err := s.client.CoreV1().ConfigMaps(s.name).Create(ctx, cm, metav1.CreateOptions{})
 			cancel()
@@ -259,12 +263,14 @@ func restartUnder(t *testing.T, s *survivors, end func(*survivors)) {
 		}
 	}
 	t.Logf("%d writes were acknowledged before the end", len(acknowledged))
-	if err := s.client.CoreV1().ConfigMaps(s.name).DeleteCollection(t.Context(), metav1.DeleteOptions{}, payloads); err != nil {
+	if err := s.client.CoreV1().ConfigMaps(s.name).DeleteCollection(t.Context(), metav1.DeleteOptions{},
+		payloads); err != nil {
 		t.Log(err)
 	}
 }
 
-// testShimsKilled kills the processes between containerd and the pods: the pods must be seen dead, and started anew.
+// testShimsKilled kills the processes between containerd and the pods: the pods must be seen dead,
+// and started anew.
 func testShimsKilled(t *testing.T, shared *survivors) {
 	s := shared.on(t)
 	ids := s.containers()
@@ -299,7 +305,8 @@ func shimPids() []int {
 	})
 }
 
-// testReboot cuts the power, may damage what is on disk, and starts the server once more. Every workload must come back, with nothing done by hand.
+// testReboot cuts the power, may damage what is on disk, and starts the server once more. Every
+// workload must come back, with nothing done by hand.
 func testReboot(t *testing.T, shared *survivors, before sandbox.Snapshot, damage func(*testing.T, *cluster)) {
 	s := shared.on(t)
 	s.Kill(t)
@@ -314,7 +321,8 @@ func testReboot(t *testing.T, shared *survivors, before sandbox.Snapshot, damage
 	api := s.apiWithin(t, begin, 60*time.Second)
 	node := s.nodeReadyWithin(t, begin, 90*time.Second)
 	s.nothingLost(150 * time.Second)
-	t.Logf("API ready after %v, node after %v, all workloads after %v", api.Round(time.Millisecond), node.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
+	t.Logf("API ready after %v, node after %v, all workloads after %v", api.Round(time.Millisecond),
+		node.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	// And the node takes new work.
 	s.apply(busyboxPod("after-reboot", "sleep 100"))
 	s.ready("after-reboot")
@@ -333,7 +341,8 @@ func cutMetadata(t *testing.T, c *cluster) {
 	}
 }
 
-// damageBlob empties a part of the blob that describes the shop's image, as a file system does whose journal had only the name.
+// damageBlob empties a part of the blob that describes the shop's image, as a file system does
+// whose journal had only the name.
 func damageBlob(t *testing.T, c *cluster) {
 	dir := filepath.Dir(findFile(t, c.dataDir, configDigest(t, "shop-1.0")))
 	blob := filepath.Join(dir, configDigest(t, "shop-1.0"))

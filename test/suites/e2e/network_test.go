@@ -132,7 +132,8 @@ spec:
 		for _, p := range s.pods("app=echo") {
 			// Enough tries that its own pod is chosen at least once, all but surely.
 			for range 10 {
-				if out := s.kubectl("exec", p.Name, "-c", "web", "--", "podtool", "get", "http://echo/"); !strings.HasPrefix(out, "echo-") {
+				if out := s.kubectl("exec", p.Name, "-c", "web", "--", "podtool", "get",
+					"http://echo/"); !strings.HasPrefix(out, "echo-") {
 					t.Errorf("a pod of the service through the service: %q", out)
 				}
 			}
@@ -160,14 +161,16 @@ spec:
 		})
 	})
 	t.Run("LocalPolicyKeepsClientAddress", func(t *testing.T) {
-		out, err := outside(t.Context(), "curl", "-sSf", "--max-time", "5", "http://"+sandbox.HostIP+":30081/").CombinedOutput()
+		out, err := outside(t.Context(), "curl", "-sSf", "--max-time", "5",
+			"http://"+sandbox.HostIP+":30081/").CombinedOutput()
 		if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), " "+sandbox.OutsideIP) {
 			t.Errorf("from another machine: %v: %s", err, out)
 		}
 	})
 	t.Run("HostPort", func(t *testing.T) {
 		fetched(t, 10*time.Second, "http://"+sandbox.HostIP+":8181/", "mapped ")
-		out, err := outside(t.Context(), "curl", "-sSf", "--max-time", "5", "http://"+sandbox.HostIP+":8181/").CombinedOutput()
+		out, err := outside(t.Context(), "curl", "-sSf", "--max-time", "5",
+			"http://"+sandbox.HostIP+":8181/").CombinedOutput()
 		if err != nil || !strings.HasPrefix(string(out), "mapped ") {
 			t.Errorf("from another machine: %v: %s", err, out)
 		}
@@ -215,9 +218,11 @@ func startBeside(t *testing.T, cmd *exec.Cmd) {
 	})
 }
 
-// testDNS asks for what the Kubernetes DNS specification 1.1 promises, from inside a pod, with its resolver's settings.
+// testDNS asks for what the Kubernetes DNS specification 1.1 promises, from inside a pod, with its
+// resolver's settings.
 func testDNS(t *testing.T, c *cluster) {
-	startBeside(t, outside(t.Context(), options.podtool, "dns", sandbox.OutsideIP+":53", "www.example.test", "192.0.2.80"))
+	startBeside(t, outside(t.Context(), options.podtool, "dns", sandbox.OutsideIP+":53", "www.example.test",
+		"192.0.2.80"))
 	s := c.namespaceNamed(t, "names")
 	s.apply(`
 apiVersion: v1
@@ -289,7 +294,8 @@ spec:
 				if err != nil {
 					return err
 				}
-				if got := strings.Fields(strings.ReplaceAll(out, " ", "_")); !slices.Equal(got, replaceAll(row.want, " ", "_")) {
+				if got := strings.Fields(strings.ReplaceAll(out, " ", "_")); !slices.Equal(got,
+					replaceAll(row.want, " ", "_")) {
 					return fmt.Errorf("got %q, want %q", got, row.want)
 				}
 				return nil

@@ -19,7 +19,8 @@ import (
 // testImages imports, lists, removes, and wants nothing half-imported.
 func testImages(t *testing.T, c *cluster) {
 	list := func() string { return runMote(t, "image", "list", "--data-dir", c.dataDir) }
-	for _, want := range []string{"docker.io/library/busybox:1.36", "docker.io/library/busybox:latest", "example.com/shop:1.0"} {
+	for _, want := range []string{"docker.io/library/busybox:1.36", "docker.io/library/busybox:latest",
+		"example.com/shop:1.0"} {
 		if out := list(); !strings.Contains(out, want) {
 			t.Errorf("image list lacks %s:\n%s", want, out)
 		}
@@ -64,12 +65,14 @@ func testImages(t *testing.T, c *cluster) {
 	if out := list(); strings.Contains(out, "busybox:latest") || !strings.Contains(out, "busybox:1.36") {
 		t.Errorf("after removing one of two names:\n%s", out)
 	}
-	if out := runMote(t, "ctr", "--address", filepath.Join(c.dataDir, "agent/containerd/containerd.sock"), "-n", "k8s.io", "containers", "list", "-q"); strings.TrimSpace(out) == "" {
+	if out := runMote(t, "ctr", "--address", filepath.Join(c.dataDir, "agent/containerd/containerd.sock"), "-n",
+		"k8s.io", "containers", "list", "-q"); strings.TrimSpace(out) == "" {
 		t.Error("mote ctr lists no containers")
 	}
 }
 
-// refusedByMote runs a command that must end with code 1, at once and with one line, which it returns.
+// refusedByMote runs a command that must end with code 1, at once and with one line, which it
+// returns.
 func refusedByMote(t *testing.T, args ...string) string {
 	t.Helper()
 	return refusedIn(t, nil, args...)
@@ -108,7 +111,8 @@ func testSecondInstance(t *testing.T, c *cluster) {
 		t.Errorf("a server without agent has nodes: %q", out)
 	}
 	second.Stop(t)
-	said := refusedByMote(t, "server", "--data-dir", c.dataDir, "--kubeconfig-output", second.kubeconfig, "--https-listen-port", "6644", "--node-name", "thief")
+	said := refusedByMote(t, "server", "--data-dir", c.dataDir, "--kubeconfig-output", second.kubeconfig,
+		"--https-listen-port", "6644", "--node-name", "thief")
 	if !strings.Contains(said, c.dataDir) {
 		t.Errorf("a second server on the same folder was told %q", said)
 	}
@@ -153,8 +157,10 @@ spec:
 	s.rollout("deployment/movable")
 	s.rollout("daemonset/fixed")
 	old := s.pods("app=movable")
-	// The budget lets one go at a time, and with nowhere else to run the second must stay: the drain cannot end.
-	out, err := c.try(t.Context(), "", "drain", c.node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=15s", "--pod-selector=app=movable")
+	// The budget lets one go at a time, and with nowhere else to run the second must stay: the
+	// drain cannot end.
+	out, err := c.try(t.Context(), "", "drain", c.node, "--ignore-daemonsets", "--delete-emptydir-data", "--force",
+		"--timeout=15s", "--pod-selector=app=movable")
 	if err == nil || !strings.Contains(err.Error()+out, "disruption budget") {
 		t.Errorf("drain against the budget: %v %s", err, out)
 	}
@@ -162,7 +168,8 @@ spec:
 		t.Error("the disruption budget was not kept")
 	}
 	s.kubectl("delete", "pdb", "movable")
-	c.kubectl(t, "drain", c.node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=90s", "--pod-selector=app=movable")
+	c.kubectl(t, "drain", c.node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=90s",
+		"--pod-selector=app=movable")
 	for _, p := range s.pods("app=movable") {
 		if p.Spec.NodeName != "" {
 			t.Errorf("pod %s is on the drained node", p.Name)

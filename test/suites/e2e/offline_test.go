@@ -15,7 +15,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// TestOffline starts a node that has nothing but loopback, as a machine does whose cable is not in yet, runs a pod on it, and plugs the cable in.
+// TestOffline starts a node that has nothing but loopback, as a machine does whose cable is not in
+// yet, runs a pod on it, and plugs the cable in.
 func TestOffline(t *testing.T) {
 	options.NeedMote(t)
 	before := snapshot(t)

@@ -109,13 +109,15 @@ func testShop(t *testing.T, c *cluster) {
 			t.Errorf("order through web to ledger-0.ledger: %d, %v", code, err)
 		}
 		fetched(t, 20*time.Second, public+"/orders", "two apples")
-		if out := s.exec("visitor", "nslookup", "ledger-1.ledger.shop.svc.cluster.local"); !strings.Contains(out, s.pod("ledger-1").Status.PodIP) {
+		if out := s.exec("visitor", "nslookup", "ledger-1.ledger.shop.svc.cluster.local"); !strings.Contains(out,
+			s.pod("ledger-1").Status.PodIP) {
 			t.Errorf("DNS name of the second replica: %q", out)
 		}
 	})
 	step("Job", func(t *testing.T, s *space) {
 		s.kubectl("wait", "--for=condition=complete", "job/seed", "--timeout=60s")
-		if out := s.kubectl("logs", "job/seed"); !strings.Contains(out, "seeded") && !strings.Contains(out, "orders already") {
+		if out := s.kubectl("logs", "job/seed"); !strings.Contains(out, "seeded") &&
+			!strings.Contains(out, "orders already") {
 			t.Errorf("job printed %q", out)
 		}
 	})
@@ -126,7 +128,8 @@ func testShop(t *testing.T, c *cluster) {
 		}
 		fetched(t, 20*time.Second, "http://"+pods[0].Status.PodIP+":8080", "node "+c.node)
 	})
-	s.kubectl("patch", "configmap", "shop", "-p", `{"data":{"greeting":"Season's greetings","motd":"Open half the day"}}`)
+	s.kubectl("patch", "configmap", "shop", "-p",
+		`{"data":{"greeting":"Season's greetings","motd":"Open half the day"}}`)
 	step("RollingUpdate", func(t *testing.T, s *space) { testRollingUpdate(t, s, public, private) })
 	step("Scale", func(t *testing.T, s *space) {
 		s.kubectl("scale", "deployment/web", "--replicas=3")
@@ -155,12 +158,15 @@ func testShop(t *testing.T, c *cluster) {
 		pods := s.pods("app=web")
 		s.kubectl("patch", "configmap", "shop", "-p", `{"data":{"greeting":"Changed while running"}}`)
 		fetched(t, 120*time.Second, public, "Changed while running")
-		if after := s.pods("app=web"); len(after) != 1 || len(pods) != 1 || after[0].UID != pods[0].UID || after[0].Status.ContainerStatuses[0].RestartCount != 0 {
+		if after := s.pods("app=web"); len(after) != 1 || len(pods) != 1 || after[0].UID != pods[0].UID ||
+			after[0].Status.ContainerStatuses[0].RestartCount != 0 {
 			t.Errorf("the pod did not stay the same")
 		}
 	})
 	step("LivenessAdmin", func(t *testing.T, s *space) {
-		code, _, err := fetch(t.Context(), http.MethodPost, public+"/admin/die", "", "Authorization", "Basic YWRtaW46Y2hhbmdlLW1l") // admin:change-me
+		// admin:change-me
+		code, _, err := fetch(t.Context(), http.MethodPost, public+"/admin/die", "", "Authorization",
+			"Basic YWRtaW46Y2hhbmdlLW1l")
 		if err != nil || code != http.StatusOK {
 			t.Fatalf("password from the Secret: %d, %v", code, err)
 		}
@@ -188,7 +194,8 @@ func testShop(t *testing.T, c *cluster) {
 	})
 }
 
-// testRollingUpdate replaces every pod, twice, under constant requests to both services, of which not one may fail.
+// testRollingUpdate replaces every pod, twice, under constant requests to both services, of which
+// not one may fail.
 func testRollingUpdate(t *testing.T, s *space, public, private string) {
 	ctx, stop := context.WithCancel(t.Context())
 	var (
@@ -208,7 +215,8 @@ func testRollingUpdate(t *testing.T, s *space, public, private string) {
 				code, body, err := fetch(context.WithoutCancel(ctx), http.MethodGet, url, "")
 				mu.Lock()
 				if answers++; err != nil || code != http.StatusOK {
-					failures = append(failures, fmt.Sprintf("%s %s: %d %q %v", time.Now().Format(time.TimeOnly), url, code, body, err))
+					failures = append(failures,
+						fmt.Sprintf("%s %s: %d %q %v", time.Now().Format(time.TimeOnly), url, code, body, err))
 				}
 				versions[strings.TrimSpace(body)]++
 				mu.Unlock()
@@ -232,12 +240,14 @@ func testRollingUpdate(t *testing.T, s *space, public, private string) {
 	wg.Wait()
 	t.Logf("%d requests during two rollouts, answers %v", answers, versions)
 	if len(failures) > 0 {
-		t.Errorf("%d requests failed, the first: %s", len(failures), strings.Join(failures[:min(5, len(failures))], "\n"))
+		t.Errorf("%d requests failed, the first: %s", len(failures),
+			strings.Join(failures[:min(5, len(failures))], "\n"))
 	}
 	if versions["1.0"] == 0 || versions["2.0"] == 0 {
 		t.Errorf("requests did not see both versions: %v", versions)
 	}
-	if _, body, err := fetch(t.Context(), http.MethodGet, public, ""); err != nil || !strings.Contains(body, "Open half the day") {
+	if _, body, err := fetch(t.Context(), http.MethodGet, public, ""); err != nil ||
+		!strings.Contains(body, "Open half the day") {
 		t.Errorf("environment of new pods: %q, %v", body, err)
 	}
 	if _, err := s.try(t.Context(), "", "rollout", "history", "deployment/web"); err != nil {

@@ -10,12 +10,14 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// TestCluster starts one server on an empty data folder and takes it through everything: first what can run side by side, then
-// what disturbs others, at last its removal. The order of the serial part matters: each leaves a working cluster to the next but the last.
+// TestCluster starts one server on an empty data folder and takes it through everything: first what
+// can run side by side, then what disturbs others, at last its removal. The order of the serial
+// part matters: each leaves a working cluster to the next but the last.
 func TestCluster(t *testing.T) {
 	options.NeedMote(t)
 	before := snapshot(t)
-	// Registered first, so that it runs last: whatever became of the test, the next finds an empty machine.
+	// Registered first, so that it runs last: whatever became of the test, the next finds an empty
+	// machine.
 	t.Cleanup(func() {
 		if err := sandbox.PowerCut(before); err != nil {
 			t.Error(err)
@@ -92,7 +94,8 @@ func TestCluster(t *testing.T) {
 	t.Run("Uninstall", func(t *testing.T) { testUninstall(t, c, before) })
 }
 
-// testFirstStart checks the promise made for a first start on an empty folder, and prints how the time was spent.
+// testFirstStart checks the promise made for a first start on an empty folder, and prints how the
+// time was spent.
 func testFirstStart(t *testing.T, c *cluster, api, node time.Duration) {
 	harness.Promised(t, "node was Ready", node, 10*time.Second)
 	t.Logf("API was ready after %v; the server says:", api.Round(time.Millisecond))

@@ -70,7 +70,8 @@ func startOnTerminal(t *testing.T, cmd *exec.Cmd, rows, columns uint16) *termina
 
 func (x *terminal) resize(t *testing.T, rows, columns uint16) {
 	t.Helper()
-	if err := unix.IoctlSetWinsize(int(x.ptmx.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns}); err != nil {
+	if err := unix.IoctlSetWinsize(int(x.ptmx.Fd()), unix.TIOCSWINSZ,
+		&unix.Winsize{Row: rows, Col: columns}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -85,7 +86,8 @@ func (x *terminal) send(text string) {
 // expect waits for text to appear.
 func (x *terminal) expect(text string) {
 	x.t.Helper()
-	harness.Eventually(x.t, 30*time.Second, fmt.Sprintf("%q on the terminal", text), func(context.Context) error { return x.shows(text) })
+	harness.Eventually(x.t, 30*time.Second, fmt.Sprintf("%q on the terminal", text),
+		func(context.Context) error { return x.shows(text) })
 }
 
 // shows says what is on the terminal if text is not.

@@ -32,7 +32,8 @@ func findFile(t *testing.T, dir, name string) string {
 	return found
 }
 
-// configDigest reads from an archive the hexadecimal digest of the image's configuration, which names its blob.
+// configDigest reads from an archive the hexadecimal digest of the image's configuration, which
+// names its blob.
 func configDigest(t *testing.T, archive string) string {
 	t.Helper()
 	f, err := os.Open(filepath.Join(options.Images, archive+".tar"))
@@ -60,7 +61,8 @@ func configDigest(t *testing.T, archive string) string {
 	}
 }
 
-// testUninstall stops nothing by hand: it runs `mote uninstall` on a node full of pods and wants the machine as it was before the first start. What others put in the way must stay.
+// testUninstall stops nothing by hand: it runs `mote uninstall` on a node full of pods and wants
+// the machine as it was before the first start. What others put in the way must stay.
 func testUninstall(t *testing.T, c *cluster, before sandbox.Snapshot) {
 	// A volume's data, mounted inside the data folder by somebody else: never to be removed.
 	treasure := filepath.Join(sandbox.Dir(), "treasure")
@@ -96,8 +98,10 @@ func testUninstall(t *testing.T, c *cluster, before sandbox.Snapshot) {
 	for _, line := range before.Added(snapshot(t)) {
 		switch {
 		case strings.Contains(line, "/proc/sys/kernel/random/boot_id"): // the simulated reboot's
-		case strings.HasPrefix(line, "file: "+c.kubeconfig), line == "file: "+filepath.Dir(c.kubeconfig): // the caller chose the place
-		case line == "removed file: /var/lib/cni", line == "removed file: /var/lib/cni/results": // a host that had them empty misses nothing
+		// the caller chose the place
+		case strings.HasPrefix(line, "file: "+c.kubeconfig), line == "file: "+filepath.Dir(c.kubeconfig):
+		// a host that had them empty misses nothing
+		case line == "removed file: /var/lib/cni", line == "removed file: /var/lib/cni/results":
 		case line == "file: /run/mount": // mount(8) keeps its notes there, for whoever calls it
 		case strings.Contains(line, "/e2e-termination"): // a pod's hostPath, its user's data
 		case strings.HasPrefix(line, "file: "+filepath.Join(sandbox.Dir(), "second")): // another test's folder

@@ -34,7 +34,8 @@ func readFile(t *testing.T, path string) string {
 // testLogs follows a log while it is written, to its end, and reads an earlier container's.
 func testLogs(t *testing.T, c *cluster) {
 	s := c.namespace(t)
-	s.apply(busyboxPod("talker", "i=0; while [ $i -lt 20 ]; do echo line $i; i=$((i+1)); sleep 0.2; done; while [ ! -e /tmp/stop ]; do sleep 0.1; done; echo last; exit 3"))
+	s.apply(busyboxPod("talker",
+		"i=0; while [ $i -lt 20 ]; do echo line $i; i=$((i+1)); sleep 0.2; done; while [ ! -e /tmp/stop ]; do sleep 0.1; done; echo last; exit 3"))
 	s.ready("talker")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -68,12 +69,14 @@ func testLogs(t *testing.T, c *cluster) {
 	if out := s.kubectl("logs", "talker", "--previous", "--tail=1"); out != "last\n" {
 		t.Errorf("previous container's last line: %q", out)
 	}
-	if out := s.kubectl("logs", "talker", "--timestamps", "--limit-bytes=200"); !regexp.MustCompile(`(?m)^20\d\d-.*Z line 0$`).MatchString(out) {
+	if out := s.kubectl("logs", "talker", "--timestamps",
+		"--limit-bytes=200"); !regexp.MustCompile(`(?m)^20\d\d-.*Z line 0$`).MatchString(out) {
 		t.Errorf("with times: %q", out)
 	}
 }
 
-// testExecTTY talks to a shell on a terminal: it must be one inside, of the size given, and pass on the exit code.
+// testExecTTY talks to a shell on a terminal: it must be one inside, of the size given, and pass on
+// the exit code.
 func testExecTTY(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	s.apply(busyboxPod("shell", "sleep 3600"))
@@ -103,7 +106,9 @@ func testExecTTY(t *testing.T, c *cluster) {
 	if code := cmd.ProcessState.ExitCode(); code != 7 {
 		t.Errorf("exec -it passed on code %d, want 7", code)
 	}
-	if _, err := s.try(t.Context(), "", "exec", "shell", "--", "sh", "-c", "echo out; echo err >&2; exit 5"); err == nil || !strings.Contains(err.Error(), "code 5") || !strings.Contains(err.Error(), "err") {
+	if _, err := s.try(t.Context(), "", "exec", "shell", "--", "sh", "-c",
+		"echo out; echo err >&2; exit 5"); err == nil || !strings.Contains(err.Error(), "code 5") ||
+		!strings.Contains(err.Error(), "err") {
 		t.Errorf("exec's failure: %v", err)
 	}
 	if out, err := s.try(t.Context(), "piped", "exec", "-i", "shell", "--", "cat"); err != nil || out != "piped" {
@@ -142,8 +147,9 @@ spec:
 // testProxies goes through the API server to what is on the node.
 func testProxies(t *testing.T, c *cluster) {
 	s := c.namespace(t)
-	s.apply("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports: [{port: 80, targetPort: 8080}]\n---\n" +
-		busyboxPod("web", "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"))
+	s.apply(
+		"apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports: [{port: 80, targetPort: 8080}]\n---\n" +
+			busyboxPod("web", "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"))
 	node := s.ready("web").Spec.NodeName
 	for _, row := range []struct{ path, want string }{
 		{"/api/v1/nodes/" + node + "/proxy/healthz", "ok"},
@@ -161,7 +167,8 @@ func testProxies(t *testing.T, c *cluster) {
 	var out string
 	var err error
 	// The service's endpoints may come a moment after the pod's being ready.
-	for out, err = s.try(ctx, "", "get", "--raw", path); err != nil && ctx.Err() == nil; out, err = s.try(ctx, "", "get", "--raw", path) {
+	for out, err = s.try(ctx, "", "get", "--raw", path); err != nil &&
+		ctx.Err() == nil; out, err = s.try(ctx, "", "get", "--raw", path) {
 		continue
 	}
 	if out != "hello\n" {
@@ -212,7 +219,8 @@ spec:
 			t.Fatalf("port-forward said %q (%v) %s", first, err, problems.String())
 		}
 		for range 3 {
-			if code, body, err := fetch(ctx, http.MethodGet, "http://127.0.0.1:"+m[1]+"/", ""); err != nil || code != http.StatusOK || !strings.HasPrefix(body, "front ") {
+			if code, body, err := fetch(ctx, http.MethodGet, "http://127.0.0.1:"+m[1]+"/", ""); err != nil ||
+				code != http.StatusOK || !strings.HasPrefix(body, "front ") {
 				t.Errorf("through port-forward to %s: %d %q %v %s", target, code, body, err, problems.String())
 			}
 		}
@@ -253,7 +261,8 @@ func testCopy(t *testing.T, c *cluster) {
 	}
 }
 
-// testDebug looks into a pod without a shell through an ephemeral container that shares its processes.
+// testDebug looks into a pod without a shell through an ephemeral container that shares its
+// processes.
 func testDebug(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	s.apply(`
@@ -268,13 +277,15 @@ spec:
     args: [nodeinfo]
 `)
 	s.ready("bare")
-	out, err := s.try(t.Context(), "", "debug", "bare", "--image="+busyboxImage, "--image-pull-policy=IfNotPresent", "--target=main", "--container=look", "--attach=true", "--quiet", "--", "sh", "-c", "ps; echo looked")
+	out, err := s.try(t.Context(), "", "debug", "bare", "--image="+busyboxImage, "--image-pull-policy=IfNotPresent",
+		"--target=main", "--container=look", "--attach=true", "--quiet", "--", "sh", "-c", "ps; echo looked")
 	if err != nil {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, 30*time.Second, "ephemeral container saw the process", func(context.Context) error {
 		// Attaching may come too late for a short program; its log has it all.
-		if out = out + s.kubectl("logs", "bare", "-c", "look"); strings.Contains(out, "/shop nodeinfo") && strings.Contains(out, "looked") {
+		if out = out + s.kubectl("logs", "bare", "-c", "look"); strings.Contains(out, "/shop nodeinfo") &&
+			strings.Contains(out, "looked") {
 			return nil
 		}
 		return fmt.Errorf("saw %q", out)

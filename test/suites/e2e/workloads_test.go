@@ -106,7 +106,8 @@ spec:
 	endpoints := func(want int) {
 		t.Helper()
 		harness.Eventually(t, 30*time.Second, fmt.Sprintf("%d ready endpoints", want), func(ctx context.Context) error {
-			slices, err := s.client.DiscoveryV1().EndpointSlices(s.name).List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=unready"})
+			slices, err := s.client.DiscoveryV1().EndpointSlices(s.name).List(ctx,
+				metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=unready"})
 			if err != nil {
 				return err
 			}
@@ -167,7 +168,8 @@ spec:
 	}
 }
 
-// testInitAndSidecars wants init containers one after the other, a sidecar before and beside the main container, and it ended after.
+// testInitAndSidecars wants init containers one after the other, a sidecar before and beside the
+// main container, and it ended after.
 func testInitAndSidecars(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	s.apply(`
@@ -221,7 +223,8 @@ spec:
 	}
 }
 
-// testTermination wants the preStop hook first, then SIGTERM, then the rest of the grace period, then SIGKILL.
+// testTermination wants the preStop hook first, then SIGTERM, then the rest of the grace period,
+// then SIGKILL.
 func testTermination(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	const path = "/var/log/e2e-termination"
@@ -273,7 +276,8 @@ spec:
 	if stubborn < 4*time.Second || stubborn > 25*time.Second {
 		t.Errorf("the pod that ignores SIGTERM and has 4 s took %v", stubborn)
 	}
-	if got := strings.Fields(readFile(t, path+"/polite")); !slices.Equal(got, []string{"start", "hook", "term", "bye"}) {
+	if got := strings.Fields(readFile(t, path+"/polite")); !slices.Equal(got,
+		[]string{"start", "hook", "term", "bye"}) {
 		t.Errorf("order was %v", got)
 	}
 }
@@ -346,7 +350,8 @@ spec:
 	}
 }
 
-// testGarbage wants what belongs to a deleted object collected, and a namespace's contents gone with it.
+// testGarbage wants what belongs to a deleted object collected, and a namespace's contents gone
+// with it.
 func testGarbage(t *testing.T, c *cluster) {
 	s := c.namespace(t)
 	s.apply(`

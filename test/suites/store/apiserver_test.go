@@ -19,12 +19,14 @@ import (
 )
 
 // buildTags are those of the repository's Makefile, so that what it compiled is used again.
-const buildTags = "kustomize_disable_go_plugin_support,osusergo,netgo,sqlite_omit_load_extension,no_btrfs,no_devmapper,no_zfs"
+const buildTags = "kustomize_disable_go_plugin_support,osusergo,netgo,sqlite_omit_load_extension," +
+	"no_btrfs,no_devmapper,no_zfs"
 
 const upstream = "k8s.io/apiserver/pkg/storage/etcd3"
 
-// buildUpstream compiles the package of the API server's etcd3 storage with its own tests, unchanged but for the import of
-// the package that starts their etcd, which becomes ours. The copy exists for the compiler only, in an overlay.
+// buildUpstream compiles the package of the API server's etcd3 storage with its own tests,
+// unchanged but for the import of the package that starts their etcd, which becomes ours. The copy
+// exists for the compiler only, in an overlay.
 func buildUpstream(t *testing.T) string {
 	t.Helper()
 	dir, err := exec.Command("go", "list", "-f", "{{.Dir}}", upstream).Output()
@@ -45,7 +47,8 @@ func buildUpstream(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b = bytes.ReplaceAll(b, []byte(`"`+upstream+`/testserver"`), []byte(`"github.com/mote-dev/mote/test/suites/store/apiserver"`))
+		b = bytes.ReplaceAll(b, []byte(`"`+upstream+`/testserver"`),
+			[]byte(`"github.com/mote-dev/mote/test/suites/store/apiserver"`))
 		name := filepath.Base(f)
 		if err := os.WriteFile(filepath.Join(tmp, name), b, 0o600); err != nil {
 			t.Fatal(err)
@@ -60,20 +63,22 @@ func buildUpstream(t *testing.T) string {
 		t.Fatal(err)
 	}
 	bin := filepath.Join(tmp, "etcd3.test")
-	build := exec.Command("go", "test", "-c", "-vet=off", "-trimpath", "-tags", buildTags, "-overlay", filepath.Join(tmp, "overlay.json"), "-o", bin, "./etcd3")
+	build := exec.Command("go", "test", "-c", "-vet=off", "-trimpath", "-tags", buildTags, "-overlay",
+		filepath.Join(tmp, "overlay.json"), "-o", bin, "./etcd3")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the tests: %v\n%s", err, out)
 	}
 	return bin
 }
 
-// TestAPIServerStorage runs all tests of the API server's etcd3 storage against the store. They call every RunTest
-// function that applies to etcd3.
+// TestAPIServerStorage runs all tests of the API server's etcd3 storage against the store. They
+// call every RunTest function that applies to etcd3.
 func TestAPIServerStorage(t *testing.T) {
 	bin := buildUpstream(t)
 	for mode, skip := range map[string]string{"grpc": "", "local": "",
 		// These three count the calls of client.KV, which the store's own client goes past.
-		"direct": "^(TestGetListStreamFallsBackToPaginated|TestListPaginationRareObject|TestListContinuationWithFilter)$"} {
+		"direct": "^(TestGetListStreamFallsBackToPaginated|TestListPaginationRareObject|" +
+			"TestListContinuationWithFilter)$"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout=5m", "-test.skip="+skip)

@@ -15,7 +15,8 @@ import (
 	"github.com/mote-dev/mote/store/storetest"
 )
 
-// clients gives the test a client over a connection and one in the process, each on a store of its own.
+// clients gives the test a client over a connection and one in the process, each on a store of its
+// own.
 func clients(t *testing.T, test func(t *testing.T, c *clientv3.Client)) {
 	t.Run("grpc", func(t *testing.T) {
 		p, err := startStore(t, filepath.Join(t.TempDir(), "state.db"))

@@ -32,10 +32,12 @@ type server struct {
 }
 
 func newServer(name string, conn grpc.ClientConnInterface) *server {
-	return &server{name, pb.NewKVClient(conn), pb.NewWatchClient(conn), pb.NewLeaseClient(conn), pb.NewMaintenanceClient(conn)}
+	return &server{name, pb.NewKVClient(conn), pb.NewWatchClient(conn), pb.NewLeaseClient(conn),
+		pb.NewMaintenanceClient(conn)}
 }
 
-// pair is an etcd and a store that have been told the same from their beginning, so that all revisions agree.
+// pair is an etcd and a store that have been told the same from their beginning, so that all
+// revisions agree.
 type pair struct {
 	mu         sync.Mutex
 	etcd, mote *server
@@ -49,11 +51,14 @@ func newPair(t testing.TB) *pair {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.kill)
-	return &pair{etcd: newServer("etcd", dial(t, startEtcd(t)).ActiveConnection()), mote: newServer("mote", dial(t, p.addr).ActiveConnection())}
+	return &pair{etcd: newServer("etcd", dial(t, startEtcd(t)).ActiveConnection()),
+		mote: newServer("mote", dial(t, p.addr).ActiveConnection())}
 }
 
-// both calls the two servers and compares what they answer, field by field, and their errors by code and text.
-func both[Req, Resp proto.Message](ctx context.Context, t testing.TB, p *pair, req Req, call func(*server, Req) (Resp, error), opts ...cmp.Option) (resp Resp, ok bool) {
+// both calls the two servers and compares what they answer, field by field, and their errors by
+// code and text.
+func both[Req, Resp proto.Message](ctx context.Context, t testing.TB, p *pair, req Req,
+	call func(*server, Req) (Resp, error), opts ...cmp.Option) (resp Resp, ok bool) {
 	t.Helper()
 	want, werr := call(p.etcd, proto.Clone(req).(Req))
 	got, gerr := call(p.mote, proto.Clone(req).(Req))
@@ -63,7 +68,8 @@ func both[Req, Resp proto.Message](ctx context.Context, t testing.TB, p *pair, r
 	if werr != nil {
 		return want, false
 	}
-	opts = append(opts, protocmp.Transform(), protocmp.IgnoreFields(&pb.ResponseHeader{}, "cluster_id", "member_id", "raft_term"))
+	opts = append(opts, protocmp.Transform(),
+		protocmp.IgnoreFields(&pb.ResponseHeader{}, "cluster_id", "member_id", "raft_term"))
 	if d := cmp.Diff(want, got, opts...); d != "" {
 		t.Fatalf("%T %v\n-etcd +mote:\n%s", req, req, d)
 	}
@@ -116,9 +122,17 @@ func (s *script) revision(now int64) int64 {
 }
 
 func (s *script) rangeRequest(now int64) *pb.RangeRequest {
-	r := &pb.RangeRequest{Key: s.key(), RangeEnd: s.end(), Limit: int64(s.n(4)), Revision: s.revision(now),
-		SortOrder: pb.RangeRequest_SortOrder(s.n(3)), SortTarget: pb.RangeRequest_SortTarget(s.n(5)),
-		KeysOnly: s.flag(), CountOnly: s.flag(), Serializable: s.flag()}
+	r := &pb.RangeRequest{
+		Key:          s.key(),
+		RangeEnd:     s.end(),
+		Limit:        int64(s.n(4)),
+		Revision:     s.revision(now),
+		SortOrder:    pb.RangeRequest_SortOrder(s.n(3)),
+		SortTarget:   pb.RangeRequest_SortTarget(s.n(5)),
+		KeysOnly:     s.flag(),
+		CountOnly:    s.flag(),
+		Serializable: s.flag(),
+	}
 	if s.flag() {
 		for _, f := range []*int64{&r.MinModRevision, &r.MaxModRevision, &r.MinCreateRevision, &r.MaxCreateRevision} {
 			if s.flag() {
@@ -130,7 +144,13 @@ func (s *script) rangeRequest(now int64) *pb.RangeRequest {
 }
 
 func (s *script) put() *pb.PutRequest {
-	r := &pb.PutRequest{Key: s.key(), Value: s.value(), PrevKv: s.flag(), IgnoreValue: s.flag(), IgnoreLease: s.flag()}
+	r := &pb.PutRequest{
+		Key:         s.key(),
+		Value:       s.value(),
+		PrevKv:      s.flag(),
+		IgnoreValue: s.flag(),
+		IgnoreLease: s.flag(),
+	}
 	if s.flag() {
 		r.Lease = int64(s.n(5))
 	}
@@ -147,7 +167,12 @@ func (s *script) del() *pb.DeleteRangeRequest {
 func (s *script) txn(now int64, depth int) *pb.TxnRequest {
 	r := &pb.TxnRequest{}
 	for range s.n(3) {
-		c := &pb.Compare{Key: s.key(), RangeEnd: s.end(), Result: pb.Compare_CompareResult(s.n(4)), Target: pb.Compare_CompareTarget(s.n(5))}
+		c := &pb.Compare{
+			Key:      s.key(),
+			RangeEnd: s.end(),
+			Result:   pb.Compare_CompareResult(s.n(4)),
+			Target:   pb.Compare_CompareTarget(s.n(5)),
+		}
 		n := int64(s.n(3))
 		switch c.Target {
 		case pb.Compare_VERSION:
@@ -182,8 +207,8 @@ func (s *script) txn(now int64, depth int) *pb.TxnRequest {
 	return r
 }
 
-// bearable changes transactions that etcd 3.7.0 does not survive: a put that keeps the value or lease of a key that an
-// operation before it in the same transaction deletes makes it panic.
+// bearable changes transactions that etcd 3.7.0 does not survive: a put that keeps the value or
+// lease of a key that an operation before it in the same transaction deletes makes it panic.
 func bearable(r *pb.TxnRequest) *pb.TxnRequest {
 	deletes := false
 	visit(r, func(op *pb.RequestOp) { deletes = deletes || op.GetRequestDeleteRange() != nil })
@@ -204,7 +229,8 @@ func visit(r *pb.TxnRequest, fn func(*pb.RequestOp)) {
 	}
 }
 
-// run plays one script on both and compares every answer, the history a watch sees, and the hash of all of it.
+// run plays one script on both and compares every answer, the history a watch sees, and the hash of
+// all of it.
 func (p *pair) run(t testing.TB, b []byte) {
 	t.Helper()
 	p.mu.Lock()
@@ -217,30 +243,36 @@ func (p *pair) run(t testing.TB, b []byte) {
 	for len(s.b) > 0 {
 		switch k := s.n(20); {
 		case k < 5:
-			if r, ok := both(ctx, t, p, s.put(), func(v *server, r *pb.PutRequest) (*pb.PutResponse, error) { return v.kv.Put(ctx, r) }); ok {
+			if r, ok := both(ctx, t, p, s.put(),
+				func(v *server, r *pb.PutRequest) (*pb.PutResponse, error) { return v.kv.Put(ctx, r) }); ok {
 				now = r.Header.Revision
 			}
 		case k < 9:
-			both(ctx, t, p, s.rangeRequest(now), func(v *server, r *pb.RangeRequest) (*pb.RangeResponse, error) { return v.kv.Range(ctx, r) })
+			both(ctx, t, p, s.rangeRequest(now),
+				func(v *server, r *pb.RangeRequest) (*pb.RangeResponse, error) { return v.kv.Range(ctx, r) })
 		case k < 11:
-			if r, ok := both(ctx, t, p, s.del(), func(v *server, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-				return v.kv.DeleteRange(ctx, r)
-			}); ok {
+			if r, ok := both(ctx, t, p, s.del(),
+				func(v *server, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+					return v.kv.DeleteRange(ctx, r)
+				}); ok {
 				now = r.Header.Revision
 			}
 		case k < 15:
-			if r, ok := both(ctx, t, p, bearable(s.txn(now, 2)), func(v *server, r *pb.TxnRequest) (*pb.TxnResponse, error) { return v.kv.Txn(ctx, r) }); ok {
+			if r, ok := both(ctx, t, p, bearable(s.txn(now, 2)),
+				func(v *server, r *pb.TxnRequest) (*pb.TxnResponse, error) { return v.kv.Txn(ctx, r) }); ok {
 				now = r.Header.Revision
 			}
 		case k < 16:
 			r := s.rangeRequest(now)
 			if r.Limit > 0 {
-				// etcd sorts each piece by the target and goes on behind the piece's last key, whatever that is then.
+				// etcd sorts each piece by the target and goes on behind the piece's last key,
+				// whatever that is then.
 				r.SortTarget = pb.RangeRequest_KEY
 			}
 			both(ctx, t, p, r, rangeStream(ctx))
 		case k < 17:
-			both(ctx, t, p, &pb.LeaseGrantRequest{ID: int64(s.n(5)), TTL: []int64{1, 60, 1000, 9_000_000_001, -1, 0}[s.n(6)]},
+			both(ctx, t, p, &pb.LeaseGrantRequest{ID: int64(s.n(5)),
+				TTL: []int64{1, 60, 1000, 9_000_000_001, -1, 0}[s.n(6)]},
 				func(v *server, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 					if r.ID == 0 {
 						r.ID = 1 // else each would choose its own
@@ -249,50 +281,61 @@ func (p *pair) run(t testing.TB, b []byte) {
 					return v.lease.LeaseGrant(ctx, r)
 				})
 		case k < 18:
-			if r, ok := both(ctx, t, p, &pb.LeaseRevokeRequest{ID: int64(s.n(5))}, func(v *server, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-				return v.lease.LeaseRevoke(ctx, r)
-			}); ok {
+			if r, ok := both(ctx, t, p, &pb.LeaseRevokeRequest{ID: int64(s.n(5))},
+				func(v *server, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+					return v.lease.LeaseRevoke(ctx, r)
+				}); ok {
 				now = r.Header.Revision
 			}
 		case k < 19:
-			both(ctx, t, p, &pb.LeaseTimeToLiveRequest{ID: int64(s.n(5)), Keys: true}, func(v *server, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-				resp, err := v.lease.LeaseTimeToLive(ctx, r)
-				if err == nil {
-					slices.SortFunc(resp.Keys, slices.Compare)
-				}
-				return resp, err
-			}, protocmp.FilterField(&pb.LeaseTimeToLiveResponse{}, "TTL", cmp.Comparer(func(a, b int64) bool { return a-b <= 50 && b-a <= 50 })))
+			both(ctx, t, p, &pb.LeaseTimeToLiveRequest{ID: int64(s.n(5)), Keys: true},
+				func(v *server, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+					resp, err := v.lease.LeaseTimeToLive(ctx, r)
+					if err == nil {
+						slices.SortFunc(resp.Keys, slices.Compare)
+					}
+					return resp, err
+				}, protocmp.FilterField(&pb.LeaseTimeToLiveResponse{}, "TTL",
+					cmp.Comparer(func(a, b int64) bool { return a-b <= 50 && b-a <= 50 })))
 		default:
 			rev := now - int64(s.n(12)) + 2
 			if _, ok := both(ctx, t, p, &pb.CompactionRequest{Revision: rev, Physical: true},
-				func(v *server, r *pb.CompactionRequest) (*pb.CompactionResponse, error) { return v.kv.Compact(ctx, r) }); ok {
+				func(v *server, r *pb.CompactionRequest) (*pb.CompactionResponse,
+					error) {
+					return v.kv.Compact(ctx, r)
+				}); ok {
 				p.compacted = append(p.compacted, rev)
 			}
 		}
 	}
 	last := p.compareWatches(ctx, t, first)
 	for _, rev := range []int64{0, now, last, last + 100} {
-		// For a revision that was compacted to, etcd answers from memory what it hashed at that compaction. That goes
-		// for 0 too, which else means the newest: an etcd that was never compacted takes a compaction to 0.
+		// For a revision that was compacted to, etcd answers from memory what it hashed at that
+		// compaction. That goes for 0 too, which else means the newest: an etcd that was never
+		// compacted takes a compaction to 0.
 		if !slices.Contains(p.compacted, rev) {
-			both(ctx, t, p, &pb.HashKVRequest{Revision: rev}, func(v *server, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
-				return v.maint.HashKV(ctx, r)
-			})
+			both(ctx, t, p, &pb.HashKVRequest{Revision: rev},
+				func(v *server, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+					return v.maint.HashKV(ctx, r)
+				})
 		}
 	}
 	for id := range int64(5) {
-		both(ctx, t, p, &pb.LeaseRevokeRequest{ID: id}, func(v *server, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-			return v.lease.LeaseRevoke(ctx, r)
-		})
+		both(ctx, t, p, &pb.LeaseRevokeRequest{ID: id},
+			func(v *server, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+				return v.lease.LeaseRevoke(ctx, r)
+			})
 	}
-	both(ctx, t, p, &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}, func(v *server, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-		return v.kv.DeleteRange(ctx, r)
-	})
+	both(ctx, t, p, &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}},
+		func(v *server, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+			return v.kv.DeleteRange(ctx, r)
+		})
 }
 
 func (p *pair) put(ctx context.Context, t testing.TB, key string) int64 {
 	t.Helper()
-	r, ok := both(ctx, t, p, &pb.PutRequest{Key: []byte(key)}, func(v *server, r *pb.PutRequest) (*pb.PutResponse, error) { return v.kv.Put(ctx, r) })
+	r, ok := both(ctx, t, p, &pb.PutRequest{Key: []byte(key)},
+		func(v *server, r *pb.PutRequest) (*pb.PutResponse, error) { return v.kv.Put(ctx, r) })
 	if !ok {
 		t.Fatalf("put %s was refused", key)
 	}
@@ -321,15 +364,27 @@ func rangeStream(ctx context.Context) func(*server, *pb.RangeRequest) (*pb.Range
 	}
 }
 
-// compareWatches watches the same ranges from the same revisions on both and compares what comes until a last put,
-// whose revision it returns.
+// compareWatches watches the same ranges from the same revisions on both and compares what comes
+// until a last put, whose revision it returns.
 func (p *pair) compareWatches(ctx context.Context, t testing.TB, first int64) int64 {
 	t.Helper()
 	last := p.put(ctx, t, "a")
 	reqs := []*pb.WatchCreateRequest{
-		{Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: first, PrevKv: true},
-		{Key: []byte("a"), RangeEnd: []byte("b"), StartRevision: first, PrevKv: true, Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}},
-		{Key: []byte("a"), StartRevision: min(first+3, last), Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NODELETE}},
+		{
+			Key:           []byte{0},
+			RangeEnd:      []byte{0},
+			StartRevision: first,
+			PrevKv:        true,
+		},
+		{
+			Key:           []byte("a"),
+			RangeEnd:      []byte("b"),
+			StartRevision: first,
+			PrevKv:        true,
+			Filters:       []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
+		},
+		{Key: []byte("a"), StartRevision: min(first+3, last),
+			Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NODELETE}},
 		{Key: []byte("b"), RangeEnd: []byte("a"), StartRevision: first},
 		{Key: []byte("c"), StartRevision: -1},
 	}
@@ -370,8 +425,8 @@ func history(ctx context.Context, t testing.TB, v *server, r *pb.WatchCreateRequ
 			out.Refused, out.Compact = resp.CancelReason, resp.CompactRevision
 			return out
 		}
-		// An answer to a request for progress at the last revision means there is no more. etcd does not answer it
-		// while a watch is behind, so it is asked again then.
+		// An answer to a request for progress at the last revision means there is no more. etcd
+		// does not answer it while a watch is behind, so it is asked again then.
 		if len(resp.Events) == 0 && !resp.Created && resp.Header.Revision >= last {
 			return out
 		}
@@ -380,7 +435,8 @@ func history(ctx context.Context, t testing.TB, v *server, r *pb.WatchCreateRequ
 			go func() {
 				for ctx.Err() == nil {
 					// The watch ends with the test; progress asked for then is not missed.
-					_ = st.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+					_ = st.Send(&pb.WatchRequest{
+						RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 					select {
 					case <-ctx.Done():
 					case <-time.After(20 * time.Millisecond):
@@ -399,7 +455,8 @@ func randomScript(r *rand.Rand) []byte {
 	return b
 }
 
-// TestDifferential_Random plays random scripts on an etcd and a store. MOTE_TEST_DIFFERENTIAL says for how long.
+// TestDifferential_Random plays random scripts on an etcd and a store. MOTE_TEST_DIFFERENTIAL says
+// for how long.
 func TestDifferential_Random(t *testing.T) {
 	d := 20 * time.Second
 	if v := os.Getenv("MOTE_TEST_DIFFERENTIAL"); v != "" {

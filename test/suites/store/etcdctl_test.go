@@ -45,7 +45,9 @@ func TestEtcdctl(t *testing.T) {
 		{[]string{"auth", "status"}, `Authentication Status: false`},
 		{[]string{"lock", "l", "echo", "held"}, `held`},
 	} {
-		out, _ := exec.Command(bin, append([]string{"--endpoints", p.addr, "--command-timeout=60s", "--dial-timeout=60s"}, step.args...)...).CombinedOutput()
+		out, _ := exec.Command(bin,
+			append([]string{"--endpoints", p.addr, "--command-timeout=60s", "--dial-timeout=60s"},
+				step.args...)...).CombinedOutput()
 		if !regexp.MustCompile(step.want).Match(out) {
 			t.Errorf("etcdctl %q said %q, want %s", step.args, out, step.want)
 		}

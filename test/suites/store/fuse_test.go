@@ -17,13 +17,14 @@ import (
 // disk is what is left when the power goes: the synced content of files by name.
 type disk map[string][]byte
 
-// diskFS is a file system of one folder that keeps apart what was written and what was synced. A file's name counts as
-// synced with its first sync, as on ext4. It can fill up and fail on demand.
+// diskFS is a file system of one folder that keeps apart what was written and what was synced. A
+// file's name counts as synced with its first sync, as on ext4. It can fill up and fail on demand.
 type diskFS struct {
 	fs.Inode
 	mu    sync.Mutex
 	files map[string]*diskFile
-	// synced names files that a power cut leaves, and removed ones whose removal was not synced yet.
+	// synced names files that a power cut leaves, and removed ones whose removal was not synced
+	// yet.
 	synced map[string]*diskFile
 	room   int64 // bytes that can still be allocated; negative means no limit
 	writes func() syscall.Errno
@@ -48,8 +49,14 @@ type write struct {
 
 func newDiskFS(content disk) *diskFS {
 	none := func() syscall.Errno { return 0 }
-	d := &diskFS{files: map[string]*diskFile{}, synced: map[string]*diskFile{}, room: -1, writes: none, syncs: none,
-		forget: func() bool { return false }}
+	d := &diskFS{
+		files:  map[string]*diskFile{},
+		synced: map[string]*diskFile{},
+		room:   -1,
+		writes: none,
+		syncs:  none,
+		forget: func() bool { return false },
+	}
 	for name, b := range content {
 		f := &diskFile{d: d, now: append([]byte(nil), b...), safe: append([]byte(nil), b...)}
 		d.files[name], d.synced[name] = f, f
@@ -82,8 +89,8 @@ func (d *diskFS) empty() {
 	}
 }
 
-// cut turns the power off and gives what is left: what was synced, and of each write since any part in sectors of
-// 512 bytes or nothing.
+// cut turns the power off and gives what is left: what was synced, and of each write since any part
+// in sectors of 512 bytes or nothing.
 func (d *diskFS) cut(rnd *rand.Rand) disk {
 	return d.off(func(f *diskFile, b []byte) []byte {
 		keep := rnd.IntN(3) // no write, all, or each by chance
@@ -109,7 +116,8 @@ func (d *diskFS) lose() disk {
 	return d.off(func(_ *diskFile, b []byte) []byte { return b })
 }
 
-// off turns the power off and gives what is left: what add makes of each file and a copy of what was synced of it.
+// off turns the power off and gives what is left: what add makes of each file and a copy of what
+// was synced of it.
 func (d *diskFS) off(add func(f *diskFile, b []byte) []byte) disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -142,7 +150,8 @@ func (d *diskFS) OnAdd(ctx context.Context) {
 	}
 }
 
-func (d *diskFS) Create(ctx context.Context, name string, _, _ uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+func (d *diskFS) Create(ctx context.Context, name string, _, _ uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle,
+	uint32, syscall.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.dead {
@@ -192,7 +201,8 @@ func (d *diskFS) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
 }
 
 func (f *diskFile) attr(out *fuse.Attr) {
-	out.Mode, out.Size, out.Blksize, out.Blocks = fuse.S_IFREG|0o600, uint64(len(f.now)), 4096, uint64(len(f.now)+511)/512
+	out.Mode, out.Size, out.Blksize, out.Blocks = fuse.S_IFREG|0o600, uint64(len(f.now)), 4096,
+		uint64(len(f.now)+511)/512
 }
 
 func (f *diskFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
@@ -295,14 +305,16 @@ func mount(t *testing.T, content disk) (d *diskFS, path string, unmount func()) 
 		t.Fatal(err)
 	}
 	d = newDiskFS(content)
-	srv, err := fs.Mount(dir, d, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true, FsName: "mote-test", MaxWrite: 1 << 16}})
+	srv, err := fs.Mount(dir, d,
+		&fs.Options{MountOptions: fuse.MountOptions{DirectMount: true, FsName: "mote-test", MaxWrite: 1 << 16}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var once sync.Once
 	unmount = func() {
 		once.Do(func() {
-			// By force, which ends the connection as well: a mount namespace made meanwhile may have a copy of the mount.
+			// By force, which ends the connection as well: a mount namespace made meanwhile may
+			// have a copy of the mount.
 			if err := syscall.Unmount(dir, syscall.MNT_FORCE); err != nil {
 				_ = syscall.Unmount(dir, syscall.MNT_DETACH)
 			}

@@ -47,7 +47,8 @@ type register struct {
 	rev   int64 // 0 when the write's revision is not known
 }
 
-// model says which histories of one key are linearizable. A write whose answer was lost may have any revision.
+// model says which histories of one key are linearizable. A write whose answer was lost may have
+// any revision.
 var model = porcupine.NondeterministicModel{
 	Partition: func(h []porcupine.Operation) [][]porcupine.Operation {
 		by := map[string][]porcupine.Operation{}
@@ -120,7 +121,8 @@ type recorder struct {
 	mayLose bool
 }
 
-// deferredPrefix is the prefix of the keys whose writes storeproc may defer. Now and then all clients write nothing else.
+// deferredPrefix is the prefix of the keys whose writes storeproc may defer. Now and then all
+// clients write nothing else.
 const deferredPrefix = "deferred/"
 
 func (in input) deferrable() bool { return strings.HasPrefix(in.key, deferredPrefix) }
@@ -136,10 +138,17 @@ func (r *recorder) add(client int, in input, call time.Duration, out output) {
 	} else if in.kind == opPut || in.kind != opGet && out.swapped {
 		r.writes[out.rev] = in
 	}
-	r.ops = append(r.ops, porcupine.Operation{ClientId: client, Input: in, Call: int64(call), Output: out, Return: int64(ret)})
+	r.ops = append(r.ops, porcupine.Operation{
+		ClientId: client,
+		Input:    in,
+		Call:     int64(call),
+		Output:   out,
+		Return:   int64(ret),
+	})
 }
 
-// load has clients work on a few keys until ctx ends or one call fails, as all do once the server is dead.
+// load has clients work on a few keys until ctx ends or one call fails, as all do once the server
+// is dead.
 func (r *recorder) load(ctx context.Context, c *clientv3.Client, round, workers int) {
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -147,7 +156,8 @@ func (r *recorder) load(ctx context.Context, c *clientv3.Client, round, workers 
 			rnd := rand.New(rand.NewPCG(uint64(round), uint64(w)))
 			known := map[string]int64{}
 			for n := 0; ctx.Err() == nil; n++ {
-				in := input{kind: rnd.IntN(4), key: fmt.Sprintf("k%d-%d", round/4, rnd.IntN(4)), val: fmt.Sprintf("%d/%d/%d", round, w, n)}
+				in := input{kind: rnd.IntN(4), key: fmt.Sprintf("k%d-%d", round/4, rnd.IntN(4)),
+					val: fmt.Sprintf("%d/%d/%d", round, w, n)}
 				if in.kind == opDelete && rnd.IntN(3) > 0 {
 					in.kind = opPut
 				}
@@ -158,7 +168,8 @@ func (r *recorder) load(ctx context.Context, c *clientv3.Client, round, workers 
 				in.rev = known[in.key]
 				out, err := do(ctx, c, in)
 				out.unknown = err != nil
-				// Each client of the history does one thing at a time, so one whose call is open does nothing more.
+				// Each client of the history does one thing at a time, so one whose call is open
+				// does nothing more.
 				r.add(round*workers+w, in, call, out)
 				if err != nil {
 					return
@@ -191,7 +202,8 @@ func do(ctx context.Context, c *clientv3.Client, in input) (output, error) {
 		}
 		return output{rev: p.Header.Revision}, nil
 	case opCAS:
-		t, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(in.key), "=", in.rev)).Then(clientv3.OpPut(in.key, pad(in.val))).Commit()
+		t, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(in.key), "=", in.rev)).Then(clientv3.OpPut(in.key,
+			pad(in.val))).Commit()
 		if err != nil {
 			return output{}, err
 		}
@@ -214,8 +226,8 @@ func trim(v []byte) string {
 	return string(v)
 }
 
-// check compares the whole history of the store with what its clients were told: every acknowledged write is there at
-// its revision, and the history is linearizable.
+// check compares the whole history of the store with what its clients were told: every acknowledged
+// write is there at its revision, and the history is linearizable.
 func (r *recorder) check(t *testing.T, c *clientv3.Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -282,7 +294,8 @@ func rounds(t *testing.T, env string, few int) int {
 	return few
 }
 
-// TestKill kills the store with -9 under load again and again, and starts it again over the same file.
+// TestKill kills the store with -9 under load again and again, and starts it again over the same
+// file.
 func TestKill(t *testing.T) {
 	n := rounds(t, "MOTE_TEST_KILLS", 25)
 	path := filepath.Join(t.TempDir(), "state.db")
@@ -295,7 +308,8 @@ func TestKill(t *testing.T) {
 	r.report(t, n, "kills")
 }
 
-// interrupt starts the store, loads it for a while and kills it under load, after what else ends at that moment.
+// interrupt starts the store, loads it for a while and kills it under load, after what else ends at
+// that moment.
 func (r *recorder) interrupt(t *testing.T, path string, round int, after time.Duration, first func()) {
 	t.Helper()
 	// A small log makes checkpoints part of what is interrupted.
@@ -334,6 +348,8 @@ func (r *recorder) finish(t *testing.T, path string) {
 
 func (r *recorder) report(t *testing.T, n int, what string) {
 	t.Helper()
-	unknown := slices.DeleteFunc(slices.Clone(r.ops), func(op porcupine.Operation) bool { return !op.Output.(output).unknown })
-	t.Logf("%d %s, %d operations, %d writes acknowledged, %d operations without an answer", n, what, len(r.ops), len(r.writes), len(unknown))
+	unknown := slices.DeleteFunc(slices.Clone(r.ops),
+		func(op porcupine.Operation) bool { return !op.Output.(output).unknown })
+	t.Logf("%d %s, %d operations, %d writes acknowledged, %d operations without an answer", n, what, len(r.ops),
+		len(r.writes), len(unknown))
 }

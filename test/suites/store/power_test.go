@@ -14,9 +14,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// TestPower cuts the power under load again and again: what was not synced is lost, wholly or in parts. After each cut
-// the store must start, and at the end its history must show every acknowledged write at its revision and be
-// linearizable. Deferred writes may be gone, but then their revisions are too.
+// TestPower cuts the power under load again and again: what was not synced is lost, wholly or in
+// parts. After each cut the store must start, and at the end its history must show every
+// acknowledged write at its revision and be linearizable. Deferred writes may be gone, but then
+// their revisions are too.
 func TestPower(t *testing.T) {
 	n := rounds(t, "MOTE_TEST_POWER_CUTS", 20)
 	r := newRecorder()
@@ -34,8 +35,8 @@ func TestPower(t *testing.T) {
 	r.report(t, n, "power cuts")
 }
 
-// TestPower_Relaxed does the same with relaxed durability: writes may be lost, but the file is never torn, and no
-// revision that was given out comes back with another content.
+// TestPower_Relaxed does the same with relaxed durability: writes may be lost, but the file is
+// never torn, and no revision that was given out comes back with another content.
 func TestPower_Relaxed(t *testing.T) {
 	n := rounds(t, "MOTE_TEST_POWER_CUTS", 10)
 	r := newRecorder()
@@ -62,8 +63,9 @@ func TestPower_Relaxed(t *testing.T) {
 	t.Logf("%d cuts, %d acknowledged writes, %d times one was found lost", n, len(r.writes), lost)
 }
 
-// TestPower_Unsynced leaves nothing that was not synced: a write is gone with relaxed durability and there without,
-// which also shows that the file system of these tests does lose writes. The revision of a lost write is not used again.
+// TestPower_Unsynced leaves nothing that was not synced: a write is gone with relaxed durability
+// and there without, which also shows that the file system of these tests does lose writes. The
+// revision of a lost write is not used again.
 func TestPower_Unsynced(t *testing.T) {
 	for _, durability := range []string{"full", "relaxed"} {
 		t.Run(durability, func(t *testing.T) {
@@ -104,7 +106,8 @@ func TestPower_Unsynced(t *testing.T) {
 	}
 }
 
-// checkReuse fails when a revision shows another content than was acknowledged for it, and counts those that are gone.
+// checkReuse fails when a revision shows another content than was acknowledged for it, and counts
+// those that are gone.
 func (r *recorder) checkReuse(t *testing.T, c *clientv3.Client) (lost int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -136,7 +139,8 @@ func (r *recorder) checkReuse(t *testing.T, c *clientv3.Client) (lost int) {
 	return lost
 }
 
-// TestFull fills the disk: writes are refused with the no-space error, reads go on, and with room again writes do too.
+// TestFull fills the disk: writes are refused with the no-space error, reads go on, and with room
+// again writes do too.
 func TestFull(t *testing.T) {
 	d, path, _ := mount(t, disk{})
 	p, err := startStore(t, path, "-wal-bytes", "65536", "-deferred", deferredPrefix)
@@ -171,16 +175,19 @@ func TestFull(t *testing.T) {
 		if a, err := c.AlarmList(ctx); err != nil || len(a.Alarms) != 1 || a.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
 			t.Fatalf("alarms on a full disk: %+v, %v", a, err)
 		}
-		// Deferred writes need no room at first, and then they get this error like others; reads never do.
+		// Deferred writes need no room at first, and then they get this error like others; reads
+		// never do.
 		for i := range 3 {
-			if _, err := c.Put(ctx, fmt.Sprint(deferredPrefix, i), ""); err != nil && !errors.Is(err, rpctypes.ErrNoSpace) {
+			if _, err := c.Put(ctx, fmt.Sprint(deferredPrefix, i), ""); err != nil &&
+				!errors.Is(err, rpctypes.ErrNoSpace) {
 				t.Fatalf("deferred write on a full disk: %v", err)
 			}
 			if _, err := c.Get(ctx, deferredPrefix, clientv3.WithPrefix()); err != nil {
 				t.Fatalf("read after a deferred write on a full disk: %v", err)
 			}
 		}
-		if g, err := c.Get(ctx, fmt.Sprintf("fill/%d/", round), clientv3.WithPrefix()); err != nil || len(g.Kvs) != len(written) {
+		if g, err := c.Get(ctx, fmt.Sprintf("fill/%d/", round), clientv3.WithPrefix()); err != nil ||
+			len(g.Kvs) != len(written) {
 			t.Fatalf("read on a full disk: %d keys (%v), want %d", g.Count, err, len(written))
 		}
 		d.mu.Lock()
@@ -198,8 +205,9 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// TestEIO has writes and syncs fail at random; of what a failed sync was for, part never reaches the disk, as the kernel
-// takes it for written. No write that was acknowledged may be lost, now or after a power cut.
+// TestEIO has writes and syncs fail at random; of what a failed sync was for, part never reaches
+// the disk, as the kernel takes it for written. No write that was acknowledged may be lost, now or
+// after a power cut.
 func TestEIO(t *testing.T) {
 	r := newRecorder()
 	seed := uint64(time.Now().UnixNano())

@@ -43,7 +43,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// binary builds a command once for all tests. MOTE_TEST_BIN_DIR can name a folder that has it already.
+// binary builds a command once for all tests. MOTE_TEST_BIN_DIR can name a folder that has it
+// already.
 func binary(t testing.TB, pkg string) string {
 	t.Helper()
 	built.mu.Lock()
@@ -94,7 +95,8 @@ func (p *process) output() string {
 	return p.stderr.String()
 }
 
-// startStore runs a store over path and waits until it answers, or gives the reason why it does not.
+// startStore runs a store over path and waits until it answers, or gives the reason why it does
+// not.
 func startStore(t testing.TB, path string, args ...string) (*process, error) {
 	t.Helper()
 	p := &process{exited: make(chan struct{}), stderr: &strings.Builder{}}
@@ -147,8 +149,10 @@ func startEtcd(t testing.TB) string {
 	bin := binary(t, "go.etcd.io/etcd/server/v3")
 	dir := t.TempDir()
 	client, peer := freeAddr(t), freeAddr(t)
-	cmd := exec.Command(bin, "--data-dir", dir, "--listen-client-urls", "http://"+client, "--advertise-client-urls", "http://"+client,
-		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster", "default=http://"+peer,
+	cmd := exec.Command(bin, "--data-dir", dir, "--listen-client-urls", "http://"+client, "--advertise-client-urls",
+		"http://"+client,
+		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster",
+		"default=http://"+peer,
 		"--unsafe-no-fsync", "--log-level", "error")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr

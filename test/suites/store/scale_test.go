@@ -60,8 +60,9 @@ func median(d []time.Duration) time.Duration {
 // longestPause is how long writers may wait for the store's own housekeeping.
 const longestPause = 50 * time.Millisecond
 
-// TestScale fills a store with many keys of 1 KiB and states how it starts, reads and lists then, how it bears churn
-// with compaction, and how large file and process are. MOTE_TEST_KEYS says how many keys.
+// TestScale fills a store with many keys of 1 KiB and states how it starts, reads and lists then,
+// how it bears churn with compaction, and how large file and process are. MOTE_TEST_KEYS says how
+// many keys.
 func TestScale(t *testing.T) {
 	n := rounds(t, "MOTE_TEST_KEYS", 20_000)
 	path := filepath.Join(t.TempDir(), "state.db")
@@ -121,7 +122,8 @@ func TestScale(t *testing.T) {
 	t.Logf("get: median %s; page of 500: first %s, median %s, all in %s; resident %d MB, %d MB before open",
 		median(gets), pages[0], median(pages[1:]), time.Since(start).Round(time.Millisecond), residentMB(t), before)
 
-	// Churn: every key of a tenth is written ten times, with a compaction now and then, as the API server does it.
+	// Churn: every key of a tenth is written ten times, with a compaction now and then, as the API
+	// server does it.
 	live := size(t, path)
 	largest, slowest := live, time.Duration(0)
 	for range 10 {
@@ -141,7 +143,8 @@ func TestScale(t *testing.T) {
 		}
 		largest = max(largest, size(t, path))
 	}
-	t.Logf("churn of as many writes as keys: file at most %.2fx of what it was, slowest write of 20 keys %s (compaction runs meanwhile)",
+	t.Logf(
+		"churn of as many writes as keys: file at most %.2fx of what it was, slowest write of 20 keys %s (compaction runs meanwhile)",
 		float64(largest)/float64(live), slowest)
 	if largest > 3*live+(32<<20) {
 		t.Errorf("file grew from %d to %d bytes", live, largest)
@@ -156,7 +159,8 @@ func TestScale(t *testing.T) {
 	if _, err := c.Defragment(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("a tenth deleted, compacted and given back in %s: file %d MB", time.Since(start).Round(time.Millisecond), size(t, path)>>20)
+	t.Logf("a tenth deleted, compacted and given back in %s: file %d MB", time.Since(start).Round(time.Millisecond),
+		size(t, path)>>20)
 	stop()
 }
 

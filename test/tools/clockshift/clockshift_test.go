@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// asVariable has this test's executable be something else: clockshift, or a program whose clock is shifted.
+// asVariable has this test's executable be something else: clockshift, or a program whose clock is
+// shifted.
 const asVariable = "CLOCKSHIFT_TEST_AS"
 
 func TestMain(m *testing.M) {
@@ -34,7 +35,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// tell prints the time, by the three ways a Go program and a shell have, at the start and at each line of input.
+// tell prints the time, by the three ways a Go program and a shell have, at the start and at each
+// line of input.
 func tell() {
 	began := time.Now()
 	for lines := bufio.NewScanner(os.Stdin); ; {

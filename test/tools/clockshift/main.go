@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// stageVariable tells the processes apart: the one that becomes the program, and the two that make the tracer an orphan, so that
-// the program has no child it does not know of.
+// stageVariable tells the processes apart: the one that becomes the program, and the two that make
+// the tracer an orphan, so that the program has no child it does not know of.
 const stageVariable = "CLOCKSHIFT_STAGE"
 
 // What a tracer is told by its environment.
@@ -31,7 +31,8 @@ const (
 const readyFD = 3
 
 func init() {
-	// Exec from another thread than the first would take it out of sight of the tracer, and ptrace obeys one thread only.
+	// Exec from another thread than the first would take it out of sight of the tracer, and ptrace
+	// obeys one thread only.
 	runtime.LockOSThread()
 }
 
@@ -75,7 +76,8 @@ func become() error {
 	if *control != "" {
 		socket = filepath.Join(*control, strconv.Itoa(os.Getpid())+".sock")
 	}
-	for name, value := range map[string]string{targetVariable: strconv.Itoa(os.Getpid()), shiftVariable: by.String(), controlVariable: socket} {
+	for name, value := range map[string]string{targetVariable: strconv.Itoa(os.Getpid()), shiftVariable: by.String(),
+		controlVariable: socket} {
 		if err := os.Setenv(name, value); err != nil {
 			return fmt.Errorf("tell the tracer: %w", err)
 		}

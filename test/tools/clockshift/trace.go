@@ -38,7 +38,8 @@ func trace() error {
 		return err
 	}
 	t := &tracer{vdso: v, seconds: seconds(by), threads: map[int]bool{pid: true}}
-	const options = unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACECLONE
+	const options = unix.PTRACE_O_TRACEEXEC |
+		unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACECLONE
 	if err := ptrace(unix.PTRACE_SEIZE, pid, options); err != nil {
 		return fmt.Errorf("trace process %d: %w", pid, err)
 	}
@@ -66,13 +67,15 @@ func trace() error {
 func seconds(d time.Duration) int64 { return int64(d.Round(time.Second) / time.Second) }
 
 func ptrace(request, pid, data int) error {
-	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(pid), 0, uintptr(data), 0, 0); errno != 0 {
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(pid), 0, uintptr(data), 0,
+		0); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
-// follow resumes each thread that stops, after doing what the stop was for, until there is none left.
+// follow resumes each thread that stops, after doing what the stop was for, until there is none
+// left.
 func (t *tracer) follow() error {
 	for {
 		var status unix.WaitStatus
@@ -112,7 +115,8 @@ func (t *tracer) follow() error {
 	}
 }
 
-// enter sets the clock of a process that is new, or has begun a new program and with it got back the kernel's functions.
+// enter sets the clock of a process that is new, or has begun a new program and with it got back
+// the kernel's functions.
 func (t *tracer) enter(pid int, program bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -25,7 +25,8 @@ type vdso struct {
 // shiftAt is where the code below keeps its shift, in seconds, from its beginning.
 const shiftAt = 0x80
 
-// code replaces clock_gettime and has the two others behind it. Each asks the kernel by a system call and adds the shift.
+// code replaces clock_gettime and has the two others behind it. Each asks the kernel by a system
+// call and adds the shift.
 var code = []byte{
 	// clock_gettime(edi clock, rsi *timespec)
 	0xb8, 0xe4, 0x00, 0x00, 0x00, // 00 mov eax, 228
@@ -100,7 +101,8 @@ func readVDSO() (*vdso, error) {
 		case "__vdso_clock_gettime":
 			v.clockGettime = s.Value
 			if s.Size < shiftAt+16 {
-				return nil, fmt.Errorf("clock_gettime of this kernel has %d bytes, too few to put others in its place", s.Size)
+				return nil, fmt.Errorf("clock_gettime of this kernel has %d bytes, too few to put others in its place",
+					s.Size)
 			}
 		case "__vdso_gettimeofday":
 			v.gettimeofday = s.Value
@@ -130,7 +132,8 @@ func mapped(pid int) (uint64, error) {
 	return 0, nil
 }
 
-// replace puts code in the place of the kernel's functions in a process that has just begun a program.
+// replace puts code in the place of the kernel's functions in a process that has just begun a
+// program.
 func (v *vdso) replace(pid int, seconds int64) error {
 	return v.write(pid, func(memory *os.File, base uint64) error {
 		have := make([]byte, len(v.image))
@@ -176,14 +179,16 @@ func (v *vdso) set(pid int, seconds int64) error {
 			// Between fork and exec of something that was left alone.
 			return nil
 		}
-		if _, err := memory.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(seconds)), int64(base+v.clockGettime+shiftAt)); err != nil {
+		if _, err := memory.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(seconds)),
+			int64(base+v.clockGettime+shiftAt)); err != nil {
 			return fmt.Errorf("write vDSO: %w", err)
 		}
 		return nil
 	})
 }
 
-// write opens the memory of a process for change. The kernel lets a tracer write where the process itself may only read.
+// write opens the memory of a process for change. The kernel lets a tracer write where the process
+// itself may only read.
 func (v *vdso) write(pid int, change func(memory *os.File, base uint64) error) error {
 	base, err := mapped(pid)
 	if err != nil || base == 0 {

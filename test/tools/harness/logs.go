@@ -10,7 +10,8 @@ import (
 
 // aboveInfo matches a line of mote's log above INFO, and what reached its output past the log: a
 // line of klog's own format, or a crash.
-var aboveInfo = regexp.MustCompile(`^\S+\s+(WARN|ERROR|DPANIC|PANIC|FATAL)\s|^[WEF]\d{4} |^(panic|fatal error|WARNING: DATA RACE)`)
+var aboveInfo = regexp.MustCompile(
+	`^\S+\s+(WARN|ERROR|DPANIC|PANIC|FATAL)\s|^[WEF]\d{4} |^(panic|fatal error|WARNING: DATA RACE)`)
 
 // Alarms returns the lines of the whole log above INFO, but for those that match an expected one.
 // Each expected line needs a reason where it is named.

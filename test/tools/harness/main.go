@@ -18,22 +18,27 @@ type Options struct {
 	suite, target string
 }
 
-// Register makes flags of the options. The suite's name is that of its folder of artifacts; the target is make's that runs it.
+// Register makes flags of the options. The suite's name is that of its folder of artifacts; the
+// target is make's that runs it.
 func (o *Options) Register(suite, target string) {
 	o.suite, o.target = suite, target
 	flag.StringVar(&o.Mote, "mote", "", "the executable to test; without it nothing is tested, for it needs root")
 	flag.StringVar(&o.Images, "images", "../../../bin/images", "folder of image archives made by `make example-images`")
-	flag.StringVar(&o.Artifacts, "artifacts", "../../../bin/reports/"+suite, "where logs of servers and agents, and what explains failures, are put")
+	flag.StringVar(&o.Artifacts, "artifacts", "../../../bin/reports/"+suite,
+		"where logs of servers and agents, and what explains failures, are put")
 }
 
-// Podtool makes a flag of the path of podtool's executable, for suites with hosts outside the cluster.
+// Podtool makes a flag of the path of podtool's executable, for suites with hosts outside the
+// cluster.
 func Podtool(path *string) {
-	flag.StringVar(path, "podtool", "../../../build/images/podtool", "podtool's executable, for hosts outside the cluster")
+	flag.StringVar(path, "podtool", "../../../build/images/podtool",
+		"podtool's executable, for hosts outside the cluster")
 }
 
-// Main is a suite's TestMain, but for its flags, which are registered and not yet parsed: it runs the tests in a sandbox and returns
-// the exit code. The paths are the suite's own; like the options' they are made absolute, as what is tested has another working folder,
-// and one that was given must be there.
+// Main is a suite's TestMain, but for its flags, which are registered and not yet parsed: it runs
+// the tests in a sandbox and returns the exit code. The paths are the suite's own; like the
+// options' they are made absolute, as what is tested has another working folder, and one that was
+// given must be there.
 func (o *Options) Main(m *testing.M, paths ...*string) int {
 	flag.Parse()
 	if o.Mote == "" {

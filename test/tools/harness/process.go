@@ -24,8 +24,9 @@ type Process struct {
 	starts int
 }
 
-// NewProcess returns a process that was not started. The name tells it from others in what is said of it. The log becomes the
-// process's: it is closed when the test ends, after the process was killed if it runs then.
+// NewProcess returns a process that was not started. The name tells it from others in what is said
+// of it. The log becomes the process's: it is closed when the test ends, after the process was
+// killed if it runs then.
 func NewProcess(t *testing.T, name string, log *os.File) *Process {
 	t.Helper()
 	p := &Process{name: name, log: log}
@@ -96,8 +97,8 @@ func (p *Process) Exited() <-chan struct{} { return p.exited }
 // State is how the process that was started last ended, once it has.
 func (p *Process) State() *os.ProcessState { return p.cmd.ProcessState }
 
-// Stop sends SIGTERM and wants the process to end by it, soon and without a fault. One that does not end says where it is stuck, into
-// the log, and is killed.
+// Stop sends SIGTERM and wants the process to end by it, soon and without a fault. One that does
+// not end says where it is stuck, into the log, and is killed.
 func (p *Process) Stop(t *testing.T) {
 	t.Helper()
 	begin := time.Now()

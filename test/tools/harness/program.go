@@ -11,8 +11,8 @@ import (
 	"github.com/mote-dev/mote/test/tools/sandbox"
 )
 
-// Output runs a program to its end on a host, or in the sandbox itself if h is nil, and returns all that it wrote. It must succeed, and
-// within two minutes.
+// Output runs a program to its end on a host, or in the sandbox itself if h is nil, and returns all
+// that it wrote. It must succeed, and within two minutes.
 func Output(t *testing.T, h *sandbox.Host, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -45,7 +45,8 @@ func (k Kubectl) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, k.Program[0], append(all, args...)...)
 }
 
-// Try runs kubectl, for three minutes at most, and returns what it wrote to its standard output. An error has both outputs' ends in it.
+// Try runs kubectl, for three minutes at most, and returns what it wrote to its standard output. An
+// error has both outputs' ends in it.
 func (k Kubectl) Try(ctx context.Context, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
@@ -53,7 +54,8 @@ func (k Kubectl) Try(ctx context.Context, stdin string, args ...string) (string,
 	var out, errOut strings.Builder
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("kubectl %s: %w: %s%s", strings.Join(args, " "), err, End(out.String()), End(errOut.String()))
+		return out.String(),
+			fmt.Errorf("kubectl %s: %w: %s%s", strings.Join(args, " "), err, End(out.String()), End(errOut.String()))
 	}
 	return out.String(), nil
 }

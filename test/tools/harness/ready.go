@@ -10,7 +10,8 @@ import (
 
 // ReadyCondition is what a node says of its being ready.
 func ReadyCondition(node *corev1.Node) (corev1.NodeCondition, error) {
-	i := slices.IndexFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady })
+	i := slices.IndexFunc(node.Status.Conditions,
+		func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady })
 	if i < 0 {
 		return corev1.NodeCondition{}, fmt.Errorf("node %s has no ready condition yet", node.Name)
 	}
@@ -45,7 +46,8 @@ func ContainerStates(pod *corev1.Pod) string {
 			case c.State.Waiting != nil:
 				states = append(states, c.Name+" waits: "+c.State.Waiting.Reason+" "+c.State.Waiting.Message)
 			case c.State.Terminated != nil:
-				states = append(states, fmt.Sprintf("%s ended: %s %d", c.Name, c.State.Terminated.Reason, c.State.Terminated.ExitCode))
+				states = append(states,
+					fmt.Sprintf("%s ended: %s %d", c.Name, c.State.Terminated.Reason, c.State.Terminated.ExitCode))
 			case c.State.Running != nil:
 				states = append(states, fmt.Sprintf("%s runs, ready %v", c.Name, c.Ready))
 			}

@@ -10,8 +10,9 @@ import (
 // ErrStop ends a wait at once: what it wraps will not get better.
 var ErrStop = errors.New("will not happen any more")
 
-// Eventually calls check until it returns nil, and returns how long that took. It fails the test when that takes longer than within,
-// with the last reason, and at once when the reason is an ErrStop.
+// Eventually calls check until it returns nil, and returns how long that took. It fails the test
+// when that takes longer than within, with the last reason, and at once when the reason is an
+// ErrStop.
 func Eventually(t *testing.T, within time.Duration, what string, check func(context.Context) error) time.Duration {
 	t.Helper()
 	begin := time.Now()
@@ -40,7 +41,8 @@ func Eventually(t *testing.T, within time.Duration, what string, check func(cont
 	}
 }
 
-// Always calls check every second until the time has come, and fails the test for each time it does not hold.
+// Always calls check every second until the time has come, and fails the test for each time it does
+// not hold.
 func Always(t *testing.T, until time.Time, what string, check func(context.Context) error) {
 	t.Helper()
 	tick := time.NewTicker(time.Second)
@@ -59,15 +61,17 @@ func Always(t *testing.T, until time.Time, what string, check func(context.Conte
 	}
 }
 
-// Promised holds a time to what users are told. A machine that has other work can need longer at any moment, so that a miss is only
-// logged, and twice the time is a failure; the figures are made by the benchmarks.
+// Promised holds a time to what users are told. A machine that has other work can need longer at
+// any moment, so that a miss is only logged, and twice the time is a failure; the figures are made
+// by the benchmarks.
 func Promised(t *testing.T, what string, took, within time.Duration) {
 	t.Helper()
 	switch {
 	case took > 2*within:
 		t.Errorf("%s after %v, want %v at most", what, took, within)
 	case took > within:
-		t.Logf("%s after %v, which is more than the %v promised: is this machine busy?", what, took.Round(time.Millisecond), within)
+		t.Logf("%s after %v, which is more than the %v promised: is this machine busy?", what,
+			took.Round(time.Millisecond), within)
 	default:
 		t.Logf("%s after %v", what, took.Round(time.Millisecond))
 	}

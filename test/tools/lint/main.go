@@ -21,7 +21,8 @@ var unwanted = map[string]string{
 
 func main() {
 	errcheck.DefaultExcludedSymbols = append(errcheck.DefaultExcludedSymbols, harmless...)
-	analyzers := []*analysis.Analyzer{excepted(errcheck.Analyzer), excepted(errorlint.NewAnalyzer()), excepted(misspelling)}
+	analyzers := []*analysis.Analyzer{excepted(errcheck.Analyzer), excepted(errorlint.NewAnalyzer()),
+		excepted(misspelling)}
 	analyzers = append(analyzers, checks(staticcheck.Analyzers)...)
 	analyzers = append(analyzers, checks(simple.Analyzers)...)
 	switch arg := os.Args[len(os.Args)-1]; {
@@ -73,7 +74,8 @@ func excepted(a *analysis.Analyzer) *analysis.Analyzer {
 				return // made by cgo
 			}
 			for l := max(1, p.Line-1); l <= p.Line; l++ {
-				if m := exception.FindStringSubmatch(lines[l-1]); m != nil && strings.Contains(","+m[1]+",", ","+name+",") {
+				if m := exception.FindStringSubmatch(lines[l-1]); m != nil &&
+					strings.Contains(","+m[1]+",", ","+name+",") {
 					return
 				}
 			}

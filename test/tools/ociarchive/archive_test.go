@@ -71,10 +71,12 @@ func TestRun_SameInput_SameBytes(t *testing.T) {
 	}
 }
 
-// Every digest an archive names must be that of the blob it carries, layers must be listed in order, and each name must be found by both kinds of importer.
+// Every digest an archive names must be that of the blob it carries, layers must be listed in
+// order, and each name must be found by both kinds of importer.
 func TestRun_TwoLayersTwoNames_DigestsAndNamesResolve(t *testing.T) {
 	data := build(t, "-name", "example.com/a:1", "-name", "example.com/b:latest", "-text", `/etc/passwd=root:x:0:0\n`,
-		"-layer", "-text", "/hello=hi", "-link", "/bin/sh:/hello", "-entrypoint", "/hello", "-env", "A=b", "-expose", "80/tcp", "-user", "1000")
+		"-layer", "-text", "/hello=hi", "-link", "/bin/sh:/hello", "-entrypoint", "/hello", "-env", "A=b", "-expose",
+		"80/tcp", "-user", "1000")
 	files := readArchive(t, bytes.NewReader(data))
 
 	for name, content := range files {
@@ -125,7 +127,8 @@ func TestRun_TwoLayersTwoNames_DigestsAndNamesResolve(t *testing.T) {
 	}
 }
 
-// A tree brings what a plain copy would lose: links, empty folders, and the bit that makes a program run as its owner.
+// A tree brings what a plain copy would lose: links, empty folders, and the bit that makes a
+// program run as its owner.
 func TestRun_Tree_LinksAndModesKept(t *testing.T) {
 	dir := t.TempDir()
 	for _, err := range []error{
@@ -145,11 +148,21 @@ func TestRun_Tree_LinksAndModesKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]entry{
-		"usr":        {name: "usr", kind: tar.TypeDir, mode: 0o755},
-		"usr/bin":    {name: "usr/bin", kind: tar.TypeDir, mode: 0o755},
-		"usr/bin/su": {name: "usr/bin/su", kind: tar.TypeReg, mode: 0o4755, data: []byte("program")},
-		"tmp":        {name: "tmp", kind: tar.TypeDir, mode: 0o1777},
-		"bin":        {name: "bin", kind: tar.TypeSymlink, mode: 0o777, target: "usr/bin"},
+		"usr":     {name: "usr", kind: tar.TypeDir, mode: 0o755},
+		"usr/bin": {name: "usr/bin", kind: tar.TypeDir, mode: 0o755},
+		"usr/bin/su": {
+			name: "usr/bin/su",
+			kind: tar.TypeReg,
+			mode: 0o4755,
+			data: []byte("program"),
+		},
+		"tmp": {name: "tmp", kind: tar.TypeDir, mode: 0o1777},
+		"bin": {
+			name:   "bin",
+			kind:   tar.TypeSymlink,
+			mode:   0o777,
+			target: "usr/bin",
+		},
 	}
 	if !reflect.DeepEqual(l.entries, want) {
 		t.Errorf("got %+v, want %+v", l.entries, want)

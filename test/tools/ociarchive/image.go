@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// The media types and annotations of the OCI image specification 1.1, and containerd's name of a whole reference.
+// The media types and annotations of the OCI image specification 1.1, and containerd's name of a
+// whole reference.
 const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
 	typeManifest = "application/vnd.oci.image.manifest.v1+json"
@@ -86,7 +87,8 @@ func describe(mediaType string, b blob) descriptor {
 	return descriptor{MediaType: mediaType, Digest: b.digest(), Size: len(b.data)}
 }
 
-// write streams the image to out as an OCI layout with Docker's manifest.json beside it, so that either kind of importer reads it.
+// write streams the image to out as an OCI layout with Docker's manifest.json beside it, so that
+// either kind of importer reads it.
 func (im *image) write(out io.Writer) error {
 	if len(im.names) == 0 {
 		return fmt.Errorf("write image: no name given")
@@ -139,7 +141,13 @@ func (im *image) write(out io.Writer) error {
 func writeLayout(out io.Writer, top index, docker dockerImage, blobs []blob) error {
 	w := tar.NewWriter(out)
 	put := func(name string, data []byte) error {
-		h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data)), ModTime: time.Unix(0, 0)}
+		h := &tar.Header{
+			Name:     name,
+			Typeflag: tar.TypeReg,
+			Mode:     0o644,
+			Size:     int64(len(data)),
+			ModTime:  time.Unix(0, 0),
+		}
 		if err := w.WriteHeader(h); err != nil {
 			return fmt.Errorf("write archive entry %s: %w", name, err)
 		}

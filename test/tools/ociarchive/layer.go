@@ -68,10 +68,16 @@ func (l *layer) addFile(src, dst string, mode int64) error {
 			mode = 0o755
 		}
 	}
-	return l.add(entry{name: dst, kind: tar.TypeReg, mode: mode, data: data})
+	return l.add(entry{
+		name: dst,
+		kind: tar.TypeReg,
+		mode: mode,
+		data: data,
+	})
 }
 
-// addTree puts the files, folders and symbolic links below dir at the layer's root, with the permissions they have, set-user-ID among them.
+// addTree puts the files, folders and symbolic links below dir at the layer's root, with the
+// permissions they have, set-user-ID among them.
 func (l *layer) addTree(dir string) error {
 	return filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -99,7 +105,12 @@ func (l *layer) addTree(dir string) error {
 			if err != nil {
 				return fmt.Errorf("read link for the image: %w", err)
 			}
-			return l.add(entry{name: name, kind: tar.TypeSymlink, mode: 0o777, target: target})
+			return l.add(entry{
+				name:   name,
+				kind:   tar.TypeSymlink,
+				mode:   0o777,
+				target: target,
+			})
 		default:
 			return fmt.Errorf("add %s: only files, folders and symbolic links can be packed", file)
 		}
@@ -130,8 +141,13 @@ func (l *layer) tarball() ([]byte, error) {
 	for _, name := range names {
 		e := l.entries[name]
 		h := &tar.Header{
-			Name: e.name, Typeflag: e.kind, Mode: e.mode, Linkname: e.target,
-			Size: int64(len(e.data)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+			Name:     e.name,
+			Typeflag: e.kind,
+			Mode:     e.mode,
+			Linkname: e.target,
+			Size:     int64(len(e.data)),
+			ModTime:  time.Unix(0, 0),
+			Format:   tar.FormatPAX,
 		}
 		if e.kind == tar.TypeDir {
 			h.Name += "/"

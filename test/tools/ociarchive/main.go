@@ -55,7 +55,12 @@ func run(args []string) error {
 			return fmt.Errorf("want DST=TEXT, got %q", s)
 		}
 		data := []byte(strings.ReplaceAll(text, `\n`, "\n"))
-		return last().add(entry{name: dst, kind: tar.TypeReg, mode: 0o644, data: data})
+		return last().add(entry{
+			name: dst,
+			kind: tar.TypeReg,
+			mode: 0o644,
+			data: data,
+		})
 	})
 	fs.Func("dir", "PATH[:MODE] makes a folder", func(s string) error {
 		name, mode, err := splitMode(s, 0o755)
@@ -69,7 +74,12 @@ func run(args []string) error {
 		if !ok {
 			return fmt.Errorf("want NAME:TARGET, got %q", s)
 		}
-		return last().add(entry{name: name, kind: tar.TypeSymlink, mode: 0o777, target: target})
+		return last().add(entry{
+			name:   name,
+			kind:   tar.TypeSymlink,
+			mode:   0o777,
+			target: target,
+		})
 	})
 	fs.Func("tree", "DIR puts everything below a folder of this machine at the image's root", func(s string) error {
 		return last().addTree(s)
@@ -107,7 +117,8 @@ func run(args []string) error {
 	return save(im, *out)
 }
 
-// save writes beside the target and renames, so that an interrupted run leaves no half archive under a name that is used.
+// save writes beside the target and renames, so that an interrupted run leaves no half archive
+// under a name that is used.
 func save(im *image, path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make folder for the archive: %w", err)
@@ -147,7 +158,12 @@ func addBusybox(l *layer, bin string) error {
 		if applet == "bin/busybox" {
 			continue
 		}
-		if err := l.add(entry{name: applet, kind: tar.TypeSymlink, mode: 0o777, target: "/bin/busybox"}); err != nil {
+		if err := l.add(entry{
+			name:   applet,
+			kind:   tar.TypeSymlink,
+			mode:   0o777,
+			target: "/bin/busybox",
+		}); err != nil {
 			return err
 		}
 	}

@@ -74,7 +74,8 @@ func callAPI(ctx context.Context, method, path string, out io.Writer) error {
 	if !pool.AppendCertsFromPEM(ca) {
 		return errors.New("read CA: no certificate in it")
 	}
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	client := &http.Client{Timeout: 20 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	host := net.JoinHostPort(os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"))
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+host+path, nil)
 	if err != nil {
@@ -180,10 +181,11 @@ func serve(ctx context.Context, address string) error {
 	if err != nil {
 		return fmt.Errorf("read host name: %w", err)
 	}
-	srv := &http.Server{Addr: address, ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		client, _, _ := net.SplitHostPort(r.RemoteAddr)
-		fmt.Fprintf(w, "%s %s\n", host, client)
-	})}
+	srv := &http.Server{Addr: address, ReadHeaderTimeout: 5 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			client, _, _ := net.SplitHostPort(r.RemoteAddr)
+			fmt.Fprintf(w, "%s %s\n", host, client)
+		})}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
@@ -225,7 +227,8 @@ func ignoreEnd(ctx context.Context, err error) error {
 	return err
 }
 
-// nameServer answers A questions for one name and refuses to know any other; a few lines of RFC 1035 are enough for that.
+// nameServer answers A questions for one name and refuses to know any other; a few lines of RFC
+// 1035 are enough for that.
 func nameServer(ctx context.Context, address, name, ip string) error {
 	conn, stop, err := listenPacket(ctx, address)
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	"time"
 )
 
-// hierarchy is one mounted cgroup tree: all of version 2, or one controller (or several together) of version 1.
+// hierarchy is one mounted cgroup tree: all of version 2, or one controller (or several together)
+// of version 1.
 type hierarchy struct {
 	mountPoint string
 	version    int
@@ -84,7 +85,8 @@ func (g *cgroups) leave() error {
 	return errors.Join(errs...)
 }
 
-// admit moves a process to where those of a machine live whose roots the groups are, see remountCgroups.
+// admit moves a process to where those of a machine live whose roots the groups are, see
+// remountCgroups.
 func (g *cgroups) admit(pid int) error {
 	for _, h := range g.list {
 		dir := g.dir(h)
@@ -98,7 +100,8 @@ func (g *cgroups) admit(pid int) error {
 	return nil
 }
 
-// remove deletes the groups, deepest first. The processes in them are gone or going: the kernel needs a moment after the last one was reaped.
+// remove deletes the groups, deepest first. The processes in them are gone or going: the kernel
+// needs a moment after the last one was reaped.
 func (g *cgroups) remove() {
 	for _, h := range g.list {
 		if err := RemoveCgroupTree(g.dir(h)); err != nil {
@@ -107,7 +110,8 @@ func (g *cgroups) remove() {
 	}
 }
 
-// RemoveCgroupTree removes dir and all groups below it, waiting up to twenty seconds for processes that are just ending.
+// RemoveCgroupTree removes dir and all groups below it, waiting up to twenty seconds for processes
+// that are just ending.
 func RemoveCgroupTree(dir string) error {
 	for end := time.Now().Add(20 * time.Second); ; {
 		var busy error
@@ -173,22 +177,30 @@ func hierarchies() ([]hierarchy, error) {
 		case "cgroup":
 			var options []string
 			for _, o := range strings.Split(right[2], ",") {
-				if o != "rw" && o != "ro" && !strings.HasPrefix(o, "release_agent=") && o != "xattr" && o != "clone_children" {
+				if o != "rw" && o != "ro" && !strings.HasPrefix(o, "release_agent=") && o != "xattr" &&
+					o != "clone_children" {
 					options = append(options, o)
 				}
 			}
-			list = append(list, hierarchy{mountPoint: left[4], version: 1, options: options, home: homes[strings.Join(options, ",")]})
+			list = append(list, hierarchy{
+				mountPoint: left[4],
+				version:    1,
+				options:    options,
+				home:       homes[strings.Join(options, ",")],
+			})
 		}
 	}
 	return list, nil
 }
 
-// membersGroup holds the processes where there is only version 2: its root must be empty before controllers can be handed to groups below it.
+// membersGroup holds the processes where there is only version 2: its root must be empty before
+// controllers can be handed to groups below it.
 const membersGroup = "test"
 
 func onlyVersion2(list []hierarchy) bool { return len(list) == 1 && list[0].version == 2 }
 
-// remountCgroups replaces the mounts inherited from outside by ones whose root is the sandbox's own group.
+// remountCgroups replaces the mounts inherited from outside by ones whose root is the sandbox's own
+// group.
 func remountCgroups(list []hierarchy) error {
 	if onlyVersion2(list) {
 		if err := syscall.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
@@ -218,7 +230,8 @@ func remountCgroups(list []hierarchy) error {
 		}
 		if len(h.options) > 1 {
 			for _, c := range h.options {
-				if err := os.Symlink(filepath.Base(h.mountPoint), filepath.Join(filepath.Dir(h.mountPoint), c)); err != nil {
+				if err := os.Symlink(filepath.Base(h.mountPoint),
+					filepath.Join(filepath.Dir(h.mountPoint), c)); err != nil {
 					return fmt.Errorf("link cgroup controller: %w", err)
 				}
 			}

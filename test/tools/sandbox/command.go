@@ -26,8 +26,8 @@ func Absolute(paths ...*string) error {
 	return nil
 }
 
-// RunCommand is Run for a command that is no test: its context ends with the first SIGINT or SIGTERM, and what it returns is told under
-// the command's name.
+// RunCommand is Run for a command that is no test: its context ends with the first SIGINT or
+// SIGTERM, and what it returns is told under the command's name.
 func RunCommand(name string, command func(context.Context) error) int {
 	return Run(func() int {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -10,12 +10,13 @@ import (
 	"syscall"
 )
 
-// The sandbox's network: one interface to a second namespace that plays the rest of the world, and in which hosts may be plugged in
-// beside the sandbox. 192.168.77.0/24 exists nowhere else.
+// The sandbox's network: one interface to a second namespace that plays the rest of the world, and
+// in which hosts may be plugged in beside the sandbox. 192.168.77.0/24 exists nowhere else.
 const (
 	// HostIP is the sandbox's address on its only network.
 	HostIP = "192.168.77.2"
-	// OutsideIP is the gateway, the name server, and without hosts the only other machine on that network.
+	// OutsideIP is the gateway, the name server, and without hosts the only other machine on that
+	// network.
 	OutsideIP = "192.168.77.1"
 	// HostIP6 and OutsideIP6 are the same two's where a host has IPv6, in fd77::/64.
 	HostIP6, OutsideIP6 = "fd77::2", "fd77::1"
@@ -23,11 +24,13 @@ const (
 	OutsideNetns = "outside"
 	// Hostname is the sandbox's.
 	Hostname = "sandbox"
-	// bridge is the switch that sandbox and hosts are plugged into; it stands in OutsideNetns and has the address OutsideIP.
+	// bridge is the switch that sandbox and hosts are plugged into; it stands in OutsideNetns and
+	// has the address OutsideIP.
 	bridge = "lan"
 )
 
-// layersDir holds the upper halves of the overlays: exactly what was written since the sandbox began.
+// layersDir holds the upper halves of the overlays: exactly what was written since the sandbox
+// began.
 const layersDir = "/run/sandbox-layers"
 
 // privateDirs are host folders the sandbox sees, but whose changes stay in it.
@@ -56,7 +59,8 @@ func (m machine) furnish() error {
 		{"tmpfs", "/run", "mode=755"},
 		{"tmpfs", "/dev/shm", "mode=1777"},
 	} {
-		// Or it and what is mounted below it would still be listed, out of sight. Where nothing is mounted, nothing hides.
+		// Or it and what is mounted below it would still be listed, out of sight. Where nothing is
+		// mounted, nothing hides.
 		_ = syscall.Unmount(step.target, syscall.MNT_DETACH)
 		if err := syscall.Mount(step.kind, step.target, step.kind, 0, step.data); err != nil {
 			return fmt.Errorf("mount %s: %w", step.target, err)
@@ -111,12 +115,15 @@ func (m machine) overlay() error {
 	return nil
 }
 
-// kernelSettings are those below /proc/sys that a kubelet changes and that a kernel has once, for all of its namespaces.
+// kernelSettings are those below /proc/sys that a kubelet changes and that a kernel has once, for
+// all of its namespaces.
 var kernelSettings = []string{
-	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
+	"kernel/keys/root_maxbytes",
 }
 
-// ownSettings has ordinary files in the places of kernelSettings, so that the machine keeps its own.
+// ownSettings has ordinary files in the places of kernelSettings, so that the machine keeps its
+// own.
 func ownSettings() error {
 	for _, name := range kernelSettings {
 		setting := filepath.Join("/proc/sys", name)
@@ -151,7 +158,8 @@ func connect() error {
 		"ip -n "+OutsideNetns+" addr add "+OutsideIP+"/24 dev "+bridge,
 		"ip -n "+OutsideNetns+" link set "+bridge+" up",
 		"ip link add eth0 type veth peer name sandbox netns "+OutsideNetns,
-		// Link-local addresses come by themselves, at a time of their own, and would look like something a test left.
+		// Link-local addresses come by themselves, at a time of their own, and would look like
+		// something a test left.
 		"ip link set eth0 addrgenmode none",
 		"ip addr add "+HostIP+"/24 dev eth0",
 		"ip link set eth0 up",
@@ -163,7 +171,8 @@ func connect() error {
 	return switchOnly()
 }
 
-// switchOnly keeps the packet filter away from what merely crosses the switch. Without these settings it has no say anyway.
+// switchOnly keeps the packet filter away from what merely crosses the switch. Without these
+// settings it has no say anyway.
 func switchOnly() error {
 	const script = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done"
 	return run("ip", "netns", "exec", OutsideNetns, "sh", "-c", script)

@@ -25,17 +25,21 @@ var ErrOff = errors.New("host is off")
 type HostConfig struct {
 	// Name is also its host name. Interfaces are named after it, so it is short.
 	Name string
-	// Address is the one the sandbox and other hosts see it at, in 192.168.77.0/24; or in fd77::/64, for a host without IPv4.
+	// Address is the one the sandbox and other hosts see it at, in 192.168.77.0/24; or in
+	// fd77::/64, for a host without IPv4.
 	Address string
-	// Address6 is a further one, in fd77::/64. Empty for a host without IPv6, or with an Address of that kind.
+	// Address6 is a further one, in fd77::/64. Empty for a host without IPv6, or with an Address of
+	// that kind.
 	Address6 string
-	// NAT puts it behind a router of its own, which has Address and lets nothing in that was not asked for.
+	// NAT puts it behind a router of its own, which has Address and lets nothing in that was not
+	// asked for.
 	NAT bool
 }
 
-// Host is a machine within the sandbox, with processes, mounts, network, host name and cgroups of its own. /etc, /opt, /usr and /var
-// are copies of the sandbox's, Dir is an empty folder of its own on a real disk, the rest is seen as it is. What is on its disk, which
-// is all of these, outlives a power cut.
+// Host is a machine within the sandbox, with processes, mounts, network, host name and cgroups of
+// its own. /etc, /opt, /usr and /var are copies of the sandbox's, Dir is an empty folder of its own
+// on a real disk, the rest is seen as it is. What is on its disk, which is all of these, outlives a
+// power cut.
 type Host struct {
 	config HostConfig
 	dir    string // of the sandbox, with all that is on the disk
@@ -52,7 +56,8 @@ const hostVariable = "MOTE_SANDBOX_HOST"
 
 var hostNames = regexp.MustCompile(`^[a-z][a-z0-9-]{0,8}$`)
 
-// AddHost makes a host and boots it. It goes with the sandbox; [Host.Remove] throws it away earlier.
+// AddHost makes a host and boots it. It goes with the sandbox; [Host.Remove] throws it away
+// earlier.
 func AddHost(c HostConfig) (*Host, error) {
 	if !hostNames.MatchString(c.Name) {
 		return nil, fmt.Errorf("add host %q: the name must be of one to nine letters, digits and dashes", c.Name)
@@ -108,7 +113,8 @@ func (h *Host) layers() string { return filepath.Join(h.dir, "layers") }
 // Name is the host's name.
 func (h *Host) Name() string { return h.config.Name }
 
-// Path is where the sandbox finds a file that the host has at path, which is below Dir; the same if h is nil.
+// Path is where the sandbox finds a file that the host has at path, which is below Dir; the same if
+// h is nil.
 func (h *Host) Path(path string) string {
 	if h == nil {
 		return path
@@ -198,8 +204,9 @@ func (h *Host) On() bool {
 	}
 }
 
-// PowerCut ends the host as a failing power supply does: all of it is gone at once but what is on its disk. Commands that run in it
-// have to be waited for by whoever started them, before or meanwhile.
+// PowerCut ends the host as a failing power supply does: all of it is gone at once but what is on
+// its disk. Commands that run in it have to be waited for by whoever started them, before or
+// meanwhile.
 func (h *Host) PowerCut() error {
 	if err := h.cut(); err != nil {
 		return fmt.Errorf("cut power of host %s: %w", h.config.Name, err)
@@ -243,7 +250,8 @@ func (h *Host) Remove() error {
 	return nil
 }
 
-// Processes lists those of the host and of the containers in it, as the sandbox numbers them, whose command line begins so.
+// Processes lists those of the host and of the containers in it, as the sandbox numbers them, whose
+// command line begins so.
 func (h *Host) Processes(command string) []int {
 	if h.groups == nil {
 		return nil
@@ -257,7 +265,8 @@ func (h *Host) Processes(command string) []int {
 	return pids
 }
 
-// outsideHost is the process that starts a host's first one, as outside does for the sandbox. It never ends before that.
+// outsideHost is the process that starts a host's first one, as outside does for the sandbox. It
+// never ends before that.
 func outsideHost() (int, error) {
 	list, err := hierarchies()
 	if err != nil {
@@ -268,7 +277,8 @@ func outsideHost() (int, error) {
 	return launch(cmd, &cgroups{name: "host-" + os.Getenv(hostVariable), list: list})
 }
 
-// firstOfHost is process 1 of a host. What runs there is started from outside, see [Cmd]; orphans fall to this process.
+// firstOfHost is process 1 of a host. What runs there is started from outside, see [Cmd]; orphans
+// fall to this process.
 func firstOfHost() (int, error) {
 	// While /proc is still the sandbox's.
 	number, err := os.Readlink("/proc/self")
@@ -278,7 +288,8 @@ func firstOfHost() (int, error) {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGCHLD)
 	name := os.Getenv(hostVariable)
-	m := machine{hostname: name, layers: filepath.Join(hostDir(name), "layers"), disk: filepath.Join(hostDir(name), "disk")}
+	m := machine{hostname: name, layers: filepath.Join(hostDir(name), "layers"),
+		disk: filepath.Join(hostDir(name), "disk")}
 	if err := m.furnish(); err != nil {
 		return 0, err
 	}

@@ -17,14 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cmd is an exec.Cmd whose process runs in a [Host]: a child of this process, that sees the host and is not seen by others. Pdeathsig
-// must not be asked of it, as the thread that starts it ends at once. Without a host it is an exec.Cmd.
+// Cmd is an exec.Cmd whose process runs in a [Host]: a child of this process, that sees the host
+// and is not seen by others. Pdeathsig must not be asked of it, as the thread that starts it ends
+// at once. Without a host it is an exec.Cmd.
 type Cmd struct {
 	*exec.Cmd
 	host *Host
 }
 
-// gate holds a program back until its process, whose number is known only then, has been moved to the host's cgroups.
+// gate holds a program back until its process, whose number is known only then, has been moved to
+// the host's cgroups.
 const gate = `read -r _ <&%[1]d && exec %[1]d<&- && exec "$0" "$@"`
 
 // Command prepares a command in the sandbox itself, for what takes one in a host, too.
@@ -32,7 +34,8 @@ func Command(ctx context.Context, name string, args ...string) *Cmd {
 	return (*Host)(nil).Command(ctx, name, args...)
 }
 
-// Command prepares a command in the host, or in the sandbox if h is nil. In a host a name without a slash is looked for in the host; one that is not there ends with code 127.
+// Command prepares a command in the host, or in the sandbox if h is nil. In a host a name without a
+// slash is looked for in the host; one that is not there ends with code 127.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *Cmd {
 	if h == nil {
 		return &Cmd{Cmd: exec.CommandContext(ctx, name, args...)}
@@ -119,7 +122,8 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// enterNamespaces moves the calling thread, and the processes it will start, to where another process is.
+// enterNamespaces moves the calling thread, and the processes it will start, to where another
+// process is.
 func enterNamespaces(pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -133,14 +137,16 @@ func enterNamespaces(pid int) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("part thread from others: %w", err)
 	}
-	const all = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+	const all = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS |
+		unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
 	if err := unix.Setns(fd, all); err != nil {
 		return fmt.Errorf("enter namespaces of process %d: %w", pid, err)
 	}
 	return nil
 }
 
-// onThreadOfItsOwn runs f on a thread that ends with it. It is never the process's first: /proc/self shows that one's namespaces.
+// onThreadOfItsOwn runs f on a thread that ends with it. It is never the process's first:
+// /proc/self shows that one's namespaces.
 func onThreadOfItsOwn(f func() error) error {
 	result := make(chan error, 1)
 	go func() {

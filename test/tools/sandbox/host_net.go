@@ -21,7 +21,8 @@ const (
 	routerLAN = "10.66.0.1"
 )
 
-// routerRules let out what comes from inside, under the router's address, and in only what answers it.
+// routerRules let out what comes from inside, under the router's address, and in only what answers
+// it.
 const routerRules = `
 table ip router {
 	chain out { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }
@@ -54,8 +55,8 @@ func (c HostConfig) hasIPv6() bool { return c.Address6 != "" || isIPv6(c.Address
 
 func isIPv6(address string) bool { return strings.Contains(address, ":") }
 
-// connectIPv6 gives the sandbox and the rest of the world addresses of that family; that they have them is no error. Hosts without
-// IPv6 notice nothing.
+// connectIPv6 gives the sandbox and the rest of the world addresses of that family; that they have
+// them is no error. Hosts without IPv6 notice nothing.
 func connectIPv6() error {
 	return runAll(
 		"ip -n "+OutsideNetns+" addr replace "+OutsideIP6+"/64 dev "+bridge+" nodad",
@@ -123,8 +124,8 @@ func (h *Host) uninstallRouter() error {
 // unplug removes a cable. A host that lost its power took it along, sooner or later.
 func (h *Host) unplug() {
 	_ = exec.Command("ip", "-n", OutsideNetns, "link", "delete", h.port()).Run()
-	// Whoever has the address next has another card, and nobody should look for this one for the better part of a minute. A real
-	// machine makes that known when it gets the address.
+	// Whoever has the address next has another card, and nobody should look for this one for the
+	// better part of a minute. A real machine makes that known when it gets the address.
 	for _, family := range []string{"-4", "-6"} {
 		_ = exec.Command("ip", family, "neigh", "flush", "dev", "eth0").Run()
 		_ = exec.Command("ip", family, "-n", OutsideNetns, "neigh", "flush", "dev", bridge).Run()
@@ -192,7 +193,8 @@ func (h *Host) Gateway() string {
 	return OutsideIP
 }
 
-// OnRouter prepares a command on the router of a host behind a NAT, which is the only machine that reaches the host.
+// OnRouter prepares a command on the router of a host behind a NAT, which is the only machine that
+// reaches the host.
 func (h *Host) OnRouter(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", h.router(), name}, args...)...)
 }
@@ -212,7 +214,8 @@ func (h *Host) ip(lines ...string) error {
 	})
 }
 
-// Partition cuts the host off from all others, without its noticing: its cable stays in, and every packet is lost.
+// Partition cuts the host off from all others, without its noticing: its cable stays in, and every
+// packet is lost.
 func (h *Host) Partition() error { return h.forward(false) }
 
 // Heal ends what Partition began.
@@ -227,14 +230,16 @@ func (h *Host) forward(on bool) error {
 	return nil
 }
 
-// Move gives the host another address, as a router does that forgot it; behind a NAT the router gets it.
+// Move gives the host another address, as a router does that forgot it; behind a NAT the router
+// gets it.
 func (h *Host) Move(address string) error {
 	h.config.Address = address
 	var err error
 	switch {
 	case h.config.NAT:
 		ip := "ip -n " + h.router() + " "
-		err = runAll(ip+"addr flush dev wan", ip+"addr add "+address+"/24 dev wan", ip+"route replace default via "+OutsideIP)
+		err = runAll(ip+"addr flush dev wan", ip+"addr add "+address+"/24 dev wan",
+			ip+"route replace default via "+OutsideIP)
 	case h.On(): // otherwise it gets the address when it boots
 		err = h.ip(append([]string{"addr flush dev eth0 scope global"}, h.addressing()...)...)
 	}

@@ -44,10 +44,12 @@ func in(t *testing.T, h *Host, script string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// listens finds a listener on port 7777 in /proc/net/tcp or tcp6; connections that have ended stay in there for a minute.
+// listens finds a listener on port 7777 in /proc/net/tcp or tcp6; connections that have ended stay
+// in there for a minute.
 var listens = regexp.MustCompile(`:1E61 [0-9A-F]+:0000 0A `)
 
-// reaches tells whether a TCP connection comes about from one host to a port on another where somebody listens.
+// reaches tells whether a TCP connection comes about from one host to a port on another where
+// somebody listens.
 func reaches(t *testing.T, from, to *Host, address string) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -92,28 +94,34 @@ func TestHost_Two_EachSeesItsOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11"}), addHost(t, HostConfig{Name: "b", Address: "192.168.77.12"})
+	a, b := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11"}),
+		addHost(t, HostConfig{Name: "b", Address: "192.168.77.12"})
 	startIn(t, a, "sleep", "4711")
 	startIn(t, b, "sleep", "4712")
 	for h, want := range map[*Host]string{a: "4711", b: "4712"} {
 		if got := in(t, h, "hostname"); got != h.Name() {
 			t.Errorf("host name of %s is %s", h.Name(), got)
 		}
-		eventuallyIn(t, h, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '", func(ps string) bool { return strings.Contains(ps, "sleep "+want) })
+		eventuallyIn(t, h, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '",
+			func(ps string) bool { return strings.Contains(ps, "sleep "+want) })
 		if ps := in(t, h, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"); strings.Count(ps, "sleep 471") != 1 {
 			t.Errorf("%s sees processes of others: %s", h.Name(), ps)
 		}
 		if n := len(h.Processes("sleep 471")); n != 1 {
 			t.Errorf("%d processes are taken for those of %s, want 1", n, h.Name())
 		}
-		in(t, h, "mkdir /run/m && mount -t tmpfs "+h.Name()+" /run/m && touch /etc/only-"+h.Name()+" /var/only-"+h.Name()+" /run/only-"+h.Name()+" /dev/shm/only-"+h.Name()+" "+Dir()+"/only-"+h.Name())
-		in(t, h, "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do [ ! -e $d/cgroup.procs ] || mkdir -p $d/only-"+h.Name()+"; done")
+		in(t, h, "mkdir /run/m && mount -t tmpfs "+h.Name()+" /run/m && touch /etc/only-"+h.Name()+" /var/only-"+
+			h.Name()+" /run/only-"+h.Name()+" /dev/shm/only-"+h.Name()+" "+Dir()+"/only-"+h.Name())
+		in(t, h, "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do [ ! -e $d/cgroup.procs ] || mkdir -p $d/only-"+h.Name()+
+			"; done")
 	}
 	for h, other := range map[*Host]*Host{a: b, b: a} {
-		if out := in(t, h, "cat /proc/mounts"); !strings.Contains(out, h.Name()+" /run/m") || strings.Contains(out, other.Name()+" /run/m") {
+		if out := in(t, h, "cat /proc/mounts"); !strings.Contains(out, h.Name()+" /run/m") ||
+			strings.Contains(out, other.Name()+" /run/m") {
 			t.Errorf("mounts of %s:\n%s", h.Name(), out)
 		}
-		out := in(t, h, "ls -d /etc/only-* /var/only-* /run/only-* /dev/shm/only-* "+Dir()+"/only-* ; find /sys/fs/cgroup -name 'only-*'")
+		out := in(t, h, "ls -d /etc/only-* /var/only-* /run/only-* /dev/shm/only-* "+Dir()+
+			"/only-* ; find /sys/fs/cgroup -name 'only-*'")
 		if strings.Contains(out, "only-"+other.Name()) || strings.Count(out, "only-"+h.Name()) < 6 {
 			t.Errorf("files and cgroups of %s:\n%s", h.Name(), out)
 		}
@@ -148,7 +156,8 @@ func TestHost_Two_EachSeesItsOwn(t *testing.T) {
 	if left := before.Added(after); len(left) > 0 {
 		t.Errorf("left of the hosts: %v", left)
 	}
-	if out, err := exec.Command("ip", "-n", OutsideNetns, "link").CombinedOutput(); err != nil || strings.Contains(string(out), "port-") {
+	if out, err := exec.Command("ip", "-n", OutsideNetns, "link").CombinedOutput(); err != nil ||
+		strings.Contains(string(out), "port-") {
 		t.Errorf("left on the switch (%v): %s", err, out)
 	}
 	if left, _ := filepath.Glob(Dir() + "/hosts/*"); len(left) > 0 {
@@ -156,19 +165,22 @@ func TestHost_Two_EachSeesItsOwn(t *testing.T) {
 	}
 }
 
-// A host with both families, and one that has IPv6 alone, reach each other and are reached, also after a power cut and a move.
+// A host with both families, and one that has IPv6 alone, reach each other and are reached, also
+// after a power cut and a move.
 func TestHost_IPv6_Reached(t *testing.T) {
 	needRoot(t)
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
 		t.Skip("the kernel has no IPv6: /proc/net/if_inet6 is missing")
 	}
-	a, b := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11", Address6: "fd77::11"}), addHost(t, HostConfig{Name: "b", Address: "fd77::12"})
+	a, b := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11", Address6: "fd77::11"}),
+		addHost(t, HostConfig{Name: "b", Address: "fd77::12"})
 	look := func(when string) {
 		t.Helper()
 		for _, way := range []struct {
 			from, to *Host
 			address  string
-		}{{a, b, b.Address()}, {b, a, a.Address6()}, {a, a, a.Address()}, {a, a, a.Address6()}, {nil, a, a.Address()}, {nil, a, a.Address6()}, {nil, b, b.Address()}} {
+		}{{a, b, b.Address()}, {b, a, a.Address6()}, {a, a, a.Address()}, {a, a, a.Address6()}, {nil, a, a.Address()},
+			{nil, a, a.Address6()}, {nil, b, b.Address()}} {
 			if !reaches(t, way.from, way.to, way.address) {
 				t.Errorf("%s, %s is not reached", when, way.address)
 			}
@@ -212,7 +224,8 @@ func TestHost_PowerCut_DiskAndAddressStay(t *testing.T) {
 	h := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11"})
 	_, ended := startIn(t, h, "sleep", "4711")
 	in(t, h, "setsid sleep 4711 >/dev/null 2>&1 </dev/null &")
-	in(t, h, "echo kept | tee /etc/kept /var/kept "+Dir()+"/kept; echo lost > /run/lost; ip netns add lost; for d in /sys/fs/cgroup/memory /sys/fs/cgroup; do [ ! -e $d/cgroup.procs ] || { mkdir $d/lost; break; }; done")
+	in(t, h, "echo kept | tee /etc/kept /var/kept "+Dir()+
+		"/kept; echo lost > /run/lost; ip netns add lost; for d in /sys/fs/cgroup/memory /sys/fs/cgroup; do [ ! -e $d/cgroup.procs ] || { mkdir $d/lost; break; }; done")
 	boot, machine := in(t, h, "cat /proc/sys/kernel/random/boot_id"), in(t, h, "cat /etc/machine-id")
 	if err := h.PowerCut(); err != nil {
 		t.Fatal(err)
@@ -253,7 +266,8 @@ func pidsOf(command string) []int {
 }
 
 func TestHost_Network_PartitionedMovedAndBehindNAT(t *testing.T) {
-	a, b := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11"}), addHost(t, HostConfig{Name: "b", Address: "192.168.77.12", NAT: true})
+	a, b := addHost(t, HostConfig{Name: "a", Address: "192.168.77.11"}),
+		addHost(t, HostConfig{Name: "b", Address: "192.168.77.12", NAT: true})
 	if !reaches(t, b, a, a.Address()) {
 		t.Error("no way out through the router")
 	}
@@ -358,9 +372,16 @@ func TestHost_Command_LikeAnyOther(t *testing.T) {
 func TestAddHost_BadConfig_Refused(t *testing.T) {
 	needRoot(t)
 	for _, c := range []HostConfig{
-		{Name: "a"}, {Name: "a", Address: "192.168.77"}, {Address: "192.168.77.11"}, {Name: "../a", Address: "192.168.77.11"}, {Name: "much-too-long", Address: "192.168.77.11"},
-		{Name: "a", Address: "192.168.77.11", Address6: "fd77"}, {Name: "a", Address: "192.168.77.11", Address6: "192.168.77.12"}, {Name: "a", Address6: "fd77::11"},
-		{Name: "a", Address: "fd77::11", Address6: "fd77::12"}, {Name: "a", Address: "192.168.77.11", Address6: "fd77::11", NAT: true},
+		{Name: "a"}, {Name: "a", Address: "192.168.77"}, {Address: "192.168.77.11"},
+		{Name: "../a", Address: "192.168.77.11"}, {Name: "much-too-long", Address: "192.168.77.11"},
+		{Name: "a", Address: "192.168.77.11", Address6: "fd77"},
+		{Name: "a", Address: "192.168.77.11", Address6: "192.168.77.12"}, {Name: "a", Address6: "fd77::11"},
+		{Name: "a", Address: "fd77::11", Address6: "fd77::12"}, {
+			Name:     "a",
+			Address:  "192.168.77.11",
+			Address6: "fd77::11",
+			NAT:      true,
+		},
 	} {
 		if h, err := AddHost(c); err == nil {
 			t.Errorf("%+v was accepted", c)
@@ -441,7 +462,8 @@ func TestRun_Killed_HostsGoToo(t *testing.T) {
 			}
 			left := []string{fmt.Sprintf("/tmp/mote-e2e-%d", outermost)}
 			for _, h := range groups {
-				left = append(left, filepath.Join(h.mountPoint, h.home, fmt.Sprintf("mote-e2e-%d", outermost)), filepath.Join(h.mountPoint, fmt.Sprintf("mote-e2e-%d", outermost)))
+				left = append(left, filepath.Join(h.mountPoint, h.home, fmt.Sprintf("mote-e2e-%d", outermost)),
+					filepath.Join(h.mountPoint, fmt.Sprintf("mote-e2e-%d", outermost)))
 			}
 			left = slices.DeleteFunc(left, func(dir string) bool {
 				_, err := os.Stat(dir)
@@ -451,7 +473,8 @@ func TestRun_Killed_HostsGoToo(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 			// Another sandbox may run beside this test and still need it.
-			if now, err := readNumber(instances.file); row.clean && limit != instances.enough && now != limit && !inUse(instances.record) {
+			if now, err := readNumber(instances.file); row.clean && limit != instances.enough && now != limit &&
+				!inUse(instances.record) {
 				t.Errorf("%s is %d (%v), before %d", instances.file, now, err, limit)
 			}
 			// Nobody was there to do it.

@@ -13,9 +13,10 @@ import (
 	"syscall"
 )
 
-// limit is one that the kernel has for the whole machine, and that sandboxes with several hosts raise while they run: it is root's in
-// the first user namespace, and containers have to stay in that. Sandboxes may run beside each other, and be killed; so what the
-// limit was stands in a file that each of those who raised it has locked, and the last of them, or the next, puts it back.
+// limit is one that the kernel has for the whole machine, and that sandboxes with several hosts
+// raise while they run: it is root's in the first user namespace, and containers have to stay in
+// that. Sandboxes may run beside each other, and be killed; so what the limit was stands in a file
+// that each of those who raised it has locked, and the last of them, or the next, puts it back.
 type limit struct {
 	file   string // the kernel's
 	record string // what the limit was
@@ -23,9 +24,11 @@ type limit struct {
 }
 
 // instances is what a machine may have of inotify's, of which one server takes 21 of the usual 128.
-var instances = limit{file: "/proc/sys/fs/inotify/max_user_instances", record: "/tmp/mote-e2e-inotify-instances", enough: 8192}
+var instances = limit{file: "/proc/sys/fs/inotify/max_user_instances", record: "/tmp/mote-e2e-inotify-instances",
+	enough: 8192}
 
-// raised holds the record of instances open once a host was added, which is until this process ends, however that is.
+// raised holds the record of instances open once a host was added, which is until this process
+// ends, however that is.
 var raised = sync.OnceValues(instances.raise)
 
 // raise raises the limit until what it returns is closed, and lower is called.

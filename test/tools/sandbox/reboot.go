@@ -16,10 +16,12 @@ import (
 	"time"
 )
 
-// PowerCut takes away what a machine loses when its power fails: processes, mounts, interfaces, rules, cgroups, everything under
-// /run, the boot id. What was there at the time of the snapshot stays, and so do files on disk.
+// PowerCut takes away what a machine loses when its power fails: processes, mounts, interfaces,
+// rules, cgroups, everything under /run, the boot id. What was there at the time of the snapshot
+// stays, and so do files on disk.
 func PowerCut(at Snapshot) error {
-	for _, step := range []func(Snapshot) error{killAll, unmountAll, unlinkAll, forgetRules, removeGroups, clearRun, newBootID} {
+	for _, step := range []func(Snapshot) error{
+		killAll, unmountAll, unlinkAll, forgetRules, removeGroups, clearRun, newBootID} {
 		if err := step(at); err != nil {
 			return fmt.Errorf("cut power: %w", err)
 		}
@@ -54,7 +56,8 @@ func unmountAll(at Snapshot) error {
 			continue
 		}
 		// With shared mounts one call may take several away.
-		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
+		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) &&
+			!errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("unmount %s: %w", target, err)
 		}
 	}
@@ -88,7 +91,8 @@ func forgetRules(Snapshot) error {
 			return err
 		}
 	}
-	for file, tool := range map[string]string{"/proc/net/ip_tables_names": "iptables-legacy", "/proc/net/ip6_tables_names": "ip6tables-legacy"} {
+	for file, tool := range map[string]string{"/proc/net/ip_tables_names": "iptables-legacy",
+		"/proc/net/ip6_tables_names": "ip6tables-legacy"} {
 		// Without the file or the tool there are no such rules.
 		tables, _ := os.ReadFile(file)
 		for _, table := range strings.Fields(string(tables)) {
@@ -135,7 +139,8 @@ func newBootID(Snapshot) error {
 	if _, err := rand.Read(b); err != nil {
 		return fmt.Errorf("draw boot id: %w", err)
 	}
-	if err := os.WriteFile(file, fmt.Appendf(nil, "%x-%x-%x-%x-%x\n", b[0:4], b[4:6], b[6:8], b[8:10], b[10:]), 0o444); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, "%x-%x-%x-%x-%x\n", b[0:4], b[4:6], b[6:8], b[8:10], b[10:]),
+		0o444); err != nil {
 		return fmt.Errorf("write boot id: %w", err)
 	}
 	if err := syscall.Mount(file, id, "", syscall.MS_BIND, ""); err != nil {

@@ -15,17 +15,20 @@ import (
 	"time"
 )
 
-// stageVariable tells the processes apart: the one the user started, the first process of the sandbox, the test in it, and for each
-// host in the sandbox the one that started it and its first process.
+// stageVariable tells the processes apart: the one the user started, the first process of the
+// sandbox, the test in it, and for each host in the sandbox the one that started it and its first
+// process.
 const stageVariable = "MOTE_SANDBOX_STAGE"
 
 // dirVariable names the folder that Dir returns.
 const dirVariable = "MOTE_SANDBOX_DIR"
 
-// Dir is a folder on the host's disk for this run. It goes with the sandbox, and its name is short: sockets are put below it.
+// Dir is a folder on the host's disk for this run. It goes with the sandbox, and its name is short:
+// sockets are put below it.
 func Dir() string { return os.Getenv(dirVariable) }
 
-// Run calls test inside a sandbox and returns its exit code. It re-executes the running program twice to get there, so it belongs at the very start of TestMain.
+// Run calls test inside a sandbox and returns its exit code. It re-executes the running program
+// twice to get there, so it belongs at the very start of TestMain.
 func Run(test func() int) int {
 	var (
 		code int
@@ -53,8 +56,8 @@ func Run(test func() int) int {
 	return code
 }
 
-// moveIn gives the test a home folder of its own: kubectl and Helm keep there what they learned of a server, by its address, and another
-// sandbox's has the same.
+// moveIn gives the test a home folder of its own: kubectl and Helm keep there what they learned of
+// a server, by its address, and another sandbox's has the same.
 func moveIn() error {
 	home := filepath.Join(layersDir, "home")
 	if err := os.Mkdir(home, 0o700); err != nil {
@@ -86,8 +89,8 @@ func outside() (code int, err error) {
 	return launch(again("init"), groups)
 }
 
-// launch runs cmd in new namespaces, whose cgroup roots are the groups. Should this process be killed, the kernel kills that one, and
-// with it all others in its namespaces.
+// launch runs cmd in new namespaces, whose cgroup roots are the groups. Should this process be
+// killed, the kernel kills that one, and with it all others in its namespaces.
 func launch(cmd *exec.Cmd, groups *cgroups) (int, error) {
 	// A parent-death signal follows the thread, not the process.
 	runtime.LockOSThread()
@@ -95,13 +98,15 @@ func launch(cmd *exec.Cmd, groups *cgroups) (int, error) {
 		return 0, err
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWCGROUP,
-		Pdeathsig:  syscall.SIGKILL,
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS |
+			syscall.CLONE_NEWIPC | syscall.CLONE_NEWCGROUP,
+		Pdeathsig: syscall.SIGKILL,
 	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	err := cmd.Start()
-	// The roots of the cgroup namespace are fixed now; in version 2 a root with children must hold no process.
+	// The roots of the cgroup namespace are fixed now; in version 2 a root with children must hold
+	// no process.
 	if back := groups.leave(); err == nil {
 		err = back
 	}
@@ -111,7 +116,8 @@ func launch(cmd *exec.Cmd, groups *cgroups) (int, error) {
 	return wait(cmd, signals)
 }
 
-// first is process 1 of the sandbox: it furnishes it, starts the test and reaps the orphans that fall to it.
+// first is process 1 of the sandbox: it furnishes it, starts the test and reaps the orphans that
+// fall to it.
 func first() (int, error) {
 	if err := (machine{hostname: Hostname, layers: layersDir}).furnish(); err != nil {
 		return 0, err

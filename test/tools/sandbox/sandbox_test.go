@@ -59,7 +59,8 @@ func TestRun_HostFolders_PrivateAndListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"file: /etc/sandbox-was-here", "file: /var/lib/sandbox", "file: /var/lib/sandbox/was", "file: /var/lib/sandbox/was/here",
+	want := []string{"file: /etc/sandbox-was-here", "file: /var/lib/sandbox", "file: /var/lib/sandbox/was",
+		"file: /var/lib/sandbox/was/here",
 		"removed file: /etc/issue"}
 	if added := before.Added(after); !slices.Equal(added, want) {
 		t.Errorf("added %v, want %v", added, want)
@@ -92,14 +93,16 @@ func TestRun_KernelSettings_Private(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for file, want := range map[string]string{setting: "4711", mountPoint + "/sys/kernel/panic": strings.TrimSpace(string(was))} {
+	for file, want := range map[string]string{setting: "4711",
+		mountPoint + "/sys/kernel/panic": strings.TrimSpace(string(was))} {
 		if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != want {
 			t.Errorf("%s is %q (%v), want %s", file, got, err, want)
 		}
 	}
 }
 
-// Everything a cluster makes must be listed, and a power cut must take all of it but the files on disk.
+// Everything a cluster makes must be listed, and a power cut must take all of it but the files on
+// disk.
 func TestPowerCut_EverythingMade_IsGone(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -129,7 +132,8 @@ until tr '\0' ' ' </proc/$!/cmdline | grep -q '^sleep 1000'; do sleep 0.01; done
 		t.Fatal(err)
 	}
 	added := strings.Join(before.Added(made), "\n")
-	for _, want := range []string{"sleep 1000", "mount: " + mount, "interface: test0", "network namespace: test", "test-a/test-b", "rule: table ip test", "file: /run/test"} {
+	for _, want := range []string{"sleep 1000", "mount: " + mount, "interface: test0", "network namespace: test",
+		"test-a/test-b", "rule: table ip test", "file: /run/test"} {
 		if !strings.Contains(added, want) {
 			t.Errorf("snapshot lacks %q:\n%s", want, added)
 		}
@@ -145,7 +149,8 @@ until tr '\0' ' ' </proc/$!/cmdline | grep -q '^sleep 1000'; do sleep 0.01; done
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := before.Added(after); !slices.Equal(left, []string{"mount: /proc/sys/kernel/random/boot_id", "file: " + mount}) {
+	if left := before.Added(after); !slices.Equal(left,
+		[]string{"mount: /proc/sys/kernel/random/boot_id", "file: " + mount}) {
 		t.Errorf("left after the power cut: %v", left)
 	}
 	if now, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err != nil || string(now) == string(boot) {

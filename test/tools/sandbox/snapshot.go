@@ -34,7 +34,8 @@ const (
 	Removed    = "removed file" // one of the host's that the sandbox does not have any more
 )
 
-// Take lists everything in the sandbox that a cluster might leave behind: in folders of the host only what was made or changed since the sandbox began, in dirs everything.
+// Take lists everything in the sandbox that a cluster might leave behind: in folders of the host
+// only what was made or changed since the sandbox began, in dirs everything.
 func Take(dirs ...string) (Snapshot, error) {
 	s := Snapshot{}
 	for _, p := range processes() {
@@ -109,7 +110,8 @@ type process struct {
 	command string
 }
 
-// FindProcesses lists those of the sandbox, of its hosts and of the containers, whose command line is one of these.
+// FindProcesses lists those of the sandbox, of its hosts and of the containers, whose command line
+// is one of these.
 func FindProcesses(which func(command string) bool) []int {
 	var pids []int
 	for _, p := range processes() {
@@ -135,7 +137,8 @@ func processes() []process {
 			continue
 		}
 		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		list = append(list, process{pid: pid, command: strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))})
+		list = append(list,
+			process{pid: pid, command: strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))})
 	}
 	return list
 }
@@ -155,11 +158,13 @@ func mountPoints() ([]string, error) {
 	return list, nil
 }
 
-// ruleLines is outputLines without what says nothing of its own: comments, counters, closing braces, empty built-in chains.
+// ruleLines is outputLines without what says nothing of its own: comments, counters, closing
+// braces, empty built-in chains.
 func ruleLines(command string) []string {
 	var list []string
 	for _, l := range outputLines(command) {
-		if strings.HasPrefix(l, "#") || strings.HasPrefix(l, ":") || l == "}" || l == "COMMIT" || strings.HasPrefix(l, "*") {
+		if strings.HasPrefix(l, "#") || strings.HasPrefix(l, ":") || l == "}" || l == "COMMIT" ||
+			strings.HasPrefix(l, "*") {
 			continue
 		}
 		list = append(list, l)
@@ -180,9 +185,10 @@ func outputLines(command string) []string {
 	return list
 }
 
-// kindInUpper says what a path in the upper half of an overlay stands for. A folder that the lower half has too was not made: it came
-// up because something was written in it, and the kernel marks it with its origin. What was removed is covered by a device that is
-// none. Source: Linux, Documentation/filesystems/overlayfs.rst.
+// kindInUpper says what a path in the upper half of an overlay stands for. A folder that the lower
+// half has too was not made: it came up because something was written in it, and the kernel marks
+// it with its origin. What was removed is covered by a device that is none. Source: Linux,
+// Documentation/filesystems/overlayfs.rst.
 func kindInUpper(path string) string {
 	var info unix.Stat_t
 	if err := unix.Lstat(path, &info); err != nil {
@@ -216,7 +222,8 @@ func filesBelow(dir string) []string {
 			return filepath.SkipDir
 		}
 		list = append(list, path)
-		if info, err := d.Info(); err == nil && d.IsDir() && info.Sys().(*syscall.Stat_t).Dev != top.Sys().(*syscall.Stat_t).Dev {
+		if info, err := d.Info(); err == nil && d.IsDir() &&
+			info.Sys().(*syscall.Stat_t).Dev != top.Sys().(*syscall.Stat_t).Dev {
 			return filepath.SkipDir
 		}
 		return nil

@@ -18,8 +18,9 @@ import (
 // NewTestConfig gives the part of an etcd's configuration that the tests change.
 func NewTestConfig(testing.TB) *embed.Config { return embed.NewConfig() }
 
-// RunEtcd runs a store until the test ends and gives a client of it. MOTE_TEST_CLIENT says which: "grpc" is etcd's own
-// over a connection; "local" is etcd's Kubernetes client on the in-process client; "direct" is the store's own.
+// RunEtcd runs a store until the test ends and gives a client of it. MOTE_TEST_CLIENT says which:
+// "grpc" is etcd's own over a connection; "local" is etcd's Kubernetes client on the in-process
+// client; "direct" is the store's own.
 func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
 	t.Helper()
 	// Not synced, as the etcd these tests come with is not: some wait for 100 ms only.
@@ -41,7 +42,8 @@ func RunEtcd(t testing.TB, cfg *embed.Config) *kubernetes.Client {
 			t.Fatal(err)
 		}
 		go func() { ran <- s.Serve(ctx, l) }()
-		if client, err = kubernetes.New(clientv3.Config{Endpoints: []string{"http://" + l.Addr().String()}}); err != nil {
+		if client, err = kubernetes.New(
+			clientv3.Config{Endpoints: []string{"http://" + l.Addr().String()}}); err != nil {
 			t.Fatal(err)
 		}
 	case "local":

@@ -46,7 +46,8 @@ func main() {
 	flag.StringVar(&c.etcd, "etcd", "", "etcd executable; empty builds the one this module pins")
 	flag.StringVar(&c.kine, "kine", "", "kine executable; empty builds "+kineVersion)
 	flag.StringVar(&c.only, "only", "", "comma-separated targets: in-process, mote, etcd, kine")
-	flag.StringVar(&c.phases, "phases", "", "comma-separated measurements: create, update, get, list, watch, heartbeat; empty is all")
+	flag.StringVar(&c.phases, "phases", "",
+		"comma-separated measurements: create, update, get, list, watch, heartbeat; empty is all")
 	flag.StringVar(&c.profile, "profile", "", "folder for CPU and heap profiles of the store; empty writes none")
 	flag.DurationVar(&c.each, "each", 3*time.Second, "time of each measurement")
 	flag.IntVar(&c.value, "value", 1024, "bytes of a value")
@@ -189,7 +190,8 @@ func startSelf(ctx context.Context, c *config, dir string) (*running, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startProcess(ctx, dir, addr, self, "-serve", filepath.Join(dir, "state.db"), "-listen", addr, "-page", fmt.Sprint(c.page), "-profile", c.profile)
+	return startProcess(ctx, dir, addr, self, "-serve", filepath.Join(dir, "state.db"), "-listen", addr, "-page",
+		fmt.Sprint(c.page), "-profile", c.profile)
 }
 
 func startEtcd(ctx context.Context, c *config, dir string) (*running, error) {
@@ -203,7 +205,8 @@ func startEtcd(ctx context.Context, c *config, dir string) (*running, error) {
 	}
 	return startProcess(ctx, dir, addr, c.etcd, "--data-dir", filepath.Join(dir, "data"), "--log-level", "error",
 		"--listen-client-urls", "http://"+addr, "--advertise-client-urls", "http://"+addr,
-		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster", "default=http://"+peer)
+		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster",
+		"default=http://"+peer)
 }
 
 func startKine(ctx context.Context, c *config, dir string) (*running, error) {
@@ -214,12 +217,14 @@ func startKine(ctx context.Context, c *config, dir string) (*running, error) {
 	return startProcess(ctx, dir, addr, c.kine, "--listen-address", addr, "--metrics-bind-address", "0")
 }
 
-// buildPeers makes the executables to compare with that are not given. It is done before anything is measured.
+// buildPeers makes the executables to compare with that are not given. It is done before anything
+// is measured.
 func buildPeers(ctx context.Context, c *config) error {
 	bin := filepath.Join(c.dir, "bin")
 	if c.etcd == "" && wants(c.only, "etcd") {
 		c.etcd = filepath.Join(bin, "etcd")
-		if err := build(exec.CommandContext(ctx, "go", "build", "-o", c.etcd, "go.etcd.io/etcd/server/v3")); err != nil {
+		if err := build(exec.CommandContext(ctx, "go", "build", "-o", c.etcd,
+			"go.etcd.io/etcd/server/v3")); err != nil {
 			return err
 		}
 	}

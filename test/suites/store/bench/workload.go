@@ -26,8 +26,10 @@ type line struct {
 
 var lines = []line{
 	{"create, 1 client", "/s", false}, {"create, 16 clients", "/s", false}, {"create, 64 clients", "/s", false},
-	{"create, 64 clients, p99", "ms", true}, {"guarded update, 16 clients", "/s", false}, {"get, 16 clients", "/s", false},
-	{"list of 500", "/s", false}, {"watch, p99", "ms", true}, {"resident, peak", "MB", true}, {"written to disk for an update", "bytes", true},
+	{"create, 64 clients, p99", "ms", true}, {"guarded update, 16 clients", "/s", false},
+	{"get, 16 clients", "/s", false},
+	{"list of 500", "/s", false}, {"watch, p99", "ms", true}, {"resident, peak", "MB", true},
+	{"written to disk for an update", "bytes", true},
 }
 
 // workload is what one target is put to.
@@ -44,7 +46,12 @@ const updaters = 16
 
 // measureAll measures one target.
 func measureAll(ctx context.Context, r *running, c config) (map[string]float64, error) {
-	w := &workload{running: *r, c: c, res: map[string]float64{}, value: randomValue(c.value)}
+	w := &workload{
+		running: *r,
+		c:       c,
+		res:     map[string]float64{},
+		value:   randomValue(c.value),
+	}
 	for _, phase := range []struct {
 		name string
 		run  func(context.Context) error
@@ -75,7 +82,8 @@ func randomValue(n int) string {
 
 // create makes a key that must not be there yet.
 func (w *workload) create(ctx context.Context, key, val string) error {
-	t, err := w.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, val)).Commit()
+	t, err := w.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key,
+		val)).Commit()
 	if err == nil && !t.Succeeded {
 		err = errors.New("create: the key is there")
 	}
@@ -119,7 +127,8 @@ func (w *workload) update(ctx context.Context, updater int, val string) error {
 }
 
 func (w *workload) updates(ctx context.Context) (err error) {
-	w.res["guarded update, 16 clients"], _, err = load(ctx, w.c.each, updaters, func(ctx context.Context, i int) error { return w.update(ctx, i, w.value) })
+	w.res["guarded update, 16 clients"], _, err = load(ctx, w.c.each, updaters,
+		func(ctx context.Context, i int) error { return w.update(ctx, i, w.value) })
 	return err
 }
 
@@ -165,8 +174,10 @@ func (w *workload) heartbeats(ctx context.Context) error {
 	return nil
 }
 
-// load runs op from many clients for a while and gives its rate and the 99th percentile of its time in milliseconds.
-func load(ctx context.Context, d time.Duration, clients int, op func(ctx context.Context, worker int) error) (rate, p99 float64, err error) {
+// load runs op from many clients for a while and gives its rate and the 99th percentile of its time
+// in milliseconds.
+func load(ctx context.Context, d time.Duration, clients int, op func(ctx context.Context, worker int) error) (rate,
+	p99 float64, err error) {
 	end := time.Now().Add(d)
 	var mu sync.Mutex
 	var took []time.Duration
@@ -203,11 +214,13 @@ func percentile(d []time.Duration, p float64) float64 {
 	return float64(d[int(float64(len(d)-1)*p)].Microseconds()) / 1000
 }
 
-// watchLatency is the time from just before a write until its event arrives, for one watcher of all that the writers do.
+// watchLatency is the time from just before a write until its event arrives, for one watcher of all
+// that the writers do.
 func (w *workload) watchLatency(ctx context.Context) (float64, error) {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ch := w.client.Watch(clientv3.WithRequireLeader(wctx), "/registry/leases/bench/", clientv3.WithPrefix(), clientv3.WithPrevKV())
+	ch := w.client.Watch(clientv3.WithRequireLeader(wctx), "/registry/leases/bench/", clientv3.WithPrefix(),
+		clientv3.WithPrevKV())
 	var took []time.Duration
 	done := make(chan struct{})
 	base := time.Now()
