@@ -10,6 +10,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/mote-dev/mote/internal/retry"
 	"github.com/mote-dev/mote/server/revocation"
 )
 
@@ -48,21 +49,21 @@ func (s *Server) keepAdmin(ctx context.Context, revoked *revocation.Guard) error
 	case <-ctx.Done():
 		return nil
 	}
-	log, pause, said := s.config.Logger.Named("revocation"), firstAdminRetry, ""
+	log := s.config.Logger.Named("revocation")
+	backoff, failures := retry.Backoff{First: firstAdminRetry, Last: lastAdminRetry}, retry.Failures{}
 	// written says that the file has what the keys have.
 	written := true
 	for {
 		var again <-chan time.Time
 		if err := s.replaceRevokedAdmin(ctx, revoked, &written); err != nil {
-			if text := err.Error(); text != said && ctx.Err() == nil {
-				said = text
-				log.Error(
-					"the administrator's certificate is revoked and there is no new kubeconfig yet, trying again: " +
-						text)
+			if ctx.Err() == nil && failures.News(err) {
+				log.Error("the administrator's certificate is revoked and there is no new kubeconfig yet, trying again",
+					zap.Error(err))
 			}
-			again, pause = time.After(pause), min(2*pause, lastAdminRetry)
+			again = time.After(backoff.Next())
 		} else {
-			pause, said = firstAdminRetry, ""
+			backoff.Reset()
+			failures.Recovered()
 		}
 		select {
 		case <-changed:

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mote-dev/mote/internal/retry"
 	"github.com/mote-dev/mote/internal/wallclock"
 )
 
@@ -14,10 +15,10 @@ const (
 	// renewEvery is the time between two looks at the certificates. They are also looked at when
 	// the clock was set.
 	renewEvery = 10 * time.Minute
-	// endsSoon is how long before the cluster's CA ends the log begins to say so, and sayEvery how
+	// endsSoon is how long before the cluster's CA ends the log begins to say so, and warnEvery how
 	// often it does.
-	endsSoon = 365 * 24 * time.Hour
-	sayEvery = 30 * 24 * time.Hour
+	endsSoon  = 365 * 24 * time.Hour
+	warnEvery = 30 * 24 * time.Hour
 )
 
 // keepCertificates renews the server's own certificates, and those of a node in its process, for as
@@ -25,15 +26,15 @@ const (
 // once, clients within five minutes.
 func (s *Server) keepCertificates(ctx context.Context) error {
 	log := s.config.Logger.Named("pki")
-	var looked, said time.Time
-	fault := ""
+	var looked, warned time.Time
+	failing, failures := false, retry.Failures{}
 	// written says that the kubeconfig has the administrator's present certificate.
 	written := true
 	look := func(now time.Time, set time.Duration) error {
 		if set != 0 {
 			log.Warn("the machine's clock was set", zap.Duration("by", set.Round(time.Second)))
 		}
-		if since := now.Sub(looked); set == 0 && since < renewEvery && fault == "" {
+		if since := now.Sub(looked); set == 0 && since < renewEvery && !failing {
 			return nil
 		}
 		looked = now
@@ -52,16 +53,15 @@ func (s *Server) keepCertificates(ctx context.Context) error {
 			err = s.pki.WriteKubeconfig(s.config.KubeconfigOutput, s.url())
 			written = err == nil
 		}
-		if err != nil {
-			if err.Error() != fault {
-				log.Error("certificates not renewed, trying again", zap.Error(err))
-			}
-			fault = err.Error()
-		} else {
-			fault = ""
+		failing = err != nil
+		switch {
+		case !failing:
+			failures.Recovered()
+		case failures.News(err):
+			log.Error("certificates not renewed, trying again", zap.Error(err))
 		}
-		if end := s.pki.End(); now.After(end.Add(-endsSoon)) && now.Sub(said).Abs() > sayEvery {
-			said = now
+		if end := s.pki.End(); now.After(end.Add(-endsSoon)) && now.Sub(warned).Abs() > warnEvery {
+			warned = now
 			log.Warn("the cluster's certificate authority ends: see docs/certificates.md on how to make a new one",
 				zap.Time("end", end))
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/discovery"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/retry"
 )
 
 // What a kubelet may ask of its server a second, as upstream has it.
@@ -158,7 +159,7 @@ var _ membership = (*join.Membership)(nil)
 // One that this mote does not know changes nothing: a node that goes on as it was is better than
 // none.
 func followBackend(ctx context.Context, m membership, used clusterconfig.Backend, log *zap.Logger) error {
-	unknown := ""
+	var failures retry.Failures
 	for {
 		// Before the look, so that nothing is missed in between.
 		learned := m.Learned()
@@ -166,11 +167,10 @@ func followBackend(ctx context.Context, m membership, used clusterconfig.Backend
 		switch {
 		case err == nil && now != used:
 			return fmt.Errorf("%w from %s to %s", ErrNetworkBackendChanged, used, now)
-		case err != nil && err.Error() != unknown:
-			unknown = err.Error()
+		case err != nil && failures.News(err):
 			log.Error("the cluster's network-backend is not followed", zap.String("used", string(used)), zap.Error(err))
 		case err == nil:
-			unknown = ""
+			failures.Recovered()
 		}
 		select {
 		case <-ctx.Done():

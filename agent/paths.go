@@ -11,9 +11,9 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 )
 
-// defaultDataDir is the data folder whose node uses the places on the host that people and tools
+// defaultDataDir is the data folder whose node uses the paths on the host that people and tools
 // expect: /var/log/pods, cgroups at the top and the bridge mote0. A node with another data folder
-// keeps to places of its own, so that two of them can run on one machine.
+// keeps to paths of its own, so that two of them can run on one machine.
 const defaultDataDir = "/var/lib/mote"
 
 const cgroupMount = "/sys/fs/cgroup"
