@@ -37,25 +37,24 @@ import (
 // containers go on meanwhile.
 var ErrAddressChanged = errors.New("the machine's address changed")
 
-// ErrClockSetBack ends Run when the machine's clock was set back. A kubelet keeps the tokens it has
-// got for its pods until they end by the clock, and until then the API server takes none of them
-// that are dated in the future: the process has to start again to ask for others.
+// ErrClockSetBack ends Run when the machine's clock was set back. A kubelet keeps its pods' tokens
+// until they expire by the clock, but the API server refuses tokens that are dated in the future:
+// the process has to start again to ask for new ones.
 var ErrClockSetBack = errors.New("the machine's clock was set back")
 
-// ErrNetworkBackendChanged ends Run when the servers have other nodes' pods reached in another way
-// than the node was started with: all nodes have to do it alike, so none waits for somebody to
-// start it again.
+// ErrNetworkBackendChanged ends Run when the servers name another network backend than the node was
+// started with. All nodes must use the same one, so the node starts again by itself.
 var ErrNetworkBackendChanged = errors.New("the cluster's network-backend changed")
 
-// CuredByRestart reports whether an error that ended Run asks for no more than the process started
+// CuredByRestart reports whether all that an error of Run asks for is that the process starts
 // again. Containers go on meanwhile.
 func CuredByRestart(err error) bool {
 	return errors.Is(err, ErrAddressChanged) || errors.Is(err, ErrClockSetBack) ||
 		errors.Is(err, ErrNetworkBackendChanged)
 }
 
-// maxSetBack is how far the clock may go back without anything's being wrong for longer than that:
-// about what the API server lets a token's date differ.
+// maxSetBack is how far the clock may be set back without a new start: about as far into the future
+// as the API server lets a token be dated.
 const maxSetBack = time.Minute
 
 // Connection is how a node reaches its API server and proves who it is.
@@ -73,12 +72,12 @@ type Connection struct {
 	CloseAll func()
 	// Cluster is what the server says all nodes must agree on.
 	Cluster clusterconfig.Config
-	// Remembers says that lists which no server answers are answered as they were last, also after
-	// a restart. Parts of the node then keep none of their own: of two copies the older one could
-	// win.
+	// Remembers says that while no server answers, lists are answered from their last responses,
+	// also after a restart. Parts of the node then keep no copy of their own: of two copies the
+	// older one could win.
 	Remembers bool
-	// Keep keeps the connection until its context ends, knowing what the node's informers know; nil
-	// if it needs nothing.
+	// Keep maintains the connection until its context ends, and reads the node's informers for it;
+	// nil if there is nothing to maintain.
 	Keep func(ctx context.Context, shared informers.SharedInformerFactory) error
 }
 

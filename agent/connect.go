@@ -102,7 +102,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 					return err
 				}
 				g, ctx := errgroup.WithContext(ctx)
-				// The last thing that is kept is asked for over the connection.
+				// The offline cache reads over the connection once more at its end.
 				outlive, end := context.WithCancel(context.WithoutCancel(ctx))
 				g.Go(func() error { return m.Run(outlive) })
 				g.Go(func() error {
@@ -156,8 +156,8 @@ type membership interface {
 var _ membership = (*join.Membership)(nil)
 
 // followBackend returns ErrNetworkBackendChanged once the servers say another backend than used.
-// One that this mote does not know changes nothing: a node that goes on as it was is better than
-// none.
+// A backend that this mote does not know changes nothing: a node that goes on as before is better
+// than none.
 func followBackend(ctx context.Context, m membership, used clusterconfig.Backend, log *zap.Logger) error {
 	var failures retry.Failures
 	for {

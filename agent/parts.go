@@ -107,7 +107,7 @@ var parts = []part.Part[*node]{
 		Needs:    []string{"service-proxy"},
 		Optional: true,
 		New: func(_ context.Context, n *node, _ part.Lead) (part.Running, error) {
-			// The proxy that is made already has it or not.
+			// newProxy has decided already whether the proxy enforces them.
 			return part.Running{Idle: n.idle("network-policy")}, nil
 		},
 	},

@@ -26,10 +26,10 @@ func preflight(h hostcheck.Host, s server.Config, a *agent.Config) (*datadir.Dir
 	return preflightOf(h, s.DataDir, s.Logger, hostOptions(s, a), func() error { return checkStored(s) })
 }
 
-// preflightOf does so for any role; stored looks at what lies in the folder.
+// preflightOf is preflight for any role; stored checks what the data folder holds already.
 func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.Options,
 	stored func() error) (*datadir.Dir, error) {
-	// Without these two every other answer would be about something else.
+	// Without these two, all further checks would fail for the wrong reason.
 	if h.UID() != 0 {
 		return nil, errNotRoot
 	}
@@ -51,7 +51,7 @@ func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.
 	}
 	for _, r := range results {
 		if r.Level == hostcheck.Warn {
-			// Debug: what is said at every start is read by nobody; `mote check` tells all.
+			// Debug: nobody reads what is said at every start; `mote check` tells all.
 			log.Debug("host: "+r.Name+": "+r.Found, zap.String("remedy", r.Remedy))
 		}
 	}

@@ -20,9 +20,9 @@ import (
 // syncs, bootstrap objects, the node's first pods.
 const settles = 30 * time.Second
 
-// runServer runs a server and, unless node is nil, a node beside it until ctx ends. Either one
-// failing stops both; the node stops first, so that it can still tell the server what it has to.
-// opened is called once nothing can be refused any more.
+// runServer runs a server and, unless node is nil, a node beside it until ctx ends. A failure of
+// either stops both; the node stops first, while the server can still take its last writes. opened
+// is called once nothing can be refused any more.
 func runServer(ctx context.Context, control server.Config, node *agent.Config, ui UI, opened func() error) error {
 	start := time.Now()
 	s, err := server.New(control)

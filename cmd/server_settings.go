@@ -147,7 +147,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		// Zero means the default to the server; a person who wrote it meant something else.
 		p.add(fmt.Errorf("https-listen-port 0%s is no TCP port: use 1 to 65535", v.From("https-listen-port")))
 	}
-	// What could not be read is left out, and would only be missed a second time.
+	// Values that could not be read are missing in s, which Validate would report once more.
 	if len(p.errs) > 0 {
 		return s, nil, errors.Join(p.errs...)
 	}

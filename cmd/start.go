@@ -16,7 +16,7 @@ import (
 // role is what a process is about to be, a server or an agent. Its functions are called in this
 // order.
 type role struct {
-	// configure takes over the settings.
+	// configure makes the role's configuration of the settings.
 	configure func(*zap.Logger) error
 	// preflight finds out whether the role can run here, and takes the data folder for this
 	// process. When it refuses, the host is as it was.
@@ -74,7 +74,7 @@ func (p program) start(ctx context.Context, v settings.Values, r role) error {
 	return errors.Join(err, dir.Close())
 }
 
-// quietUI tells the log of Kubernetes' parts when the start has ended.
+// quietUI tells the filter of upstream's log lines when the start has ended.
 type quietUI struct {
 	UI
 	quiet *logging.Quiet

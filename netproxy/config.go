@@ -42,7 +42,7 @@ type Config struct {
 	// LocalServiceIPs are service addresses that this node serves itself (cluster DNS). The service
 	// proxy never handles them.
 	LocalServiceIPs []netip.Addr
-	// Mode forces the backend: "nftables" or "iptables". Empty probes.
+	// Mode forces the packet filter: "nftables" or "iptables". Empty probes.
 	Mode string
 	// CNIConfDir is the folder of the container runtime's network lists, CNIBinDir that of the CNI
 	// plugins.

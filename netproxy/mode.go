@@ -51,7 +51,7 @@ const (
 	iptablesLockWait = "20"
 )
 
-// chooseMode chooses the backend by probing what it needs. A forced mode is probed as well.
+// chooseMode chooses the packet filter by probing what it needs. A forced mode is probed as well.
 //
 // Only a known answer decides, because choosing a mode deletes the rules of the other one. A probe
 // that fails for another reason (no memory, a lock, a timeout) is repeated, and in the end its

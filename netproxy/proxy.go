@@ -53,7 +53,7 @@ type Proxy struct {
 
 	nodesMu sync.Mutex // serialises nodesChanged
 	modeMu  sync.Mutex // guards what follows
-	mode    string     // the backend in use, empty before Run has chosen one
+	mode    string     // the packet filter in use, empty before Run has chosen one
 }
 
 // New checks the config, and that the host can have pods of the cluster's address families: without
@@ -96,7 +96,7 @@ func New(c Config) (*Proxy, error) {
 // network.
 func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 
-// Mode returns the backend in use, or nothing before [Proxy.Run] has chosen one.
+// Mode returns the packet filter in use, or nothing before [Proxy.Run] has chosen one.
 func (p *Proxy) Mode() string {
 	p.modeMu.Lock()
 	defer p.modeMu.Unlock()

@@ -124,9 +124,9 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	// containerd finds its own shim by name, on the PATH. A shim given as a path it takes for a
-	// third party's, and runs it once before each start to ask what it can do. The shim looks for
-	// runc there.
+	// containerd finds its shim by name on the PATH, and the shim finds runc there. A shim given by
+	// path would count as a third party's, which containerd runs once more before each start to ask
+	// what it can do.
 	if err := upstream.PrependPath(b.Dir); err != nil {
 		return err
 	}

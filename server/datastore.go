@@ -52,7 +52,7 @@ func openDatastore(ctx context.Context, c Config) (*datastore, error) {
 }
 
 // heartbeats are written every ten seconds by each node and each server, and mean nothing after a
-// power cut: who lives writes the next one. The leases that elect leaders are not among them.
+// power cut: whoever is alive writes the next. The leases that elect leaders are not among them.
 var heartbeats = []string{"/registry/leases/kube-node-lease/", "/registry/leases/kube-system/apiserver-"}
 
 func openStore(ctx context.Context, c Config) (*datastore, error) {

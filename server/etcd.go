@@ -55,7 +55,7 @@ func openEtcd(ctx context.Context, c Config) (*datastore, error) {
 		DialTimeout:          etcdPatience,
 		DialKeepAliveTime:    30 * time.Second,
 		DialKeepAliveTimeout: 10 * time.Second,
-		// What its client warns of, it tries again.
+		// The client tries again what it warns of.
 		Logger: c.Logger.Named("etcd").WithOptions(zap.IncreaseLevel(zap.ErrorLevel)),
 	})
 	if err != nil {

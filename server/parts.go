@@ -176,7 +176,7 @@ func (c *control) newTunnels() (func(context.Context) error, error) {
 
 // newAPIServer makes the API server and what stands in front of it, and returns what runs it.
 func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) error, err error) {
-	// What the API server starts while it is made lives as long as it does.
+	// New already starts goroutines of the API server: they live until it ends, not until ctx does.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -217,7 +217,7 @@ func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) err
 	}, nil
 }
 
-// serve runs the API server until ctx ends, when its clients in this process have ended.
+// serve runs the API server until ctx ends. By then all parts that use it have ended.
 func (c *control) serve(ctx context.Context) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -231,7 +231,7 @@ func (c *control) serve(ctx context.Context) error {
 	if err := c.api.Withdraw(); err != nil {
 		c.config.Logger.Warn("the other servers must find out by themselves that this one stops", zap.Error(err))
 	}
-	// In-process watches end only when their clients do, so no new request may come in first.
+	// A watch in this process ends only when its client does, so no new one may come in from here.
 	c.loopback.Close()
 	stop()
 	return <-done
@@ -263,7 +263,7 @@ func (c *control) announce(ctx context.Context) error {
 	}, c.config.Logger.Named("discovery"))
 }
 
-// leaders are the users that upstream's rules let write the leases, by lease.
+// leaders names, for each lease, the user that upstream's RBAC rules let write it.
 var leaders = map[string]string{
 	"kube-controller-manager": user.KubeControllerManager,
 	"kube-scheduler":          user.KubeScheduler,

@@ -37,13 +37,13 @@ type Server struct {
 	// built is closed when a node may start in this process; pki is set before.
 	built chan struct{}
 	pki   *pki.Set
-	// renewedAdmin has room for one: the administrator has a new certificate.
+	// renewedAdmin, with room for one, is sent to when the administrator has a new certificate.
 	renewedAdmin chan struct{}
 	// listener and data are set by Open.
 	listener net.Listener
 	data     *datastore
-	// token is what the user wants nodes to join with, serverToken what the join command has: set
-	// before ready is closed.
+	// token is the one the user configured, serverToken the one in the join command, set before
+	// ready is closed.
 	token, serverToken joinapi.Token
 	// member is this server among those of its etcd; nil on the built-in store.
 	member *members.Member

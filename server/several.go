@@ -29,8 +29,8 @@ import (
 // leaveTimeout bounds how long a server that stops tries to say so.
 const leaveTimeout = 5 * time.Second
 
-// share makes this server one of those of its etcd: with a name of its own, and with their keys in
-// dir.
+// share makes this server one of the servers of its etcd: it claims its name there, and has the
+// keys that they share in dir.
 func (s *Server) share(ctx context.Context, data *datastore, dir string) error {
 	c := s.config
 	own, err := pki.ReadShared(dir)

@@ -32,8 +32,8 @@ type writeTx struct {
 	leases map[int64]bool
 }
 
-// apply runs one proposal. The error it returns is a fault of the file; an answer goes to the
-// proposal.
+// apply runs one proposal. The error it returns is a fault of the file; a refusal becomes the
+// proposal's error.
 func (tx *writeTx) apply(p *proposal) error {
 	before := len(tx.changes)
 	tx.sub = 0
@@ -136,8 +136,8 @@ func (tx *writeTx) put(key, value []byte, lease int64, old row, had bool) error 
 	return nil
 }
 
-// before is what watchers are given as the version before a change of old: the one of an earlier
-// revision.
+// before returns the version that watchers see as the one before a change of old: the newest of an
+// earlier revision.
 func (tx *writeTx) before(old row) (*mvccpb.KeyValue, error) {
 	if revOf(old.id) <= tx.rev {
 		return old.kv(), nil

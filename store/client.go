@@ -32,8 +32,8 @@ func (s *Store) KubernetesClient(ctx context.Context) *kubernetes.Client {
 	return &kubernetes.Client{Client: s.Client(ctx), Kubernetes: kubeStore{s}}
 }
 
-// Endpoint is what checks for features of a server take: a name and the server's status. A client
-// made with Client names no endpoints, because there are none to connect to.
+// Endpoint is what upstream's check of a server's features takes: the names of its endpoints, and
+// their status. A client made by Client names none, because there are none to connect to.
 type Endpoint struct{ *clientv3.Client }
 
 // Endpoint gives the store as a named endpoint.

@@ -18,8 +18,8 @@ type hub struct {
 	mu sync.Mutex
 	// rev is the newest revision handed out.
 	rev int64
-	// Watchers by what they watch: one key, a prefix, or any other range. Most watch a prefix, so
-	// that finding them costs one look-up for each length of prefix there is.
+	// Watchers by what they watch: one key, a prefix, or any other range. Most watch a prefix, and
+	// finding those costs one look-up for each length of prefix in use.
 	exact    map[string]map[*watcher]struct{}
 	prefixes map[string]map[*watcher]struct{}
 	lengths  map[int]int // length of prefix -> number of different prefixes

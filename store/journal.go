@@ -19,7 +19,7 @@ import (
 type syncMode int
 
 const (
-	// modeSynced has it there when commit returns, or with relaxed durability, in the kernel.
+	// modeSynced has it there when commit returns. With relaxed durability the kernel has it then.
 	modeSynced syncMode = iota
 	// modeUnsynced has it in the write-ahead log, without fsync. The next synced commit takes it
 	// along.
@@ -33,12 +33,12 @@ const (
 //
 // Puts of Options.DeferredKeys that come when nothing else is written are deferred. They go into
 // the file together: with the next other write, before a read of one of them, when there are many,
-// or after deferFor. A heartbeat in the file is five pages, its own and those that lead to it;
-// several at once share the latter, and so what the file system adds to each write. A deferred
-// transaction runs on the file like any other, and is then rolled back: only its rows are kept, and
-// the next transaction inserts them before it does anything else. A crash loses them. Then the next
-// start skips more revisions than can have been deferred, so that none comes back with other
-// content.
+// or after deferFor. A heartbeat written alone costs five pages: its own, and those of the B-trees
+// that lead to it. Several written at once share the latter, and what the file system adds to each
+// write. A deferred transaction runs on the file like any other, and is then rolled back: only its
+// rows are kept, and the next transaction inserts them before it does anything else. A crash loses
+// them. Then the next start skips more revisions than can have been deferred, so that none comes
+// back with other content.
 //
 // Writes flushed on behalf of a read are committed without fsync. Later synced commits rely on
 // them: if the log has a hole, everything after it is lost in a power cut. So after a failed fsync

@@ -144,7 +144,8 @@ func (s *Store) put(ctx context.Context, r *pb.PutRequest) (_ *pb.PutResponse, e
 	if err != nil {
 		return nil, err
 	}
-	var resp *pb.PutResponse // the writer's until the proposal is done, which a caller that gives up does not wait for
+	// The writer's until the proposal is done, and for good if the caller gives up before.
+	var resp *pb.PutResponse
 	err = s.writes.submit(&proposal{
 		ctx:        ctx,
 		size:       size,

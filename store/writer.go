@@ -150,7 +150,7 @@ func (w *writer) run() {
 	}
 }
 
-// modes returns how soon a batch must be durable, and the same if it must go into the file.
+// modes returns the sync mode of a batch, and the one to fall back to if it must go into the file.
 func (w *writer) modes(batch []*proposal) (mode, fileMode syncMode) {
 	flush := false
 	for _, p := range batch {

@@ -128,7 +128,7 @@ func (d *Dir) Close() error {
 	return err
 }
 
-// Abandon gives the folder free and removes what Open made.
+// Abandon releases the folder and removes what Open made.
 func (d *Dir) Abandon() error {
 	var errs []error
 	if d.madeLock {

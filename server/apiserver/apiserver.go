@@ -88,7 +88,7 @@ type Network interface {
 type Server struct {
 	config Config
 	chain  *aggregatorapiserver.APIAggregator
-	// history is what the watch caches ask how far the store is compacted.
+	// history tells the watch caches how far the store is compacted.
 	history *history
 	// documents is what the chain shares of OpenAPI.
 	documents *openapicommon.OpenAPIV3Config
@@ -208,8 +208,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Withdraw sends nobody here any more who asks for the service kubernetes, if other servers answer.
-// It is called while Run serves, before it is stopped.
+// Withdraw takes this server's addresses from behind the service kubernetes, if other servers are
+// left. It is called while Run still serves.
 func (s *Server) Withdraw() error {
 	if err := s.endpoints.withdraw(); err != nil {
 		return fmt.Errorf("withdraw from service kubernetes: %w", err)

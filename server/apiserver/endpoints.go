@@ -161,8 +161,8 @@ func (r *endpointReconciler) remove(service string, ports []corev1.EndpointPort)
 	return r.ensure(ctx, service, inOrder(rest, r.own()), ports)
 }
 
-// withdraw does for good what upstream's shutdown would do after the in-memory way to the API is
-// shut.
+// withdraw removes this server's addresses for good. Upstream's shutdown would do so too late, when
+// the loopback is closed.
 func (r *endpointReconciler) withdraw() error {
 	r.StopReconciling()
 	r.mu.Lock()

@@ -28,7 +28,7 @@ import (
 )
 
 // informerResync is how often informers replay what they hold to their handlers. Handlers here are
-// driven by watches; the replay is only a last net.
+// driven by watches; the replay is only a safety net.
 const informerResync = 12 * time.Hour
 
 // self is who the API server is to itself.
@@ -96,8 +96,8 @@ func (c Config) genericConfig(o options.CompletedOptions, h *history) (*generica
 		return nil, nil, fmt.Errorf("apply egress selector: %w", err)
 	}
 	if g.EgressSelector == nil && c.Network != nil {
-		// One hook for all that dials into the cluster; whoever configures a selector of his own
-		// gets that one.
+		// One hook for all that dials into the cluster. A selector that the user configures takes
+		// its place.
 		g.EgressSelector = egressselector.NewEgressSelectorWithMap(map[egressselector.EgressType]utilnet.DialFunc{
 			egressselector.Cluster: c.Network.DialContext,
 		})

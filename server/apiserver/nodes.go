@@ -32,10 +32,10 @@ func (g *restOptions) reachable(
 	return proxiedNodes{Interface: next, network: g.network}, destroy, nil
 }
 
-// proxiedNodes gives nodes an address of type proxyHost when they are read for nodes/proxy. Before
-// it dials a kubelet that subresource, and no other, asks the machine's resolver for the address,
-// and refuses names it does not know, as those of most nodes, and names of loopback addresses, as
-// that of the machine itself often is.
+// proxiedNodes gives nodes an address of type proxyHost when they are read for nodes/proxy. That
+// subresource alone asks the machine's resolver for an address before it dials a kubelet. It
+// refuses names that the resolver does not know, as those of most nodes, and names of loopback
+// addresses, as the machine's own name often is.
 type proxiedNodes struct {
 	storage.Interface
 	network Network

@@ -32,8 +32,8 @@ type restOptions struct {
 }
 
 // history tells every watch cache how far the store is compacted, so that it forgets with the
-// store: without it a cache keeps old states of a list for clients that read on after a page, and
-// answers from them for good. The compactor starts when the server runs, long after the caches were
+// store: without it a cache keeps the old states that clients read a list's next pages from, and
+// answers from them forever. The compactor starts when the server runs, long after the caches were
 // made.
 type history struct {
 	compactor atomic.Pointer[etcd3.Compactor]

@@ -58,11 +58,11 @@ type Config struct {
 	// ExtraArgs are "flag=value" settings for kube-controller-manager's own flags.
 	ExtraArgs []string
 	// Built is called once the controllers of volumes are made. Upstream's CSI volume plugin keeps
-	// its state in package variables that its last user sets: a kubelet in this process has to come
-	// after these controllers, also where they are to run later.
+	// its state in package variables, which whoever is made last sets. That must be the kubelet in
+	// this process: it waits for Built, even where the controllers wait for the lead.
 	Built func()
-	// Lead calls work once this process is the one that shall run controllers, see server/election.
-	// nil means that it always is.
+	// Lead calls work once this process is the one that shall run controllers, see
+	// server/cluster/election. nil means that it always is.
 	Lead func(ctx context.Context, work func(context.Context) error) error
 	// Logger is for the controllers that are mote's own; nil drops what they log.
 	Logger *zap.Logger
@@ -72,8 +72,8 @@ type Config struct {
 var volumes = []string{names.PersistentVolumeBinderController, names.PersistentVolumeAttachDetachController,
 	names.PersistentVolumeExpanderController}
 
-// Run starts all controllers, once the informers' first lists may be made and this process leads,
-// and blocks until ctx ends and they have stopped.
+// Run makes the controllers of volumes at once, makes all others and runs them once this process
+// leads, and blocks until ctx ends and they have stopped.
 func Run(ctx context.Context, c Config) (err error) {
 	componentConfig, err := c.componentConfig(ctx)
 	if err != nil {
@@ -114,8 +114,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	return c.Lead(ctx, work)
 }
 
-// run runs all controllers while leading lasts. They are made now: some of them take the state of
-// the cluster when they are made for that when they start.
+// run makes all controllers but those of volumes, which are in made, and runs all of them while
+// leading lasts. They are made no earlier, because some read the cluster's state when they are made
+// and take it for the state when they start.
 func (c Config) run(leading context.Context, componentConfig *config.Config, builder clientBuilder,
 	descriptors map[string]*app.ControllerDescriptor, made []app.Controller,
 	nodeIPAM *app.ControllerDescriptor) (err error) {

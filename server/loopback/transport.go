@@ -108,7 +108,7 @@ type transport struct {
 //
 // The request ends, for the handler as over a connection, when the handler returns, when the
 // response's body is closed or when the request's context ends. From then on the handler's writes
-// fail, and the request's body is closed: it is on every path, also without a response.
+// fail. The request's body is closed on every path, also without a response.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := t.server.wait(r); err != nil {
 		if r.Body != nil {

@@ -30,8 +30,8 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// ExtraArgs are "flag=value" settings for kube-scheduler's own flags.
 	ExtraArgs []string
-	// Lead calls work once this process is the one that shall schedule, see server/election. nil
-	// means that it always is.
+	// Lead calls work once this process is the one that shall schedule, see
+	// server/cluster/election. nil means that it always is.
 	Lead func(ctx context.Context, work func(context.Context) error) error
 }
 
