@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -221,11 +220,14 @@ func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) err
 func (c *control) serve(ctx context.Context) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	done := make(chan error, 1)
-	go func() { done <- c.api.Run(serving) }()
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err = c.api.Run(serving)
+	}()
 	select {
-	case err := <-done:
-		return errors.Join(err, c.api.Withdraw())
+	case <-ended: // it failed; what waits for it in this process must not wait for ever
 	case <-ctx.Done():
 	}
 	if err := c.api.Withdraw(); err != nil {
@@ -234,7 +236,8 @@ func (c *control) serve(ctx context.Context) error {
 	// A watch in this process ends only when its client does, so no new one may come in from here.
 	c.loopback.Close()
 	stop()
-	return <-done
+	<-ended
+	return err
 }
 
 // prepareCluster waits for the API and makes what every cluster has; then the server is ready.
