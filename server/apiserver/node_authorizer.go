@@ -28,25 +28,32 @@ type nodeAuthorizer struct{ authorizer.Authorizer }
 var _ authorizer.Authorizer = nodeAuthorizer{}
 
 // Authorize implements authorizer.Authorizer.
-func (n nodeAuthorizer) Authorize(ctx context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
-	backoff := retry.Backoff{First: nodeFirstRetry, Last: nodeLastRetry}
-	for try := 0; ; try++ {
-		decision, reason, err := n.Authorizer.Authorize(ctx, a)
-		if decision == authorizer.DecisionAllow || try == nodeRetries || !grantedByPods(a) || backoff.Wait(ctx) != nil {
-			return decision, reason, err
-		}
-	}
+func (n nodeAuthorizer) Authorize(ctx context.Context,
+	a authorizer.Attributes) (decision authorizer.Decision, reason string, err error) {
+	untilAllowed(ctx, a, func() bool {
+		decision, reason, err = n.Authorizer.Authorize(ctx, a)
+		return decision == authorizer.DecisionAllow
+	})
+	return decision, reason, err
 }
 
 // ConditionsAwareAuthorize implements authorizer.Authorizer. Upstream's Node authorizer has no
 // conditions, so that what it refuses is asked again is enough.
 func (n nodeAuthorizer) ConditionsAwareAuthorize(ctx context.Context,
-	a authorizer.Attributes) authorizer.ConditionsAwareDecision {
+	a authorizer.Attributes) (decision authorizer.ConditionsAwareDecision) {
+	untilAllowed(ctx, a, func() bool {
+		decision = n.Authorizer.ConditionsAwareAuthorize(ctx, a)
+		return decision.IsAllow()
+	})
+	return decision
+}
+
+// untilAllowed calls decide once, and again while it returns false if a pod may change that.
+func untilAllowed(ctx context.Context, a authorizer.Attributes, decide func() bool) {
 	backoff := retry.Backoff{First: nodeFirstRetry, Last: nodeLastRetry}
-	for try := 0; ; try++ {
-		decision := n.Authorizer.ConditionsAwareAuthorize(ctx, a)
-		if decision.IsAllow() || try == nodeRetries || !grantedByPods(a) || backoff.Wait(ctx) != nil {
-			return decision
+	for try := 0; !decide(); try++ {
+		if try == nodeRetries || !grantedByPods(a) || backoff.Wait(ctx) != nil {
+			return
 		}
 	}
 }
