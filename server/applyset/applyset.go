@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -65,11 +66,8 @@ func (a *Applier) Apply(ctx context.Context, namespace, name string, objects []r
 	}
 	// Until the old objects are gone the record has the kinds of both versions: a set that is cut
 	// short must not forget what it has to remove.
-	all := map[schema.GroupKind]bool{}
+	all := maps.Clone(kinds)
 	for _, k := range before {
-		all[k] = true
-	}
-	for k := range kinds {
 		all[k] = true
 	}
 	if err := a.record(ctx, namespace, name, id, all); err != nil {
@@ -84,7 +82,12 @@ func (a *Applier) Apply(ctx context.Context, namespace, name string, objects []r
 		applied[uid] = true
 	}
 	for k := range all {
-		if err := a.prune(ctx, k, id, applied); err != nil {
+		err := a.prune(ctx, k, id, applied)
+		if meta.IsNoMatchError(err) && !kinds[k] {
+			// The API does not serve the kind any more, so there is nothing left of it.
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -160,10 +163,6 @@ func (a *Applier) record(ctx context.Context, namespace, name, id string, kinds 
 // prune removes the set's objects of a kind that were not applied this time.
 func (a *Applier) prune(ctx context.Context, kind schema.GroupKind, id string, applied map[types.UID]bool) error {
 	mapping, err := a.Mapper.RESTMapping(kind)
-	if meta.IsNoMatchError(err) {
-		// The API does not serve the kind any more, so there is nothing left of it.
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("find resource of %s: %w", kind, err)
 	}

@@ -174,6 +174,30 @@ func TestApplier_Apply_LeavesOthersSetsAlone(t *testing.T) {
 	}
 }
 
+func TestApplier_Apply_AKindItAppliedMustBePrunable(t *testing.T) {
+	m, a := fixture()
+	apply(t, a, role("a"))
+	// This mapper knows each kind of a version, and none without one.
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("ConfigMap"), meta.RESTScopeNamespace)
+	mapper.Add(rbacv1.SchemeGroupVersion.WithKind("ClusterRole"), meta.RESTScopeRoot)
+	a.Mapper = mapper
+	err := a.Apply(t.Context(), "kube-system", "set", []runtime.Object{role("b")})
+	if !meta.IsNoMatchError(err) {
+		t.Errorf("got %v with %q left; want that the kind is not found", err, m.names())
+	}
+}
+
+func TestApplier_Apply_AKindTheAPIDroppedIsNoError(t *testing.T) {
+	_, a := fixture()
+	apply(t, a, role("a"), service("dns"))
+	mapper := meta.NewDefaultRESTMapper([]schema.GroupVersion{corev1.SchemeGroupVersion})
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("ConfigMap"), meta.RESTScopeNamespace)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("Service"), meta.RESTScopeNamespace)
+	a.Mapper = mapper
+	apply(t, a, service("dns"))
+}
+
 func TestConvert_DeclaresOnlyWhatIsMeant(t *testing.T) {
 	u, err := convert(service("dns"))
 	if err != nil {
