@@ -182,22 +182,18 @@ func (n *node[R]) becomeReady(running Running, returned <-chan struct{}) {
 
 // ended records how a part ended: ctx tells whether it was asked to.
 func (s *Set[R]) ended(ctx context.Context, n *node[R], durable bool, err error) {
-	title := strings.ReplaceAll(n.part.Name, "-", " ")
-	switch {
-	case ctx.Err() == nil && err == nil:
-		err = fmt.Errorf("%s: %w", title, ErrEnded)
-	case ctx.Err() == nil || durable && err != nil:
-		err = fmt.Errorf("%s: %w", title, err)
-	case err != nil:
-		if !errors.Is(err, context.Canceled) {
-			s.options.Logger.Info("a part reported an error while it stopped", zap.String("part", n.part.Name),
-				zap.Error(err))
+	if ctx.Err() != nil && (err == nil || !durable) {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			s.options.Logger.Info("a part reported an error while it stopped",
+				zap.String("part", n.part.Name), zap.Error(err))
 		}
-		fallthrough
-	default:
 		n.set(Stopped, "")
 		return
 	}
+	if err == nil {
+		err = ErrEnded
+	}
+	err = fmt.Errorf("%s: %w", strings.ReplaceAll(n.part.Name, "-", " "), err)
 	n.set(Failed, err.Error())
 	s.once.Do(func() {
 		s.cause = err
