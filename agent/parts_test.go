@@ -1,27 +1,11 @@
 package agent
 
 import (
-	"os"
-	"strings"
 	"testing"
 
-	"github.com/mote-dev/mote/internal/part"
+	"github.com/mote-dev/mote/internal/part/parttest"
 )
 
-// TestParts_Documentation_ShowsTheTable holds docs/architecture.md to the table of the node's
-// parts.
 func TestParts_Documentation_ShowsTheTable(t *testing.T) {
-	const page = "../docs/architecture.md"
-	begin, end := "<!-- agent parts -->\n", "<!-- end of agent parts -->"
-	text, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := part.Markdown(parts)
-	_, rest, found := strings.Cut(string(text), begin)
-	got, _, closed := strings.Cut(rest, end)
-	if !found || !closed || strings.TrimSpace(got) != strings.TrimSpace(want) {
-		t.Errorf("%s differs from the table in agent/parts.go; put this between %q and %q:\n%s", page,
-			strings.TrimSpace(begin), end, want)
-	}
+	parttest.Documented(t, "../docs/architecture.md", "agent", parts)
 }
