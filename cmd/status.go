@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -36,6 +37,8 @@ type Status struct {
 	StoreMB    int    `json:"storeMB"`
 	// Parts are those of the running process, by role; nil if it does not answer.
 	Parts []RoleStatus `json:"parts,omitempty"`
+	// PartsError is why they cannot be read. Empty also for an older mote, which has none to read.
+	PartsError string `json:"partsError,omitempty"`
 }
 
 func (p program) statusCommand() *cli.Command {
@@ -92,8 +95,10 @@ func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
 	}
 	st.Kubeconfig = kubeconfig
 	st.API = apiState(ctx, kubeconfig)
-	if st.Parts, err = readStatus(ctx, datadir.At(dataDir).StatusSocket()); err != nil {
-		st.Parts = nil // an older mote runs, or one that is just starting
+	st.Parts, err = readStatus(ctx, datadir.At(dataDir).StatusSocket())
+	// No socket, or nobody at it: an older mote runs, or one that is just starting.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
+		st.PartsError = err.Error()
 	}
 	switch list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir()); {
 	case err == nil:
@@ -114,6 +119,9 @@ func (p program) printStatus(st Status) {
 		st.Containerd, st.StoreMB, st.Kubeconfig)
 	for _, role := range st.Parts {
 		p.printParts(role)
+	}
+	if st.PartsError != "" {
+		fmt.Fprintf(p.stdout, "  parts       unknown: %s\n", st.PartsError)
 	}
 }
 

@@ -92,7 +92,7 @@ func readStatus(ctx context.Context, socket string) ([]RoleStatus, error) {
 	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return nil, fmt.Errorf("ask mote for its parts: %w", err)
+		return nil, fmt.Errorf("read the state of parts: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	var out []RoleStatus

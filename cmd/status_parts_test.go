@@ -3,12 +3,16 @@ package cmd
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/internal/part"
 )
@@ -75,5 +79,24 @@ func TestProgram_PrintParts_NamesWhatDoesNotWork(t *testing.T) {
 `
 	if got := out.String(); got != want {
 		t.Errorf("printed\n%s, want\n%s", got, want)
+	}
+}
+
+func TestReadStatus_NobodyThereIsNamed(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "status.sock")
+	if _, err := readStatus(t.Context(), socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a socket: %v", err)
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What a killed mote leaves: the socket without a process.
+	listener.SetUnlinkOnClose(false)
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readStatus(t.Context(), socket); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("with a socket that nobody listens on: %v", err)
 	}
 }
