@@ -217,6 +217,9 @@ func (n *node) newConnection(ctx context.Context) (part.Running, error) {
 	if err != nil {
 		return part.Running{}, err
 	}
+	if err := netproxy.CheckHost(connection.Cluster); err != nil {
+		return part.Running{}, err
+	}
 	if n.client, err = kubernetes.NewForConfig(connection.REST); err != nil {
 		return part.Running{}, fmt.Errorf("make node client: %w", err)
 	}

@@ -39,13 +39,11 @@ func dualConfig(t *testing.T, mode string) Config {
 	}
 }
 
-func TestNew_IPv6SwitchedOff_Refused(t *testing.T) {
+func TestCheckHost_IPv6SwitchedOff_Refused(t *testing.T) {
 	if !ipv6Host(t) {
 		return
 	}
-	dual := dualConfig(t, ModeAuto)
-	four := dual
-	four.Cluster = cluster("10.42.0.0/16", "10.43.0.0/16")
+	dual, four := dualConfig(t, ModeAuto).Cluster, cluster("10.42.0.0/16", "10.43.0.0/16")
 	off := func(which, value string) {
 		t.Helper()
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte(value), 0o644); err != nil {
@@ -54,16 +52,16 @@ func TestNew_IPv6SwitchedOff_Refused(t *testing.T) {
 	}
 	off("all", "0")
 	off("default", "0")
-	if _, err := New(dual); err != nil {
+	if err := CheckHost(dual); err != nil {
 		t.Errorf("with IPv6: %v", err)
 	}
 	// Writing to "all" sets the other, too.
 	for _, which := range []string{"default", "all"} {
 		off(which, "1")
-		if _, err := New(dual); !errors.Is(err, ErrNoIPv6) {
+		if err := CheckHost(dual); !errors.Is(err, ErrNoIPv6) {
 			t.Errorf("%s is switched off: %v, want %v", which, err, ErrNoIPv6)
 		}
-		if _, err := New(four); err != nil {
+		if err := CheckHost(four); err != nil {
 			t.Errorf("%s is switched off and pods have IPv4 alone: %v", which, err)
 		}
 	}

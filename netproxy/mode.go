@@ -193,9 +193,10 @@ func ipv6Off(which string) (bool, error) {
 	return strings.TrimSpace(string(off)) == "1", nil
 }
 
-// checkIPv6 rejects a host on which no pod of the cluster could start. The bridge gets the default
-// setting.
-func checkIPv6(cluster clusterconfig.Config) error {
+// CheckHost returns [ErrNoIPv6] for a host on which no pod of the cluster could start: the pods'
+// bridge gets the default setting of new interfaces. A node asks before any part of it adds an
+// address or writes a rule, as the first of them to fail would only report what the kernel said.
+func CheckHost(cluster clusterconfig.Config) error {
 	if !cluster.HasIPv6() {
 		return nil
 	}

@@ -64,9 +64,6 @@ func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)
 	}
-	if err := checkIPv6(c.Cluster); err != nil {
-		return nil, err
-	}
 	if err := upstream.SetFeatureGates(nil); err != nil {
 		return nil, err
 	}
