@@ -275,7 +275,9 @@ func (b *Balancer) lost(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.lastErr = err
-	if !b.isUp {
+	// A stopped balancer closes its connections, also those being opened: that says nothing about
+	// the servers.
+	if !b.isUp || b.stopped {
 		return
 	}
 	b.isUp, b.online = false, make(chan struct{})

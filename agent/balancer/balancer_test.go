@@ -12,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // server starts a TLS server and returns its address and the trust in it.
@@ -170,10 +173,12 @@ func TestBalancer_Servers_AreBounded(t *testing.T) {
 	}
 }
 
-// A client that outlives Run must not leave a connection behind.
+// A client that outlives Run must not leave a connection behind, and a node that stops has not lost
+// its server.
 func TestBalancer_DialTLS_AfterRun_LeavesNoConnection(t *testing.T) {
 	s, address := server(t)
-	b := New(Config{Servers: []string{address}, TLS: trusting(s)})
+	core, logs := observer.New(zap.WarnLevel)
+	b := New(Config{Servers: []string{address}, TLS: trusting(s), Logger: zap.New(core)})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := b.Run(ctx); err != nil {
@@ -184,5 +189,8 @@ func TestBalancer_DialTLS_AfterRun_LeavesNoConnection(t *testing.T) {
 	}
 	if len(b.open) != 0 {
 		t.Errorf("%d connections are open", len(b.open))
+	}
+	for _, line := range logs.All() {
+		t.Errorf("a stopped balancer logs %q", line.Message)
 	}
 }
