@@ -40,6 +40,10 @@ var expected = []string{
 type expectedCause struct{ start, cause string }
 
 var expectedCauses = []expectedCause{
+	// A controller wrote to an object that somebody else had changed since it was read. Each of
+	// them reads the object and tries again, which is how optimistic concurrency works; they report
+	// it in as many words as there are controllers.
+	{"", optimisticLockError},
 	// The first status after the registration is based on the kubelet's own informer, which has not
 	// received the new node yet. Upstream reads the node from the API server then. Only the
 	// informer's lister calls the resource "node"; the API server says "nodes".
@@ -60,6 +64,10 @@ var expectedCauses = []expectedCause{
 	{"Error syncing pod, skipping", "with CrashLoopBackOff"},
 	{"Error syncing pod, skipping", "with ImagePullBackOff"},
 }
+
+// optimisticLockError is the end of the API server's refusal to update an object that was changed
+// since the client read it (registry.OptimisticLockErrorMsg, which an agent should not import).
+const optimisticLockError = "the object has been modified; please apply your changes to the latest version and try again"
 
 // expectedFilter drops the expected messages unless debug lines are wanted.
 type expectedFilter struct{ zapcore.Core }

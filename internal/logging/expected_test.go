@@ -11,7 +11,9 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/kubernetes/pkg/controller/util/consistency"
 )
 
@@ -32,6 +34,10 @@ func TestExpectedFilter_Write(t *testing.T) {
 			"Unhandled Error", 0},
 		{"a controller fails", fmt.Errorf("sync %q failed with %v", "default/web", errors.New("quota exceeded")),
 			"Unhandled Error", 1},
+		{"an object changed since a controller read it", apierrors.NewConflict(policyv1.Resource("poddisruptionbudgets"),
+			"web", errors.New(registry.OptimisticLockErrorMsg)), "Error syncing PodDisruptionBudget, requeuing", 0},
+		{"another conflict", apierrors.NewConflict(policyv1.Resource("poddisruptionbudgets"), "web",
+			errors.New("the UID in the precondition does not match")), "Error syncing PodDisruptionBudget, requeuing", 1},
 		{"expected in any case", errors.New("x"), "Error getting the current node from lister", 0},
 		{"the informer has not seen the node", wrapped(apierrors.NewNotFound(corev1.Resource("node"), "n1")), status,
 			0},
