@@ -105,8 +105,10 @@ func (c *answerCache) get(k cacheKey, stale bool) *wire.Msg {
 }
 
 // put caches an answer for its own lifetime, if it may be cached.
-func (c *answerCache) put(k cacheKey, m *wire.Msg) {
-	keep := lifetime(m)
+func (c *answerCache) put(k cacheKey, m *wire.Msg) { c.putFor(k, m, lifetime(m)) }
+
+// putFor caches an answer for as long as keep says.
+func (c *answerCache) putFor(k cacheKey, m *wire.Msg, keep time.Duration) {
 	if keep <= 0 {
 		return
 	}

@@ -73,7 +73,7 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s.metrics = metrics
-	s.forward = newForwarder(c.CacheBytes, exchange, time.Now, s.metrics.event)
+	s.forward = newForwarder(c.CacheBytes, newExchanger(), time.Now, s.metrics.event)
 	s.forward.cache.resized = func(by int) { metrics.cached.Add(float64(by)) }
 	return s, nil
 }
