@@ -94,11 +94,11 @@ func serverSettings() []settings.Setting {
 }
 
 // fileKeys are the keys a configuration file may have.
-func fileKeys() []string {
-	var keys []string
+func fileKeys() settings.Keys {
+	var keys settings.Keys
 	for _, s := range append(serverSettings(), agentSettings()...) {
-		if !slices.Contains(keys, s.Name) {
-			keys = append(keys, s.Name)
+		if !slices.Contains(keys.Known, s.Name) {
+			keys.Known = append(keys.Known, s.Name)
 		}
 	}
 	return keys

@@ -78,10 +78,7 @@ func (p program) machineSetting(name, otherwise string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	files, err := settings.ReadFiles(config.String("config"), false, fileKeys())
-	if err != nil {
-		files = nil
-	}
+	files, _ := settings.ReadFiles(config.String("config"), false, fileKeys())
 	v, err := settings.Resolve([]settings.Setting{{Name: name, Default: otherwise}},
 		settings.Sources{LookupEnv: p.lookupEnv, Files: files})
 	if err != nil {

@@ -1,7 +1,6 @@
 package settings
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,12 +8,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"sigs.k8s.io/yaml"
 )
 
 // DefaultFile is read when it exists.
 const DefaultFile = "/etc/mote/config.yaml"
+
+// extensions are those of files in the folder beside the configuration file. Others, such as an
+// editor's copies, are not read.
+var extensions = []string{".yaml", ".yml", ".json"}
 
 // File is what the configuration files say, by key.
 type File map[string]entry
@@ -24,93 +25,123 @@ type entry struct {
 	path  string
 }
 
-// ReadFiles reads a configuration file and, after it in the order of their names, the .yaml files
-// of the folder beside it that is called like it with ".d" added. A later file's value replaces an
-// earlier one's. A key that is not in known is refused. The file itself may be missing unless it is
-// required.
-func ReadFiles(path string, required bool, known []string) (File, error) {
-	all := File{}
-	err := readFile(all, path, known)
-	if err != nil && (required || !errors.Is(err, fs.ErrNotExist)) {
-		return nil, err
-	}
-	fragments, err := filepath.Glob(filepath.Join(path+".d", "*.yaml"))
-	if err != nil {
-		return nil, fmt.Errorf("list %s.d: %w", path, err)
-	}
-	slices.Sort(fragments)
-	for _, fragment := range fragments {
-		if err := readFile(all, fragment, known); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
+// Keys are what a configuration file may hold.
+type Keys struct {
+	Known []string
+	// Answer says what to do instead of giving an unknown key; "" if nothing better is known than
+	// the nearest known one. It may be nil.
+	Answer func(key string) string
 }
 
-func readFile(into File, path string, known []string) error {
+// ReadFiles reads a configuration file and, after it in the order of their names, the files of the
+// folder beside it that is called like it with ".d" added. A later file's value replaces an earlier
+// one's. Every fault of every file is returned, beside what has none. The file itself may be
+// missing unless it is required.
+func ReadFiles(path string, required bool, keys Keys) (File, error) {
+	all := File{}
+	var faults []error
+	switch err := readFile(all, path, keys); {
+	case !errors.Is(err, fs.ErrNotExist):
+		faults = append(faults, err)
+	case required:
+		return nil, err
+	default:
+		faults = append(faults, otherName(path))
+	}
+	fragments, err := fragmentsOf(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, fragment := range fragments {
+		faults = append(faults, readFile(all, fragment, keys))
+	}
+	return all, errors.Join(faults...)
+}
+
+// otherName refuses a file that nobody reads although it is meant to be: the default file under
+// another usual ending.
+func otherName(path string) error {
+	for _, ext := range extensions {
+		other := strings.TrimSuffix(path, filepath.Ext(path)) + ext
+		if other == path {
+			continue
+		}
+		if _, err := os.Stat(other); err == nil {
+			return fmt.Errorf("%s is not read: rename it to %s, or give it with --config", other, path)
+		}
+	}
+	return nil
+}
+
+// fragmentsOf lists the files beside a configuration file.
+func fragmentsOf(path string) ([]string, error) {
+	// Sorted by name.
+	entries, err := os.ReadDir(path + ".d")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list configuration files: %w", err)
+	}
+	var fragments []string
+	for _, e := range entries {
+		if name := e.Name(); slices.Contains(extensions, filepath.Ext(name)) && !strings.HasPrefix(name, ".") {
+			fragments = append(fragments, filepath.Join(path+".d", name))
+		}
+	}
+	return fragments, nil
+}
+
+func readFile(into File, path string, keys Keys) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
-	var content map[string]any
-	useNumber := func(d *json.Decoder) *json.Decoder { d.UseNumber(); return d }
-	if err := yaml.UnmarshalStrict(data, &content, useNumber); err != nil {
+	pairs, err := parse(data)
+	if err != nil {
 		return fmt.Errorf("parse configuration %s: %s", path, oneLine(err))
 	}
-	for _, key := range slices.Sorted(keys(content)) {
-		if !slices.Contains(known, key) {
-			return fmt.Errorf(
-				"unknown key %q in %s%s: remove it; the keys are the long flags of `mote server --help` and `mote "+
-					"agent --help`", key, path, Suggest(key, known))
+	var faults []error
+	lines := map[string]int{}
+	for _, p := range pairs {
+		if first, twice := lines[p.key]; twice {
+			faults = append(faults, fmt.Errorf("key %q is twice in %s, in lines %d and %d: remove one", p.key, path,
+				first, p.line))
+			continue
 		}
-		items, err := scalars(content[key])
+		lines[p.key] = p.line
+		if !slices.Contains(keys.Known, p.key) {
+			faults = append(faults, keys.unknown(p.key, path))
+			continue
+		}
+		items, err := p.items()
 		if err != nil {
-			return fmt.Errorf("%s in %s %w", key, path, err)
+			faults = append(faults, fmt.Errorf("%s in %s, line %d, %w", p.key, path, p.line, err))
+			continue
 		}
 		if items == nil {
 			// "key:" with nothing after it, as a template leaves it.
 			continue
 		}
-		into[key] = entry{items, path}
+		into[p.key] = entry{items, path}
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
-func keys(m map[string]any) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
+// unknown says what to do about a key that is not known.
+func (k Keys) unknown(key, path string) error {
+	if k.Answer != nil {
+		if answer := k.Answer(key); answer != "" {
+			return fmt.Errorf("unknown key %q in %s: %s", key, path, answer)
 		}
 	}
-}
-
-var errForm = errors.New("must be a value or a list of values")
-
-func scalars(v any) ([]string, error) {
-	switch v := v.(type) {
-	case nil:
-		return nil, nil
-	case string:
-		return []string{v}, nil
-	case json.Number:
-		return []string{v.String()}, nil
-	case bool:
-		return []string{fmt.Sprint(v)}, nil
-	case []any:
-		items := make([]string, 0, len(v))
-		for _, item := range v {
-			one, err := scalars(item)
-			if err != nil || len(one) != 1 {
-				return nil, errForm
-			}
-			items = append(items, one[0])
-		}
-		return items, nil
-	default:
-		return nil, errForm
+	if list, ok := strings.CutSuffix(key, "+"); ok && slices.Contains(k.Known, list) {
+		return fmt.Errorf("unknown key %q in %s: a later file replaces the whole list: write %q with all its items",
+			key, path, list)
 	}
+	return fmt.Errorf(
+		"unknown key %q in %s%s: remove it; the keys are the long flags of `mote server --help` and `mote "+
+			"agent --help`", key, path, Suggest(key, k.Known))
 }
 
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -61,19 +62,21 @@ type Sources struct {
 }
 
 // Resolve finds the value of every setting. Numbers and switches are checked here, so that what
-// Values returns is always of the right form.
+// Values returns is always of the right form. Every fault is returned.
 func Resolve(all []Setting, from Sources) (Values, error) {
 	v := Values{known: make(map[string]Setting, len(all)), found: make(map[string]value, len(all))}
+	var faults []error
 	for _, s := range all {
 		v.known[s.Name] = s
 		got, err := lookup(s, from)
-		if err != nil {
-			return Values{}, err
+		if err == nil {
+			err = check(s, got)
 		}
-		if err := check(s, got); err != nil {
-			return Values{}, err
-		}
+		faults = append(faults, err)
 		v.found[s.Name] = got
+	}
+	if err := errors.Join(faults...); err != nil {
+		return Values{}, err
 	}
 	return v, nil
 }
@@ -129,15 +132,27 @@ func check(s Setting, v value) error {
 	}
 	switch s.Kind {
 	case Int:
-		if _, err := strconv.Atoi(v.items[0]); err != nil {
-			return fmt.Errorf("%s %q%s is no number", s.Name, v.items[0], v.from())
+		// 010 is eight to some programs and ten to others.
+		if n, err := strconv.Atoi(v.items[0]); err != nil || strconv.Itoa(n) != v.items[0] {
+			return fmt.Errorf("%s %q%s is no number: write it in decimal digits", s.Name, v.items[0], v.from())
 		}
 	case Bool:
-		if _, err := strconv.ParseBool(v.items[0]); err != nil {
+		if _, ok := parseBool(v.items[0]); !ok {
 			return fmt.Errorf("%s %q%s is neither true nor false", s.Name, v.items[0], v.from())
 		}
 	}
 	return nil
+}
+
+// parseBool reads what flags and YAML take for a boolean.
+func parseBool(text string) (on, ok bool) {
+	switch strings.ToLower(text) {
+	case "true", "t", "yes", "y", "on", "1":
+		return true, true
+	case "false", "f", "no", "n", "off", "0":
+		return false, true
+	}
+	return false, false
 }
 
 func (v value) from() string {
@@ -176,8 +191,8 @@ func (v Values) Int(name string) int {
 // Bool is the value of a Bool setting, false when it was not set.
 func (v Values) Bool(name string) bool {
 	if items := v.get(name, Bool).items; len(items) > 0 {
-		b, _ := strconv.ParseBool(items[0])
-		return b
+		on, _ := parseBool(items[0])
+		return on
 	}
 	return false
 }
