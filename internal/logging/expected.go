@@ -33,6 +33,9 @@ var expected = []string{
 	"failed to sync with latest state: context canceled",
 	// A handler ended after its client had gone away, as a kubelet's do that stops.
 	"Post-timeout activity",
+	// An answer was cut off because its client had gone away, or had been waiting for a minute and
+	// was told so. apiserver_request_aborts_total counts both.
+	"Timeout or abort while handling",
 }
 
 // expectedCause is a message that is expected only with an error that contains a text, as upstream

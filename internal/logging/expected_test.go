@@ -51,6 +51,7 @@ func TestExpectedFilter_Write(t *testing.T) {
 		{"an image does not exist", status.Error(codes.NotFound,
 			`failed to pull and unpack image "example.org/none:1": failed to resolve reference: not found`),
 			"PullImage from image service failed", 1},
+		{"a client went away", nil, "Timeout or abort while handling", 0},
 		{"expected in any case", errors.New("x"), "Error getting the current node from lister", 0},
 		{"the informer has not seen the node", wrapped(apierrors.NewNotFound(corev1.Resource("node"), "n1")), update,
 			0},
