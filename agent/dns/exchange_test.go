@@ -202,8 +202,8 @@ func TestForwarder_Resolve_OddResolvers(t *testing.T) {
 		{"TC and no TCP, then a resolver with TCP",
 			[]script{{udp: packets(truncated)}, {udp: packets(truncated), tcp: whole(9)}}, a, "NOERROR 9", "udp A"},
 		{"TC and no TCP", []script{{udp: packets(truncated)}}, a, "SERVFAIL 0", "udp A"},
-		{"TC and TCP hangs up", []script{{udp: packets(truncated), tcp: func(*wire.Msg) []byte { return nil }}, good}, a,
-			"NOERROR 3", ""},
+		{"TC and TCP hangs up",
+			[]script{{udp: packets(truncated), tcp: func(*wire.Msg) []byte { return nil }}, good}, a, "NOERROR 3", ""},
 		{"TC with a record cut in two", []script{{udp: packets(func(m *wire.Msg) []byte {
 			cut := packed(t, m, 9, withoutOPT, func(r *wire.Msg) { r.Truncated = true })
 			return cut[:len(cut)-7]
@@ -273,7 +273,8 @@ func TestForwarder_Resolve_OddResolvers(t *testing.T) {
 		{"A alone is REFUSED", []script{refusesType(wire.TypeA, wire.RcodeRefused)}, a, "NOERROR 0", "udp A, udp AAAA"},
 		{"AAAA alone is SERVFAIL", []script{refusesType(wire.TypeAAAA, wire.RcodeServerFailure)}, wire.TypeAAAA,
 			"SERVFAIL 0", ""},
-		{"TXT alone is REFUSED", []script{refusesType(wire.TypeTXT, wire.RcodeRefused)}, wire.TypeTXT, "SERVFAIL 0", ""},
+		{"TXT alone is REFUSED", []script{refusesType(wire.TypeTXT, wire.RcodeRefused)}, wire.TypeTXT, "SERVFAIL 0",
+			""},
 
 		// EDNS.
 		{"FORMERR for EDNS", []script{refusesEDNS(wire.RcodeFormatError, withoutOPT)}, a, "NOERROR 3",
