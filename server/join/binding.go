@@ -109,7 +109,8 @@ func (s *Service) prove(ctx context.Context, from netip.Prefix, node, secret str
 }
 
 var errTooManySecrets = refuse(joinapi.CodeTooManyRequests,
-	"too many wrong node secrets were tried: wait a minute, then try again")
+	"too many wrong node secrets were tried, and this is one: wait a minute, then try again, or join again with a "+
+		"token")
 
 func newBinding(node, secret string) (*corev1.Secret, error) {
 	salt := make([]byte, 16)

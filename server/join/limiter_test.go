@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,8 +15,8 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// Guessing ends after a few wrong tokens, and then not even the right one is looked at; it goes on
-// slower than anybody lives.
+// Wrong tokens are soon answered without saying anything about them. A valid one is let in all the
+// same: the machine that guesses, or has an old token, may be behind the same NAT.
 func TestService_Join_BruteForce(t *testing.T) {
 	f := newFixture(t, nil, withToken(nil))
 	request := f.joining(t, "n1", secretA)
@@ -34,17 +35,109 @@ func TestService_Join_BruteForce(t *testing.T) {
 	group.Wait()
 	if codes[joinapi.CodeTokenInvalid] != failuresOfAddress ||
 		codes[joinapi.CodeTooManyRequests] != 2*failuresOfAddress {
-		t.Errorf("answers are %v, want %d looked at", codes, failuresOfAddress)
+		t.Errorf("answers are %v, want %d that say the token is wrong", codes, failuresOfAddress)
 	}
-	if got := f.post(t, joinapi.PathJoin, testToken, request); got.status != http.StatusTooManyRequests ||
-		got.refusal.Code != joinapi.CodeTooManyRequests {
-		t.Errorf("the right one after that: status %d, %+v", got.status, got.refusal)
+	for _, row := range []struct {
+		name, token, node, secret string
+		want                      joinapi.Code
+	}{
+		{"the right one", testToken, "n1", secretA, ""},
+		{"the same machine again", testToken, "n1", secretA, ""},
+		{"the right one, under another machine's name", testToken, "n1", secretB, joinapi.CodeTooManyRequests},
+		{"the right one after that, under a free name", testToken, "n2", secretB, ""},
+		{"a wrong one", "abcdef.0123456789abcdeg", "n1", secretA, joinapi.CodeTooManyRequests},
+		{"one of an id there is not", "fedcba.0123456789abcdef", "n1", secretA, joinapi.CodeTooManyRequests},
+		{"none", "", "n1", secretA, joinapi.CodeTooManyRequests},
+	} {
+		got := f.post(t, joinapi.PathJoin, row.token, f.joining(t, row.node, row.secret))
+		if got.refusal.Code != row.want {
+			t.Errorf("%s: status %d, %+v; want %q", row.name, got.status, got.refusal, row.want)
+		}
 	}
-	f.later(addressRecovers)
-	request.Time = f.config.Now()
-	if got := f.post(t, joinapi.PathJoin, testToken, request); got.status != http.StatusOK {
-		t.Errorf("the right one, later: status %d, %+v", got.status, got.refusal)
+}
+
+// A valid token is let in whatever was tried from everywhere before, as often as its owner likes.
+func TestService_Join_BruteForce_FromEverywhere(t *testing.T) {
+	f := newFixture(t, nil, withToken(nil))
+	wrong := func() (bool, error) { return false, nil }
+	for i := range 2 * failuresOfAll {
+		from := origin(fmt.Sprintf("[2001:db8:0:%x::1]:1", i))
+		if _, _, err := f.joins.attempt(t.Context(), from, wrong); err != nil {
+			t.Fatal(err)
+		}
 	}
+	for range 2 * failuresOfAddress {
+		if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n1", secretA)); got.status != http.StatusOK {
+			t.Fatalf("status %d, %+v", got.status, got.refusal)
+		}
+	}
+}
+
+// A password can be guessed, so after too many wrong ones it has to stand in line. It waits behind
+// wrong passwords alone, not behind wrong tokens.
+func TestService_Join_BruteForce_Password(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.Password = "correct-horse" }, withToken(nil))
+	for i := range 3 * failuresOfAddress {
+		f.post(t, joinapi.PathJoin, fmt.Sprintf("abcdef.%016d", i), f.joining(t, "n1", secretA))
+	}
+	if got := f.post(t, joinapi.PathJoin, "correct-horse", f.joining(t, "n1", secretA)); got.status != http.StatusOK {
+		t.Errorf("the password after wrong tokens: status %d, %+v", got.status, got.refusal)
+	}
+	if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n2", secretA)); got.status != http.StatusOK {
+		t.Errorf("a token after that: status %d, %+v", got.status, got.refusal)
+	}
+}
+
+// Past the limits one guessable secret a second is checked of an address and four of all, in the
+// order they came; a few wait, the others are refused unread. The right one is let in.
+func TestLimiter_AttemptGuessable_StandsInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(time.Now)
+		start, checked := time.Now(), 0
+		guess := func(from string, right bool) (ok, tooMany bool) {
+			ok, tooMany, err := l.attemptGuessable(t.Context(), origin(from), func() (bool, error) {
+				checked++
+				return right, nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			return ok, tooMany
+		}
+		for range failuresOfAddress {
+			guess("192.0.2.1:1", false)
+		}
+		if checked != failuresOfAddress || time.Since(start) > 0 {
+			t.Fatalf("%d were checked in %s, want the first %d at once", checked, time.Since(start), failuresOfAddress)
+		}
+		var group sync.WaitGroup
+		for range 50 {
+			group.Go(func() { guess("192.0.2.1:1", false) })
+		}
+		synctest.Wait()
+		if ok, _ := guess("192.0.2.2:1", true); !ok {
+			t.Error("another address is not let in")
+		}
+		group.Wait()
+		line := int(lateWait/lateInterval) + 1
+		if most := failuresOfAddress + line + 1; checked > most || time.Since(start) > lateWait {
+			t.Errorf("%d were checked in %s, want at most %d", checked, time.Since(start), most)
+		}
+		time.Sleep(lateInterval)
+		before := time.Now()
+		if ok, _ := guess("192.0.2.1:1", true); !ok {
+			t.Errorf("the right one is not let in after %s", time.Since(before))
+		}
+		// All addresses together.
+		checked = 0
+		for i := range 5 * failuresOfAll {
+			group.Go(func() { guess(fmt.Sprintf("10.0.%d.%d:1", i>>8, i&255), false) })
+		}
+		group.Wait()
+		if most := failuresOfAll + int(lateWait/lateIntervalOfAll) + int(lateWait/allRecover) + 1; checked > most {
+			t.Errorf("%d of all addresses were checked, want at most %d", checked, most)
+		}
+	})
 }
 
 func TestService_Rejoin_BruteForce(t *testing.T) {
@@ -59,8 +152,11 @@ func TestService_Rejoin_BruteForce(t *testing.T) {
 		}
 	}
 	if got := f.post(t, joinapi.PathRejoin, "",
-		f.joining(t, "n1", secretA)); got.refusal.Code != joinapi.CodeTooManyRequests {
-		t.Errorf("after that: status %d, %+v", got.status, got.refusal)
+		f.joining(t, "n1", secretB)); got.refusal.Code != joinapi.CodeTooManyRequests {
+		t.Errorf("another wrong one: status %d, %+v", got.status, got.refusal)
+	}
+	if got := f.post(t, joinapi.PathRejoin, "", f.joining(t, "n1", secretA)); got.status != http.StatusOK {
+		t.Errorf("the node itself, behind the same NAT: status %d, %+v", got.status, got.refusal)
 	}
 	// Who guesses there keeps nobody from joining.
 	if got := f.post(t, joinapi.PathJoin, testToken, f.joining(t, "n1", secretA)); got.status != http.StatusOK {

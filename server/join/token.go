@@ -26,8 +26,12 @@ const passwordID = "password"
 // that is not accepted.
 func (s *Service) checkToken(ctx context.Context, r *http.Request, from netip.Prefix) (id string, err error) {
 	text, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	ok, tooMany, err := s.joins.attempt(ctx, from, func() (right bool, err error) {
-		token, formErr := joinapi.ParseToken(text)
+	token, formErr := joinapi.ParseToken(text)
+	attempt := s.joins.attempt
+	if _, _, strong := token.Bootstrap(); !strong && s.config.Password != "" {
+		attempt = s.joins.attemptGuessable
+	}
+	ok, tooMany, err := attempt(ctx, from, func() (right bool, err error) {
 		if !bearer || formErr != nil {
 			return false, nil
 		}
@@ -39,7 +43,8 @@ func (s *Service) checkToken(ctx context.Context, r *http.Request, from netip.Pr
 		return "", fmt.Errorf("check token: %w", err)
 	case tooMany:
 		return "", refuse(joinapi.CodeTooManyRequests,
-			"too many wrong tokens were tried: wait a minute, then try again")
+			"too many wrong tokens were tried: wait a minute, then try again; a valid one of the form "+
+				"<id>.<secret> is let in meanwhile")
 	case !ok:
 		return "", refuse(joinapi.CodeTokenInvalid,
 			"the token is not accepted: it is unknown, expired or revoked; `mote token create` on the server prints "+
