@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"path/filepath"
 	"strings"
 
@@ -53,8 +52,9 @@ type Config struct {
 	// means none; empty means /etc/mote/registries.yaml.
 	RegistriesFile string
 
-	// Servers are where a node without a server in its process joins, each https://HOST:PORT. Empty
-	// means the server is in this process, or known from an earlier join.
+	// Servers are where a node without a server in its process joins, each in a form that
+	// [joinapi.ParseServer] reads. Empty means the server is in this process, or known from an
+	// earlier join.
 	Servers []string
 	// Token is what the node joins with the first time; empty beside a server.
 	Token string
@@ -116,9 +116,8 @@ func (c Config) Validate() error {
 		fault("registries-file %q is not an absolute path: give one that starts with /", c.RegistriesFile)
 	}
 	for _, server := range c.Servers {
-		if u, err := url.Parse(server); err != nil || u.Scheme != "https" || u.Hostname() == "" ||
-			(u.Path != "" && u.Path != "/") || u.User != nil {
-			fault("server %q is no server URL: write it as https://HOST:6443", server)
+		if _, err := joinapi.ParseServer(server); err != nil {
+			fault("server %q is %w", server, err)
 		}
 	}
 	if c.Token != "" {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -12,6 +13,7 @@ import (
 	"github.com/mote-dev/mote/agent/join"
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/joinapi"
 )
 
 // agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of the configuration
@@ -19,7 +21,7 @@ import (
 func agentSettings() []settings.Setting {
 	all := []settings.Setting{
 		{Name: "server", Kind: settings.List,
-			Usage: "`URL` of a server to join, https://HOST:6443; several are tried in turn"},
+			Usage: "`URL` of a server to join, https://HOST:6443 or HOST; several are tried in turn"},
 		{Name: "node-external-ip", Kind: settings.List,
 			Usage: "address at which other nodes reach this machine when it is behind a NAT"},
 	}
@@ -52,7 +54,7 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 		NodeName:       name,
 		NodeIPs:        p.ips(v, "node-ip", v.List("node-ip")),
 		ExternalIPs:    p.ips(v, "node-external-ip", v.List("node-external-ip")),
-		Servers:        v.List("server"),
+		Servers:        p.servers(v),
 		Token:          text,
 		KubeletArgs:    v.List("kubelet-arg"),
 		ProxyArgs:      v.List("kube-proxy-arg"),
@@ -66,18 +68,27 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 	if a.Logger == nil {
 		a.Logger = zap.NewNop()
 	}
-	for i, s := range a.Servers {
-		// A host alone can only mean one thing.
-		if !strings.Contains(s, "://") && s != "" {
-			a.Servers[i] = "https://" + s
-		}
-	}
 	p.disable(a.Disable, agent.Disableable())
 	p.add(a.Validate())
 	if len(p.errs) > 0 {
 		return a, errors.Join(p.errs...)
 	}
 	return a, a.MayStart()
+}
+
+// servers reads the addresses of servers, each as https://HOST:PORT and once.
+func (p *parser) servers(v settings.Values) []string {
+	var out []string
+	for _, text := range v.List("server") {
+		server, err := joinapi.ParseServer(text)
+		switch url := "https://" + server; {
+		case err != nil:
+			p.add(fmt.Errorf("server %q%s is %w", text, v.From("server"), err))
+		case !slices.Contains(out, url):
+			out = append(out, url)
+		}
+	}
+	return out
 }
 
 // agentName is the node's name: the one asked for, else the one it has joined under before the

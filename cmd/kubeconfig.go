@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/util/certificate/csr"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/server/revocation"
 )
 
@@ -160,8 +161,12 @@ func (p program) createKubeconfig(c *cli.Context) error {
 		if address, err = cl.address(c.Context); err != nil {
 			return err
 		}
-	} else if parsed, err := url.Parse(address); err != nil || parsed.Scheme != "https" || parsed.Host == "" {
-		return fmt.Errorf("--server %q is no address of an API server: write it as https://HOST:6443", address)
+	} else {
+		parsed, err := joinapi.ParseServer(address)
+		if err != nil {
+			return fmt.Errorf("--server %q is %w", address, err)
+		}
+		address = "https://" + parsed
 	}
 	cert, certPEM, keyPEM, err := cl.issue(c.Context, u)
 	if err != nil {

@@ -24,7 +24,7 @@ const (
 	// DefaultKubeconfigOutput is where the administrator's kubeconfig is written.
 	DefaultKubeconfigOutput = "/etc/mote/kubeconfig.yaml"
 	// DefaultHTTPSListenPort is the one port of the API server.
-	DefaultHTTPSListenPort = 6443
+	DefaultHTTPSListenPort = joinapi.DefaultPort
 	// DefaultDatastoreDurability makes every write wait for the disk.
 	DefaultDatastoreDurability = DurabilityFull
 )

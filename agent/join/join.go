@@ -6,9 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"time"
 
@@ -30,7 +28,8 @@ const (
 type Config struct {
 	// Dir is the folder of the identity, <data-dir>/agent/pki.
 	Dir string
-	// Servers are the URLs from the user, https://HOST:PORT. May be empty once the node has joined.
+	// Servers are those the user gave, in a form that [joinapi.ParseServer] reads. May be empty
+	// once the node has joined.
 	Servers []string
 	// Token is needed for the first join only.
 	Token string
@@ -65,11 +64,11 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 	}
 	var given []string
 	for _, s := range c.Servers {
-		u, err := url.Parse(s)
-		if err != nil || u.Host == "" {
-			return nil, fmt.Errorf("server %q is not a URL: write it as https://HOST:6443", s)
+		server, err := joinapi.ParseServer(s)
+		if err != nil {
+			return nil, fmt.Errorf("server %q is %w", s, err)
 		}
-		given = append(given, hostPort(u))
+		given = merge(given, []string{server})
 	}
 	f := folder(c.Dir)
 	if err := f.make(); err != nil {
