@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -76,6 +77,8 @@ type Connection struct {
 	// also after a restart. Parts of the node then keep no copy of their own: of two copies the
 	// older one could win.
 	Remembers bool
+	// Health returns the state of the node; nil beside a server.
+	Health func() Health
 	// Keep maintains the connection until its context ends, and reads the node's informers for it;
 	// nil if there is nothing to maintain.
 	Keep func(ctx context.Context, shared informers.SharedInformerFactory) error
@@ -91,6 +94,8 @@ type Agent struct {
 	runtime *runtime.Runtime
 	ready   chan struct{}
 	parts   *part.Set[*node]
+	// health is nil until the node has joined, and beside a server.
+	health atomic.Pointer[func() Health]
 }
 
 // New checks c, sets the process's feature gates, and returns a node that has not touched anything

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -36,7 +38,7 @@ const (
 
 // ConnectToServer connects a node to a server on another machine, joining its cluster if it has
 // not. joined is called once the node is in; it may be nil.
-func ConnectToServer(c Config, moteVersion string, joined func(server string)) Connect {
+func ConnectToServer(c Config, moteVersion string, joined func()) Connect {
 	discover := discovery.Find
 	if slices.Contains(c.Disable, "discovery") {
 		discover = nil
@@ -59,7 +61,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 			return Connection{}, err
 		}
 		if joined != nil {
-			joined("https://" + m.Balancer().Servers()[0])
+			joined()
 		}
 		memory, err := offline.New(offline.Config{
 			Dir:    datadir.At(c.DataDir).Agent().Offline(),
@@ -70,6 +72,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 		if err != nil {
 			return Connection{}, err
 		}
+		var kept atomic.Pointer[keeping]
 		return Connection{
 			REST: &rest.Config{
 				// The name is all that counts: the transport knows the addresses.
@@ -85,6 +88,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 			CloseAll:     m.Balancer().CloseAll,
 			Cluster:      cluster,
 			Remembers:    true,
+			Health:       func() Health { return health(m, kept.Load()) },
 			Keep: func(ctx context.Context, shared informers.SharedInformerFactory) error {
 				way, err := tunnel.New(tunnel.Config{
 					Servers:  m.Balancer(),
@@ -97,6 +101,7 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 				if err != nil {
 					return err
 				}
+				kept.Store(&keeping{shared.Core().V1().Nodes().Lister(), way})
 				if err := followServers(shared.Discovery().V1().EndpointSlices().Informer(),
 					m.RefreshSoon); err != nil {
 					return err
@@ -115,6 +120,29 @@ func ConnectToServer(c Config, moteVersion string, joined func(server string)) C
 			},
 		}, nil
 	}
+}
+
+// keeping is what maintains a node's connection.
+type keeping struct {
+	nodes corelisters.NodeLister
+	way   *tunnel.Tunnel
+}
+
+// health returns the state of a node that has joined; k is nil before the connection is kept.
+func health(m *join.Membership, k *keeping) Health {
+	h := Health{Node: m.NodeName(), Reason: "it is starting", ServerFault: "no connection yet"}
+	server, err := m.Balancer().Used()
+	switch {
+	case err != nil:
+		h.ServerFault = strings.ReplaceAll(err.Error(), "\n", "; ")
+	case server != "":
+		h.Server, h.ServerFault = "https://"+server, ""
+	}
+	if k != nil {
+		h.Ready, h.Reason = readiness(k.nodes, h.Node)
+		h.Tunnels = k.way.Open()
+	}
+	return h
 }
 
 // followServers calls changed when other servers are behind the service kubernetes than before.

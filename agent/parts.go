@@ -229,6 +229,9 @@ func (n *node) newConnection(ctx context.Context) (part.Running, error) {
 		connection.Informers = n.informers
 	}
 	n.connection = connection
+	if connection.Health != nil {
+		n.health.Store(&connection.Health)
+	}
 	if connection.Keep == nil {
 		return part.Running{}, nil
 	}

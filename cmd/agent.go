@@ -81,12 +81,8 @@ func agentOptions(a agent.Config) hostcheck.Options {
 // runAgent runs a node until ctx ends. opened is called once nothing can be refused any more.
 func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) error {
 	start := time.Now()
-	ready := Ready{NodeName: c.NodeName}
 	in := make(chan struct{})
-	node, err := agent.New(c, agent.ConnectToServer(c, Version, func(server string) {
-		ready.URL = server
-		close(in)
-	}), ui.Progress)
+	node, err := agent.New(c, agent.ConnectToServer(c, Version, func() { close(in) }), ui.Progress)
 	if err != nil {
 		return err
 	}
@@ -104,7 +100,8 @@ func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) e
 	follow(ctx, g, ui, "register node", node.Ready())
 	g.Go(func() error {
 		if wait(ctx, in) && wait(ctx, node.Ready()) {
-			announce(ctx, ui, ready, start, c.Logger)
+			h := node.Health()
+			announce(ctx, ui, Ready{NodeName: h.Node, URL: h.Server, Offline: h.ServerFault}, start, c.Logger)
 		}
 		return nil
 	})

@@ -25,8 +25,9 @@ type Ready struct {
 	Took time.Duration
 	// NodeName is empty when no node runs beside the server.
 	NodeName string
-	// URL is where the API server is reached from other machines.
-	URL string
+	// URL is where the API server is reached from other machines; of a node alone, the server in
+	// use. It is empty while none answers, for Offline.
+	URL, Offline string
 	// Kubeconfig is the administrator's file; empty on a machine without a server.
 	Kubeconfig string
 	// JoinCommand joins another machine; empty while that is not possible. It holds a token, so it
@@ -73,7 +74,13 @@ func (u *lineUI) Progress(phase, name string, done, total int64) {
 }
 
 func (u *lineUI) Ready(r Ready) {
-	fields := []zap.Field{zap.Duration("took", r.Took.Round(time.Millisecond)), zap.String("url", r.URL)}
+	fields := []zap.Field{zap.Duration("took", r.Took.Round(time.Millisecond))}
+	if r.URL != "" {
+		fields = append(fields, zap.String("url", r.URL))
+	}
+	if r.Offline != "" {
+		fields = append(fields, zap.String("offline", r.Offline))
+	}
 	if r.Kubeconfig != "" {
 		fields = append(fields, zap.String("kubeconfig", r.Kubeconfig))
 	}

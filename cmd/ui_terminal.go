@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -137,7 +138,7 @@ func (u *terminalUI) Ready(r Ready) {
 			fmt.Fprintf(u.out, "  %-11s %s\n", label, text)
 		}
 	}
-	line("API server", r.URL)
+	line("API server", cmp.Or(r.URL, r.Offline))
 	line("node", r.NodeName)
 	line("kubeconfig", r.Kubeconfig)
 	if r.Kubeconfig != "" {

@@ -63,6 +63,7 @@ type Balancer struct {
 	offline chan struct{} // closed while not
 	isUp    bool
 	lastErr error
+	used    string // the server that answered last; empty before the first
 	open    map[net.Conn]struct{}
 	stopped bool          // Run has ended: nothing would close a new connection
 	wake    chan struct{} // capacity 1: went offline
@@ -94,6 +95,17 @@ func (b *Balancer) Servers() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.servers)
+}
+
+// Used returns the server that answered last, or why none answers now. Both are zero before the
+// first attempt.
+func (b *Balancer) Used() (server string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.isUp {
+		return "", fmt.Errorf("%w: %w", ErrOffline, b.lastErr)
+	}
+	return b.used, nil
 }
 
 // Changed returns a channel that is closed when the set of known servers changes. Their order does
@@ -205,6 +217,7 @@ func (b *Balancer) round(ctx context.Context, servers []string) (conn net.Conn, 
 				b.log.Info("using another server", zap.String("server", s))
 			}
 			b.prefer(s)
+			b.used = s
 			b.mu.Unlock()
 			return conn, s, nil
 		}

@@ -92,7 +92,15 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 	if err := j.checkSame(was, joined, ca); err != nil {
 		return nil, err
 	}
-	if !joined || ca == nil {
+	var silent []string
+	if joined && ca != nil {
+		checked, err := checkGiven(ctx, given, was.Cluster.Servers, ca,
+			func() time.Time { return plausible(c.Now(), was.Cluster.Time) }, c.Logger)
+		if err != nil {
+			return nil, err
+		}
+		given, silent = checked.confirmed, checked.silent
+	} else {
 		if c.Token == "" {
 			return nil, fmt.Errorf(
 				"%w: this machine has not joined yet: give --token or --token-file, as `mote token create` on the "+
@@ -113,14 +121,7 @@ func Join(ctx context.Context, c Config) (*Membership, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newMembership(c, f, was, ca, own), nil
-}
-
-func hostPort(u *url.URL) string {
-	if u.Port() == "" {
-		return net.JoinHostPort(u.Hostname(), "443")
-	}
-	return u.Host
+	return newMembership(c, f, was, ca, own, silent), nil
 }
 
 type joiner struct {

@@ -46,17 +46,23 @@ type Membership struct {
 	// refresh has capacity 1: the settings have probably changed.
 	refresh chan struct{}
 
+	// silent are servers of the user's that have not shown whose they are. They are tried, and not
+	// stored.
+	silent []string
+
 	mu      sync.Mutex // guards the fields below
 	stored  stored
 	renewed chan struct{} // closed when the certificate is replaced
 	learned chan struct{} // closed when changed settings are on disk
 }
 
-func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tls.Certificate) *Membership {
+func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tls.Certificate,
+	silent []string) *Membership {
 	m := &Membership{
 		config:  c,
 		folder:  f,
 		ca:      ca,
+		silent:  silent,
 		stored:  was,
 		expired: make(chan struct{}, 1),
 		refresh: make(chan struct{}, 1),
@@ -65,7 +71,7 @@ func newMembership(c Config, f folder, was stored, ca *x509.Certificate, own *tl
 	}
 	m.certificate.Store(own)
 	bc := balancer.Config{
-		Servers: was.Cluster.Servers,
+		Servers: merge(was.Cluster.Servers, silent),
 		TLS:     m.TLS,
 		Found:   m.found,
 		Logger:  c.Logger,
@@ -114,15 +120,16 @@ func (m *Membership) Cluster() joinapi.Cluster {
 	return m.stored.Cluster
 }
 
-// now returns the machine's time unless that cannot be right: a board without a battery starts in
-// 1970, when no certificate is valid. Only then is the time that a server once sent used instead,
-// as that server's clock may have been ahead itself.
-func (m *Membership) now() time.Time {
-	now := m.config.Now()
-	if !now.Before(wallclock.Floor) {
+func (m *Membership) now() time.Time { return plausible(m.config.Now(), m.Cluster().Time) }
+
+// plausible returns the machine's time unless that cannot be right: a board without a battery
+// starts in 1970, when no certificate is valid. Only then is the time that a server once sent used
+// instead, as that server's clock may have been ahead itself.
+func plausible(now, known time.Time) time.Time {
+	switch {
+	case !now.Before(wallclock.Floor):
 		return now
-	}
-	if known := m.Cluster().Time; known.After(wallclock.Floor) {
+	case known.After(wallclock.Floor):
 		return known
 	}
 	return wallclock.Floor
@@ -180,7 +187,7 @@ func (m *Membership) Learn(c joinapi.Cluster) {
 	if !reflect.DeepEqual(was, c) {
 		m.config.Logger.Warn("the cluster's settings have changed: restart mote on this node to follow them")
 	}
-	m.balancer.Set(m.stored.Cluster.Servers)
+	m.balancer.Set(merge(m.stored.Cluster.Servers, m.silent))
 }
 
 // found stores a server that was discovered and verified.

@@ -84,6 +84,9 @@ func New(c Config) (*Tunnel, error) {
 	return &Tunnel{config: c, log: c.Logger, own: net.InterfaceAddrs}, nil
 }
 
+// Open returns the names of the servers that this node has a tunnel to.
+func (t *Tunnel) Open() []string { return t.live.names() }
+
 // Run keeps a tunnel to each server until ctx ends.
 func (t *Tunnel) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
