@@ -10,7 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// writeTx is a batch on its way into the file. Its proposals see the changes of those before them.
+// writeTx is a batch being written to the file. Each proposal sees the changes of those before it.
 // journal.begin sets c, rev and pageBytes.
 type writeTx struct {
 	c         *conn
@@ -32,7 +32,7 @@ type writeTx struct {
 	leases map[int64]bool
 }
 
-// apply runs one proposal. The error it returns is a fault of the file; a refusal becomes the
+// apply runs one proposal. The error it returns is an I/O error; a refusal becomes the
 // proposal's error.
 func (tx *writeTx) apply(p *proposal) error {
 	before := len(tx.changes)

@@ -1,6 +1,6 @@
 package store
 
-// SQLite syncs with fsync unless it is told at its compile time that the system's fdatasync works,
+// SQLite syncs with fsync unless it is compiled for a system whose fdatasync works,
 // which the module we take it from does not do. Linux's works, and on a log that is overwritten in
 // place it saves the journal commit that fsync makes for the file's times: about a quarter of the
 // time of a small commit, and a block written. So the C code in this process gets this fsync; Go's

@@ -8,18 +8,18 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// hub hands new changes to the watchers that keep up. It holds only those; a watcher that is behind
-// reads the file.
+// hub delivers new changes to the watchers that keep up. It holds only those: a watcher that fell
+// behind reads the file instead.
 type hub struct {
 	metrics   *metrics
-	maxEvents int // that wait for one watcher
+	maxEvents int // queued for one watcher
 	maxBytes  int
 
 	mu sync.Mutex
-	// rev is the newest revision handed out.
+	// rev is the newest revision delivered.
 	rev int64
-	// Watchers by what they watch: one key, a prefix, or any other range. Most watch a prefix, and
-	// finding those costs one look-up for each length of prefix in use.
+	// Watchers are indexed by what they watch: one key, a prefix, or any other range. Most watch a
+	// prefix, and finding those costs one lookup for each prefix length in use.
 	exact    map[string]map[*watcher]struct{}
 	prefixes map[string]map[*watcher]struct{}
 	lengths  map[int]int // length of prefix -> number of different prefixes
@@ -121,8 +121,8 @@ func drop(m map[string]map[*watcher]struct{}, key string, w *watcher) bool {
 	return false
 }
 
-// publish hands out the changes up to rev. A watcher gets all it wants of one call at once, so that
-// it never sees half a revision.
+// publish delivers the changes up to rev. A watcher gets its share of one call at once, so that it
+// never sees half a revision.
 func (h *hub) publish(changes []change, rev int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -169,8 +169,8 @@ func (h *hub) offer(w *watcher, c *change) {
 	w.fresh = append(w.fresh, ev)
 }
 
-// flush moves what publish found for w to its stream, or sends w to the file when too much is
-// waiting.
+// flush moves the changes that publish collected for w to its stream. If too many are queued there,
+// w has fallen behind and reads the file from the first of them.
 func (h *hub) flush(w *watcher, rev int64) {
 	size := 0
 	for _, ev := range w.fresh {
@@ -209,8 +209,8 @@ func (h *hub) close() {
 	}
 }
 
-// streamKey sorts in-process watches by the metadata of their context, as etcd's client does with
-// its streams.
+// streamKey groups in-process watches into streams by the metadata of their context, as etcd's
+// client does.
 func streamKey(md map[string][]string) string {
 	keys := make([]string, 0, len(md))
 	for k, v := range md {

@@ -59,14 +59,14 @@ type journal struct {
 	frames   int64         // written to the log since the last checkpoint, at most
 	lastSync time.Duration // what the last COMMIT took
 	full     bool          // the connection syncs its commits
-	marked   bool          // the file says that writes may be deferred
+	marked   bool          // the file is marked as one whose writes may be deferred
 	refused  bool          // the file did not take the deferred rows, so no more are deferred
 	unsynced int64         // revisions committed since the last sync
 	deferred []row
 	timer    *time.Timer
 	due      <-chan time.Time // fires when flush must run; nil when there is nothing to flush
 	failures retry.Failures
-	// flushFailures are those of flush alone, of which nobody else hears.
+	// flushFailures counts failures of flush alone, which reach no caller.
 	flushFailures retry.Failures
 
 	// What readers see of deferred. top is its newest revision. keys and top are guarded by mu.
@@ -239,7 +239,7 @@ func (j *journal) syncCommits(full bool) error {
 	return nil
 }
 
-// commit makes tx durable as its mode says. An error means that nothing of it is in the file.
+// commit makes tx as durable as its mode asks for. After an error, nothing of it is in the file.
 func (j *journal) commit(tx *writeTx) error {
 	if tx.mode == modeDeferred {
 		j.rollback()

@@ -71,7 +71,7 @@ func newKeyCounts() *keyCounts {
 	}
 }
 
-// loadKeyCounts reads the file's keyCounts and adds what the log knows since.
+// loadKeyCounts reads the file's keyCounts and adds what the log has since.
 func loadKeyCounts(ctx context.Context, c *conn, saved int64) (*keyCounts, error) {
 	t := newKeyCounts()
 	t.saved = saved
@@ -108,7 +108,7 @@ func deltaOf(version int64) int64 {
 	return 0
 }
 
-// buildKeyCounts counts all keys, for files of before there was a keyCounts.
+// buildKeyCounts counts all keys, for files written before keyCounts existed.
 func buildKeyCounts(c *conn) error {
 	t := newKeyCounts()
 	n := int64(0)
@@ -225,7 +225,7 @@ func liveIn(r span) (string, []driver.Value) {
 	return where, args
 }
 
-// save writes what the file does not have. What it writes is of before the batch that tx is.
+// save writes the counts that the file lacks. They are those before tx's own batch.
 func (t *keyCounts) save(tx *writeTx) error {
 	for start := range t.unsaved {
 		i := t.at([]byte(start))

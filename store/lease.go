@@ -24,22 +24,21 @@ const (
 	minLeaseTTL = 2
 )
 
-// lease is a lease in memory. Deadlines are readings of the monotonic clock, so that setting the
-// wall clock expires nothing; in the file stands how long the lease has left, so that neither does
-// a restart.
+// lease is a lease in memory. Its deadline is a reading of the monotonic clock, so setting the wall
+// clock expires nothing. The file holds the seconds left, so a restart expires nothing either.
 type lease struct {
 	id, ttl  int64
 	deadline time.Time
-	saved    int64 // seconds left as the file has it
+	saved    int64 // seconds left according to the file
 	pos      int   // in the heap
 }
 
-// lessor knows when leases end. Which keys hang on a lease is in the file.
+// lessor tracks when leases expire. The keys attached to a lease are in the file only.
 type lessor struct {
 	mu     sync.Mutex
 	leases map[int64]*lease
 	queue  leaseQueue
-	// woken says that the next deadline may have come nearer.
+	// woken has a value when the next deadline may be earlier than before.
 	woken     chan struct{}
 	lastSaved time.Time
 }
@@ -77,7 +76,7 @@ func loadLessor(c *conn) (*lessor, error) {
 }
 
 func after(seconds int64) time.Time {
-	// Durations end at 292 years, leases may be longer.
+	// A time.Duration ends at 292 years; a lease may be longer.
 	return time.Now().Add(time.Duration(min(seconds, 9_000_000_000)) * time.Second)
 }
 
@@ -125,8 +124,8 @@ func (le *lessor) known(id int64) bool {
 	return ok
 }
 
-// expired reports whether a lease is over, which a renewal while its revocation waited may have
-// undone.
+// expired reports whether a lease has expired. A renewal while the revocation waited in the queue
+// makes that false again.
 func (le *lessor) expired(id int64) bool {
 	le.mu.Lock()
 	defer le.mu.Unlock()
@@ -134,7 +133,7 @@ func (le *lessor) expired(id int64) bool {
 	return ok && !l.deadline.After(time.Now())
 }
 
-// renew gives a lease its whole time again. stale tells that the file knows less time than that.
+// renew resets a lease to its whole TTL. stale reports that the file has fewer seconds than that.
 func (le *lessor) renew(id int64) (ttl int64, stale bool, err error) {
 	le.mu.Lock()
 	defer le.mu.Unlock()
@@ -155,7 +154,7 @@ func (le *lessor) setSaved(id, seconds int64) {
 	}
 }
 
-// due lists the leases that are over and tells when the next one is.
+// due returns the expired leases, or when the next one expires.
 func (le *lessor) due(now time.Time) (ids []int64, next time.Time) {
 	le.mu.Lock()
 	defer le.mu.Unlock()
@@ -170,11 +169,11 @@ func (le *lessor) due(now time.Time) (ids []int64, next time.Time) {
 	return ids, next
 }
 
-// saveEvery is how much of its time a lease can get back through a crash.
+// saveEvery bounds how much longer than its TTL a lease can live because of a crash.
 const saveEvery = 5 * time.Minute
 
-// stale lists what the file should know by now, at most once in saveEvery. The writer asks when it
-// commits anyway, so that saving costs no commit of its own.
+// stale returns the seconds left that the file should have by now, at most once every saveEvery. The
+// writer asks when it commits anyway, so that saving costs no commit of its own.
 func (le *lessor) stale(now time.Time) map[int64]int64 {
 	le.mu.Lock()
 	defer le.mu.Unlock()
@@ -188,7 +187,7 @@ func (le *lessor) stale(now time.Time) map[int64]int64 {
 func (le *lessor) leftLocked(now time.Time) map[int64]int64 {
 	left := map[int64]int64{}
 	for id, l := range le.leases {
-		// Rounded up: never early.
+		// Rounded up, as a lease must never expire early.
 		if s := int64(l.deadline.Sub(now)/time.Second) + 1; s < l.saved {
 			left[id] = max(s, 1)
 		}

@@ -47,7 +47,7 @@ func (m maintenanceServer) alarms() []*pb.AlarmMember {
 	return []*pb.AlarmMember{{MemberID: m.s.memberID, Alarm: pb.AlarmType_NOSPACE}}
 }
 
-// Alarm tells whether the last write found no room. The alarm goes by itself once a write does, so
+// Alarm reports whether the last write found no room. The alarm clears once a write succeeds, so
 // there is nothing to raise or to disarm.
 func (m maintenanceServer) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	resp := &pb.AlarmResponse{Header: m.s.header(m.s.revs.published.Load())}
@@ -123,7 +123,7 @@ func (k *kvHash) add(r *row) error {
 	return err
 }
 
-// visible tells whether r is what a reader at rev gets for its key.
+// visible reports whether r is what a reader at rev gets for its key.
 func (sn *snap) visible(r *row, rev int64) (bool, error) {
 	if r.dead() {
 		return false, nil

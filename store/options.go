@@ -9,11 +9,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// Durability says when a write is safe on disk.
+// Durability determines when a write is safe on disk.
 type Durability string
 
 const (
-	// DurabilityFull has a write on disk before anyone is told of it. It is the default.
+	// DurabilityFull has a write on disk before it is acknowledged. It is the default.
 	DurabilityFull Durability = "full"
 	// DurabilityRelaxed lets the kernel write back on its own: a power cut can lose the last
 	// seconds of acknowledged writes, never tear the file, and never give a revision a second

@@ -12,7 +12,7 @@ import (
 // since the snapshot gets a second meaning. It is etcd's recommendation.
 const restoredAhead = 1_000_000_000
 
-// Restored tells what Restore did.
+// Restored is the outcome of Restore.
 type Restored struct {
 	// Revision is where the store goes on.
 	Revision int64

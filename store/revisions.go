@@ -19,7 +19,7 @@ func (r *revisions) of(newestID int64) int64 { return max(r.floor, revOf(newestI
 // raftTerm is the term in response headers: there is one member and never another election.
 const raftTerm = 2
 
-// member is who the store says it is.
+// member is the identity that the store reports: cluster and member ID.
 type member struct{ clusterID, memberID uint64 }
 
 func (m member) header(rev int64) *pb.ResponseHeader {

@@ -7,8 +7,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What these functions refuse, and in which order, is part of etcd's API, so they answer with its
-// errors directly.
+// What these functions refuse, and in which order, is part of etcd's API. They return its errors.
 
 func checkRange(r *pb.RangeRequest) error {
 	if len(r.Key) == 0 {
@@ -108,8 +107,9 @@ type touched struct {
 	dels []*pb.DeleteRangeRequest
 }
 
-// deletes follows etcd to the letter, which here takes a zero byte as end for what it is and not
-// for no bound: such a deletion may share a transaction with a put of one of its keys.
+// deletes reports whether a deletion covers key. Like etcd's own check, it takes an end of one zero
+// byte literally and not as "no bound": such a deletion may share a transaction with a put of one of
+// its keys.
 func (t *touched) deletes(key string) bool {
 	for _, d := range t.dels {
 		if from := string(d.Key); len(d.RangeEnd) == 0 && from == key || from <= key && key < string(d.RangeEnd) {

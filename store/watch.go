@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// invalidWatchID stands for no watch, and in progress answers for all of a stream.
+// invalidWatchID means no watch; in a progress response, all watches of the stream.
 const invalidWatchID = -1
 
 // Reasons etcd gives for refusing a watch.

@@ -35,7 +35,7 @@ const (
 // V3File is the file of a group version's document.
 func V3File(path string) string { return "v3/" + path + ".json" }
 
-// Index says what an archive holds.
+// Index lists the contents of an archive.
 type Index struct {
 	// KubernetesVersion is that of the server the documents are from.
 	KubernetesVersion string
@@ -47,7 +47,7 @@ type Index struct {
 	V2Definitions []string
 }
 
-// ErrNoDocument is returned for a path that no document belongs to.
+// ErrNoDocument is returned for a path that has no document.
 var ErrNoDocument = errors.New("no such OpenAPI document")
 
 // archive reads the built-in documents. Nothing is kept in memory between calls.
@@ -89,7 +89,7 @@ func (a archive) index() (Index, error) {
 	return i, nil
 }
 
-// Check tells whether the built-in documents can be read: nil, or what is wrong with them.
+// Check returns an error if the built-in documents cannot be read.
 func Check() error { return archive{embedded}.check() }
 
 func (a archive) check() error {

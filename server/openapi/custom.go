@@ -136,7 +136,7 @@ func members[V any](m map[string]V) ([]byte, error) {
 	return data[1 : len(data)-1], nil
 }
 
-// v2JSON puts the OpenAPI 2 document together. The built-in part is spliced in as text: decoding it
+// v2JSON builds the OpenAPI 2 document. The built-in part is spliced in as text: decoding it
 // would take twenty times its size in memory.
 func v2JSON(a archive, custom *spec.Swagger) ([]byte, error) {
 	var out bytes.Buffer
@@ -173,7 +173,7 @@ func v2JSON(a archive, custom *spec.Swagger) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// v2Protobuf puts the document together in gnostic's protobuf form. Encoded messages of one type
+// v2Protobuf builds the document in gnostic's protobuf form. Encoded messages of one type
 // can be joined by writing one after the other: embedded messages merge and lists append (protobuf
 // encoding, "Last One Wins").
 func v2Protobuf(a archive, custom *spec.Swagger) ([]byte, error) {

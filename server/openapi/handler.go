@@ -28,15 +28,15 @@ const (
 	protobufV3 = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
 )
 
-// Handler serves /openapi/v2 and /openapi/v3 and hands everything else on.
+// Handler serves /openapi/v2 and /openapi/v3, and passes all other requests on.
 type Handler struct {
 	archive archive
 	// crds lists the cluster's custom resource definitions.
 	crds func(context.Context) ([]*apiextensionsv1.CustomResourceDefinition, error)
-	// next answers all other requests, and knows the documents of aggregated API servers elsewhere.
+	// next answers all other requests, and has the documents of aggregated API servers.
 	next http.Handler
-	// building is held while a document is put together, so that many clients asking at once take
-	// the memory of one.
+	// building is held while a document is built, so that many clients at once need the memory of
+	// one document.
 	building sync.Mutex
 }
 
@@ -46,7 +46,7 @@ func NewHandler(next http.Handler,
 	return &Handler{archive: archive{embedded}, crds: crds, next: next}
 }
 
-// ServeHTTP implements http.Handler. Who may ask is decided by the handlers in front.
+// ServeHTTP implements http.Handler. The handlers in front of it authorize the request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var err error
 	switch path := strings.TrimSuffix(r.URL.Path, "/"); {

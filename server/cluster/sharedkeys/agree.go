@@ -22,30 +22,30 @@ const (
 
 // Why a server is refused.
 var (
-	// ErrToken: the token is another one than the cluster's servers have.
+	// ErrToken: the token differs from that of the cluster's servers.
 	ErrToken = errors.New("token is not the one this datastore's servers have")
 	// ErrOtherKeys: the server has keys of another cluster.
 	ErrOtherKeys = errors.New("keys are of another cluster")
-	// ErrNoKeys: the etcd holds a cluster whose keys are nowhere to be found.
+	// ErrNoKeys: the etcd holds a cluster, and neither it nor this server has its keys.
 	ErrNoKeys = errors.New("keys of the cluster in this datastore are missing")
-	// ErrOtherSettings: all servers must have a setting alike, and this one has not.
+	// ErrOtherSettings: a setting that all servers must share differs here.
 	ErrOtherSettings = errors.New("setting is not the cluster's")
 )
 
-// Config is what a server brings along.
+// Config is what a server has before it agrees with the others.
 type Config struct {
 	KV clientv3.KV
-	// Secret is what all servers are given.
+	// Secret is the token that all servers share.
 	Secret string
 	// Dir is where the server's keys are, for messages.
 	Dir string
-	// Settings are those that all servers must have alike, by name.
+	// Settings are those that all servers must share, by name.
 	Settings map[string]string
 }
 
-// Agree returns the keys of all servers of an etcd, files by name, given this one's own: all of
-// them, some or none. complete returns own with what is missing made; it is used by the first
-// server. Of two that start at once, one is the first.
+// Agree returns the keys that all servers of an etcd share, files by name. own are this server's: all
+// of them, some or none. The first server stores what complete makes of its own. If several start at
+// once, one of them is the first.
 func Agree(ctx context.Context, c Config, own map[string][]byte,
 	complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
 	keys, err := c.keys(ctx, own, complete)
@@ -65,7 +65,7 @@ func Agree(ctx context.Context, c Config, own map[string][]byte,
 // keys returns the datastore's keys, which may have become this server's.
 func (c Config) keys(ctx context.Context, own map[string][]byte,
 	complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
-	// One transaction sees one moment: where there are objects their keys came first.
+	// One transaction sees one revision: if there are objects, their keys were stored before.
 	now, err := c.KV.Txn(ctx).Then(
 		clientv3.OpGet(keysKey),
 		clientv3.OpGet(objects, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()),
@@ -108,7 +108,7 @@ func (c Config) open(data []byte) (map[string][]byte, error) {
 	return keys, err
 }
 
-// agreeOnSettings refuses a server whose settings are not those of the first to have them.
+// agreeOnSettings refuses a server whose settings differ from those of the first that stored them.
 func (c Config) agreeOnSettings(ctx context.Context) error {
 	for {
 		now, err := c.KV.Get(ctx, settingsKey)
@@ -132,8 +132,8 @@ func (c Config) agreeOnSettings(ctx context.Context) error {
 			return fmt.Errorf("%w: %s: give all servers of a datastore the same", ErrOtherSettings,
 				strings.Join(wrong, ", "))
 		}
-		// One that only another version has is left alone. One that the first server's had not is
-		// from now on as it is here.
+		// A setting that only another version has stays as it is. One that the first server's
+		// version lacked is stored from here.
 		merged := make(map[string]string)
 		maps.Copy(merged, all)
 		maps.Copy(merged, c.Settings)

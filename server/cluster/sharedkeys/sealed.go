@@ -20,16 +20,15 @@ const (
 	maxRounds = 10_000_000
 	saltBytes = 16
 	keyBytes  = 32
-	// purpose is authenticated with the data, so that it cannot stand elsewhere.
+	// purpose is authenticated with the data, so that the data cannot be used for anything else.
 	purpose = "mote: keys of a cluster, 1"
 )
 
-// errDoesNotOpen says that the secret is not the one the data was sealed with, or that the data was
-// changed: the cipher cannot tell these apart.
+// errDoesNotOpen means that the data was sealed with another secret or was changed since: the cipher
+// cannot tell these apart.
 var errDoesNotOpen = errors.New("sealed data does not open")
 
-// sealed is what lies in the etcd: files under AES-256-GCM, with a key that PBKDF2 makes of a
-// secret.
+// sealed is the stored form: files under AES-256-GCM, with a key that PBKDF2 derives from a secret.
 type sealed struct {
 	Version int    `json:"version"`
 	Rounds  int    `json:"rounds"`
@@ -52,7 +51,7 @@ func seal(secret string, files map[string][]byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The key is of a new salt and used once, so the nonce cannot come twice.
+	// Each key has a salt of its own and is used once, so no nonce is used twice.
 	s.Nonce = make([]byte, aead.NonceSize())
 	if _, err := rand.Read(s.Nonce); err != nil {
 		return nil, fmt.Errorf("make nonce: %w", err)
