@@ -16,6 +16,7 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/netproxy"
+	"github.com/mote-dev/mote/runtime"
 )
 
 // Config is everything a node can be told. Only the command line fills it in; nothing writes to it
@@ -48,8 +49,8 @@ type Config struct {
 	// none.
 	Disable []string
 
-	// RegistriesFile sets mirrors and credentials of image registries. A file that does not exist
-	// means none; empty means /etc/mote/registries.yaml.
+	// RegistriesFile sets mirrors and credentials of image registries. Empty means
+	// [DefaultRegistriesFile], which alone may be missing.
 	RegistriesFile string
 
 	// Servers are where a node without a server in its process joins, each in a form that
@@ -69,7 +70,18 @@ type Config struct {
 }
 
 // DefaultRegistriesFile is where registry mirrors and credentials are read.
-const DefaultRegistriesFile = "/etc/mote/registries.yaml"
+const DefaultRegistriesFile = runtime.DefaultRegistriesFile
+
+// CheckRegistries reads the registries file as the node will, and reports its faults, each with its
+// line. It changes nothing.
+func (c Config) CheckRegistries() error {
+	file := c.RegistriesFile
+	if file == "" {
+		file = DefaultRegistriesFile
+	}
+	_, err := runtime.ReadRegistries(file)
+	return err
+}
 
 // maxDataDir is what the kernel's limit of 107 characters for the path of a socket leaves before
 // "/agent/kubelet/device-plugins/kubelet.sock".

@@ -3,21 +3,34 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 
 	"go.uber.org/zap"
+
+	"github.com/mote-dev/mote/runtime/registry"
 )
 
 // DefaultRegistriesFile is the registries file used when Config names none.
 const DefaultRegistriesFile = "/etc/mote/registries.yaml"
+
+// ReadRegistries reads and checks a registries file. Only [DefaultRegistriesFile] may be missing: a
+// file that somebody named is there or misspelled.
+func ReadRegistries(file string) (registry.Config, error) {
+	c, err := registry.Read(file)
+	if errors.Is(err, fs.ErrNotExist) && file == DefaultRegistriesFile {
+		return registry.Config{}, nil
+	}
+	return c, err
+}
 
 // Config configures a Runtime. Only DataDir is required.
 type Config struct {
 	// DataDir is the agent's data folder, <data-dir>/agent; package layout has the paths in it.
 	// Required, absolute.
 	DataDir string
-	// RegistriesFile configures mirrors and credentials; it may be missing. Default:
-	// DefaultRegistriesFile.
+	// RegistriesFile configures mirrors and credentials. Default: DefaultRegistriesFile, which may
+	// be missing.
 	RegistriesFile string
 	// CgroupDriver is "systemd" or "cgroupfs": what creates the cgroups of pods. The kubelet asks
 	// the runtime for it. Default: cgroupfs, also on hosts run by systemd. Kubernetes recommends

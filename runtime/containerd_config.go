@@ -16,6 +16,7 @@ import (
 
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/runtime/layout"
+	"github.com/mote-dev/mote/runtime/registry"
 )
 
 const (
@@ -36,8 +37,8 @@ const (
 
 // pluginSettings returns the settings of each containerd plugin that does not run with its
 // defaults, by plugin URI.
-func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter string, reg registries,
-	restrictOOM bool) map[string]any {
+func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter string,
+	logins map[string]registry.Login, restrictOOM bool) map[string]any {
 	id := func(t plugin.Type, name string) string { return t.String() + "." + name }
 	return map[string]any{
 		id(plugins.ShimPlugin, "manager"): map[string]any{
@@ -63,7 +64,7 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 		id(plugins.CRIServicePlugin, "images"): map[string]any{
 			"snapshotter":              snapshotter,
 			"pinned_images":            map[string]any{"sandbox": b.Manifest.PauseImage},
-			"registry":                 map[string]any{"config_path": p.Registries, "configs": reg.credentials()},
+			"registry":                 map[string]any{"config_path": p.Registries, "configs": registryConfigs(logins)},
 			"max_concurrent_downloads": c.MaxConcurrentDownloads,
 			// Without it a power cut soon after a pull leaves files of length zero in a snapshot
 			// the metadata calls complete.
@@ -107,6 +108,15 @@ func pluginSettings(c Config, p layout.Paths, b bundle.Bundle, snapshotter strin
 			"enable_tls_streaming":  false,
 		},
 	}
+}
+
+// registryConfigs are the logins as the image plugin takes them.
+func registryConfigs(logins map[string]registry.Login) map[string]any {
+	out := map[string]any{}
+	for host, login := range logins {
+		out[host] = map[string]any{"auth": login}
+	}
+	return out
 }
 
 // configure fills a plugin's configuration. A key the plugin does not know is an error: a new

@@ -89,7 +89,7 @@ func TestRuntime_Serve_FirstCauseFirst(t *testing.T) {
 			} else {
 				fatal <- first
 			}
-			err = r.serve(ctx, d, image.Loader{}, recovery.LastStop{}, fatal)
+			err = r.serve(ctx, d, image.Loader{}, recovery.LastStop{}, nil, fatal)
 			if !errors.Is(err, second) || row.want != nil && !errors.Is(err, row.want) {
 				t.Errorf("error is %v, want %v and %v", err, row.want, second)
 			}

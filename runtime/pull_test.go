@@ -92,7 +92,7 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 // TestPull_ThroughMirror pulls an image of a registry that does not exist from the mirror the
-// registries file names, with the credentials it gives.
+// registries file names, with the credentials and the new name it gives.
 func TestPull_ThroughMirror(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 180*time.Second)
@@ -104,8 +104,8 @@ func TestPull_ThroughMirror(t *testing.T) {
 	server := httptest.NewServer(reg)
 	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
-	file := fmt.Sprintf(
-		"mirrors:\n  none.invalid:\n    endpoint: [%q]\nconfigs:\n  %q:\n    auth: {username: reader, password: secret}\n", server.URL, host)
+	file := fmt.Sprintf("mirrors:\n  none.invalid:\n    endpoint: [%q]\n    rewrite: {\"^\": team/}\n"+
+		"configs:\n  %q:\n    auth: {username: reader, password: secret}\n", server.URL, host)
 	if err := os.WriteFile(n.Config.RegistriesFile, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -128,6 +128,8 @@ func TestPull_ThroughMirror(t *testing.T) {
 	}
 	if len(reg.requests) == 0 {
 		t.Error("the mirror was not asked")
+	} else if asked := <-reg.requests; !strings.HasPrefix(asked, "/v2/team/app/") {
+		t.Errorf("the mirror was asked for %s, not by the new name", asked)
 	}
 	status, err := r.ImageService().ImageStatus(ctx, &runtimeapi.ImageSpec{Image: ref}, false)
 	if err != nil || status.Image == nil {
@@ -193,6 +195,20 @@ func TestRun_RefusesBadRegistries(t *testing.T) {
 	}
 	if err := r.Run(runtimetest.Timeout(t, 20*time.Second)); err == nil || !strings.Contains(err.Error(), "mirors") {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// TestReadRegistries_OnlyTheDefault_MayBeMissing: a file that somebody named is misspelled or gone.
+func TestReadRegistries_OnlyTheDefault_MayBeMissing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "none.yaml")
+	if _, err := runtime.ReadRegistries(file); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), file) {
+		t.Errorf("a missing file gave %v", err)
+	}
+	if _, err := os.Stat(runtime.DefaultRegistriesFile); !errors.Is(err, os.ErrNotExist) {
+		t.Skip("this machine has a registries file")
+	}
+	if _, err := runtime.ReadRegistries(runtime.DefaultRegistriesFile); err != nil {
+		t.Errorf("without the default file: %v", err)
 	}
 }
 

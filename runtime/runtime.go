@@ -17,6 +17,7 @@ import (
 	"github.com/mote-dev/mote/runtime/image"
 	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/runtime/recovery"
+	"github.com/mote-dev/mote/runtime/registry"
 )
 
 // imageEventsTimeout bounds the wait for CRI to learn of loaded images, which takes milliseconds.
@@ -112,6 +113,16 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 
+	registries, err := ReadRegistries(r.cfg.RegistriesFile)
+	if err != nil {
+		return err
+	}
+	proxy, err := registries.Listen(r.log.Named("mirrors"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, proxy.Close()) }()
+
 	last, err := recovery.ReadLastStop(r.p)
 	if err != nil {
 		return err
@@ -130,7 +141,10 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err := upstream.PrependPath(b.Dir); err != nil {
 		return err
 	}
-	d, snapshotter, err := r.start(ctx, b, last)
+	if err := registries.Write(ctx, r.p.Registries, proxy); err != nil {
+		return err
+	}
+	d, snapshotter, err := r.start(ctx, b, last, registries.Credentials(proxy))
 	if err != nil {
 		return err
 	}
@@ -143,7 +157,7 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		Log:         r.log,
 		Progress:    r.cfg.Progress,
 	}
-	if err := r.serve(ctx, d, l, last, fatal); err != nil {
+	if err := r.serve(ctx, d, l, last, proxy, fatal); err != nil {
 		return err
 	}
 	return recovery.MarkCleanStop(r.p)
@@ -152,7 +166,7 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 // serve runs a started daemon until ctx ends or a part fails, and closes it. It returns what failed
 // first, and then what the close adds to it.
 func (r *Runtime) serve(ctx context.Context, d *daemon, l image.Loader, last recovery.LastStop,
-	fatal <-chan error) (err error) {
+	proxy *registry.Proxy, fatal <-chan error) (err error) {
 	defer func() {
 		switch closeErr := d.close(); {
 		case closeErr == nil:
@@ -168,6 +182,7 @@ func (r *Runtime) serve(ctx context.Context, d *daemon, l image.Loader, last rec
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.serve(gctx, main, shims) })
+	g.Go(func() error { return proxy.Run(gctx) })
 	g.Go(func() error {
 		select {
 		case err := <-fatal:
@@ -204,14 +219,8 @@ func (r *Runtime) serve(ctx context.Context, d *daemon, l image.Loader, last rec
 
 // start repairs the state on disk and brings containerd up. Only damaged records are set aside; any
 // other error ends the start, and pods keep running.
-func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.LastStop) (*daemon, string, error) {
-	registries, err := readRegistries(r.cfg.RegistriesFile)
-	if err != nil {
-		return nil, "", err
-	}
-	if err := registries.writeHosts(r.p.Registries); err != nil {
-		return nil, "", err
-	}
+func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.LastStop,
+	logins map[string]registry.Login) (*daemon, string, error) {
 	snapshotter := r.cfg.Snapshotter
 	if snapshotter == "" {
 		reason, err := overlayUnsupported(r.p.Root)
@@ -226,7 +235,7 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.Last
 				zap.Error(reason))
 		}
 	}
-	settings := pluginSettings(r.cfg, r.p, b, snapshotter, registries, lacksSysResource())
+	settings := pluginSettings(r.cfg, r.p, b, snapshotter, logins, lacksSysResource())
 	if err := recovery.Repair(ctx, r.p, last, r.log); err != nil {
 		return nil, "", err
 	}

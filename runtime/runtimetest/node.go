@@ -45,6 +45,9 @@ func NewNode(t *testing.T) Node {
 	if err := os.MkdirAll(n.Logs, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(n.Config.RegistriesFile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		leftovers, err := recovery.Cleanup(context.Background(), n.Config.DataDir)
 		if err != nil || len(leftovers) > 0 {
