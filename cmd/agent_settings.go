@@ -56,7 +56,7 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 		ExternalIPs:    p.ips(v, "node-external-ip", v.List("node-external-ip")),
 		Servers:        p.servers(v),
 		Token:          text,
-		KubeletArgs:    v.List("kubelet-arg"),
+		KubeletArgs:    p.kubeletArgs(v),
 		ProxyArgs:      v.List("kube-proxy-arg"),
 		NodeLabels:     v.List("node-label"),
 		NodeTaints:     v.List("node-taint"),

@@ -165,7 +165,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		NodeName:       s.NodeName,
 		NodeIPs:        s.NodeIPs,
 		Cluster:        s.Cluster,
-		KubeletArgs:    v.List("kubelet-arg"),
+		KubeletArgs:    p.kubeletArgs(v),
 		ProxyArgs:      v.List("kube-proxy-arg"),
 		NodeLabels:     v.List("node-label"),
 		NodeTaints:     v.List("node-taint"),
@@ -205,6 +205,13 @@ func (p *parser) add(err error) {
 	if err != nil {
 		p.errs = append(p.errs, err)
 	}
+}
+
+// kubeletArgs are the arguments for the kubelet, with what their files say about other parts.
+func (p *parser) kubeletArgs(v settings.Values) []string {
+	args, err := agent.KubeletArgs(v.List("kubelet-arg"))
+	p.add(err)
+	return args
 }
 
 func (p *parser) ips(v settings.Values, name string, words []string) []net.IP {

@@ -120,6 +120,12 @@ func (c Config) server() (*options.KubeletServer, error) {
 	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
 		return nil, fmt.Errorf("create folder of pod logs: %w", err)
 	}
+	if err := unusedFlags().Refuse("kubelet-arg", c.ExtraArgs); err != nil {
+		return nil, err
+	}
+	if err := applyFiles(k, c.ExtraArgs); err != nil {
+		return nil, err
+	}
 	if err := upstreamflag.Apply(flags, "kubelet-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}

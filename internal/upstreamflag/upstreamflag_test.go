@@ -27,3 +27,22 @@ func TestApply_LastWinsAndFaultsAreNamed(t *testing.T) {
 		}
 	}
 }
+
+func TestUnused_Refuse(t *testing.T) {
+	logs := pflag.NewFlagSet("logs", pflag.ContinueOnError)
+	logs.Int("v", 0, "")
+	logs.String("vmodule", "", "")
+	u := Unused{}
+	u.AddSection(logs, "mote has one log: set --debug")
+	u.Add("profiling", "there is no port for it", "false")
+	err := u.Refuse("kubelet-arg", []string{"max-pods=7", "--v=4", "profiling=false", "profiling=true", "vmodule="})
+	if err == nil {
+		t.Fatal("nothing is refused")
+	}
+	want := `kubelet-arg "--v=4" has no effect in mote: remove it: mote has one log: set --debug
+kubelet-arg "profiling=true" has no effect in mote: remove it: there is no port for it
+kubelet-arg "vmodule=" has no effect in mote: remove it: mote has one log: set --debug`
+	if err.Error() != want {
+		t.Errorf("error is\n%v, want\n%s", err, want)
+	}
+}

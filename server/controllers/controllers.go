@@ -219,6 +219,9 @@ func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
 	// it would only delay the first pod.
 	o.Generic.ControllerStartInterval.Duration = 0
 
+	if err := unusedFlags(sections).Refuse("kube-controller-manager-arg", c.ExtraArgs); err != nil {
+		return nil, err
+	}
 	if err := upstreamflag.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}

@@ -64,10 +64,16 @@ func (c Config) component(ctx context.Context) (*config.KubeSchedulerConfigurati
 	for _, section := range o.Flags.FlagSets {
 		all.AddFlagSet(section)
 	}
+	if err := unusedFlags(*o.Flags).Refuse("kube-scheduler-arg", c.ExtraArgs); err != nil {
+		return nil, err
+	}
 	if err := upstreamflag.Apply(all, "kube-scheduler-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
 	if o.ConfigFile != "" {
+		if err := refuseUnused(o.ConfigFile); err != nil {
+			return nil, fmt.Errorf("kube-scheduler-arg config: %w", err)
+		}
 		if component, err = options.LoadConfigFromFile(klog.FromContext(ctx), o.ConfigFile); err != nil {
 			return nil, fmt.Errorf("read scheduler configuration %s: %w", o.ConfigFile, err)
 		}
