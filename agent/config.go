@@ -53,6 +53,10 @@ type Config struct {
 	// [DefaultRegistriesFile], which alone may be missing.
 	RegistriesFile string
 
+	// ResolvConf is the file that names the host's resolvers. Pods with the host's DNS get its
+	// search domains, too. Empty means /etc/resolv.conf without its search domains.
+	ResolvConf string
+
 	// Servers are where a node without a server in its process joins, each in a form that
 	// [joinapi.ParseServer] reads. Empty means the server is in this process, or known from an
 	// earlier join.
@@ -126,6 +130,9 @@ func (c Config) Validate() error {
 	}
 	if c.RegistriesFile != "" && !filepath.IsAbs(c.RegistriesFile) {
 		fault("registries-file %q is not an absolute path: give one that starts with /", c.RegistriesFile)
+	}
+	if c.ResolvConf != "" && !filepath.IsAbs(c.ResolvConf) {
+		fault("resolv-conf %q is not an absolute path: give one that starts with /", c.ResolvConf)
 	}
 	for _, server := range c.Servers {
 		if _, err := joinapi.ParseServer(server); err != nil {

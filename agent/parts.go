@@ -18,6 +18,7 @@ import (
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/part"
+	"github.com/mote-dev/mote/internal/resolvconf"
 	"github.com/mote-dev/mote/internal/wallclock"
 	"github.com/mote-dev/mote/netproxy"
 )
@@ -127,7 +128,7 @@ var parts = []part.Part[*node]{
 			if err != nil {
 				return part.Running{}, err
 			}
-			return part.Running{Run: resolver.Run}, nil
+			return part.Running{Run: resolver.Run, Note: resolver.Note}, nil
 		},
 	},
 	{
@@ -136,12 +137,14 @@ var parts = []part.Part[*node]{
 		Needs:   []string{"server-connection"},
 		New: func(_ context.Context, n *node, _ part.Lead) (part.Running, error) {
 			n.resolvers = newPodResolvers(datadir.At(n.config.DataDir).Agent().ResolvConf(),
-				n.connection.Cluster.ClusterDNS)
+				n.config.ResolvConf, n.connection.Cluster.ClusterDNS, n.dnsAddresses())
 			if _, err := n.resolvers.write(); err != nil {
 				return part.Running{}, err
 			}
 			return part.Running{
-				Run: func(ctx context.Context) error { return n.resolvers.follow(ctx, n.config.Logger) }}, nil
+				Run:  func(ctx context.Context) error { return n.resolvers.follow(ctx, n.config.Logger) },
+				Note: n.resolvers.note,
+			}, nil
 		},
 	},
 	{
@@ -302,6 +305,7 @@ func (n *node) newDNS() (*dns.Server, error) {
 		ClusterDomain:  cluster.ClusterDomain,
 		ListenAddrs:    addresses,
 		ClusterCIDRs:   cluster.Ranges(),
+		Resolvers:      resolvconf.Files(n.config.ResolvConf),
 		CheckpointFile: checkpoint,
 		Logger:         n.config.Logger.Named("dns"),
 	})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/resolvconf"
 	"github.com/mote-dev/mote/internal/retry"
 )
 
@@ -24,15 +26,27 @@ import (
 const maxPodResolvers = 3
 
 // podResolvers maintains the resolv.conf of pods with the host's DNS: the host's reachable name
-// servers, without search domains, which would leak names of the cluster to other DNS servers.
+// servers. The host's search domains are in it only if a setting names the host's file: they would
+// leak names of the cluster to other DNS servers.
 type podResolvers struct {
 	file    string
 	sources []string
 	own     []netip.Addr
+	// standIn are the cluster's DNS if this node serves it. They are the pods' resolvers while the
+	// host has none: without any, libc asks the pod's own loopback.
+	standIn []netip.Addr
+	// search passes the search domains and options of the first source on.
+	search bool
 }
 
-func newPodResolvers(file string, clusterDNS []netip.Addr) podResolvers {
-	return podResolvers{file: file, sources: dns.HostFiles(), own: clusterDNS}
+func newPodResolvers(file, given string, clusterDNS, standIn []netip.Addr) podResolvers {
+	return podResolvers{
+		file:    file,
+		sources: resolvconf.Files(given),
+		own:     clusterDNS,
+		standIn: standIn,
+		search:  given != "",
+	}
 }
 
 // errSources means that the host's resolvers cannot be read.
@@ -49,27 +63,57 @@ func (p podResolvers) write() (changed bool, err error) {
 
 // update is write, with an error of errSources if the host's resolvers cannot be read.
 func (p podResolvers) update() (changed bool, err error) {
-	servers, sourcesErr := dns.HostResolvers(p.sources, p.own)
+	host, sourcesErr := dns.ReadHost(p.sources, p.own)
 	if sourcesErr != nil {
 		sourcesErr = fmt.Errorf("%w: %w", errSources, sourcesErr)
 	}
-	var out bytes.Buffer
-	out.WriteString("# Written by mote from the host's resolvers.\n")
-	for _, s := range servers[:min(len(servers), maxPodResolvers)] {
-		fmt.Fprintf(&out, "nameserver %s\n", s)
-	}
+	text := p.render(host)
 	old, err := os.ReadFile(p.file)
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("read resolvers of pods: %w", err)
-	case err == nil && (sourcesErr != nil || bytes.Equal(old, out.Bytes())):
+	case err == nil && (sourcesErr != nil || bytes.Equal(old, text)):
 		return false, sourcesErr
 	}
-	if err := atomicfile.Write(p.file, out.Bytes(), 0o644); err != nil {
+	if err := atomicfile.Write(p.file, text, 0o644); err != nil {
 		return false, err
 	}
 	return true, sourcesErr
 }
+
+// render returns the text of the file.
+func (p podResolvers) render(host dns.Host) []byte {
+	var out bytes.Buffer
+	out.WriteString("# Written by mote from the host's resolvers.\n")
+	servers := host.Resolvers
+	if len(servers) == 0 {
+		out.WriteString("# The host has none that pods can reach: the cluster's DNS stands in.\n")
+		servers = p.standIn
+	}
+	for _, s := range servers[:min(len(servers), maxPodResolvers)] {
+		fmt.Fprintf(&out, "nameserver %s\n", s)
+	}
+	if p.search && len(host.Search) > 0 {
+		fmt.Fprintf(&out, "search %s\n", strings.Join(host.Search, " "))
+	}
+	if p.search && len(host.Options) > 0 {
+		fmt.Fprintf(&out, "options %s\n", strings.Join(host.Options, " "))
+	}
+	return out.Bytes()
+}
+
+// note says why pods with the host's DNS have no resolver; empty if they have one. Where the
+// cluster's DNS stands in, that is what says why it cannot resolve names outside of the cluster.
+func (p podResolvers) note() string {
+	host, err := dns.ReadHost(p.sources, p.own)
+	if err != nil || len(host.Resolvers) > 0 || len(p.standIn) > 0 {
+		return ""
+	}
+	return "pods with dnsPolicy Default have no resolver, as " + host.Fault() + ": " + noResolverRemedy
+}
+
+// noResolverRemedy is what to do about it.
+const noResolverRemedy = "name one that pods can reach in a file given with --resolv-conf"
 
 // rereadResolvers is the pause after the host's resolvers could not be read.
 const rereadResolvers = 10 * time.Second
@@ -85,6 +129,7 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	}
 	defer w.Close()
 	var failures retry.Failures
+	noted := ""
 	for {
 		// Network managers swap links and files, so the folders are watched. The list is computed
 		// again after each event, as folders may have been created in the meantime, even during
@@ -108,6 +153,11 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 			again = time.After(rereadResolvers)
 		case failures.Recovered(), changed:
 			log.Info("the host's resolvers have changed: pods created from now on use them")
+		}
+		if note := p.note(); note != noted {
+			if noted = note; note != "" {
+				log.Warn(note)
+			}
 		}
 		if !p.awaitEvent(ctx, w, again, log) {
 			return nil

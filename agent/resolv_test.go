@@ -13,10 +13,12 @@ import (
 	"go.uber.org/zap"
 )
 
+var clusterDNS = netip.MustParseAddr("10.43.0.10")
+
 // podResolversOf returns the resolvers of pods on a host with these files.
 func podResolversOf(t *testing.T, sources ...string) podResolvers {
 	t.Helper()
-	p := newPodResolvers(filepath.Join(t.TempDir(), "resolv.conf"), []netip.Addr{netip.MustParseAddr("10.43.0.10")})
+	p := newPodResolvers(filepath.Join(t.TempDir(), "resolv.conf"), "", []netip.Addr{clusterDNS}, nil)
 	p.sources = sources
 	return p
 }
@@ -142,5 +144,57 @@ func TestPodResolvers_Write_UnreadableSource_KeepsTheFile(t *testing.T) {
 	}
 	if got := p.written(t); got != "nameserver 192.0.2.1" {
 		t.Errorf("pods get %q", got)
+	}
+}
+
+// Pods with the host's DNS never get a file without resolvers where this node answers DNS: libc
+// takes such a file for one that names the pod's own loopback.
+func TestPodResolvers_Write_NoReachableResolver(t *testing.T) {
+	for _, row := range []struct{ name, text, want, note string }{
+		{"a stub on 127.0.0.1", "nameserver 127.0.0.1\n", "nameserver 10.43.0.10", "(127.0.0.1)"},
+		{"a stub on ::1", "nameserver ::1\n", "nameserver 10.43.0.10", "(::1)"},
+		{"systemd's stub, without its other file", "nameserver 127.0.0.53\noptions edns0\n", "nameserver 10.43.0.10",
+			"(127.0.0.53)"},
+		{"the cluster's own DNS", "nameserver 10.43.0.10\n", "nameserver 10.43.0.10", "(10.43.0.10)"},
+		{"no name server", "search home.example\n", "nameserver 10.43.0.10", "no resolver"},
+		{"one that can be reached beside a stub", "nameserver 127.0.0.1\nnameserver 192.0.2.1\n",
+			"nameserver 192.0.2.1", ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := podResolversOf(t, put(t, filepath.Join(t.TempDir(), "resolv.conf"), row.text))
+			p.standIn = []netip.Addr{clusterDNS}
+			if _, err := p.write(); err != nil || p.written(t) != row.want {
+				t.Errorf("wrote %q, %v; want %q", p.written(t), err, row.want)
+			}
+			if note := p.note(); note != "" {
+				t.Errorf("note is %q although the cluster's DNS stands in", note)
+			}
+			// A node with --disable dns has nothing that could stand in, and says so.
+			p.standIn = nil
+			if note := p.note(); !strings.Contains(note, row.note) || (note == "") != (row.note == "") ||
+				(note != "" && !strings.Contains(note, "--resolv-conf")) {
+				t.Errorf("note is %q, want one about %q", note, row.note)
+			}
+		})
+	}
+}
+
+func TestPodResolvers_Write_GivenFile_PassesSearchDomainsOn(t *testing.T) {
+	dir := t.TempDir()
+	for _, row := range []struct{ name, text, want string }{
+		{"search domains and options", "nameserver 192.0.2.1\nsearch home.example lan\noptions ndots:2 edns0\n",
+			"nameserver 192.0.2.1, search home.example lan, options ndots:2 edns0"},
+		{"domain", "nameserver 192.0.2.1\ndomain home.example\n", "nameserver 192.0.2.1, search home.example"},
+		{"without", "nameserver 192.0.2.1\n", "nameserver 192.0.2.1"},
+		{"a stub's search domains with the cluster's DNS", "nameserver 127.0.0.1\nsearch home.example\n",
+			"nameserver 10.43.0.10, search home.example"},
+	} {
+		given := put(t, filepath.Join(dir, "given"), row.text)
+		p := newPodResolvers(filepath.Join(dir, "resolv.conf"), given, []netip.Addr{clusterDNS},
+			[]netip.Addr{clusterDNS})
+		p.sources = p.sources[:1] // the other one is this machine's
+		if _, err := p.write(); err != nil || p.written(t) != row.want {
+			t.Errorf("%s: wrote %q, %v; want %q", row.name, p.written(t), err, row.want)
+		}
 	}
 }

@@ -71,11 +71,16 @@ func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 
 // agentOptions say what a node with these settings wants of the host.
 func agentOptions(a agent.Config) hostcheck.Options {
-	return hostcheck.Options{DataDir: a.DataDir, Node: true, Ports: []hostcheck.Port{{
-		Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),
-			upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
-		Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
-	}}}
+	return hostcheck.Options{
+		DataDir:    a.DataDir,
+		Node:       true,
+		ResolvConf: a.ResolvConf,
+		Ports: []hostcheck.Port{{
+			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),
+				upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),
+			Purpose: "the kubelet", Setting: "--kubelet-arg=port=N",
+		}},
+	}
 }
 
 // runAgent runs a node until ctx ends. opened is called once nothing can be refused any more.

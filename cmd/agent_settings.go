@@ -32,7 +32,7 @@ func agentSettings() []settings.Setting {
 		case "disable":
 			s.Usage = "in-process services not to run on this node: " + strings.Join(agent.Disableable(), ", ")
 		case "data-dir", "node-name", "node-ip", "token-file", "node-label", "node-taint", "registries-file",
-			"kubelet-arg", "kube-proxy-arg", formatSetting.Name, debugSetting.Name:
+			"resolv-conf", "kubelet-arg", "kube-proxy-arg", formatSetting.Name, debugSetting.Name:
 		default:
 			continue
 		}
@@ -62,6 +62,7 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 		NodeTaints:     v.List("node-taint"),
 		Disable:        v.List("disable"),
 		RegistriesFile: v.String("registries-file"),
+		ResolvConf:     v.String("resolv-conf"),
 		Debug:          v.Bool("debug"),
 		Logger:         log,
 	}

@@ -33,6 +33,7 @@ func TestAgentConfig_EverySettingCounts(t *testing.T) {
 		"node-external-ip": "198.51.100.7",
 		"token":            "abcdef.fedcba9876543210", "token-file": tokenFile, "disable": "dns", "node-label": "a=b",
 		"node-taint":      "a=b:NoExecute",
+		"resolv-conf":     "/tmp/resolv.conf",
 		"registries-file": "/tmp/r", "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
 		"debug": "true",
 	}

@@ -74,6 +74,7 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 		}},
 	}
 	if a != nil {
+		o.ResolvConf = a.ResolvConf
 		o.Ports = append(o.Ports, hostcheck.Port{
 			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),
 				upstreamflag.Value(a.KubeletArgs, "port", kubeletPort)),

@@ -74,6 +74,8 @@ func serverSettings() []settings.Setting {
 		{Name: "node-taint", Kind: settings.List, Usage: "taint (key=value:Effect) the node registers with"},
 		{Name: "registries-file", Default: agent.DefaultRegistriesFile,
 			Usage: "`FILE` of image registry mirrors and credentials"},
+		{Name: "resolv-conf", Usage: "`FILE` that names this machine's resolvers; pods get its search domains " +
+			"(default: /etc/resolv.conf, without its search domains)"},
 		{Name: "kubelet-arg", Kind: settings.Args, Usage: "flag=value for the kubelet"},
 		{Name: "kube-proxy-arg", Kind: settings.Args,
 			Usage: "flag=value for the service proxy: proxy-mode, nodeport-addresses, healthz-bind-address, " +
@@ -170,6 +172,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		NodeLabels:     v.List("node-label"),
 		NodeTaints:     v.List("node-taint"),
 		RegistriesFile: v.String("registries-file"),
+		ResolvConf:     v.String("resolv-conf"),
 		Debug:          s.Debug,
 		Logger:         log,
 	}

@@ -55,6 +55,7 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 		"cluster-domain": "example.org", "network-backend": "host-gw", "token": "abcdef.0123456789abcdef",
 		"token-file": tokenFile, "disable": "dns", "disable-agent": "true",
 		"kubeconfig-output": "/tmp/k", "node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r",
+		"resolv-conf": "/tmp/resolv.conf",
 		"kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
 		"kube-apiserver-arg": "x=y", "kube-controller-manager-arg": "x=y", "kube-scheduler-arg": "x=y",
 		"datastore-endpoint": "http://127.0.0.1:2379",

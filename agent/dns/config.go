@@ -12,6 +12,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/mote-dev/mote/internal/resolvconf"
 )
 
 const (
@@ -47,7 +49,7 @@ type Config struct {
 	// "-" leaves interfaces alone.
 	Interface string
 	// Resolvers are the files that name upstream resolvers, of which the first with usable ones
-	// counts; empty means HostFiles.
+	// counts; empty means [resolvconf.Files] of no setting.
 	Resolvers []string
 	// CheckpointFile carries the known records over a restart; empty means none is written.
 	CheckpointFile string
@@ -96,7 +98,7 @@ func (c Config) withDefaults() Config {
 		c.Interface = DefaultInterface
 	}
 	if len(c.Resolvers) == 0 {
-		c.Resolvers = HostFiles()
+		c.Resolvers = resolvconf.Files("")
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes

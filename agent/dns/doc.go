@@ -6,6 +6,6 @@
 // can resolve names before the service proxy runs, without one, and while the API server is away. A
 // checkpoint file carries the last known records over a restart.
 //
-// It must not import anything else of this repository but internal/atomicfile, internal/informer
-// and internal/retry.
+// It must not import anything else of this repository but internal/atomicfile, internal/informer,
+// internal/resolvconf and internal/retry.
 package dns

@@ -443,7 +443,7 @@ func TestHostResolvers_Get(t *testing.T) {
 		}
 	}
 	clock := &testClock{now: time.Unix(1e9, 0)}
-	h := newHostResolvers([]string{main, systemd}, []netip.AddrPort{netip.MustParseAddrPort("10.43.0.10:53")},
+	h := newHostResolvers([]string{main, systemd}, []netip.Addr{netip.MustParseAddr("10.43.0.10")},
 		clock.Now, zap.NewNop())
 	want := func(texts ...string) {
 		t.Helper()

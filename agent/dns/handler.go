@@ -137,11 +137,7 @@ func (s *Server) fillCluster(ctx context.Context, r request, q question, a answe
 func (s *Server) recurse(ctx context.Context, r request, q question) *wire.Msg {
 	servers := s.settings.Load().serversFor(q.name)
 	if servers == nil {
-		found, changed := s.resolvers.get()
-		if changed {
-			s.resolversChanged(found)
-		}
-		servers = found
+		servers = s.hostServers()
 	}
 	return s.forward.resolve(ctx, q, servers, r.edns != nil && r.edns.Do(), r.msg.CheckingDisabled)
 }

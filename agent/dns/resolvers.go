@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mote-dev/mote/internal/resolvconf"
 	"github.com/mote-dev/mote/internal/retry"
 )
 
@@ -27,18 +28,19 @@ const (
 // them.
 type hostResolvers struct {
 	files []string
-	own   []netip.AddrPort // our own addresses, which must not be queried
+	own   []netip.Addr // our own addresses, which must not be queried
 	now   func() time.Time
 	log   *zap.Logger
 
 	mu       sync.Mutex // guards the fields below
 	checked  time.Time
 	stamps   []fileStamp
-	servers  []netip.AddrPort
+	found    Host
+	servers  []netip.AddrPort // those of found
 	failures retry.Failures
 }
 
-func newHostResolvers(files []string, own []netip.AddrPort, now func() time.Time, log *zap.Logger) *hostResolvers {
+func newHostResolvers(files []string, own []netip.Addr, now func() time.Time, log *zap.Logger) *hostResolvers {
 	return &hostResolvers{
 		files: files,
 		own:   own,
@@ -53,8 +55,8 @@ type fileStamp struct {
 	size     int64
 }
 
-// get returns the resolvers, and whether they differ from the last call's.
-func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
+// get returns the resolvers, and whether the files say something else than at the last call.
+func (h *hostResolvers) get() (_ []netip.AddrPort, changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.now()
@@ -72,7 +74,7 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 	if slices.Equal(stamps, h.stamps) {
 		return h.servers, false
 	}
-	found, err := hostResolversIn(h.files, h.own)
+	found, err := ReadHost(h.files, h.own)
 	if err != nil {
 		// The stamps stay as they were, so the files are read again soon.
 		if h.failures.News(err) {
@@ -85,80 +87,89 @@ func (h *hostResolvers) get() (servers []netip.AddrPort, changed bool) {
 		h.stamps = stamps
 		h.failures.Recovered()
 	}
-	changed = !slices.Equal(found, h.servers)
-	h.servers = found
-	return found, changed
+	var servers []netip.AddrPort
+	for _, ip := range found.Resolvers {
+		servers = append(servers, netip.AddrPortFrom(ip, defaultPort))
+	}
+	changed = !slices.Equal(servers, h.servers) || !slices.Equal(found.Unusable, h.found.Unusable)
+	h.found, h.servers = found, servers
+	return servers, changed
 }
 
-// HostFiles are where the host's resolvers are found, best first. With systemd-resolved,
-// /etc/resolv.conf names a stub on loopback that no pod can reach, and the real ones are in the
-// second file.
-func HostFiles() []string { return []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} }
-
-// HostResolvers reads the resolvers that can be reached from other network namespaces than the
-// host's, from the first of files that names any. own are the addresses of the cluster's DNS, which
-// would query itself. With an error, which says that a file exists and cannot be read, the result
-// is what the other files name.
-func HostResolvers(files []string, own []netip.Addr) ([]netip.Addr, error) {
-	at := make([]netip.AddrPort, len(own))
-	for i, a := range own {
-		at[i] = netip.AddrPortFrom(a, defaultPort)
-	}
-	found, err := hostResolversIn(files, at)
-	var out []netip.Addr
-	for _, r := range found {
-		out = append(out, r.Addr())
-	}
-	return out, err
+// fault says why the host has no usable resolver; empty if it has one.
+func (h *hostResolvers) fault() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.found.Fault()
 }
 
-func hostResolversIn(files []string, own []netip.AddrPort) ([]netip.AddrPort, error) {
+// unusable returns the resolvers that were left out.
+func (h *hostResolvers) unusable() []netip.Addr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.found.Unusable
+}
+
+// Host is what the files of the host say about resolvers.
+type Host struct {
+	// Resolvers can be reached from other network namespaces than the host's.
+	Resolvers []netip.Addr
+	// Unusable are those that cannot, and the cluster's own DNS, which would query itself.
+	Unusable []netip.Addr
+	// Search and Options are those of the first file.
+	Search, Options []string
+}
+
+// ReadHost reads the files that name resolvers. Of those the first with usable ones counts; a
+// missing file names none. own are the addresses of the cluster's DNS. With an error, which says
+// that a file exists and cannot be read, the result is what the other files say.
+func ReadHost(files []string, own []netip.Addr) (Host, error) {
+	var out Host
 	var errs []error
-	for _, file := range files {
-		found, err := usableResolvers(file, own)
+	for i, file := range files {
+		text, err := os.ReadFile(file)
 		if err != nil {
-			errs = append(errs, err)
-		}
-		if len(found) > 0 {
-			return found, errors.Join(errs...)
-		}
-	}
-	return nil, errors.Join(errs...)
-}
-
-// usableResolvers reads a resolv.conf; a missing one names none. Loopback addresses are left out: a
-// stub listens there that forwards to some other resolver, perhaps to us. So are our own addresses.
-func usableResolvers(file string, own []netip.AddrPort) ([]netip.AddrPort, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read resolvers: %w", err)
-	}
-	var out []netip.AddrPort
-	for line := range strings.Lines(string(data)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[0] != "nameserver" {
+			if !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("read resolvers: %w", err))
+			}
 			continue
 		}
-		ip, err := netip.ParseAddr(fields[1])
-		if err != nil {
+		c := resolvconf.Parse(text)
+		if i == 0 {
+			out.Search, out.Options = c.Search, c.Options
+		}
+		if len(out.Resolvers) > 0 {
 			continue
 		}
-		if a := netip.AddrPortFrom(ip.Unmap(), defaultPort); usable(a, own) && !slices.Contains(out, a) &&
-			len(out) < maxResolvers {
-			out = append(out, a)
+		for _, ip := range c.Servers {
+			switch {
+			case !resolvconf.Reachable(ip) || slices.Contains(own, ip):
+				if !slices.Contains(out.Unusable, ip) {
+					out.Unusable = append(out.Unusable, ip)
+				}
+			case len(out.Resolvers) < maxResolvers:
+				out.Resolvers = append(out.Resolvers, ip)
+			}
 		}
 	}
-	return out, nil
+	return out, errors.Join(errs...)
 }
 
-// usable reports whether a resolver can be queried without querying ourselves.
-func usable(a netip.AddrPort, own []netip.AddrPort) bool {
-	ip := a.Addr()
-	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() {
-		return false
+// Remedy is what to do about a host without usable resolvers.
+const Remedy = "name one that pods can reach, for this node in a file given with --resolv-conf, or for all nodes " +
+	"under upstreams in the ConfigMap " + SettingsNamespace + "/" + SettingsName
+
+// Fault says why a host has no usable resolver; empty if it has one.
+func (h Host) Fault() string {
+	switch {
+	case len(h.Resolvers) > 0:
+		return ""
+	case len(h.Unusable) == 0:
+		return "the host has no resolver"
 	}
-	return !slices.ContainsFunc(own, func(o netip.AddrPort) bool { return o.Addr() == ip })
+	texts := make([]string, len(h.Unusable))
+	for i, ip := range h.Unusable {
+		texts[i] = ip.String()
+	}
+	return "the host's only resolver is out of reach of pods (" + strings.Join(texts, ", ") + ")"
 }

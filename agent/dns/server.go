@@ -28,6 +28,11 @@ type Server struct {
 	resolvers *hostResolvers
 	metrics   *counters
 	settings  atomic.Pointer[settings]
+	// settingsKnown is set once the ConfigMap has been read, or is known not to exist.
+	settingsKnown atomic.Bool
+
+	outsideMu sync.Mutex // guards outside
+	outside   string     // the note last logged
 
 	live  *index                // fed by the informers
 	names atomic.Pointer[index] // answers come from it: the checkpoint's at first, then live
@@ -67,7 +72,11 @@ func New(c Config) (*Server, error) {
 	s.names.Store(s.live)
 	s.settings.Store(&settings{})
 	s.zone = newZone(c, s.listen, s.names.Load)
-	s.resolvers = newHostResolvers(c.Resolvers, s.listen, time.Now, s.log)
+	own := make([]netip.Addr, len(s.listen))
+	for i, a := range s.listen {
+		own[i] = a.Addr()
+	}
+	s.resolvers = newHostResolvers(c.Resolvers, own, time.Now, s.log)
 	metrics, err := newCounters().register(c.Metrics)
 	if err != nil {
 		return nil, err
@@ -164,11 +173,45 @@ func trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// resolversChanged is called with the host's resolvers after they have changed.
-func (s *Server) resolversChanged(servers []netip.AddrPort) {
-	s.log.Info("upstream resolvers", zap.Stringers("resolvers", servers))
-	// With no resolver left, the cached answers are all there is.
-	if len(servers) > 0 {
-		s.forward.reset()
+// hostServers returns the host's resolvers.
+func (s *Server) hostServers() []netip.AddrPort {
+	servers, changed := s.resolvers.get()
+	if changed {
+		s.log.Info("upstream resolvers", zap.Stringers("resolvers", servers))
+		// With no resolver left, the cached answers are all there is.
+		if len(servers) > 0 {
+			s.forward.reset()
+		}
+		s.reportOutside()
 	}
+	return servers
+}
+
+// Note says why names outside of the cluster do not resolve; empty if there are resolvers for them.
+func (s *Server) Note() string {
+	if s.settings.Load().upstreams != nil || len(s.hostServers()) > 0 {
+		return ""
+	}
+	return "names outside of the cluster do not resolve, as " + s.resolvers.fault() + ": " + Remedy
+}
+
+// reportOutside logs once that names outside of the cluster do not resolve, and once that they do
+// again. A host without any resolver has no network yet, which is no fault.
+func (s *Server) reportOutside() {
+	if !s.settingsKnown.Load() {
+		return
+	}
+	note := s.Note()
+	s.outsideMu.Lock()
+	defer s.outsideMu.Unlock()
+	switch was := s.outside; {
+	case note == was:
+	case note == "":
+		s.log.Info("there are resolvers for names outside of the cluster again")
+	case len(s.resolvers.unusable()) > 0:
+		s.log.Warn(note)
+	default:
+		s.log.Info(note)
+	}
+	s.outside = note
 }

@@ -14,7 +14,10 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 	corev1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -676,4 +679,74 @@ func TestServer_Run_DoesNotEndSharedInformers(t *testing.T) {
 	if factory.shutdowns > 0 {
 		t.Error("the factory was shut down")
 	}
+}
+
+// A host whose resolvers pods cannot reach is reported once, with what to do, and as long as that
+// lasts in the note for `mote status`.
+func TestServer_Note_NamesOutsideDoNotResolve(t *testing.T) {
+	for _, row := range []struct {
+		name, text string
+		level      zapcore.Level
+		found      string
+	}{
+		{"on 127.0.0.1", "nameserver 127.0.0.1\n", zap.WarnLevel, "(127.0.0.1)"},
+		{"on ::1", "nameserver ::1\n", zap.WarnLevel, "(::1)"},
+		{"systemd's stub", "nameserver 127.0.0.53\n", zap.WarnLevel, "(127.0.0.53)"},
+		{"several stubs", "nameserver 127.0.0.1\nnameserver ::1\n", zap.WarnLevel, "(127.0.0.1, ::1)"},
+		{"no network yet", "", zap.InfoLevel, "no resolver"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "resolv.conf")
+			if err := os.WriteFile(file, []byte(row.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			core, logged := observer.New(zap.InfoLevel)
+			s, client := startServer(t, func(c *Config) { c.Resolvers, c.Logger = []string{file}, zap.New(core) })
+			said := func() *observer.ObservedLogs {
+				return logged.Filter(func(e observer.LoggedEntry) bool {
+					return strings.HasPrefix(e.Message, "names outside of the cluster do not resolve")
+				})
+			}
+			eventually(t, func() string {
+				if said().Len() != 1 {
+					return fmt.Sprintf("%d lines", said().Len())
+				}
+				return ""
+			})
+			line := said().All()[0]
+			if line.Level != row.level || !strings.Contains(line.Message, row.found) ||
+				!strings.Contains(line.Message, "--resolv-conf") || !strings.Contains(line.Message, "upstreams") {
+				t.Errorf("%s: %s", line.Level, line.Message)
+			}
+			if s.Note() != line.Message {
+				t.Errorf("note is %q", s.Note())
+			}
+			// Resolvers in the settings end it.
+			if _, err := client.CoreV1().ConfigMaps(SettingsNamespace).Create(t.Context(),
+				settingsMap(map[string]string{"upstreams": "192.0.2.1"}), metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, s.Note)
+		})
+	}
+	t.Run("with resolvers in the settings", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "resolv.conf")
+		if err := os.WriteFile(file, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		core, logged := observer.New(zap.InfoLevel)
+		s, _ := startServer(t, func(c *Config) { c.Resolvers, c.Logger = []string{file}, zap.New(core) },
+			settingsMap(map[string]string{"upstreams": "192.0.2.1"}))
+		eventually(t, func() string {
+			if !s.settingsKnown.Load() {
+				return "settings were not read"
+			}
+			return ""
+		})
+		for _, e := range logged.All() {
+			if e.Level > zap.InfoLevel || strings.Contains(e.Message, "do not resolve") {
+				t.Errorf("logged %s: %s", e.Level, e.Message)
+			}
+		}
+	})
 }

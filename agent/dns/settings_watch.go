@@ -17,6 +17,8 @@ import (
 // nothing.
 func (s *Server) watchSettings(ctx context.Context) error {
 	if s.cfg.Client == nil {
+		s.settingsKnown.Store(true)
+		s.reportOutside()
 		return nil
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0,
@@ -30,17 +32,23 @@ func (s *Server) watchSettings(ctx context.Context) error {
 			s.setSettings(ctx, m)
 		}
 	}
-	if _, err := factory.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+	handled, err := factory.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    set,
 		UpdateFunc: func(_, obj any) { set(obj) },
 		DeleteFunc: func(any) {
 			s.replaceSettings(settings{})
 			s.log.Info("DNS settings removed")
 		},
-	}); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("watch DNS settings: %w", err)
 	}
 	factory.Start(ctx.Done())
+	// Before that, the settings may still name resolvers.
+	if cache.WaitForCacheSync(ctx.Done(), handled.HasSynced) {
+		s.settingsKnown.Store(true)
+		s.reportOutside()
+	}
 	<-ctx.Done()
 	factory.Shutdown()
 	return nil
@@ -62,6 +70,7 @@ func (s *Server) setSettings(ctx context.Context, m *corev1.ConfigMap) {
 func (s *Server) replaceSettings(n settings) {
 	s.settings.Store(&n)
 	s.forward.reset()
+	s.reportOutside()
 }
 
 // reportInvalid writes an Event about an invalid ConfigMap. Its name contains the version of the

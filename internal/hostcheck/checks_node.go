@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/mote-dev/mote/internal/resolvconf"
 )
 
 // The controllers a node cannot do without.
@@ -160,4 +162,32 @@ func checkConntrack(h Host, _ Options) []Result {
 				"has the module")
 	}
 	return ok("conntrack", "there")
+}
+
+func checkResolvers(h Host, o Options) []Result {
+	var found, local []string
+	for i, file := range resolvconf.Files(o.ResolvConf) {
+		text, err := h.ReadFile(file)
+		if err != nil && i == 0 && o.ResolvConf != "" {
+			return fail("resolvers", fmt.Sprintf("--resolv-conf cannot be read (%v)", err),
+				"give a file that names the host's resolvers, or leave the setting out")
+		}
+		for _, ip := range resolvconf.Parse(text).Servers {
+			if resolvconf.Reachable(ip) {
+				found = append(found, ip.String())
+			} else {
+				local = append(local, ip.String())
+			}
+		}
+		if len(found) > 0 {
+			return ok("resolvers", "%s", strings.Join(found, ", "))
+		}
+	}
+	if len(local) == 0 {
+		return ok("resolvers", "none yet, followed once there are")
+	}
+	return warn("resolvers",
+		fmt.Sprintf("only on loopback (%s), where pods cannot reach them", strings.Join(local, ", ")),
+		"name another one in a file given with --resolv-conf, or under upstreams in the ConfigMap "+
+			"kube-system/mote-dns: names outside of the cluster do not resolve in pods")
 }

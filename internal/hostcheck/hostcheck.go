@@ -47,6 +47,8 @@ type Options struct {
 	Node bool
 	// IPv6 says that pods shall have addresses of that family.
 	IPv6 bool
+	// ResolvConf is the file that shall name the host's resolvers; empty means /etc/resolv.conf.
+	ResolvConf string
 	// Ports are the ports to be listened on.
 	Ports []Port
 }
@@ -101,7 +103,7 @@ func Run(h Host, o Options) []Result {
 	}
 	if o.Node {
 		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter,
-			checkForwarding, checkIPv6, checkConntrack,
+			checkForwarding, checkIPv6, checkConntrack, checkResolvers,
 			checkKmsg, checkSeccomp, checkPropagation, checkInotify, checkSwap)
 	}
 	checks = append(checks, checkMemory, checkSpace, checkClock, checkEntropy)

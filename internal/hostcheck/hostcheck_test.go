@@ -48,6 +48,7 @@ func goodHost() *fakeHost {
 			"/proc/sys/fs/inotify/max_user_instances":      "8192\n",
 			"/proc/sys/fs/inotify/max_user_watches":        "524288\n",
 			"/proc/sys/kernel/random/entropy_avail":        "256\n",
+			"/etc/resolv.conf":                             "nameserver 192.0.2.1\n",
 			"/proc/swaps":                                  "Filename Type Size Used Priority\n",
 			"/proc/meminfo":                                "MemTotal:        4000000 kB\nMemFree: 1 kB\n",
 			"/dev/kmsg":                                    "",
@@ -176,6 +177,18 @@ func TestRun_Faults(t *testing.T) {
 		{"IPv6 switched off for new interfaces",
 			func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/default/disable_ipv6"] = "1\n" }, "ipv6", Fail,
 			"sysctl -w net.ipv6.conf.default.disable_ipv6=0"},
+		{"resolver on loopback", func(h *fakeHost) { h.files["/etc/resolv.conf"] = "nameserver 127.0.0.1\n" },
+			"resolvers", Warn, "only on loopback (127.0.0.1)"},
+		{"resolver on IPv6 loopback", func(h *fakeHost) { h.files["/etc/resolv.conf"] = "nameserver ::1\n" },
+			"resolvers", Warn, "--resolv-conf"},
+		{"systemd's stub, resolvers in its own file", func(h *fakeHost) {
+			h.files["/etc/resolv.conf"] = "nameserver 127.0.0.53\n"
+			h.files["/run/systemd/resolve/resolv.conf"] = "nameserver 192.0.2.53\n"
+		}, "resolvers", OK, "192.0.2.53"},
+		{"systemd's stub and no other file",
+			func(h *fakeHost) { h.files["/etc/resolv.conf"] = "nameserver 127.0.0.53\n" }, "resolvers", Warn,
+			"127.0.0.53"},
+		{"no resolv.conf", func(h *fakeHost) { delete(h.files, "/etc/resolv.conf") }, "resolvers", OK, "none yet"},
 		{"IPv6 forwarding off", func(h *fakeHost) { h.files["/proc/sys/net/ipv6/conf/all/forwarding"] = "0\n" }, "ipv6",
 			OK, "can be set"},
 		{"IPv6 forwarding fixed", func(h *fakeHost) {
@@ -272,5 +285,18 @@ func TestRun_ServerAlone(t *testing.T) {
 	delete(h.files, "/dev/kmsg")
 	if err := Faults(Run(h, Options{DataDir: "/d"})); err != nil {
 		t.Errorf("a server without a node needs none of this: %v", err)
+	}
+}
+
+func TestRun_ResolvConf(t *testing.T) {
+	o := options
+	o.ResolvConf = "/etc/mote/resolv.conf"
+	h := goodHost()
+	if r := find(t, Run(h, o), "resolvers"); r.Level != Fail || !strings.Contains(r.Found, "/etc/mote/resolv.conf") {
+		t.Errorf("a file that does not exist: %+v", r)
+	}
+	h.files[o.ResolvConf] = "nameserver 192.0.2.2\n"
+	if r := find(t, Run(h, o), "resolvers"); r.Level != OK || r.Found != "192.0.2.2" {
+		t.Errorf("a file with a resolver: %+v", r)
 	}
 }

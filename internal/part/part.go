@@ -37,6 +37,9 @@ type Running struct {
 	Ready <-chan struct{}
 	// Idle says why there is nothing to run here; empty if there is.
 	Idle string
+	// Note says, each time it is called, what the part cannot do although it works; empty if there
+	// is nothing. Nil means that there never is.
+	Note func() string
 	// Durable makes an error of Run count that comes after the role was asked to stop. Other parts'
 	// errors of that time are only logged: they mostly say that the context ended.
 	Durable bool
@@ -75,7 +78,8 @@ const (
 type Status struct {
 	Name  string `json:"name"`
 	State State  `json:"state"`
-	// Detail says what the part waits for, why it is idle, or its error. It may be empty.
+	// Detail says what the part waits for, why it is idle, what it cannot do, or its error. It may
+	// be empty.
 	Detail string `json:"detail,omitempty"`
 }
 

@@ -329,3 +329,37 @@ func TestMarkdown(t *testing.T) {
 		t.Errorf("optional are %v", got)
 	}
 }
+
+// What a part cannot do although it works is asked for at each report, and only while it works.
+func TestSet_Report_AsksReadyPartsForNotes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		note, ready := "no resolver", make(chan struct{})
+		dns := plain("dns")
+		inner := dns.New
+		dns.New = func(ctx context.Context, j *journal, l Lead) (Running, error) {
+			r, err := inner(ctx, j, l)
+			r.Ready, r.Note = ready, func() string { return note }
+			return r, err
+		}
+		s, _, cancel, done := start(t, []Part[*journal]{dns}, Options{})
+		for _, step := range []struct {
+			do   func()
+			want string
+		}{
+			{func() {}, "dns starting"},
+			{func() { close(ready) }, "dns ready (no resolver)"},
+			{func() { note = "" }, "dns ready"},
+			{func() { note = "no resolver" }, "dns ready (no resolver)"},
+			{cancel, "dns stopped"},
+		} {
+			step.do()
+			synctest.Wait()
+			if got := states(s); got != step.want {
+				t.Errorf("report is %s, want %s", got, step.want)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -48,6 +48,7 @@ type node[R any] struct {
 	mu     sync.Mutex // guards what follows
 	state  State
 	detail string
+	note   func() string // asked while the part is ready; nil if it has none
 }
 
 // NewSet checks a table and returns its parts, none of which has been made.
@@ -104,7 +105,12 @@ func (s *Set[R]) Report() []Status {
 	for i, n := range s.nodes {
 		n.mu.Lock()
 		out[i] = Status{Name: n.part.Name, State: n.state, Detail: n.detail}
+		note := n.note
 		n.mu.Unlock()
+		// Not under the lock: a part may read files for it.
+		if note != nil && out[i].State == Ready && out[i].Detail == "" {
+			out[i].Detail = note()
+		}
 	}
 	return out
 }
@@ -176,6 +182,7 @@ func (n *node[R]) becomeReady(running Running, returned <-chan struct{}) {
 	case n.state == Starting:
 		n.state = Ready
 	}
+	n.note = running.Note
 	n.mu.Unlock()
 	close(n.ready)
 }
