@@ -268,6 +268,7 @@ func TestServer_Joining(t *testing.T) {
 		t.Errorf("rejoin: %q", code)
 	}
 	t.Run("RightsOfNode", func(t *testing.T) { testRightsOfNode(t, m) })
+	t.Run("Claims", func(t *testing.T) { testClaims(t, s, m) })
 	t.Run("TokenAtTheAPI", func(t *testing.T) { testTokenAtTheAPI(t, m) })
 	t.Run("ServingCertificate", func(t *testing.T) { testServingCertificate(t, m) })
 	t.Run("Renewal", func(t *testing.T) { testRenewal(t, m) })
@@ -372,8 +373,7 @@ func testTokenAtTheAPI(t *testing.T, m *machine) {
 
 func testServingCertificate(t *testing.T, m *machine) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
-	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.11"},
-		{Type: corev1.NodeInternalIP, Address: "10.43.0.1"}}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.11"}}
 	if _, err := m.client(t).CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 
 	"go.uber.org/zap"
 	"k8s.io/apiserver/pkg/authentication/user"
 
+	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/discovery"
 	"github.com/mote-dev/mote/internal/hostaddr"
 	"github.com/mote-dev/mote/internal/part"
@@ -16,6 +18,7 @@ import (
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/controllers"
 	"github.com/mote-dev/mote/server/join"
+	"github.com/mote-dev/mote/server/nodeclaims"
 	"github.com/mote-dev/mote/server/revocation"
 	"github.com/mote-dev/mote/server/scheduler"
 	"github.com/mote-dev/mote/server/tunnel"
@@ -201,6 +204,7 @@ func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) err
 		AdvertiseAddress: c.advertise(),
 		Addresses:        c.addresses,
 		ServiceCIDRs:     c.config.Cluster.ServiceCIDRs,
+		NodeClaims:       c.nodeClaims(),
 		ClusterDomain:    c.config.Cluster.ClusterDomain,
 		Network:          c.tunnels,
 		// Joining comes first: it tells nodes in mote's own error codes what is revoked.
@@ -214,6 +218,17 @@ func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) err
 		defer end()
 		return c.serve(ctx)
 	}, nil
+}
+
+// nodeClaims is what nodes may not claim to have.
+func (c *control) nodeClaims() nodeclaims.Config {
+	return nodeclaims.Config{
+		Local:        c.config.NodeName,
+		ClusterCIDRs: c.config.Cluster.ClusterCIDRs,
+		ServiceCIDRs: c.config.Cluster.ServiceCIDRs,
+		PodsInRanges: c.config.Cluster.NetworkBackend != clusterconfig.BackendNone,
+		Servers:      func() []net.IP { return slices.Concat(c.addresses(), hostaddr.All()) },
+	}
 }
 
 // serve runs the API server until ctx ends. By then all parts that use it have ended.

@@ -26,6 +26,7 @@ import (
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 
 	"github.com/mote-dev/mote/server/loopback"
+	"github.com/mote-dev/mote/server/nodeclaims"
 	"github.com/mote-dev/mote/server/pki"
 )
 
@@ -65,6 +66,8 @@ type Config struct {
 	Addresses func() []net.IP
 	// ServiceCIDRs are the service ranges, the primary first.
 	ServiceCIDRs []netip.Prefix
+	// NodeClaims is what nodes' claims about themselves are compared with.
+	NodeClaims nodeclaims.Config
 	// ClusterDomain is the cluster's DNS domain, without dot at the end.
 	ClusterDomain string
 	// Network leads to kubelets, and to pods that serve webhooks and APIs or are reached by proxy.

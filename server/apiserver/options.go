@@ -2,15 +2,18 @@ package apiserver
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
+	"github.com/mote-dev/mote/server/nodeclaims"
 )
 
 // watchGrace is how long a server that stops lets watches end.
@@ -49,7 +52,12 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o.Authentication.ServiceAccounts.KeyFiles = []string{c.PKI.ServiceAccountPubFile}
 	o.ServiceAccountSigningKeyFile = c.PKI.ServiceAccountKeyFile
 	o.Authorization.Modes = []string{"Node", "RBAC"}
-	o.Admission.GenericAdmission.EnablePlugins = []string{"NodeRestriction"}
+	admission := o.Admission.GenericAdmission
+	nodeclaims.Register(admission.Plugins, c.NodeClaims)
+	// The order upstream recommends is a variable of its package.
+	order := slices.Clone(admission.RecommendedPluginOrder)
+	admission.RecommendedPluginOrder = slices.Insert(order,
+		slices.Index(order, noderestriction.PluginName)+1, nodeclaims.PluginName)
 
 	o.ProxyClientCertFile, o.ProxyClientKeyFile = c.PKI.FrontProxy.CertFile, c.PKI.FrontProxy.KeyFile
 	// The server need not be a node, so it may not know the way to a cluster IP.
@@ -84,6 +92,13 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 	}
 	if err := upstreamflag.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
 		return nil, err
+	}
+	// After the user's, whose list would replace these: without them a node is held to nothing.
+	// Upstream refuses to have a plugin both enabled and disabled.
+	for _, name := range []string{noderestriction.PluginName, nodeclaims.PluginName} {
+		if !slices.Contains(admission.EnablePlugins, name) {
+			admission.EnablePlugins = append(admission.EnablePlugins, name)
+		}
 	}
 	if err := upstream.SetVersions(); err != nil {
 		return nil, err
