@@ -15,7 +15,7 @@ var remedies = []struct {
 	err    error
 	remedy string
 }{
-	{store.ErrNewer, "install that version of mote again, or restore an older snapshot with `mote snapshot restore`"},
+	{store.ErrNewer, "use the version of mote that wrote it, or a newer one"},
 	{store.ErrForeign, "move the file away, or give another --data-dir"},
 	{store.ErrDamaged, "restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"},
 	{store.ErrInUse, "stop the process that uses it"},

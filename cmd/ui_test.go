@@ -111,7 +111,7 @@ func TestFaultLines(t *testing.T) {
 				"open store /d/state.db: store file is damaged: restore the newest snapshot with `mote snapshot restore`; `mote snapshot list` shows them"}},
 		{"newer store", fmt.Errorf("open store /d: %w", store.ErrNewer),
 			[]string{
-				"open store /d: store file was written by a newer mote: install that version of mote again, or restore an older snapshot with `mote snapshot restore`"}},
+				"open store /d: store file was written by a newer mote: use the version of mote that wrote it, or a newer one"}},
 		{"damaged key", fmt.Errorf("open /d/ca.crt: %w", pki.ErrDamaged),
 			[]string{
 				"open /d/ca.crt: damaged certificate or key: put the file back from a backup; if there is none, remove it and its key for new ones: what was signed with it is then no longer trusted"}},

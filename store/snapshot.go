@@ -21,20 +21,45 @@ type SnapshotInfo struct {
 	Taken time.Time
 	// Bytes is the size of the snapshot's file.
 	Bytes int64
+	// automatic means that a store took it on schedule, into a file of its own.
+	automatic bool
 }
 
+// Names of snapshots. A store removes its old automatic ones, so their prefix is theirs alone:
+// whoever asked for a snapshot keeps it. Up to the first release both had that of a saved one.
 const (
-	snapshotPrefix = "mote-"
-	snapshotSuffix = ".db.zst"
-	snapshotTime   = "20060102T150405Z"
+	savedPrefix     = "mote-"
+	automaticPrefix = "mote-auto-"
+	snapshotSuffix  = ".db.zst"
+	snapshotTime    = "20060102T150405Z"
 )
+
+func snapshotName(prefix string, rev int64, taken time.Time) string {
+	return fmt.Sprintf("%s%d-%s%s", prefix, rev, taken.UTC().Format(snapshotTime), snapshotSuffix)
+}
+
+// parseSnapshotName takes a name apart that snapshotName made. No other spelling of the same
+// revision and time is one.
+func parseSnapshotName(name string) (prefix string, rev int64, taken time.Time, ok bool) {
+	prefix = savedPrefix
+	if strings.HasPrefix(name, automaticPrefix) {
+		prefix = automaticPrefix
+	}
+	revText, takenText, _ := strings.Cut(strings.TrimPrefix(name, prefix), "-")
+	rev, err := strconv.ParseInt(revText, 10, 64)
+	if err != nil {
+		return "", 0, time.Time{}, false
+	}
+	taken, err = time.Parse(snapshotTime, strings.TrimSuffix(takenText, snapshotSuffix))
+	return prefix, rev, taken, err == nil && name == snapshotName(prefix, rev, taken)
+}
 
 // Snapshot writes a consistent copy of the store file at path to dest, also while another process
 // runs the store: then that one is asked to copy. dest is a file that is not there yet, or a
 // folder, in which the snapshot gets a name of its own. The copy is checked before it gets its
 // name.
 func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
-	return snapshotBy(ctx, path, dest, func(ctx context.Context, raw string) error {
+	return snapshotBy(ctx, path, dest, savedPrefix, func(ctx context.Context, raw string) error {
 		lock, err := lockFile(lockPath(path))
 		if errors.Is(err, ErrInUse) {
 			return requestCopy(ctx, path, raw)
@@ -46,8 +71,9 @@ func Snapshot(ctx context.Context, path, dest string) (SnapshotInfo, error) {
 	})
 }
 
-// snapshotBy has the store at path copied by copyTo, and checks, packs and names the copy.
-func snapshotBy(ctx context.Context, path, dest string,
+// snapshotBy has the store at path copied by copyTo, and checks, packs and names the copy. In a
+// folder its name begins with prefix.
+func snapshotBy(ctx context.Context, path, dest, prefix string,
 	copyTo func(ctx context.Context, raw string) error) (SnapshotInfo, error) {
 	info := SnapshotInfo{Taken: time.Now().UTC().Truncate(time.Second)}
 	dir, name := filepath.Dir(dest), filepath.Base(dest)
@@ -79,7 +105,7 @@ func snapshotBy(ctx context.Context, path, dest string,
 		return info, err
 	}
 	if name == "" {
-		name = fmt.Sprintf("%s%d-%s%s", snapshotPrefix, info.Revision, info.Taken.Format(snapshotTime), snapshotSuffix)
+		name = snapshotName(prefix, info.Revision, info.Taken)
 	}
 	info.Path = filepath.Join(dir, name)
 	if err := os.Rename(packed, info.Path); err != nil {
@@ -191,28 +217,24 @@ func ListSnapshots(dir string) ([]SnapshotInfo, error) {
 	}
 	var all []SnapshotInfo
 	for _, e := range entries {
-		mid, ok := strings.CutPrefix(e.Name(), snapshotPrefix)
-		if mid, ok2 := strings.CutSuffix(mid, snapshotSuffix); ok && ok2 {
-			revText, taken, _ := strings.Cut(mid, "-")
-			rev, rerr := strconv.ParseInt(revText, 10, 64)
-			at, terr := time.Parse(snapshotTime, taken)
-			if rerr != nil || terr != nil {
-				continue
-			}
-			st, err := e.Info()
-			if errors.Is(err, os.ErrNotExist) {
-				continue // removed meanwhile
-			}
-			if err != nil {
-				return nil, fmt.Errorf("list snapshots: %w", err)
-			}
-			all = append(all, SnapshotInfo{
-				Path:     filepath.Join(dir, e.Name()),
-				Revision: rev,
-				Taken:    at,
-				Bytes:    st.Size(),
-			})
+		prefix, rev, taken, ok := parseSnapshotName(e.Name())
+		if !ok {
+			continue
 		}
+		st, err := e.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list snapshots: %w", err)
+		}
+		all = append(all, SnapshotInfo{
+			Path:      filepath.Join(dir, e.Name()),
+			Revision:  rev,
+			Taken:     taken,
+			Bytes:     st.Size(),
+			automatic: prefix == automaticPrefix && st.Mode().IsRegular(),
+		})
 	}
 	slices.SortFunc(all, func(a, b SnapshotInfo) int {
 		if c := b.Taken.Compare(a.Taken); c != 0 {

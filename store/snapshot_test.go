@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -194,12 +195,82 @@ func TestCheckFile_CannotRead_IsNoDamage(t *testing.T) {
 
 func TestListSnapshots_OnlyOwnNames(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"mote-7-20260102T030405Z.db.zst", "mote-x-20260102T030405Z.db.zst", "other"} {
+	for _, name := range []string{
+		"mote-7-20260102T030405Z.db.zst", "mote-x-20260102T030405Z.db.zst", "other",
+		"mote-+8-20260102T030405Z.db.zst", "mote-008-20260102T030405Z.db.zst", "mote-8-20260102T030405Z",
+		"mote-8-20260102T030405Z-before.db.zst", "mote-auto-x-20260102T030405Z.db.zst", "mote-auto.db.zst",
+	} {
 		write(t, filepath.Join(dir, name), nil)
 	}
 	all, err := ListSnapshots(dir)
 	if err != nil || len(all) != 1 || all[0].Revision != 7 ||
 		fmt.Sprint(all[0].Taken) != "2026-01-02 03:04:05 +0000 UTC" {
 		t.Errorf("list: %+v, %v", all, err)
+	}
+}
+
+// Only what the store took by itself is its to remove: a snapshot that somebody saved into the same
+// folder may be all that is left of a cluster.
+func TestSnapshots_Drop_RemovesOldAutomaticOnesOnly(t *testing.T) {
+	dir := t.TempDir()
+	path := closedStore(t)
+	saved, err := Snapshot(t.Context(), path, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stay := []string{
+		filepath.Base(saved.Path),
+		// Saved without a name, and automatic ones of the time when both were called that.
+		"mote-1-20200102T030405Z.db.zst", "mote-2-20200102T030406Z.db.zst", "mote-3-20200102T030407Z.db.zst",
+		"mote-before-upgrade.db.zst", "before.db.zst", "mote-auto-1-20200102T030405Z.db.zst.bak",
+		"my-mote-auto-1-20200102T030405Z.db.zst", "mote-auto-01-20200102T030405Z.db.zst",
+		"mote-auto-2-20990102T030405Z.db.zst", "mote-auto-3-20980102T030405Z.db.zst",
+	}
+	for _, name := range stay[1:] {
+		write(t, filepath.Join(dir, name), nil)
+	}
+	// A folder and a link under such a name are nothing a store makes.
+	const folder, link = "mote-auto-4-20200102T030405Z.db.zst", "mote-auto-5-20200102T030405Z.db.zst"
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, folder), 0o700),
+		os.Symlink("before.db.zst", filepath.Join(dir, link))); err != nil {
+		t.Fatal(err)
+	}
+	stay = append(stay, folder, link)
+	for i := range 3 {
+		write(t, filepath.Join(dir, fmt.Sprintf("mote-auto-%d-2020010%dT030405Z.db.zst", i+6, i+2)), nil)
+	}
+	s := &snapshots{dir: dir, keep: 2}
+	if err := s.drop(); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	slices.Sort(stay)
+	if !slices.Equal(left, stay) {
+		t.Errorf("left are\n%q, want\n%q", left, stay)
+	}
+}
+
+// What a store takes by itself has a name that drop knows.
+func TestSnapshots_Take_IsAutomatic(t *testing.T) {
+	s := openStore(t, Options{SnapshotDir: t.TempDir(), SnapshotEvery: 1 << 60})
+	if _, err := s.snapshots.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Snapshot(t.Context(), s.opts.Path, s.opts.SnapshotDir); err != nil {
+		t.Fatal(err)
+	}
+	all, err := ListSnapshots(s.opts.SnapshotDir)
+	if err != nil || len(all) != 2 {
+		t.Fatalf("list: %+v, %v", all, err)
+	}
+	if all[0].automatic == all[1].automatic {
+		t.Errorf("of an automatic and a saved snapshot, both or none are automatic: %+v", all)
 	}
 }

@@ -87,17 +87,26 @@ func (s *snapshots) take(ctx context.Context) (SnapshotInfo, error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return SnapshotInfo{}, fmt.Errorf("make folder for snapshots: %w", err)
 	}
-	return snapshotBy(ctx, s.path, s.dir, s.copyTo)
+	return snapshotBy(ctx, s.path, s.dir, automaticPrefix, s.copyTo)
 }
 
+// drop removes all but the newest automatic snapshots. What somebody saved in the folder stays, and
+// does not count.
 func (s *snapshots) drop() error {
 	all, err := ListSnapshots(s.dir)
-	if err != nil || len(all) <= s.keep {
+	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, old := range all[s.keep:] {
-		errs = append(errs, os.Remove(old.Path))
+	kept := 0
+	for _, old := range all {
+		switch {
+		case !old.automatic:
+		case kept < s.keep:
+			kept++
+		default:
+			errs = append(errs, os.Remove(old.Path))
+		}
 	}
 	return errors.Join(errs...)
 }
