@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strings"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -58,7 +60,8 @@ func isEmpty(c *conn) (bool, error) {
 	return n == 0, err
 }
 
-// checkStore checks that an open file is a store of ours, and with deep that its pages are sound.
+// checkStore checks that an open file is a store of ours and nothing else, and with deep that its
+// pages are sound.
 func checkStore(ctx context.Context, c *conn, deep bool) error {
 	id, err := c.queryInt("PRAGMA application_id")
 	if err != nil {
@@ -74,23 +77,60 @@ func checkStore(ctx context.Context, c *conn, deep bool) error {
 	if v > schemaVersion {
 		return fmt.Errorf("its format is %d, the newest known is %d: %w", v, schemaVersion, ErrNewer)
 	}
-	if !deep {
-		return nil
+	if v < 1 {
+		return fmt.Errorf("its format is %d, the oldest is 1: %w", v, ErrDamaged)
 	}
-	var bad []byte
-	if err := c.queryContext(ctx, "PRAGMA quick_check(1)", func(v []driver.Value) (bool, error) {
-		switch s := v[0].(type) {
-		case string:
-			bad = []byte(s)
-		case []byte:
-			bad = s
+	if deep {
+		if err := checkPages(ctx, c); err != nil {
+			return err
 		}
+	}
+	return checkSchema(c, v)
+}
+
+// checkPages lets SQLite look at every page.
+func checkPages(ctx context.Context, c *conn) error {
+	var bad string
+	if err := c.queryContext(ctx, "PRAGMA quick_check(1)", func(v []driver.Value) (bool, error) {
+		bad = asText(v[0])
 		return false, nil
 	}); err != nil {
 		return fmt.Errorf("check pages of store: %w", fault(err))
 	}
-	if string(bad) != "ok" {
+	if bad != "ok" {
 		return fmt.Errorf("%s: %w", bad, ErrDamaged)
+	}
+	return nil
+}
+
+// checkSchema compares what a file of format v consists of with the schema of that format. SQLite
+// runs a trigger with the store's own writes, and reads a view like a table: with one of them, or
+// with other columns or constraints, a file is not what its rows say.
+func checkSchema(c *conn, v int64) error {
+	missing := schemaOf(v)
+	var faults []string
+	if err := c.query("SELECT type, name, sql FROM sqlite_master", func(row []driver.Value) (bool, error) {
+		name, sql := asText(row[1]), asText(row[2])
+		switch {
+		case missing[name] == sql && sql != "":
+			delete(missing, name)
+		case strings.HasPrefix(name, "sqlite_stat"):
+			// SQLite's own: somebody let it analyze the file, which changes none of its content.
+		case missing[name] != "":
+			faults = append(faults, fmt.Sprintf("its %s %s is not the store's", asText(row[0]), name))
+			delete(missing, name)
+		default:
+			faults = append(faults, fmt.Sprintf("it has a foreign %s %s", asText(row[0]), name))
+		}
+		return true, nil
+	}); err != nil {
+		return fmt.Errorf("read schema of store: %w", fault(err))
+	}
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		faults = append(faults, "it has no "+name)
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%s: %w", strings.Join(faults, ", "), ErrDamaged)
 	}
 	return nil
 }

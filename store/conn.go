@@ -177,6 +177,16 @@ func asInt(v driver.Value) int64 {
 	return n
 }
 
+func asText(v driver.Value) string {
+	switch s := v.(type) {
+	case string:
+		return s
+	case []byte:
+		return string(s)
+	}
+	return ""
+}
+
 func asBytes(v driver.Value) []byte {
 	b, _ := v.([]byte)
 	return b

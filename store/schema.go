@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 // schemaVersion is kept in the file's user_version; applicationID marks a file as ours.
@@ -25,6 +26,9 @@ const maxChanges = 1<<subBits - 1
 // version, tombstones included until they are compacted; older versions are found by following
 // prev. That way a write touches two pages and lists are one range scan. A version of zero marks a
 // tombstone, and sum is a checksum of the row. keyCounts counts keys, see there.
+//
+// A file is compared with it word by word, so a change of its text needs a migration that rewrites
+// the file's, and schemaOf has to know the old one.
 const schema = `
 CREATE TABLE log(id INTEGER PRIMARY KEY, prev INTEGER, created INTEGER, version INTEGER, lease INTEGER, sum INTEGER, key BLOB, value BLOB);
 CREATE INDEX log_lease ON log(lease) WHERE lease <> 0;
@@ -33,6 +37,21 @@ CREATE TABLE lease(id INTEGER PRIMARY KEY, ttl INTEGER, remaining INTEGER);
 CREATE TABLE tally(start BLOB PRIMARY KEY, n INTEGER) WITHOUT ROWID;
 CREATE TABLE meta(name TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID;
 `
+
+// schemaOf returns the statements that made a file of a format, by what they made.
+func schemaOf(format int64) map[string]string {
+	made := map[string]string{}
+	for line := range strings.Lines(schema) {
+		if sql := strings.TrimSuffix(strings.TrimSpace(line), ";"); sql != "" {
+			name, _, _ := strings.Cut(strings.Fields(sql)[2], "(")
+			made[name] = sql
+		}
+	}
+	if format < 2 {
+		delete(made, "tally")
+	}
+	return made
+}
 
 // Names in meta.
 const (
@@ -77,12 +96,7 @@ func createSchema(c *conn) error {
 func readMeta(c *conn) (map[string]int64, error) {
 	m := map[string]int64{}
 	err := c.query("SELECT name, n FROM meta", func(row []driver.Value) (bool, error) {
-		switch name := row[0].(type) {
-		case string:
-			m[name] = asInt(row[1])
-		case []byte:
-			m[string(name)] = asInt(row[1])
-		}
+		m[asText(row[0])] = asInt(row[1])
 		return true, nil
 	})
 	return m, err
