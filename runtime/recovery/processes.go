@@ -71,14 +71,15 @@ func readProcess(pid int) (process, bool) {
 	}, true
 }
 
-// isShim reports whether a process is a shim of this data folder's containerd, which is so if it
-// reports to that containerd's socket.
-func (p process) isShim(socket string) bool {
+// reportsTo returns the socket of the containerd that a process is a shim of, or "" if it is none.
+func (p process) reportsTo() string {
 	if len(p.args) == 0 || filepath.Base(p.args[0]) != bundle.Shim {
-		return false
+		return ""
 	}
-	i := slices.Index(p.args, "-address")
-	return i >= 0 && i+1 < len(p.args) && p.args[i+1] == socket
+	if i := slices.Index(p.args, "-address"); i >= 0 && i+1 < len(p.args) {
+		return p.args[i+1]
+	}
+	return ""
 }
 
 // container is runc's record of one of its containers.
@@ -109,16 +110,27 @@ func containers(runcRoot string) ([]container, error) {
 	return found, nil
 }
 
-// findOurs returns the processes of this data folder's pods: its shims, all their descendants, and
-// the processes in the cgroups of its containers.
+// findOurs returns the processes of this data folder's pods: its shims, which are those that use
+// the folder, all their descendants, and the processes in the cgroups of its containers.
 func findOurs(p layout.Paths) (map[int]process, error) {
 	all, err := processes()
 	if err != nil {
 		return nil, err
 	}
+	own, err := ownedBy(p)
+	if err != nil {
+		return nil, err
+	}
 	ours := map[int]process{}
 	for _, pr := range all {
-		if pr.isShim(p.Socket) {
+		socket := pr.reportsTo()
+		if socket == "" {
+			continue
+		}
+		switch is, err := own.uses(pr.pid, socket); {
+		case err != nil:
+			return nil, err
+		case is:
 			ours[pr.pid] = pr
 		}
 	}
