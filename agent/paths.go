@@ -19,13 +19,24 @@ const defaultDataDir = "/var/lib/mote"
 const cgroupMount = "/sys/fs/cgroup"
 
 // ID tells apart the nodes of one machine by their data folder; empty for the node with the default
-// one.
+// one. Links make no difference.
 func ID(dataDir string) string {
-	if filepath.Clean(dataDir) == defaultDataDir {
+	real := realPath(dataDir)
+	if real == realPath(defaultDataDir) {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(filepath.Clean(dataDir)))
+	sum := sha256.Sum256([]byte(real))
 	return hex.EncodeToString(sum[:3])
+}
+
+// realPath is the path that tells a data folder from others. One that cannot be resolved is refused
+// before a node starts.
+func realPath(dataDir string) string {
+	real, err := datadir.Resolve(dataDir)
+	if err != nil {
+		return filepath.Clean(dataDir)
+	}
+	return filepath.Clean(real)
 }
 
 func (a *Agent) podLogsDir() string { return PodLogsDir(a.config.DataDir) }

@@ -23,7 +23,13 @@ import (
 // unmountPods unmounts what a node's kubelet mounted for pods below its folder. A file system in
 // memory that is not one of the kubelet's kinds of volume would lose its content, so it stays.
 func unmountPods(node datadir.Agent) error {
-	kubelet := node.Kubelet()
+	// Mounts are listed by their real paths. A link may also be inside the data folder: to a larger
+	// disk for what pods keep.
+	kubelet, err := datadir.Resolve(node.Kubelet())
+	if err != nil {
+		return err
+	}
+	pods := strings.Replace(node.Pods(), node.Kubelet(), kubelet, 1)
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(kubelet))
 	if err != nil {
 		return fmt.Errorf("list mounts below %s: %w", kubelet, err)
@@ -32,7 +38,7 @@ func unmountPods(node datadir.Agent) error {
 	slices.Reverse(mounts)
 	var errs []error
 	for _, m := range mounts {
-		if !kubeletMade(node, m) && !boundToItself(node, m) {
+		if !kubeletMade(pods, m) && !boundToItself(kubelet, m) {
 			continue
 		}
 		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil &&
@@ -48,9 +54,9 @@ var memoryVolumes = []string{"kubernetes.io~secret", "kubernetes.io~projected", 
 	"kubernetes.io~configmap", "kubernetes.io~downward-api"}
 
 // kubeletMade reports whether a mount is one the kubelet makes: pods/UID/volumes/PLUGIN/NAME or
-// pods/UID/volume-subpaths/….
-func kubeletMade(node datadir.Agent, m *mountinfo.Info) bool {
-	rel, err := filepath.Rel(node.Pods(), m.Mountpoint)
+// pods/UID/volume-subpaths/…. pods is the real path of that folder.
+func kubeletMade(pods string, m *mountinfo.Info) bool {
+	rel, err := filepath.Rel(pods, m.Mountpoint)
 	if err != nil || strings.HasPrefix(rel, "..") {
 		return false
 	}
@@ -70,9 +76,9 @@ func kubeletMade(node datadir.Agent, m *mountinfo.Info) bool {
 // boundToItself reports whether a mount is the kubelet's folder mounted on itself, as the kubelet
 // does to share the mounts in it. A disk mounted there is another device, or another folder of the
 // same one.
-func boundToItself(node datadir.Agent, m *mountinfo.Info) bool {
-	kubelet := node.Kubelet()
-	if m.Mountpoint != kubelet || !strings.HasSuffix(m.Root, strings.TrimPrefix(kubelet, node.Paths().Root)) {
+func boundToItself(kubelet string, m *mountinfo.Info) bool {
+	// The root of a mount is a path from the top of its file system: the end of its path here.
+	if m.Mountpoint != kubelet || m.Root == "/" || !strings.HasSuffix(kubelet, m.Root) {
 		return false
 	}
 	var above unix.Stat_t
@@ -193,18 +199,19 @@ func answers(socket string) (bool, error) {
 
 const cgroupMount = "/sys/fs/cgroup"
 
-// removeCgroups removes the cgroups of pods in every hierarchy. The kernel refuses to remove one
-// that a process is in, so nobody else's can be hit.
-func removeCgroups(root string) error {
+// removeCgroups removes the cgroups of pods in every hierarchy. Ours are empty by now: one that a
+// process is in, or below, is that of another kubelet which has the same place, such as a
+// container's, and stays as it is. It returns those.
+func removeCgroups(root string) (left []string, err error) {
 	hierarchies := []string{cgroupMount}
 	unified, err := exists(filepath.Join(cgroupMount, "cgroup.controllers"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !unified {
 		entries, err := os.ReadDir(cgroupMount)
 		if err != nil {
-			return fmt.Errorf("list cgroup hierarchies: %w", err)
+			return nil, fmt.Errorf("list cgroup hierarchies: %w", err)
 		}
 		hierarchies = hierarchies[:0]
 		for _, e := range entries {
@@ -215,13 +222,50 @@ func removeCgroups(root string) error {
 	}
 	var errs []error
 	for _, h := range hierarchies {
-		slice := filepath.Join(h, root, "kubepods.slice")
-		errs = append(errs, stopSlices(slice), removeCgroup(slice), removeCgroup(filepath.Join(h, root, "kubepods")))
+		pods := []string{filepath.Join(h, root, "kubepods.slice"), filepath.Join(h, root, "kubepods")}
 		if root != "/" {
-			errs = append(errs, removeCgroup(filepath.Join(h, root)))
+			pods = append(pods, filepath.Join(h, root))
+		}
+		for _, dir := range pods {
+			used, err := inUse(dir)
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+			case used:
+				left = append(left, dir)
+			case filepath.Ext(dir) == ".slice":
+				errs = append(errs, stopSlices(dir), removeCgroup(dir))
+			default:
+				errs = append(errs, removeCgroup(dir))
+			}
 		}
 	}
-	return errors.Join(errs...)
+	return left, errors.Join(errs...)
+}
+
+// inUse reports whether a process is in a cgroup or below it.
+func inUse(dir string) (used bool, err error) {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone meanwhile
+		}
+		if err != nil || e.Name() != "cgroup.procs" {
+			return err
+		}
+		processes, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // gone meanwhile, or one of threads, whose processes are listed above
+		}
+		if len(processes) > 0 {
+			used = true
+			return fs.SkipAll
+		}
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("look for processes of pods: %w", err)
+	}
+	return used, nil
 }
 
 // stopSlices makes systemd forget the slices of pods that nothing runs in any more: it would make

@@ -98,7 +98,11 @@ func (p program) settings(c *cli.Context, all []settings.Setting) (settings.Valu
 	if err != nil {
 		return settings.Values{}, err
 	}
-	return settings.Resolve(all, settings.Sources{Flags: given, LookupEnv: p.lookupEnv, Files: files})
+	v, err := settings.Resolve(all, settings.Sources{Flags: given, LookupEnv: p.lookupEnv, Files: files})
+	if err != nil {
+		return settings.Values{}, err
+	}
+	return v, v.Replace(dataDirSetting.Name, datadir.Resolve)
 }
 
 func flagItems(c *cli.Context, s settings.Setting) []string {

@@ -84,6 +84,9 @@ func (p program) machineSetting(name, otherwise string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := v.Replace(dataDirSetting.Name, datadir.Resolve); err != nil {
+		return "", err
+	}
 	return v.String(name), nil
 }
 

@@ -29,6 +29,10 @@ import (
 // within ten seconds.
 const stopPatience = 15 * time.Second
 
+// restartPatience is how long a mote that something restarts may take to come back. The pauses of
+// service managers are shorter.
+const restartPatience = 10 * time.Second
+
 // pollEvery is how often the process that was asked to stop is looked at when the kernel cannot
 // tell when it ends.
 const pollEvery = 100 * time.Millisecond
@@ -51,8 +55,8 @@ func (p program) uninstallCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			dataDir := v.String("data-dir")
-			if !filepath.IsAbs(dataDir) || filepath.Clean(dataDir) == "/" {
+			dataDir := filepath.Clean(v.String("data-dir"))
+			if !filepath.IsAbs(dataDir) || dataDir == "/" {
 				return fmt.Errorf("data-dir %q is no folder of a mote: give the one the server was given", dataDir)
 			}
 			if !c.Bool("yes") {
@@ -61,51 +65,95 @@ func (p program) uninstallCommand() *cli.Command {
 			if os.Geteuid() != 0 {
 				return errNotRoot
 			}
-			if err := checkMotes(filepath.Clean(dataDir)); err != nil {
+			links, err := linksTo(dataDir, v.Given("data-dir"), server.DefaultDataDir)
+			if err != nil {
 				return err
 			}
-			u := uninstaller{program: p, dataDir: filepath.Clean(dataDir)}
+			if there, err := holdsMote(dataDir); err != nil {
+				return err
+			} else if !there {
+				fmt.Fprintf(p.stdout, "nothing to uninstall: there is no mote's data folder at %s\n", dataDir)
+				return nil
+			}
+			u := uninstaller{
+				program:  p,
+				dataDir:  dataDir,
+				links:    links,
+				services: p.supervisors(),
+				patience: restartPatience,
+			}
 			return u.run(c.Context)
 		},
 	}
 }
 
-// checkMotes refuses a folder that nothing of a mote is in: a slip of the hand should not cost
-// somebody's files. One that is not there may be what an earlier run has left to do outside of it.
-func checkMotes(dataDir string) error {
+// linksTo returns those of paths that are themselves links to the data folder. Who made a link made
+// the folder it leads to as well: mote makes neither.
+func linksTo(dataDir string, paths ...string) ([]string, error) {
+	var links []string
+	for _, path := range paths {
+		path = filepath.Clean(path)
+		st, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode().Type() != fs.ModeSymlink {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look at data-dir: %w", err)
+		}
+		// One that leads nowhere does not lead here.
+		if real, err := datadir.Resolve(path); err == nil && real == dataDir && !slices.Contains(links, path) {
+			links = append(links, path)
+		}
+	}
+	return links, nil
+}
+
+// holdsMote reports whether a mote's data is in a folder. The folder goes last, so without one
+// there is nothing to remove anywhere: what looks like mote's on the machine is that of another
+// one, such as a container's. A folder with other things in it is refused: a slip of the hand
+// should not cost somebody's files.
+func holdsMote(dataDir string) (bool, error) {
 	entries, err := os.ReadDir(dataDir)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 || dataDir == server.DefaultDataDir {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at data-dir: %w", err)
+		return false, fmt.Errorf("look at data-dir: %w", err)
 	}
 	paths := datadir.At(dataDir)
 	for _, mark := range append(paths.Records(), paths.Database(), paths.TLS(), paths.Agent().Dir(),
 		paths.CurrentBin()) {
 		there, err := exists(mark)
 		if err != nil || there {
-			return err
+			return there, err
 		}
 	}
-	return fmt.Errorf("data-dir %s holds nothing of a mote: give the one the server was given", dataDir)
+	return false, fmt.Errorf("data-dir %s holds nothing of a mote: give the one the server was given", dataDir)
 }
 
 // uninstaller removes one mote, in the order in which each step may be interrupted and the whole
 // repeated: the record of what is left to do goes last.
 type uninstaller struct {
 	program
+	// dataDir is the real path; links are links to it.
 	dataDir string
+	links   []string
+	// services are the machine's service managers.
+	services supervisors
+	// patience is how long a mote that was stopped is watched for being started again.
+	patience time.Duration
 	// left are the mount points that stay.
 	left []string
 }
 
 func (u *uninstaller) say(format string, args ...any) { fmt.Fprintf(u.stdout, format+"\n", args...) }
 
-func (u *uninstaller) run(ctx context.Context) error {
-	if err := u.stopMote(ctx); err != nil {
+func (u *uninstaller) run(ctx context.Context) (err error) {
+	lock, err := u.takeOver(ctx)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	node := datadir.At(u.dataDir).Agent()
 	// Rules and DNS are the machine's, not the folder's: a server that had no node must leave those
 	// of another mote alone.
@@ -113,7 +161,6 @@ func (u *uninstaller) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hadNode = hadNode || u.dataDir == server.DefaultDataDir
 	left, err := recovery.Cleanup(ctx, node.Dir())
 	if err != nil {
 		return fmt.Errorf("remove pods: %w", err)
@@ -138,8 +185,17 @@ func (u *uninstaller) run(ctx context.Context) error {
 	if err := u.removeFiles(node); err != nil {
 		return err
 	}
+	u.report()
+	return nil
+}
+
+// report says what stays, and why.
+func (u *uninstaller) report() {
 	for _, path := range u.left {
 		u.say("left %s: something is mounted there, and it is not mote's", path)
+	}
+	if len(u.links) > 0 {
+		u.say("left %s and the folder it leads to, %s: mote made neither", strings.Join(u.links, " and "), u.dataDir)
 	}
 	if entries, err := os.ReadDir(u.dataDir); err == nil && len(entries) > 0 {
 		names := make([]string, len(entries))
@@ -151,19 +207,57 @@ func (u *uninstaller) run(ctx context.Context) error {
 	if exe, err := os.Executable(); err == nil {
 		u.say("left %s: remove it by hand", exe)
 	}
-	return nil
+}
+
+// takeOver stops the mote that runs on the data folder, with what would start it again, and takes
+// the folder, so that none can start while it is removed.
+func (u *uninstaller) takeOver(ctx context.Context) (*datadir.Dir, error) {
+	pid, err := datadir.Holder(u.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	starter := u.services.parent(pid)
+	services, err := u.services.stop(ctx, u.dataDir, pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range services {
+		u.say("stopped and disabled the service %s", name)
+	}
+	if pid, err = datadir.Holder(u.dataDir); err != nil {
+		return nil, err
+	}
+	if pid != 0 {
+		if err := u.stopMote(ctx, pid); err != nil {
+			return nil, err
+		}
+	}
+	lock, err := datadir.Lock(u.dataDir)
+	if errors.Is(err, datadir.ErrInUse) && pid != 0 {
+		return nil, restarted(u.dataDir, starter)
+	}
+	if err != nil || pid == 0 {
+		return lock, err
+	}
+	u.say("waiting %v to see that nothing starts it again", u.patience)
+	watch, end := context.WithTimeout(ctx, u.patience)
+	defer end()
+	again, err := lock.RestartRefused(watch)
+	switch {
+	case err == nil && again:
+		err = restarted(u.dataDir, starter)
+	case err == nil:
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 // stopMote asks the process that runs on the data folder to stop, and ends it when it does not.
 // Killing loses nothing: the store survives power cuts.
-func (u *uninstaller) stopMote(ctx context.Context) error {
-	pid, err := datadir.Holder(u.dataDir)
-	if err != nil || pid == 0 {
-		return err
-	}
-	if pid == os.Getpid() {
-		return nil
-	}
+func (u *uninstaller) stopMote(ctx context.Context, pid int) error {
 	// A process descriptor cannot come to mean another process.
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -235,8 +329,12 @@ func (u *uninstaller) removeFiles(node datadir.Agent) error {
 	if err := removeContainerLogLinks("/var/log/containers"); err != nil {
 		return err
 	}
-	if err := removeCgroups(agent.CgroupRoot(u.dataDir)); err != nil {
+	used, err := removeCgroups(agent.CgroupRoot(u.dataDir))
+	if err != nil {
 		return err
+	}
+	for _, dir := range used {
+		u.say("left %s: processes of another node run in it", dir)
 	}
 	if cache, err := datadir.UserCache(); err == nil {
 		if err := os.RemoveAll(cache); err != nil {
@@ -252,8 +350,10 @@ func (u *uninstaller) removeFiles(node datadir.Agent) error {
 	if err != nil {
 		return err
 	}
-	if err := recovery.RemoveEmpty(u.dataDir); err != nil {
-		return err
+	if len(u.links) == 0 {
+		if err := recovery.RemoveEmpty(u.dataDir); err != nil {
+			return err
+		}
 	}
 	is, err := exists(u.dataDir)
 	if err != nil {

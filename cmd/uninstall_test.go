@@ -58,7 +58,8 @@ func TestKubeletMade(t *testing.T) {
 		{"/var/lib/mote/mine", "tmpfs", false},
 		{"/var/lib/mote/agent/kubelet2/pods/u/volumes/a/b", "ext4", false},
 	} {
-		if got := kubeletMade(node, &mountinfo.Info{Mountpoint: test.path, FSType: test.fsType}); got != test.want {
+		m := &mountinfo.Info{Mountpoint: test.path, FSType: test.fsType}
+		if got := kubeletMade(node.Pods(), m); got != test.want {
 			t.Errorf("%s (%s): %v, want %v", test.path, test.fsType, got, test.want)
 		}
 	}
@@ -315,7 +316,10 @@ func TestUninstaller_UnreadableIsNotMissing(t *testing.T) {
 	}{
 		{"whether there was a node", func(u *uninstaller) error { return u.run(t.Context()) },
 			func(p datadir.Paths) string { return p.Agent().Dir() }},
-		{"whether it is mote's", func(u *uninstaller) error { return checkMotes(u.dataDir) },
+		{"whether it is mote's", func(u *uninstaller) error {
+			_, err := holdsMote(u.dataDir)
+			return err
+		},
 			func(p datadir.Paths) string { return p.Records()[0] }},
 		{"whose the kubeconfig is", (*uninstaller).removeOutside,
 			func(p datadir.Paths) string { return filepath.Join(p.TLS(), "ca.crt") }},
@@ -381,9 +385,134 @@ func TestRemoveDevicePlugins_BusyKubelet(t *testing.T) {
 	}
 }
 
-func TestUninstaller_StopMote_NobodyThere(t *testing.T) {
-	u := &uninstaller{program: program{stdout: &bytes.Buffer{}}, dataDir: filepath.Join(t.TempDir(), "none")}
-	if err := u.stopMote(t.Context()); err != nil {
-		t.Error(err)
+// A folder that is there and is not mote's is a mistake; none is nothing to do. Either way nothing
+// of the machine is touched: pods and rules that are there are another mote's, such as a
+// container's.
+func TestHoldsMote(t *testing.T) {
+	dir := t.TempDir()
+	empty, foreign := filepath.Join(dir, "empty"), filepath.Join(dir, "foreign")
+	if err := errors.Join(os.Mkdir(empty, 0o755), os.Mkdir(foreign, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(foreign, "notes"), "mine")
+	u, _, _ := machine(t)
+	for _, test := range []struct {
+		name, path    string
+		want, refused bool
+	}{
+		{"mote's", u.dataDir, true, false},
+		{"not there", filepath.Join(dir, "gone"), false, false},
+		{"empty", empty, false, false},
+		{"with other things", foreign, false, true},
+	} {
+		got, err := holdsMote(test.path)
+		if got != test.want || (err != nil) != test.refused {
+			t.Errorf("%s: %v, %v", test.name, got, err)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("the command needs root")
+	}
+	for _, path := range []string{filepath.Join(dir, "gone"), empty} {
+		var out bytes.Buffer
+		p := program{stdout: &out, stderr: &out, lookupEnv: func(string) (string, bool) { return "", false }}
+		code := p.run(t.Context(), []string{"mote", "uninstall", "--data-dir", path, "--yes"})
+		says := out.String()
+		if code != 0 || !strings.HasPrefix(says, "nothing to uninstall: ") || !strings.Contains(says, path) {
+			t.Errorf("exit code %d, says %q", code, says)
+		}
+	}
+	if left := list(t, dir); strings.Join(left, " ") != "empty foreign foreign/notes" {
+		t.Errorf("left %v", left)
+	}
+}
+
+// A pod's memory is unmounted, and no link of the user's removed, wherever on the way a link is.
+func TestUninstaller_ThroughLinks(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Setenv("HOME", t.TempDir())
+	for _, test := range []struct {
+		name string
+		// link makes links for a data folder that is at real, and returns what it was given as.
+		link func(t *testing.T, real string) (given string)
+		// left is what stays beside and in the folder above the data folder.
+		left string
+		says string
+	}{
+		{"none", func(_ *testing.T, real string) string { return real }, "", "removed "},
+		{"the folder is a link", func(t *testing.T, real string) string {
+			link := filepath.Join(filepath.Dir(real), "link")
+			symlink(t, real, link)
+			return link
+		}, "data link", "mote made neither"},
+		{"a link to a link", func(t *testing.T, real string) string {
+			link := filepath.Join(filepath.Dir(real), "link")
+			symlink(t, real, link+"2")
+			symlink(t, "link2", link)
+			return link
+		}, "data link link2", "mote made neither"},
+		{"behind a link", func(t *testing.T, real string) string {
+			link := filepath.Join(t.TempDir(), "above")
+			symlink(t, filepath.Dir(real), link)
+			return filepath.Join(link, filepath.Base(real))
+		}, "", "removed "},
+		{"the kubelet's folder on another disk", func(t *testing.T, real string) string {
+			elsewhere := filepath.Join(filepath.Dir(real), "disk")
+			kubelet := datadir.At(real).Agent().Kubelet()
+			if err := os.Rename(kubelet, elsewhere); err != nil {
+				t.Fatal(err)
+			}
+			symlink(t, elsewhere, kubelet)
+			writeFile(t, filepath.Join(filepath.Dir(real), "mine"), "mine")
+			symlink(t, filepath.Join(filepath.Dir(real), "mine"), filepath.Join(elsewhere, "link"))
+			return real
+		}, "disk mine", "removed "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			u, out, _ := machine(t)
+			given := test.link(t, u.dataDir)
+			real, err := datadir.Resolve(given)
+			if err != nil || real != u.dataDir {
+				t.Fatalf("%s is %s, %v; want %s", given, real, err, u.dataDir)
+			}
+			if u.links, err = linksTo(u.dataDir, given); err != nil {
+				t.Fatal(err)
+			}
+			secret := filepath.Join(datadir.At(given).Agent().Pods(), "uid1/volumes/kubernetes.io~secret/token")
+			if err := os.MkdirAll(secret, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount("none", secret, "tmpfs", 0, ""); err != nil {
+				t.Skipf("no mounts here: %v", err)
+			}
+			mounted, err := filepath.EvalSymlinks(secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH) })
+			finish(t, u)
+			if is, err := mountinfo.Mounted(mounted); is || err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a pod's memory is still mounted: %v", err)
+			}
+			if len(u.left) != 0 {
+				t.Errorf("says that it left %v", u.left)
+			}
+			u.report()
+			if left := strings.Join(list(t, filepath.Dir(u.dataDir)), " "); left != test.left {
+				t.Errorf("left %q, want %q", left, test.left)
+			}
+			if !strings.Contains(out.String(), test.says) {
+				t.Errorf("says %q, want %q", out.String(), test.says)
+			}
+		})
+	}
+}
+
+func symlink(t *testing.T, target, link string) {
+	t.Helper()
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
 	}
 }

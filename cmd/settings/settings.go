@@ -43,6 +43,7 @@ func (s Setting) Env() string {
 type value struct {
 	items  []string
 	source string
+	given  string // what Replace has replaced
 }
 
 // Values are the settings of one run.
@@ -83,7 +84,7 @@ func Resolve(all []Setting, from Sources) (Values, error) {
 
 func lookup(s Setting, from Sources) (value, error) {
 	if items, ok := from.Flags[s.Name]; ok {
-		return value{split(s, items), "--" + s.Name}, nil
+		return value{items: split(s, items), source: "--" + s.Name}, nil
 	}
 	if from.LookupEnv != nil {
 		// Empty counts as not set: unit files and shells often leave it so.
@@ -92,19 +93,19 @@ func lookup(s Setting, from Sources) (value, error) {
 			if s.Kind == Args {
 				items = strings.Split(text, ";")
 			}
-			return value{split(s, items), s.Env()}, nil
+			return value{items: split(s, items), source: s.Env()}, nil
 		}
 	}
 	if entry, ok := from.Files[s.Name]; ok {
 		if len(entry.items) != 1 && s.Kind != List && s.Kind != Args {
 			return value{}, fmt.Errorf("%s in %s is a list: it takes one value", s.Name, entry.path)
 		}
-		return value{split(s, entry.items), entry.path}, nil
+		return value{items: split(s, entry.items), source: entry.path}, nil
 	}
 	if s.Default == "" {
 		return value{}, nil
 	}
-	return value{split(s, []string{s.Default}), ""}, nil
+	return value{items: split(s, []string{s.Default}), source: ""}, nil
 }
 
 // split breaks the items of a List at commas and drops empty ones.
@@ -177,6 +178,33 @@ func (v Values) String(name string) string {
 		return items[0]
 	}
 	return ""
+}
+
+// Replace puts what with returns in place of the value of a String setting. One that is not among
+// the settings, or not set, is left out.
+func (v Values) Replace(name string, with func(string) (string, error)) error {
+	was, ok := v.found[name]
+	if !ok || len(was.items) == 0 {
+		return nil
+	}
+	now, err := with(was.items[0])
+	if err != nil {
+		return fmt.Errorf("%w%s", err, was.from())
+	}
+	v.found[name] = value{
+		items:  []string{now},
+		source: was.source,
+		given:  was.items[0],
+	}
+	return nil
+}
+
+// Given is the value of a String setting as it was written, whatever replaced it.
+func (v Values) Given(name string) string {
+	if got := v.get(name, String); got.given != "" {
+		return got.given
+	}
+	return v.String(name)
 }
 
 // Int is the value of an Int setting, 0 when it was not set.

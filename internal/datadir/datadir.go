@@ -67,6 +67,13 @@ func Open(path string, v Versions) (_ *Dir, err error) {
 	return d, nil
 }
 
+// Lock takes a folder that is there for this process, whichever mote wrote it, so that none starts
+// on it meanwhile.
+func Lock(path string) (*Dir, error) {
+	d := &Dir{path: path}
+	return d, d.take()
+}
+
 // take locks the folder. The kernel releases the lock with the process, so a crash leaves nothing
 // to remove by hand.
 func (d *Dir) take() error {

@@ -16,6 +16,31 @@ import (
 	"github.com/mote-dev/mote/internal/retry"
 )
 
+// RestartRefused waits until another mote tries to start on the folder, which d keeps it from, and
+// reports whether one did before ctx ended. One that only looks who holds the lock does not count.
+func (d *Dir) RestartRefused(ctx context.Context) (bool, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return false, fmt.Errorf("watch lock of data-dir: %w", err)
+	}
+	defer unix.Close(fd)
+	// Who wants to run opens the file to write to it.
+	if _, err := unix.InotifyAddWatch(fd, At(d.path).lockFile(), unix.IN_CLOSE_WRITE); err != nil {
+		return false, fmt.Errorf("watch lock of data-dir: %w", err)
+	}
+	for ctx.Err() == nil {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int(watchPoll.Milliseconds()))
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return false, fmt.Errorf("watch lock of data-dir: %w", err)
+		}
+		if n > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // errHeld means that a process runs on the folder.
 var errHeld = errors.New("lock is held")
 
@@ -25,6 +50,9 @@ const (
 	lockPatience   = 5 * time.Second
 	holderPatience = 2 * time.Second
 )
+
+// watchPoll is how often a watch of the lock looks whether it was cancelled.
+const watchPoll = 100 * time.Millisecond
 
 func lockRetry() retry.Backoff {
 	return retry.Backoff{First: time.Millisecond, Last: 50 * time.Millisecond, Jitter: 0.5}

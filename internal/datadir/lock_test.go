@@ -1,12 +1,14 @@
 package datadir
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -120,5 +122,57 @@ func TestHolder_NumberOfTheLastHolder(t *testing.T) {
 	}
 	if pid, err := Holder(path); pid != 0 || !errors.Is(err, ErrInUse) {
 		t.Errorf("holder is %d, %v; want ErrInUse and nobody to stop", pid, err)
+	}
+}
+
+// Who wants to run counts, and who only looks does not.
+func TestDir_RestartRefused(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		do   func(path string) error
+		want bool
+	}{
+		{"a mote that starts", func(path string) error {
+			_, err := Open(path, now)
+			return err
+		}, true},
+		{"mote status", func(path string) error {
+			_, err := Holder(path)
+			return err
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := t.TempDir()
+			d, err := Lock(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			done := make(chan struct{})
+			stop := make(chan struct{})
+			go func() {
+				defer close(done)
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						_ = test.do(path)
+					}
+				}
+			}()
+			if !test.want {
+				ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+				defer cancel()
+			}
+			got, err := d.RestartRefused(ctx)
+			close(stop)
+			<-done
+			if got != test.want || err != nil {
+				t.Errorf("%v, %v; want %v", got, err, test.want)
+			}
+		})
 	}
 }

@@ -3,9 +3,7 @@ package layout
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -74,21 +72,14 @@ func socketPath(agent, run string) string {
 }
 
 // runDir names the run-time folder of a data folder by a hash of its real path, so that the same
-// folder reached through a symbolic link has the same one.
+// folder reached through a symbolic link has the same one, also before a node's first start.
 func runDir(agent string) string {
-	sum := sha256.Sum256([]byte(realPath(agent)))
-	return filepath.Join("/run/mote", hex.EncodeToString(sum[:4]))
-}
-
-// realPath resolves the symbolic links in the part of a path that exists. The folder itself does
-// not before a node's first start, which must find the same run-time folder as the second.
-func realPath(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real
-	} else if parent := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) && parent != path {
-		return filepath.Join(realPath(parent), filepath.Base(path))
+	real, err := datadir.Resolve(agent)
+	if err != nil {
+		real = agent // nothing is there, which whoever opens it reports
 	}
-	return path
+	sum := sha256.Sum256([]byte(real))
+	return filepath.Join("/run/mote", hex.EncodeToString(sum[:4]))
 }
 
 // Mkdirs creates the folders containerd expects its caller to create.

@@ -92,7 +92,12 @@ func Cleanup(ctx context.Context, dataDir string) (leftovers []string, err error
 	if err := forgetCNI(cniCache, sandboxes, p.Agent); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{p.Root, p.Registries, p.Marks, p.CNI, p.Images, p.Bin} {
+	images := p.Images
+	if st, err := os.Lstat(images); err == nil && st.Mode().Type() == fs.ModeSymlink {
+		// The archives of a folder elsewhere are not only for this node.
+		images = p.Imported
+	}
+	for _, dir := range []string{p.Root, p.Registries, p.Marks, p.CNI, images, p.Bin} {
 		kept, err := RemoveTree(dir)
 		if err != nil {
 			return leftovers, err

@@ -65,9 +65,13 @@ func unmountBelow(dir string) error {
 }
 
 // RemoveTree removes a folder and its content except what is mounted inside: a mount point, its
-// content and the folders above it stay. It returns those mount points. Removing what does not
-// exist is no error.
+// content and the folders above it stay. It returns those mount points. If dir is a link, it stays
+// too, with the emptied folder it leads to: whoever made the link made both. Links inside are
+// removed, and not followed. Removing what does not exist is no error.
 func RemoveTree(dir string) (kept []string, err error) {
+	if st, err := os.Lstat(dir); err == nil && st.Mode().Type() == fs.ModeSymlink {
+		return removeBehindLink(dir)
+	}
 	if dir, err = realPath(dir); err != nil {
 		return nil, fmt.Errorf("remove folder: %w", err)
 	}
@@ -90,6 +94,32 @@ func RemoveTree(dir string) (kept []string, err error) {
 		return nil, nil
 	}
 	return points, removeAround(dir, mounted, above)
+}
+
+// removeBehindLink removes the content of the folder that a link leads to.
+func removeBehindLink(link string) (kept []string, err error) {
+	entries, err := os.ReadDir(link)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list folder to remove: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(link, e.Name())
+		if e.Type() == fs.ModeSymlink {
+			if err := os.Remove(path); err != nil {
+				return kept, fmt.Errorf("remove link: %w", err)
+			}
+			continue
+		}
+		left, err := RemoveTree(path)
+		if err != nil {
+			return kept, err
+		}
+		kept = append(kept, left...)
+	}
+	return kept, nil
 }
 
 // removeAround removes what is neither a mount point nor leads to one. Folders without mounts are

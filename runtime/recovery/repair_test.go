@@ -109,10 +109,7 @@ func fakePod(t *testing.T, p layout.Paths) (running func() bool) {
 		<-done
 	})
 	return func() bool {
-		t.Helper()
-		ours, err := findOurs(p)
-		must(t, err)
-		_, ok := ours[cmd.Process.Pid]
+		_, ok := readProcess(cmd.Process.Pid)
 		return ok
 	}
 }

@@ -117,7 +117,12 @@ back() {
 uninstall() {
 	systemctl stop mote
 	[ "$(pgrep -c containerd-shim)" -gt 0 ] || fail "the pods ended with the service"
+	# While the service runs: systemd must not start a new cluster in the middle, or later.
+	systemctl start mote
 	mote uninstall --yes
+	! systemctl is-enabled mote || fail "the service is still enabled"
+	sleep 10
+	! systemctl is-active mote || fail "the service runs again"
 	sh scripts/install.sh --remove
 	if [ -n "$DRIVER" ]; then # what one wrote oneself is kept
 		rm -r /etc/mote
