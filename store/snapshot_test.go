@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -272,5 +273,44 @@ func TestSnapshots_Take_IsAutomatic(t *testing.T) {
 	}
 	if all[0].automatic == all[1].automatic {
 		t.Errorf("of an automatic and a saved snapshot, both or none are automatic: %+v", all)
+	}
+}
+
+// A copy that a killed process left goes; one that somebody is making stays.
+func TestSnapshots_RemoveHalf(t *testing.T) {
+	path, dir := closedStore(t), t.TempDir()
+	now := time.Now()
+	db := filepath.Dir(path)
+	for _, row := range []struct {
+		folder string
+		age    time.Duration
+		stays  bool
+	}{
+		{filepath.Join(dir, ".snapshot-1"), 2 * abandoned, false},
+		{filepath.Join(dir, ".snapshot-2"), 0, true},
+		{filepath.Join(dir, ".check-3"), 2 * abandoned, false},
+		{filepath.Join(db, ".snapshot-4"), 2 * abandoned, false},
+		{filepath.Join(db, ".restore-5"), 0, false},
+		{filepath.Join(dir, "snapshot-6"), 2 * abandoned, true},
+	} {
+		raw := filepath.Join(row.folder, "raw.db")
+		at := now.Add(-row.age)
+		if err := os.Mkdir(row.folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, raw, nil)
+		if err := errors.Join(os.Chtimes(raw, at, at), os.Chtimes(row.folder, at, at)); err != nil {
+			t.Fatal(err)
+		}
+		s := &snapshots{path: path, dir: dir}
+		if err := s.removeHalf(now); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(row.folder); (err == nil) != row.stays {
+			t.Errorf("%s: %v, want it to stay: %v", row.folder, err, row.stays)
+		}
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -46,6 +47,9 @@ func (s *snapshots) run(ctx context.Context) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		s.log.Error("folder for snapshots cannot be made; the next snapshot tries again", zap.Error(err))
 	}
+	if err := s.removeHalf(time.Now()); err != nil {
+		s.log.Warn("half-written snapshots could not be removed", zap.Error(err))
+	}
 	wait := s.every
 	last := int64(0)
 	if all, err := ListSnapshots(s.dir); err != nil {
@@ -81,6 +85,55 @@ func (s *snapshots) run(ctx context.Context) error {
 			s.log.Warn("old snapshots could not be removed", zap.Error(err))
 		}
 	}
+}
+
+// abandoned is how long nothing happens in the folder of a copy that is being made by a process
+// that was killed. Another one may be saving a snapshot just now.
+const abandoned = time.Hour
+
+// removeHalf removes copies that were never finished, each as large as the store.
+func (s *snapshots) removeHalf(now time.Time) error {
+	var errs []error
+	for _, dir := range []string{s.dir, filepath.Dir(s.path)} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		for _, e := range entries {
+			// A restore needs the lock that this store has, so none goes on.
+			restore := strings.HasPrefix(e.Name(), ".restore-")
+			if !e.IsDir() || !restore && !strings.HasPrefix(e.Name(), ".snapshot-") &&
+				!strings.HasPrefix(e.Name(), ".check-") {
+				continue
+			}
+			half := filepath.Join(dir, e.Name())
+			if newest, err := newestIn(half); err != nil || !restore && now.Sub(newest) < abandoned {
+				errs = append(errs, err)
+				continue
+			}
+			errs = append(errs, os.RemoveAll(half))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newestIn returns when a folder or a file in it was last written to.
+func newestIn(dir string) (newest time.Time, err error) {
+	err = filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := e.Info()
+		if err == nil && st.ModTime().After(newest) {
+			newest = st.ModTime()
+		}
+		return err
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return time.Now(), nil // it is being finished
+	}
+	return newest, err
 }
 
 func (s *snapshots) take(ctx context.Context) (SnapshotInfo, error) {

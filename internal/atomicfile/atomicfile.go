@@ -19,7 +19,8 @@ func Write(name string, data []byte, mode os.FileMode) error {
 }
 
 func replace(name string, data []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	// A process that is killed leaves this file. Its name says whose it is, where others write too.
+	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-"+filepath.Base(name)+"-*")
 	if err != nil {
 		return err
 	}

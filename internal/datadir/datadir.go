@@ -105,9 +105,13 @@ func (d *Dir) take() error {
 	return nil
 }
 
-// Commit records the versions: from here on the folder is this mote's.
+// Commit records the versions: from here on the folder is this mote's. It also removes what a mote
+// that was killed left half-written.
 func (d *Dir) Commit(v Versions) error {
 	d.madeLock, d.madeDirs = false, nil
+	if err := d.sweep(); err != nil {
+		return err
+	}
 	text := fmt.Sprintf("layout %d\nmote %s\nkubernetes %s\n", layout, v.Mote, v.Kubernetes)
 	return atomicfile.Write(At(d.path).versionFile(), []byte(text), 0o644)
 }

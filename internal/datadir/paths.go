@@ -112,6 +112,9 @@ func (a Agent) ContainerdSocket() string {
 // Images holds image archives to load.
 func (a Agent) Images() string { return filepath.Join(string(a), "images") }
 
+// Imported holds those of the archives that `mote image import` kept.
+func (a Agent) Imported() string { return filepath.Join(string(a), "images", "imported") }
+
 // Registries holds containerd's hosts.toml files.
 func (a Agent) Registries() string { return filepath.Join(string(a), "registries") }
 

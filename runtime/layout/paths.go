@@ -60,7 +60,7 @@ func For(agentDir string) Paths {
 		CNI:        node.CNI(),
 		CNIConf:    node.CNIConf(),
 		Images:     node.Images(),
-		Imported:   filepath.Join(node.Images(), "imported"),
+		Imported:   node.Imported(),
 	}
 }
 
