@@ -39,7 +39,8 @@ func kubeconfigs(t *testing.T) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := set.WriteKubeconfig(filepath.Join(dir, "admin.yaml"), "https://127.0.0.1:1"); err != nil {
+	if err := set.WriteKubeconfig(filepath.Join(dir, "admin.yaml"), "https://127.0.0.1:1",
+		pki.Access{Mode: 0o600}); err != nil {
 		t.Fatal(err)
 	}
 	for name, user := range map[string]*clientcmdapi.AuthInfo{

@@ -3,10 +3,13 @@ package cmd
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.uber.org/zap"
@@ -70,6 +73,10 @@ func serverSettings() []settings.Setting {
 		{Name: "disable-agent", Kind: settings.Bool, Usage: "run no node beside the server"},
 		{Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput,
 			Usage: "`FILE` for the administrator's kubeconfig"},
+		{Name: "kubeconfig-mode",
+			Usage: "permissions of that file, in octal (default: 0600, or 0640 with a kubeconfig-group)"},
+		{Name: "kubeconfig-group",
+			Usage: "`GROUP` of that file, whose members can then use mote kubectl; they administrate the cluster"},
 		{Name: "node-label", Kind: settings.List, Usage: "label (key=value) the node registers with"},
 		{Name: "node-taint", Kind: settings.List, Usage: "taint (key=value:Effect) the node registers with"},
 		{Name: "registries-file", Default: agent.DefaultRegistriesFile,
@@ -128,6 +135,8 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		},
 		Token:                     token,
 		KubeconfigOutput:          v.String("kubeconfig-output"),
+		KubeconfigMode:            p.mode(v, "kubeconfig-mode"),
+		KubeconfigGID:             p.group(v, "kubeconfig-group"),
 		KubeAPIServerArgs:         v.List("kube-apiserver-arg"),
 		KubeControllerManagerArgs: v.List("kube-controller-manager-arg"),
 		KubeSchedulerArgs:         v.List("kube-scheduler-arg"),
@@ -228,6 +237,43 @@ func (p *parser) ips(v settings.Values, name string, words []string) []net.IP {
 		out = append(out, ip)
 	}
 	return out
+}
+
+// mode reads permissions in octal; zero if there are none.
+func (p *parser) mode(v settings.Values, name string) fs.FileMode {
+	text := v.String(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimPrefix(text, "0o"), 8, 12)
+	if err != nil || n == 0 {
+		p.add(fmt.Errorf("%s %q%s is no octal number: write it as 0600 or 0640", name, text, v.From(name)))
+		return 0
+	}
+	return fs.FileMode(n)
+}
+
+// group finds a group of this machine by name or number; zero if there is none.
+func (p *parser) group(v settings.Values, name string) int {
+	text := v.String(name)
+	if text == "" {
+		return 0
+	}
+	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
+		return int(n)
+	}
+	g, err := user.LookupGroup(text)
+	if err != nil {
+		var unknown user.UnknownGroupError
+		if errors.As(err, &unknown) {
+			err = errors.New("this machine has no such group: make it with groupadd, or give another")
+		}
+		p.add(fmt.Errorf("%s %q%s: %w", name, text, v.From(name), err))
+		return 0
+	}
+	n, err := strconv.Atoi(g.Gid)
+	p.add(err)
+	return n
 }
 
 // disableable are the parts of both roles that can be disabled.

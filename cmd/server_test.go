@@ -54,7 +54,8 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 		"cluster-dns":    "10.43.0.53",
 		"cluster-domain": "example.org", "network-backend": "host-gw", "token": "abcdef.0123456789abcdef",
 		"token-file": tokenFile, "disable": "dns", "disable-agent": "true",
-		"kubeconfig-output": "/tmp/k", "node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r",
+		"kubeconfig-output": "/tmp/k", "kubeconfig-mode": "0640", "kubeconfig-group": "1",
+		"node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r",
 		"resolv-conf": "/tmp/resolv.conf",
 		"kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
 		"kube-apiserver-arg": "x=y", "kube-controller-manager-arg": "x=y", "kube-scheduler-arg": "x=y",
@@ -155,6 +156,8 @@ func TestHostOptions_Ports(t *testing.T) {
 func TestMachineSetting_Sources(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	writeFile(t, path, "data-dir: /from/file\n")
+	empty := filepath.Join(t.TempDir(), "empty.yaml")
+	writeFile(t, empty, "")
 	for _, test := range []struct {
 		name string
 		env  map[string]string
@@ -162,7 +165,7 @@ func TestMachineSetting_Sources(t *testing.T) {
 	}{
 		{"file", map[string]string{"MOTE_CONFIG": path}, "/from/file"},
 		{"environment", map[string]string{"MOTE_CONFIG": path, "MOTE_DATA_DIR": "/from/env"}, "/from/env"},
-		{"default", map[string]string{"MOTE_CONFIG": path + ".none"}, "/otherwise"},
+		{"default", map[string]string{"MOTE_CONFIG": empty}, "/otherwise"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := program{lookupEnv: func(k string) (string, bool) { v, ok := test.env[k]; return v, ok }}

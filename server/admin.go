@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/mote-dev/mote/internal/retry"
+	"github.com/mote-dev/mote/server/pki"
 	"github.com/mote-dev/mote/server/revocation"
 )
 
@@ -95,7 +96,7 @@ func (s *Server) replaceRevokedAdmin(ctx context.Context, revoked *revocation.Gu
 	if *written {
 		return nil
 	}
-	if err := s.pki.WriteKubeconfig(s.config.KubeconfigOutput, s.url()); err != nil {
+	if err := s.writeKubeconfig(); err != nil {
 		return err
 	}
 	*written = true
@@ -103,4 +104,10 @@ func (s *Server) replaceRevokedAdmin(ctx context.Context, revoked *revocation.Gu
 		"wrote a new administrator's kubeconfig, as the certificate in the old one is revoked",
 		zap.String("kubeconfig", s.config.KubeconfigOutput))
 	return nil
+}
+
+// writeKubeconfig writes the administrator's kubeconfig for those who may read it.
+func (s *Server) writeKubeconfig() error {
+	return s.pki.WriteKubeconfig(s.config.KubeconfigOutput, s.url(),
+		pki.Access{Mode: s.config.KubeconfigMode, GID: s.config.KubeconfigGID})
 }

@@ -50,7 +50,7 @@ func (s *Server) keepCertificates(ctx context.Context) error {
 			}
 		}
 		if err == nil && !written {
-			err = s.pki.WriteKubeconfig(s.config.KubeconfigOutput, s.url())
+			err = s.writeKubeconfig()
 			written = err == nil
 		}
 		failing = err != nil

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
@@ -67,9 +68,13 @@ type Config struct {
 	// token becomes one of the cluster; a password, and whatever is given beside DatastoreEndpoint,
 	// is held in memory only. Empty means a token is made at first start.
 	Token string
-	// KubeconfigOutput is the file the administrator's kubeconfig is written to, mode 0600. Empty
-	// means DefaultKubeconfigOutput.
+	// KubeconfigOutput is the file the administrator's kubeconfig is written to. Empty means
+	// DefaultKubeconfigOutput.
 	KubeconfigOutput string
+	// KubeconfigMode are that file's permissions. Zero means 0600, or 0640 with a KubeconfigGID.
+	KubeconfigMode fs.FileMode
+	// KubeconfigGID is the group it belongs to. Zero means root's.
+	KubeconfigGID int
 
 	// KubeAPIServerArgs, KubeControllerManagerArgs and KubeSchedulerArgs are "flag=value" settings
 	// handed to the upstream options last, so they win.
@@ -118,6 +123,12 @@ func (c Config) WithDefaults() (Config, error) {
 	c.Cluster = c.Cluster.WithDefaults()
 	if c.KubeconfigOutput == "" {
 		c.KubeconfigOutput = DefaultKubeconfigOutput
+	}
+	if c.KubeconfigMode == 0 {
+		c.KubeconfigMode = 0o600
+		if c.KubeconfigGID != 0 {
+			c.KubeconfigMode = 0o640
+		}
 	}
 	if c.DatastoreDurability == "" {
 		c.DatastoreDurability = DefaultDatastoreDurability
@@ -176,6 +187,10 @@ func (c Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.KubeconfigOutput) {
 		fault("kubeconfig-output %q is not an absolute path: give one that starts with /", c.KubeconfigOutput)
+	}
+	if c.KubeconfigMode&0o400 == 0 || c.KubeconfigMode&^0o644 != 0 {
+		fault("kubeconfig-mode %04o is not for a file of this kind: give 0600, 0640 or 0644, of which the last lets "+
+			"every user of the machine administrate the cluster", c.KubeconfigMode)
 	}
 	for name, args := range map[string][]string{
 		"kube-apiserver-arg": c.KubeAPIServerArgs, "kube-controller-manager-arg": c.KubeControllerManagerArgs,

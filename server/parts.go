@@ -263,7 +263,7 @@ func (c *control) prepareCluster(ctx context.Context) error {
 	if err := c.inTurn(ctx, c.ensureSystemObjects); err != nil {
 		return err
 	}
-	if err := c.pki.WriteKubeconfig(c.config.KubeconfigOutput, c.url()); err != nil {
+	if err := c.writeKubeconfig(); err != nil {
 		return err
 	}
 	c.joining.Ready()

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -11,9 +12,16 @@ import (
 	"github.com/mote-dev/mote/internal/atomicfile"
 )
 
-// WriteKubeconfig writes a kubeconfig for the administrator to file, mode 0600, with everything
-// inside it. server is the URL clients are to use.
-func (s *Set) WriteKubeconfig(file, server string) error {
+// Access says who may read a file.
+type Access struct {
+	Mode fs.FileMode
+	// GID is the group the file belongs to.
+	GID int
+}
+
+// WriteKubeconfig writes a kubeconfig for the administrator to file, with everything inside it.
+// server is the URL clients are to use.
+func (s *Set) WriteKubeconfig(file, server string, access Access) error {
 	cert, err := os.ReadFile(s.Admin.CertFile)
 	if err != nil {
 		return fmt.Errorf("read administrator certificate: %w", err)
@@ -34,5 +42,5 @@ func (s *Set) WriteKubeconfig(file, server string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("create folder of kubeconfig %s: %w", file, err)
 	}
-	return atomicfile.Write(file, data, 0o600)
+	return atomicfile.WriteForGroup(file, data, access.Mode, access.GID)
 }

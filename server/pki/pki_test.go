@@ -394,12 +394,16 @@ func TestSet_WriteKubeconfig(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, names, now)
 	file := filepath.Join(dir, "new", "kubeconfig.yaml")
-	if err := s.WriteKubeconfig(file, "https://127.0.0.1:6443"); err != nil {
+	const gid = 12345
+	if err := s.WriteKubeconfig(file, "https://127.0.0.1:6443", Access{Mode: 0o640, GID: gid}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(file)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v (%v), want 0600", info.Mode(), err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); info.Mode().Perm() != 0o640 || !ok || owner.Gid != gid {
+		t.Errorf("mode %v, owner %+v; want 0640 and group %d", info.Mode(), owner, gid)
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", file)
 	if err != nil {
