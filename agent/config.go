@@ -152,6 +152,10 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// ErrNoServer means that a node that has not joined was told no server. Where it lacks a token,
+// that is [join.ErrNoToken].
+var ErrNoServer = errors.New("server is missing")
+
 // MayStart refuses a node that could not join: one that has not yet, and was not told where or with
 // what.
 func (c Config) MayStart() error {
@@ -161,15 +165,13 @@ func (c Config) MayStart() error {
 	}
 	var errs []error
 	if len(c.Servers) == 0 {
-		errs = append(errs,
-			errors.New(
-				"server is missing: give --server https://HOST:6443, the address of the machine `mote server` runs on"))
+		errs = append(errs, fmt.Errorf(
+			"%w: give --server https://HOST:6443, the address of the machine `mote server` runs on", ErrNoServer))
 	}
 	if c.Token == "" {
-		errs = append(errs,
-			errors.New(
-				"token is missing: give --token, --token-file or MOTE_TOKEN, as `mote token create` on the server "+
-					"prints it"))
+		errs = append(errs, fmt.Errorf(
+			"%w: give --token, --token-file or MOTE_TOKEN, as `mote token create` on the server prints it",
+			join.ErrNoToken))
 	}
 	return errors.Join(errs...)
 }

@@ -96,7 +96,8 @@ func runAgent(ctx context.Context, c agent.Config, ui UI, opened func() error) e
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		serveStatus(ctx, datadir.At(c.DataDir).StatusSocket(), []roleReport{{"agent", node.Report}}, c.Logger)
+		serveStatus(ctx, datadir.At(c.DataDir).StatusSocket(),
+			[]roleReport{{roleAgent, node.Report, node.Health}}, c.Logger)
 		return nil
 	})
 	g.Go(func() error { return node.Run(ctx) })

@@ -41,9 +41,18 @@ func agentSettings() []settings.Setting {
 	return all
 }
 
-// agentConfig makes the configuration of a node without a server in its process, and checks it.
-// Every fault is returned.
+// agentConfig makes the configuration of a node without a server in its process, and checks it. A
+// node that was not told where to join is refused, unless it has joined before.
 func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
+	a, err := agentSettingsConfig(v, log)
+	if err != nil {
+		return a, err
+	}
+	return a, a.MayStart()
+}
+
+// agentSettingsConfig makes the configuration of the settings, and returns every fault of theirs.
+func agentSettingsConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 	var p parser
 	text, err := token(v)
 	p.add(err)
@@ -71,10 +80,7 @@ func agentConfig(v settings.Values, log *zap.Logger) (agent.Config, error) {
 	}
 	p.disable(a.Disable, agent.Disableable())
 	p.add(a.Validate())
-	if len(p.errs) > 0 {
-		return a, errors.Join(p.errs...)
-	}
-	return a, a.MayStart()
+	return a, errors.Join(p.errs...)
 }
 
 // servers reads the addresses of servers, each as https://HOST:PORT and once.

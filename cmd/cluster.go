@@ -49,14 +49,20 @@ func (p program) cluster(c *cli.Context) (*cluster, error) {
 			rules.ExplicitPath = file
 		}
 	}
+	// The loader's own error hides its cause.
+	for _, file := range append([]string{rules.ExplicitPath}, rules.Precedence...) {
+		if err := mayRead(file); err != nil {
+			return nil, fmt.Errorf("read kubeconfig: %w", err)
+		}
+	}
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	switch {
 	case errors.Is(err, os.ErrNotExist):
+		if c.String("kubeconfig") == "" && rules.ExplicitPath != "" {
+			return nil, p.missingKubeconfig(rules.ExplicitPath)
+		}
 		return nil, fmt.Errorf(
-			"kubeconfig %s is not there: run this on the server's machine, or say with --kubeconfig which one to "+
-				"talk to the cluster with", rules.ExplicitPath)
-	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("kubeconfig %s may not be read: run this as root, or give another with --kubeconfig",
+			"kubeconfig %s is not there: say with --kubeconfig which one to talk to the cluster with",
 			rules.ExplicitPath)
 	case err != nil:
 		return nil, fmt.Errorf("use kubeconfig: %w", err)
@@ -72,6 +78,18 @@ func (p program) cluster(c *cli.Context) (*cluster, error) {
 		return nil, fmt.Errorf("use kubeconfig: %w", err)
 	}
 	return &cluster{config: config, client: client, file: rules.ExplicitPath}, nil
+}
+
+// mayRead returns the error of a file that this user may not read.
+func mayRead(file string) error {
+	f, err := os.Open(file)
+	switch {
+	case err == nil:
+		return f.Close()
+	case errors.Is(err, os.ErrPermission):
+		return err
+	}
+	return nil
 }
 
 // whoami is the name the cluster knows the user by.

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"strings"
 
@@ -40,6 +41,9 @@ func errorLines(err error) []string {
 				line += ": " + r.remedy
 				break
 			}
+		}
+		if remedy := deniedRemedy(e, os.Geteuid()); remedy != "" {
+			line += ": " + remedy
 		}
 		if !slices.Contains(lines, line) {
 			lines = append(lines, line)

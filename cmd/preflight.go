@@ -18,7 +18,7 @@ import (
 // kubeletPort is where a kubelet listens unless a kubelet-arg says otherwise.
 const kubeletPort = "10250"
 
-var errNotRoot = errors.New("not running as root: run it as root, for instance with sudo")
+var errNotRoot = errors.New("permission denied: not running as root: use sudo")
 
 // preflight finds out whether a server can run here, and takes the data folder for this process.
 // When it refuses, the host is as it was.

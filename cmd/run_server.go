@@ -46,7 +46,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 			TokenFile:   datadir.At(control.DataDir).TokenFile(),
 		}
 	}
-	running := []roleReport{{"server", s.Report}}
+	running := []roleReport{{roleServer, s.Report, nil}}
 	nodeDone := make(chan struct{})
 	if node == nil {
 		close(nodeDone)
@@ -55,7 +55,7 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 		if err != nil {
 			return errors.Join(err, s.Close())
 		}
-		running = append(running, roleReport{"agent", a.Report})
+		running = append(running, roleReport{roleAgent, a.Report, nil})
 		g.Go(func() error {
 			defer close(nodeDone)
 			return a.Run(ctx)

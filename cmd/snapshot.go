@@ -84,7 +84,11 @@ func (p program) saveSnapshot(c *cli.Context, dataDir string) error {
 	dest := c.Args().First()
 	if dest == "" {
 		dest = datadir.At(dataDir).Snapshots()
-		if _, err := os.Stat(datadir.At(dataDir).StoreFile()); err != nil {
+		there, err := exists(datadir.At(dataDir).StoreFile())
+		if err != nil {
+			return err
+		}
+		if !there {
 			return fmt.Errorf("there is no store in %s: give the --data-dir of a server", dataDir)
 		}
 		if err := os.MkdirAll(dest, 0o700); err != nil {
@@ -124,7 +128,11 @@ func (p program) restoreSnapshot(c *cli.Context, dataDir string) (err error) {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", c.Args().First(), err)
 	}
-	if _, err := os.Stat(snapshot); err != nil {
+	there, err := exists(snapshot)
+	if err != nil {
+		return err
+	}
+	if !there {
 		return fmt.Errorf("snapshot %s is not there: `mote snapshot list` shows those of the data folder", snapshot)
 	}
 	// The lock keeps a server from starting on half a store.

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/runtime/image"
@@ -28,13 +29,19 @@ const statusTimeout = 5 * time.Second
 // Status is what `mote status` found.
 type Status struct {
 	DataDir string `json:"dataDir"`
+	// Role is server or agent; empty when the folder is neither's.
+	Role string `json:"role,omitempty"`
 	// Process is 0 when no mote runs on the folder.
-	Process    int    `json:"process"`
-	MemoryMB   int    `json:"memoryMB,omitempty"`
-	API        string `json:"api"`
-	Containerd string `json:"containerd"`
+	Process  int `json:"process"`
+	MemoryMB int `json:"memoryMB,omitempty"`
+	// API, Kubeconfig and StoreMB are a server's; StoreMB is 0 when its store is an etcd.
+	API        string `json:"api,omitempty"`
 	Kubeconfig string `json:"kubeconfig,omitempty"`
-	StoreMB    int    `json:"storeMB"`
+	StoreMB    int    `json:"storeMB,omitempty"`
+	// Containerd is empty when no node runs here.
+	Containerd string `json:"containerd,omitempty"`
+	// Node is an agent's; nil if it does not answer.
+	Node *agent.Health `json:"node,omitempty"`
 	// Parts are those of the running process, by role; nil if it does not answer.
 	Parts []RoleStatus `json:"parts,omitempty"`
 	// PartsError is why they cannot be read. Empty also for an older mote, which has none to read.
@@ -45,10 +52,11 @@ func (p program) statusCommand() *cli.Command {
 	all := []settings.Setting{dataDirSetting, {Name: "kubeconfig-output", Default: server.DefaultKubeconfigOutput,
 		Usage: "`FILE` the server wrote its kubeconfig to"}}
 	return &cli.Command{
-		Name:        "status",
-		Usage:       "show whether mote is running here, and its state",
-		Description: "The exit code is 1 when no mote runs on the data folder or its API does not answer.",
-		Flags:       append([]cli.Flag{outputFlag(), flag(configSetting)}, flags(all)...),
+		Name:  "status",
+		Usage: "show whether mote is running here, and its state",
+		Description: "The exit code is 0 when mote runs on the data folder and is well: a server's API is ready, " +
+			"an agent's\nnode is ready, reaches a server and can be reached by it.",
+		Flags: append([]cli.Flag{outputFlag(), flag(configSetting)}, flags(all)...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -64,7 +72,7 @@ func (p program) statusCommand() *cli.Command {
 			if err := p.print(c, st, func() { p.printStatus(st) }); err != nil {
 				return err
 			}
-			if st.Process == 0 || st.API != "ready" {
+			if !st.well() {
 				return exitError(1)
 			}
 			return nil
@@ -72,41 +80,111 @@ func (p program) statusCommand() *cli.Command {
 	}
 }
 
-func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
-	st := Status{DataDir: dataDir, API: "not running", Containerd: "not running"}
-	info, err := os.Stat(datadir.At(dataDir).StoreFile())
+// well reports whether what runs works.
+func (st Status) well() bool {
 	switch {
-	case err == nil:
-		st.StoreMB = int(info.Size() / 1e6)
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
-		return st, fmt.Errorf("look at store: %w", err)
+	case st.Process == 0:
+		return false
+	case st.Role == roleAgent:
+		return st.Node != nil && st.Node.OK() && strings.HasPrefix(st.Containerd, containerdReady)
 	}
+	return st.API == "ready"
+}
+
+// The roles as they are reported.
+const (
+	roleServer = "server"
+	roleAgent  = "agent"
+)
+
+// roleOf tells whose a data folder is; empty when nothing has run on it yet.
+func roleOf(dataDir string) (string, error) {
+	isServers, err := exists(datadir.At(dataDir).Server())
+	if err != nil {
+		return "", err
+	}
+	if isServers {
+		return roleServer, nil
+	}
+	isAgents, err := holdsAgent(dataDir)
+	if err != nil || !isAgents {
+		return "", err
+	}
+	return roleAgent, nil
+}
+
+func status(ctx context.Context, dataDir, kubeconfig string) (Status, error) {
+	st := Status{DataDir: dataDir}
 	pid, err := datadir.Holder(dataDir)
 	if err != nil {
+		return st, err
+	}
+	if st.Role, err = roleOf(dataDir); err != nil {
 		return st, err
 	}
 	if pid == 0 {
 		return st, nil
 	}
 	st.Process, st.MemoryMB = pid, anonymousMB(pid)
+	st.Parts, err = readStatus(ctx, datadir.At(dataDir).StatusSocket())
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return st, fmt.Errorf("ask the mote that runs on %s (process %d): %w", dataDir, pid, err)
+	// No socket, or nobody at it: an older mote runs, or one that is just starting.
+	case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED):
+		st.PartsError = err.Error()
+	}
+	hasNode := st.Parts == nil
+	for i, role := range st.Parts {
+		hasNode = hasNode || role.Role == roleAgent
+		if role.Node != nil {
+			// It is the whole status's, not a part's.
+			st.Node, st.Parts[i].Node = role.Node, nil
+		}
+	}
+	if len(st.Parts) > 0 {
+		st.Role = st.Parts[0].Role
+	}
+	if st.Role != roleAgent {
+		if err := st.addServer(ctx, kubeconfig); err != nil {
+			return st, err
+		}
+	}
+	if hasNode {
+		st.Containerd = containerdState(ctx, dataDir)
+	}
+	return st, nil
+}
+
+// addServer adds what is a server's alone.
+func (st *Status) addServer(ctx context.Context, kubeconfig string) error {
+	info, err := os.Stat(datadir.At(st.DataDir).StoreFile())
+	switch {
+	case err == nil:
+		st.StoreMB = int(info.Size() / 1e6)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("look at store: %w", err)
+	}
 	// The default file may be another mote's: what this one wrote is on record.
-	if outside, err := datadir.Outside(dataDir); err == nil && len(outside) > 0 {
+	if outside, err := datadir.Outside(st.DataDir); err == nil && len(outside) > 0 {
 		kubeconfig = outside[len(outside)-1]
 	}
 	st.Kubeconfig = kubeconfig
 	st.API = apiState(ctx, kubeconfig)
-	st.Parts, err = readStatus(ctx, datadir.At(dataDir).StatusSocket())
-	// No socket, or nobody at it: an older mote runs, or one that is just starting.
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
-		st.PartsError = err.Error()
-	}
-	switch list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir()); {
+	return nil
+}
+
+const containerdReady = "ready"
+
+func containerdState(ctx context.Context, dataDir string) string {
+	list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir())
+	switch {
 	case err == nil:
-		st.Containerd = fmt.Sprintf("ready, %d images", len(list))
-	case !errors.Is(err, image.ErrNotRunning):
-		st.Containerd = "error: " + err.Error()
+		return fmt.Sprintf("%s, %d images", containerdReady, len(list))
+	case errors.Is(err, image.ErrNotRunning):
+		return "not running"
 	}
-	return st, nil
+	return "error: " + err.Error()
 }
 
 func (p program) printStatus(st Status) {
@@ -115,13 +193,50 @@ func (p program) printStatus(st Status) {
 		return
 	}
 	fmt.Fprintf(p.stdout, "mote runs on %s (process %d, %d MB)\n", st.DataDir, st.Process, st.MemoryMB)
-	fmt.Fprintf(p.stdout, "  API server  %s\n  containerd  %s\n  store       %d MB\n  kubeconfig  %s\n", st.API,
-		st.Containerd, st.StoreMB, st.Kubeconfig)
+	line := func(label, text string) {
+		if text != "" {
+			fmt.Fprintf(p.stdout, "  %-10s  %s\n", label, text)
+		}
+	}
+	line("API server", st.API)
+	switch n := st.Node; {
+	case n != nil:
+		p.printNode(*n, line)
+	case st.Role == roleAgent:
+		line("node", "unknown: this mote does not say, as it is starting or an older one")
+	}
+	line("containerd", st.Containerd)
+	if st.StoreMB > 0 {
+		line("store", fmt.Sprintf("%d MB", st.StoreMB))
+	}
+	line("kubeconfig", st.Kubeconfig)
 	for _, role := range st.Parts {
 		p.printParts(role)
 	}
 	if st.PartsError != "" {
-		fmt.Fprintf(p.stdout, "  parts       unknown: %s\n", st.PartsError)
+		line("parts", "unknown: "+st.PartsError)
+	}
+}
+
+// printNode prints the state of a node whose server is on another machine.
+func (program) printNode(n agent.Health, line func(label, text string)) {
+	if n.Ready {
+		line("node", n.Node+", ready")
+	} else {
+		line("node", n.Node+", not ready: "+n.Reason)
+	}
+	if n.Server != "" {
+		line("server", n.Server)
+	} else {
+		line("server", "none answers: "+n.ServerFault)
+	}
+	switch len(n.Tunnels) {
+	case 0:
+		line("tunnel", "closed: no server reaches this node for logs, exec and webhooks")
+	case 1:
+		line("tunnel", "open")
+	default:
+		line("tunnel", fmt.Sprintf("open to %d servers", len(n.Tunnels)))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/internal/part"
 )
 
@@ -21,12 +22,16 @@ import (
 type RoleStatus struct {
 	Role  string        `json:"role"`
 	Parts []part.Status `json:"parts"`
+	// Node is the state of a node whose server is on another machine; nil otherwise.
+	Node *agent.Health `json:"node,omitempty"`
 }
 
 // roleReport returns the state of the parts of a role in this process.
 type roleReport struct {
 	role   string
 	report func() []part.Status
+	// health is nil but for a node whose server is on another machine.
+	health func() agent.Health
 }
 
 // serveStatus answers `mote status` on a socket until ctx ends. Without it only the parts' states
@@ -44,6 +49,10 @@ func serveStatus(ctx context.Context, socket string, roles []roleReport, log *za
 			out := make([]RoleStatus, len(roles))
 			for i, r := range roles {
 				out[i] = RoleStatus{Role: r.role, Parts: r.report()}
+				if r.health != nil {
+					health := r.health()
+					out[i].Node = &health
+				}
 			}
 			w.Header().Set("Content-Type", "application/json")
 			// A reader that is gone has no use for an error.

@@ -8,12 +8,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/part"
 )
 
@@ -28,7 +31,7 @@ func TestServeStatus_AnswersUntilItsContextEnds(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		serveStatus(ctx, socket, []roleReport{{"server", func() []part.Status { return []part.Status{state} }}},
+		serveStatus(ctx, socket, []roleReport{{roleServer, func() []part.Status { return []part.Status{state} }, nil}},
 			zap.NewNop())
 	}()
 	var got []RoleStatus
@@ -98,5 +101,92 @@ func TestReadStatus_NobodyThereIsNamed(t *testing.T) {
 	}
 	if _, err := readStatus(t.Context(), socket); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("with a socket that nobody listens on: %v", err)
+	}
+}
+
+// On an agent, `mote status` is about the node and its way to the servers, and the exit code says
+// whether all is well.
+func TestStatus_Agent(t *testing.T) {
+	well := agent.Health{
+		Node:    "n1",
+		Ready:   true,
+		Server:  "https://192.0.2.10:6443",
+		Tunnels: []string{"a"},
+	}
+	for _, row := range []struct {
+		name   string
+		change func(*Status)
+		want   bool
+		says   []string
+	}{
+		{"well", func(*Status) {}, true,
+			[]string{"n1, ready", "server      https://192.0.2.10:6443", "tunnel      open", "ready, 3 images"}},
+		{"two servers", func(s *Status) { s.Node.Tunnels = []string{"a", "b"} }, true, []string{"open to 2 servers"}},
+		{"not ready", func(s *Status) { s.Node.Ready, s.Node.Reason = false, "KubeletNotReady: no network" }, false,
+			[]string{"n1, not ready: KubeletNotReady: no network"}},
+		{"no server", func(s *Status) { s.Node.Server, s.Node.ServerFault = "", "connection refused" }, false,
+			[]string{"none answers: connection refused"}},
+		{"no tunnel", func(s *Status) { s.Node.Tunnels = nil }, false, []string{"tunnel      closed"}},
+		{"no containers", func(s *Status) { s.Containerd = "not running" }, false, []string{"not running"}},
+		{"an older mote", func(s *Status) { s.Node = nil }, false, []string{"node        unknown"}},
+		{"not running", func(s *Status) { *s = Status{DataDir: "/d", Role: roleAgent} }, false,
+			[]string{"no mote runs on /d"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			node := well
+			st := Status{
+				DataDir:    "/d",
+				Role:       roleAgent,
+				Process:    1,
+				Containerd: containerdReady + ", 3 images",
+				Node:       &node,
+			}
+			row.change(&st)
+			var out bytes.Buffer
+			program{stdout: &out}.printStatus(st)
+			for _, want := range row.says {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("it says\n%s\nwant %q in it", out.String(), want)
+				}
+			}
+			for _, never := range []string{"store", "API server", "kubeconfig"} {
+				if strings.Contains(out.String(), never) {
+					t.Errorf("an agent's status is about %s:\n%s", never, out.String())
+				}
+			}
+			if st.well() != row.want {
+				t.Errorf("well is %v, want %v", st.well(), row.want)
+			}
+		})
+	}
+}
+
+// status asks the mote that holds the folder, and knows its role from it.
+func TestStatus_Agent_FromItsSocket(t *testing.T) {
+	dir := shortDir(t)
+	held, err := datadir.Open(dir, dataVersions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = held.Close() }()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	health := agent.Health{Node: "n1", Reason: "it is starting", ServerFault: "no connection yet"}
+	go func() {
+		defer close(done)
+		serveStatus(ctx, datadir.At(dir).StatusSocket(), []roleReport{{roleAgent,
+			func() []part.Status { return []part.Status{{Name: "kubelet", State: part.Waiting}} },
+			func() agent.Health { return health }}}, zap.NewNop())
+	}()
+	defer func() { cancel(); <-done }()
+	var st Status
+	for deadline := time.Now().Add(10 * time.Second); st.Node == nil && time.Now().Before(deadline); {
+		if st, err = status(t.Context(), dir, "/nowhere"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st.Node == nil || st.Node.Node != "n1" || st.Role != roleAgent || st.API != "" || st.Kubeconfig != "" ||
+		st.Containerd != "not running" || len(st.Parts) != 1 || st.Parts[0].Node != nil {
+		t.Errorf("status is %+v", st)
 	}
 }

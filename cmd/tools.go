@@ -27,17 +27,9 @@ func (p program) kubectlCommand() *cli.Command {
 			"server` wrote.",
 		SkipFlagParsing: true,
 		Action: func(c *cli.Context) error {
-			env := os.Environ()
-			if _, set := p.lookupEnv("KUBECONFIG"); !set {
-				file, err := p.machineSetting("kubeconfig-output", server.DefaultKubeconfigOutput)
-				if err != nil {
-					return err
-				}
-				// A file that cannot be read would hide the user's own in the home folder.
-				if f, err := os.Open(file); err == nil {
-					_ = f.Close()
-					env = append(env, "KUBECONFIG="+file)
-				}
+			env, err := p.kubectlEnv(c.Args().Slice())
+			if err != nil {
+				return err
 			}
 			return p.execHelper("kubectl", c.Args().Slice(), env)
 		},
@@ -57,9 +49,15 @@ func (p program) ctrCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			socket := layout.For(datadir.At(dir).Agent().Dir()).Socket
+			if address, _ := p.lookupEnv("CONTAINERD_ADDRESS"); address == "" {
+				if err := p.ctrMayConnect(c.Args().Slice(), socket); err != nil {
+					return err
+				}
+			}
 			env := os.Environ()
 			for name, value := range map[string]string{
-				"CONTAINERD_ADDRESS":   layout.For(datadir.At(dir).Agent().Dir()).Socket,
+				"CONTAINERD_ADDRESS":   socket,
 				"CONTAINERD_NAMESPACE": "k8s.io",
 			} {
 				if _, set := p.lookupEnv(name); !set {
@@ -72,15 +70,21 @@ func (p program) ctrCommand() *cli.Command {
 }
 
 // machineSetting resolves one setting of this machine's mote for a command that takes no flags of
-// its own. A file that a server would refuse is no reason not to look at the cluster.
+// its own. A configuration file that cannot be used is an error, as it may have the setting.
 func (p program) machineSetting(name, otherwise string) (string, error) {
+	wanted := settings.Setting{Name: name, Default: otherwise}
+	if value, _ := p.lookupEnv(wanted.Env()); value != "" {
+		return value, nil
+	}
 	config, err := settings.Resolve([]settings.Setting{configSetting}, settings.Sources{LookupEnv: p.lookupEnv})
 	if err != nil {
 		return "", err
 	}
-	files, _ := settings.ReadFiles(config.String("config"), false, fileKeys())
-	v, err := settings.Resolve([]settings.Setting{{Name: name, Default: otherwise}},
-		settings.Sources{LookupEnv: p.lookupEnv, Files: files})
+	files, err := settings.ReadFiles(config.String("config"), config.From("config") != "", fileKeys())
+	if err != nil {
+		return "", err
+	}
+	v, err := settings.Resolve([]settings.Setting{wanted}, settings.Sources{Files: files})
 	if err != nil {
 		return "", err
 	}
@@ -111,14 +115,18 @@ func (p program) helper() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dataDir, err := p.machineSetting("data-dir", server.DefaultDataDir)
-	if err != nil {
-		return "", err
-	}
-	own, cache := datadir.At(dataDir).Bin(), ""
+	own, cache := "", ""
 	if dir, err := datadir.UserBin(); err == nil {
 		cache = dir
 	}
+	dataDir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+	switch {
+	case err == nil:
+		own = datadir.At(dataDir).Bin()
+	case cache == "":
+		return "", err
+	}
+	// Without it the user's cache will do: the executable is the same wherever it lies.
 	for _, dir := range []string{own, cache} {
 		unpacked := filepath.Join(dir, manifest.Hash[:16])
 		if dir != "" && bundle.Verify(unpacked, manifest, false) == nil {
@@ -126,7 +134,7 @@ func (p program) helper() (string, error) {
 		}
 	}
 	dir := cache
-	if dir == "" || p.mayUnpack(dataDir) {
+	if dir == "" || own != "" && p.mayUnpack(dataDir) {
 		dir = own
 	}
 	b, err := bundle.Unpack(bundle.Options{Dir: dir})

@@ -41,7 +41,10 @@ install_mote() {
 			fail "/etc/mote/config.yaml names no server: write server: https://HOST:6443 and token: into it"
 	fi
 	[ -f "$binary" ] || fail "$binary is not there: run make build"
-	"$binary" check >/dev/null || fail "this host cannot run mote yet: run $binary check"
+	check=check
+	[ "$role" = server ] || check="check --agent"
+	# shellcheck disable=SC2086 # two words
+	"$binary" $check >/dev/null || fail "this host cannot run mote yet: run $binary $check"
 	# Beside and renamed: a running executable cannot be written to.
 	install -D -m 0755 "$binary" "$target.new"
 	mv -f "$target.new" "$target"

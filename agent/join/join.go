@@ -52,6 +52,19 @@ func Name(dir string) (string, error) {
 	return s.NodeName, err
 }
 
+// Servers returns the servers that a node knows, as https://HOST:PORT; none if it has not joined.
+func Servers(dir string) ([]string, error) {
+	s, _, err := folder(dir).load()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]string, len(s.Cluster.Servers))
+	for i, server := range s.Cluster.Servers {
+		out[i] = "https://" + server
+	}
+	return out, nil
+}
+
 // Join returns the node's membership. A node that has joined before needs no server for it, so that
 // it starts while its server is away. Otherwise Join tries the servers until one accepts the node
 // or refuses it for good.

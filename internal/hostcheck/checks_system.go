@@ -25,7 +25,7 @@ var oldestClock = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func checkRoot(h Host, _ Options) []Result {
 	if uid := h.UID(); uid != 0 {
-		return fail("root", fmt.Sprintf("running as user %d", uid), "run it as root, for instance with sudo")
+		return fail("root", fmt.Sprintf("permission denied: running as user %d", uid), "use sudo")
 	}
 	return ok("root", "yes")
 }

@@ -96,8 +96,12 @@ type Host interface {
 type check func(h Host, o Options) []Result
 
 // Run looks at everything and returns the results in the order a person would want to repair them
-// in.
+// in. Without root's rights that is all it returns.
 func Run(h Host, o Options) []Result {
+	if h.UID() != 0 {
+		// The others would fail for this reason, not for one of the host's.
+		return checkRoot(h, o)
+	}
 	checks := []check{
 		checkRoot, checkCapabilities, checkKernel, checkDataDir, checkPorts,
 	}
