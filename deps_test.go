@@ -30,6 +30,7 @@ var floors = []struct {
 		"the command line is the top floor",
 	},
 	{"cmd/mote-helper", nil, "the helper is another executable, kept apart so that mote's own code stays small"},
+	{"cmd/habits", nil, "habits are words with answers, for the command line to print"},
 	{"cmd/settings", nil, "settings know where a value comes from, not what it means"},
 	{
 		"agent", []string{"netproxy", "runtime", "internal"},

@@ -27,6 +27,13 @@ func run(t *testing.T, env map[string]string, args ...string) call {
 		stdout:    &out,
 		stderr:    &errOut,
 		lookupEnv: func(k string) (string, bool) { v, ok := env[k]; return v, ok },
+		environ: func() []string {
+			var list []string
+			for k, v := range env {
+				list = append(list, k+"="+v)
+			}
+			return list
+		},
 	}
 	code := p.run(context.Background(), append([]string{"mote"}, args...))
 	return call{code, out.String(), errOut.String()}

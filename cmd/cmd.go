@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/cmd/habits"
 	"github.com/mote-dev/mote/cmd/settings"
 )
 
@@ -30,6 +31,7 @@ func Main(args []string) int {
 		stdout:    os.Stdout,
 		stderr:    os.Stderr,
 		lookupEnv: os.LookupEnv,
+		environ:   os.Environ,
 	}
 	return p.run(ctx, args)
 }
@@ -40,6 +42,10 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	lookupEnv      func(string) (string, bool)
+	// environ lists the environment; nil means that nothing in it is looked for.
+	environ func() []string
+	// args are the process's arguments.
+	args []string
 }
 
 // exitError ends the process with a code and no message of ours: what was run has said its own.
@@ -54,6 +60,7 @@ func (p program) run(ctx context.Context, args []string) int {
 			args = append([]string{"mote", name}, args[1:]...)
 		}
 	}
+	p.args = args
 	err := p.app().RunContext(ctx, args)
 	if err == nil {
 		return 0
@@ -117,59 +124,121 @@ func (p program) app() *cli.App {
 		},
 		Action: func(c *cli.Context) error {
 			if word := c.Args().First(); word != "" {
-				return fmt.Errorf("unknown command %q%s; `mote --help` lists the commands", word,
-					settings.Suggest(word, commandNames(c.App.Commands)))
+				return unknownCommand(word, "mote", commandNames(c.App.Commands))
 			}
 			return cli.ShowAppHelp(c)
 		},
 	}
-	app.OnUsageError = usageError("mote", nil)
+	app.OnUsageError = p.usageError("mote", nil)
 	for _, c := range app.Commands {
-		prepare(c, "mote "+c.Name)
+		p.prepare(c, "mote "+c.Name)
 	}
 	return app
 }
 
 // prepare gives a command and those below it what all of them share.
-func prepare(c *cli.Command, path string) {
-	c.OnUsageError = usageError(path, c.Flags)
+func (p program) prepare(c *cli.Command, path string) {
+	c.OnUsageError = p.usageError(path, c.Flags)
 	c.HideHelpCommand = true
 	for _, sub := range c.Subcommands {
-		prepare(sub, path+" "+sub.Name)
+		p.prepare(sub, path+" "+sub.Name)
 	}
 	if len(c.Subcommands) > 0 && c.Action == nil {
 		names := commandNames(c.Subcommands)
 		c.Action = func(ctx *cli.Context) error {
 			if word := ctx.Args().First(); word != "" {
-				return fmt.Errorf("unknown command %q of %s%s; `%s --help` lists the commands", word, path,
-					settings.Suggest(word, names), path)
+				return unknownCommand(word, path, names)
 			}
 			return fmt.Errorf("%s needs a command: one of %s", path, strings.Join(names, ", "))
 		}
 	}
 }
 
-// usageError makes one line with a remedy of what the flag parser says.
-func usageError(path string, flags []cli.Flag) cli.OnUsageErrorFunc {
+// unknownCommand says what to do about a word that is no command of path.
+func unknownCommand(word, path string, names []string) error {
+	of := ""
+	if path != "mote" {
+		of = " of " + path
+	} else if answer := habits.Command(word); answer != "" {
+		return fmt.Errorf("unknown command %q: %s", word, answer)
+	}
+	return fmt.Errorf("unknown command %q%s%s; `%s --help` lists the commands", word, of,
+		settings.Suggest(word, names), path)
+}
+
+// usageError makes one line with a remedy of what the flag parser says, and one for each unknown
+// flag, of which the parser reports the first.
+func (p program) usageError(path string, flags []cli.Flag) cli.OnUsageErrorFunc {
 	return func(_ *cli.Context, err error, _ bool) error {
 		text := err.Error()
 		if name, ok := strings.CutPrefix(text, "flag provided but not defined: "); ok {
-			name = strings.TrimLeft(name, "-")
-			var known []string
-			for _, f := range flags {
-				known = append(known, f.Names()...)
+			names := unknownFlags(p.args[min(len(p.args), strings.Count(path, " ")+1):], flags)
+			if name = strings.TrimLeft(name, "-"); !slices.Contains(names, name) {
+				names = []string{name}
 			}
-			hint := settings.Suggest(name, known)
-			if hint != "" {
-				hint = strings.Replace(hint, `"`, `"--`, 1)
+			var errs []error
+			for _, name := range names {
+				errs = append(errs, unknownFlag(name, path, flags))
 			}
-			return fmt.Errorf("unknown flag --%s%s; `%s --help` lists the flags", name, hint, path)
+			return errors.Join(errs...)
 		}
 		if name, ok := strings.CutPrefix(text, "flag needs an argument: "); ok {
 			return fmt.Errorf("flag --%s needs a value; `%s --help` says which", strings.TrimLeft(name, "-"), path)
 		}
 		return fmt.Errorf("%s; `%s --help` lists the flags", text, path)
 	}
+}
+
+// unknownFlag says what to do about a flag that a command does not have.
+func unknownFlag(name, path string, flags []cli.Flag) error {
+	answer := habits.Setting(name)
+	if len(name) == 1 {
+		answer = habits.Short(name)
+		name = "-" + name
+	} else {
+		name = "--" + name
+	}
+	if answer != "" {
+		return fmt.Errorf("unknown flag %s: %s", name, answer)
+	}
+	var known []string
+	for _, f := range flags {
+		known = append(known, f.Names()...)
+	}
+	hint := settings.Suggest(strings.TrimLeft(name, "-"), known)
+	return fmt.Errorf("unknown flag %s%s; `%s --help` lists the flags", name, strings.Replace(hint, `"`, `"--`, 1),
+		path)
+}
+
+// unknownFlags lists the flags among arguments that are not known. What follows an unknown one may
+// be its value, and is passed over unless it looks like a flag.
+func unknownFlags(args []string, flags []cli.Flag) []string {
+	takesValue := map[string]bool{"help": false, "h": false}
+	for _, f := range flags {
+		_, isBool := f.(*cli.BoolFlag)
+		for _, name := range f.Names() {
+			takesValue[name] = !isBool
+		}
+	}
+	var unknown []string
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			break
+		}
+		if len(arg) < 2 || arg[0] != '-' {
+			continue
+		}
+		name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		value, known := takesValue[name]
+		switch {
+		case known && value && !hasValue:
+			i++
+		case !known && !slices.Contains(unknown, name):
+			unknown = append(unknown, name)
+		}
+	}
+	return unknown
 }
 
 // noArgs refuses words that the command would silently ignore.

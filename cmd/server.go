@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -95,7 +96,7 @@ func (p program) settings(c *cli.Context, all []settings.Setting) (settings.Valu
 	}
 	path := where.String("config")
 	files, err := settings.ReadFiles(path, where.From("config") != "", fileKeys())
-	if err != nil {
+	if err := errors.Join(p.checkVariables(all), err); err != nil {
 		return settings.Values{}, err
 	}
 	v, err := settings.Resolve(all, settings.Sources{Flags: given, LookupEnv: p.lookupEnv, Files: files})

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/cmd/habits"
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/logging"
@@ -104,7 +105,7 @@ func serverSettings() []settings.Setting {
 
 // fileKeys are the keys a configuration file may have.
 func fileKeys() settings.Keys {
-	var keys settings.Keys
+	keys := settings.Keys{Answer: habits.Setting}
 	for _, s := range append(serverSettings(), agentSettings()...) {
 		if !slices.Contains(keys.Known, s.Name) {
 			keys.Known = append(keys.Known, s.Name)
@@ -287,7 +288,11 @@ func disableable() []string {
 func (p *parser) disable(names, known []string) {
 	for _, name := range names {
 		if !slices.Contains(known, name) {
-			p.add(fmt.Errorf("disable: there is no service %q: the names are %s", name, strings.Join(known, ", ")))
+			what := "the names are " + strings.Join(known, ", ")
+			if answer := habits.Component(name); answer != "" {
+				what = answer + "; " + what
+			}
+			p.add(fmt.Errorf("disable: there is no service %q: %s", name, what))
 		}
 	}
 }

@@ -77,7 +77,7 @@ func (p program) machineSetting(name, otherwise string) (string, error) {
 		return value, nil
 	}
 	config, err := settings.Resolve([]settings.Setting{configSetting}, settings.Sources{LookupEnv: p.lookupEnv})
-	if err != nil {
+	if err := errors.Join(p.checkVariables(nil), err); err != nil {
 		return "", err
 	}
 	files, err := settings.ReadFiles(config.String("config"), config.From("config") != "", fileKeys())

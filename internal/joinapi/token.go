@@ -28,6 +28,9 @@ var (
 	bootstrapForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
 	pinForm       = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	passwordForm  = regexp.MustCompile(`^[!-~]{8,255}$`)
+	// foreignForm is a token of k3s, or of k0s (a compressed kubeconfig), whole or cut short.
+	// Either could pass for a password.
+	foreignForm = regexp.MustCompile(`^(K10[0-9a-f]{32,}|K10.*::|H4sI[A-Za-z0-9+/=]{60,}$)`)
 	// cutForm is a bootstrap token that has lost its end. It could be a password, but not a likely
 	// one.
 	cutForm = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{0,15}$`)
@@ -55,6 +58,10 @@ func ParseToken(text string) (Token, error) {
 					"the server printed it", ErrTokenForm)
 		}
 		return Token{Pin: pin, Secret: secret}, nil
+	}
+	if foreignForm.MatchString(text) {
+		return Token{}, fmt.Errorf("%w: it is a token of k3s or k0s: use one of the mote server, which `mote token "+
+			"create` prints there", ErrTokenForm)
 	}
 	if bootstrapForm.MatchString(text) || passwordForm.MatchString(text) && !strings.Contains(text, "::") {
 		return Token{Secret: text}, nil

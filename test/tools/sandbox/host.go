@@ -52,7 +52,7 @@ type Host struct {
 }
 
 // hostVariable tells the processes that start a host which.
-const hostVariable = "MOTE_SANDBOX_HOST"
+const hostVariable = "SANDBOX_HOST"
 
 var hostNames = regexp.MustCompile(`^[a-z][a-z0-9-]{0,8}$`)
 

@@ -18,10 +18,10 @@ import (
 // stageVariable tells the processes apart: the one the user started, the first process of the
 // sandbox, the test in it, and for each host in the sandbox the one that started it and its first
 // process.
-const stageVariable = "MOTE_SANDBOX_STAGE"
+const stageVariable = "SANDBOX_STAGE"
 
 // dirVariable names the folder that Dir returns.
-const dirVariable = "MOTE_SANDBOX_DIR"
+const dirVariable = "SANDBOX_DIR"
 
 // Dir is a folder on the host's disk for this run. It goes with the sandbox, and its name is short:
 // sockets are put below it.
