@@ -81,7 +81,14 @@ func (p program) withAgentDir(words int, what string, action func(*cli.Context, 
 
 func (p program) importImages(c *cli.Context, agentDir string) error {
 	for _, file := range c.Args().Slice() {
-		options := image.ImportOptions{AgentDir: agentDir, Progress: func(int64, int64) {}}
+		options := image.ImportOptions{
+			AgentDir: agentDir,
+			Progress: func(int64, int64) {},
+			Unnamed: func(digest string) {
+				fmt.Fprintf(p.stderr, "image %s in %s has no name and was left out: save it as NAME:TAG\n",
+					digest, file)
+			},
+		}
 		ended := func(error) {}
 		if f, ok := p.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			ui := newTerminalUI(f, func() int {

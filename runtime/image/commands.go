@@ -27,6 +27,8 @@ type ImportOptions struct {
 	// Forget does not keep a copy of the archive. That saves its space on disk, but the images
 	// cannot be loaded again if a power cut damages them.
 	Forget bool
+	// Unnamed, if set, is called with the digest of each image that is left out for want of a name.
+	Unnamed func(digest string)
 }
 
 // Import imports an image archive into a running mote and returns the names of its images. They are
@@ -60,24 +62,32 @@ func ImportFrom(ctx context.Context, r io.Reader, o ImportOptions) ([]string, er
 		return nil, fmt.Errorf("store image archive: %w", err)
 	}
 	defer os.Remove(f.Name())
-	_, err = io.Copy(f, r)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("store image archive: %w", err)
+	disk := disk{path: dir, statfs: unix.Statfs}
+	if err := errors.Join(disk.fill(f, r), f.Close()); err != nil {
+		return nil, fmt.Errorf("store image archive: %w", disk.explain(err, 0))
 	}
 	names, err := importKept(c.ctx, c.Client, f.Name(), o)
 	return names, c.explain(err)
 }
 
 func importKept(ctx context.Context, client *containerd.Client, file string, o ImportOptions) ([]string, error) {
-	progress := o.Progress
-	if progress == nil {
-		progress = func(int64, int64) {}
+	if o.Progress == nil {
+		o.Progress = func(int64, int64) {}
+	}
+	if o.Unnamed == nil {
+		o.Unnamed = func(string) {}
 	}
 	snapshotter, err := snapshotterOf(ctx, client)
 	if err != nil {
 		return nil, err
 	}
-	rec, err := loadFile(ctx, client, snapshotter, file, progress)
+	rec, err := importer{
+		client:      client,
+		snapshotter: snapshotter,
+		disk:        diskOf(layout.For(o.AgentDir)),
+		progress:    o.Progress,
+		unnamed:     o.Unnamed,
+	}.load(ctx, file)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", file, err)
 	}
@@ -143,7 +153,8 @@ func copyFile(from, to string) (err error) {
 		return fmt.Errorf("keep image archive: %w", err)
 	}
 	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) != nil {
-		_, err = io.Copy(out, in)
+		disk := disk{path: filepath.Dir(to), statfs: unix.Statfs}
+		err = disk.explain(disk.fill(out, in), 0)
 	}
 	if err := errors.Join(err, out.Sync(), out.Close()); err != nil {
 		return errors.Join(fmt.Errorf("keep image archive: %w", err), os.Remove(temp))

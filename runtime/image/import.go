@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -48,9 +50,9 @@ const (
 	originImported = "imported"
 )
 
-// importChecked imports an archive that checkArchive has accepted: content, unpacked snapshots, and
+// importChecked imports the images that checkArchive has planned: content, unpacked snapshots, and
 // last the image records. It holds a lease, so that containerd drops all of it if a step fails.
-func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader,
+func importChecked(ctx context.Context, client *containerd.Client, snapshotter string, r io.Reader, plan archivePlan,
 	origin string) (names []string, err error) {
 	ctx = namespaces.WithNamespace(ctx, layout.Namespace)
 	tr, err := decompress(r)
@@ -87,26 +89,20 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 	var found []images.Image
 	handler := images.HandlerFunc(func(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 		if d.Digest != index.Digest {
-			return images.Children(ctx, cs, d)
+			return childrenFor(ctx, cs, d, thisMachine())
 		}
-		entries, err := readIndex(ctx, cs, d)
+		planned, err := plannedImages(ctx, cs, d, plan)
 		if err != nil {
 			return nil, err
 		}
+		found = planned
 		var use []v1.Descriptor
-		for _, m := range entries {
-			if m.Platform != nil && !platforms.Default().Match(*m.Platform) {
-				continue
-			}
-			if name := imageNameOf(m.Annotations); name != "" {
-				found = append(found, images.Image{Name: name, Target: m})
-				use = append(use, m)
-			}
+		for _, img := range found {
+			use = append(use, img.Target)
 		}
 		return use, nil
 	})
-	walk := images.SetChildrenLabels(cs, images.FilterPlatforms(handler, platforms.Default()))
-	if err := images.WalkNotEmpty(ctx, walk, index); err != nil {
+	if err := images.WalkNotEmpty(ctx, images.SetChildrenLabels(cs, handler), index); err != nil {
 		return nil, fmt.Errorf("walk imported image: %w", err)
 	}
 	for _, img := range found {
@@ -123,6 +119,53 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 		names = append(names, img.Name)
 	}
 	return names, nil
+}
+
+// childrenFor returns what a descriptor refers to, of an index only the image a machine uses: the
+// content of the others need not be there.
+func childrenFor(ctx context.Context, cs content.Provider, d v1.Descriptor, machine platforms.MatchComparer) (
+	[]v1.Descriptor, error) {
+	children, err := images.Children(ctx, cs, d)
+	if err == nil && images.IsIndexType(d.MediaType) {
+		children = best(machine, children)
+	}
+	return children, err
+}
+
+// plannedImages returns the planned images of an archive's index, which containerd has made itself
+// if the archive is in Docker layout.
+func plannedImages(ctx context.Context, cs content.Provider, index v1.Descriptor, plan archivePlan) (
+	[]images.Image, error) {
+	entries, err := readIndex(ctx, cs, index)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]images.Image{}
+	for _, m := range entries {
+		name := imageNameOf(m.Annotations)
+		planned, ok := plan.images[name]
+		if !ok {
+			continue
+		}
+		if planned != m.Digest {
+			if !images.IsManifestType(m.MediaType) {
+				continue
+			}
+			// Not an entry of the archive, or another platform's, whose content may be missing.
+			manifest, err := readManifest(ctx, cs, m)
+			if err != nil && !errdefs.IsNotFound(err) {
+				return nil, err
+			}
+			if err != nil || manifest.Config.Digest != planned {
+				continue
+			}
+		}
+		found[name] = images.Image{Name: name, Target: m}
+	}
+	if len(found) < len(plan.images) {
+		return nil, fmt.Errorf("containerd has %d of the archive's %d images", len(found), len(plan.images))
+	}
+	return slices.Collect(maps.Values(found)), nil
 }
 
 // recordImage writes the records CRI expects of an image: by name and by digest, as pods may use
@@ -180,4 +223,16 @@ func readIndex(ctx context.Context, cs content.Provider, d v1.Descriptor) ([]v1.
 		return nil, fmt.Errorf("parse image index: %w", err)
 	}
 	return index.Manifests, nil
+}
+
+func readManifest(ctx context.Context, cs content.Provider, d v1.Descriptor) (v1.Manifest, error) {
+	var manifest v1.Manifest
+	data, err := content.ReadBlob(ctx, cs, d)
+	if err != nil {
+		return manifest, fmt.Errorf("read image manifest: %w", err)
+	}
+	if err := json.Unmarshal(data, &manifest); err != nil {
+		return manifest, fmt.Errorf("parse image manifest: %w", err)
+	}
+	return manifest, nil
 }

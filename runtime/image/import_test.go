@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -18,7 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/platforms"
 	"github.com/klauspost/compress/zstd"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/runtime/image"
@@ -157,7 +160,7 @@ func badArchives(t *testing.T) map[string]struct {
 		"text":                    {[]byte(strings.Repeat("this is no archive\n", 100)), "tar"},
 		"an empty tar":            {tarOf(t), "no files"},
 		"a tar of something else": {tarOf(t, entry{"etc/passwd", []byte("root")}), "neither"},
-		"cut":                     {good[:len(good)/2], "tar"},
+		"cut":                     {good[:len(good)/2], "EOF"},
 		"cut gzip":                {gzipped(t, good)[:200], "EOF"},
 		"xz":                      {append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, good...), "xz -d"},
 		"no index":                {without(1), "index.json"},
@@ -175,6 +178,8 @@ func badArchives(t *testing.T) map[string]struct {
 		}), "damaged"},
 	}
 }
+
+func thisPlatform() v1.Platform { return platforms.Normalize(platforms.DefaultSpec()) }
 
 // content lists the blobs on disk, the leases and the images of a node.
 func content(t *testing.T, n runtimetest.Node) (blobs []string, images []image.Info) {
@@ -240,11 +245,19 @@ func TestImport(t *testing.T) {
 	})
 
 	plain := archiveOf(t, smallImage("docker.io/library/plain:1", "plain"))
+	mine := platforms.Format(thisPlatform())
 	good := map[string][]byte{
+		// The index lists platforms whose blobs are missing.
+		"docker.io/library/one:1": image.OnePlatform("docker.io/library/one:1",
+			[]string{"linux/386", "linux/arm/v7", mine, "unknown/unknown"}, []string{mine}),
 		"docker.io/library/plain:1":  plain,
 		"docker.io/library/gzip:1":   gzipped(t, archiveOf(t, smallImage("gzip:1", "gzip"))),
 		"example.com/a/zstd:1":       zstded(t, archiveOf(t, smallImage("example.com/a/zstd:1", "zstd"))),
 		"docker.io/library/docker:1": dockerArchive(t, "docker:1", nil),
+	}
+	for i, m := range image.Makers {
+		name := fmt.Sprintf("example.com/made:%d", i)
+		good[name] = m.Archive(name, thisPlatform(), nil)
 	}
 	for name, data := range good {
 		var last, total int64
@@ -406,7 +419,8 @@ func TestImport_CutShort(t *testing.T) {
 	child.Stop()
 }
 
-// TestImport_DiskFull runs over a disk with too little room for an image.
+// TestImport_DiskFull runs over a disk with too little room for an image: one that is large itself,
+// and a small one that unpacks to more than there is.
 func TestImport_DiskFull(t *testing.T) {
 	n := runtimetest.NewNode(t)
 	ctx := runtimetest.Timeout(t, 120*time.Second)
@@ -424,18 +438,38 @@ func TestImport_DiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	options := image.ImportOptions{AgentDir: n.Config.DataDir}
-	if _, err := image.Import(ctx, file, options); err == nil || !strings.Contains(err.Error(), "no space left") {
+	if _, err := image.Import(ctx, file, options); !errors.Is(err, image.ErrNoRoom) ||
+		!strings.Contains(err.Error(), disk) {
 		t.Errorf("import to a full disk gave %v", err)
 	}
-	blobs, images := content(t, n)
-	for _, b := range blobs {
-		if !slices.Contains(blobsBefore, b) {
-			t.Errorf("content is left: %s", b)
+	checkNothingImported := func(t *testing.T) {
+		t.Helper()
+		blobs, images := content(t, n)
+		for _, b := range blobs {
+			if !slices.Contains(blobsBefore, b) {
+				t.Errorf("content is left: %s", b)
+			}
+		}
+		if len(images) != 2 {
+			t.Errorf("images are %v", names(images))
 		}
 	}
-	if len(images) != 2 {
-		t.Errorf("images are %v", names(images))
+	checkNothingImported(t)
+
+	bomb := image.NewArchive()
+	large := bomb.AddImage(thisPlatform(), image.LargeLayer(192<<20), image.Gzip)
+	bomb.AddIndex(image.Named(large, "example.com/bomb:1"))
+	if err := os.WriteFile(file, bomb.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
 	}
+	if info, err := os.Stat(file); err != nil || info.Size() > 1<<20 {
+		t.Fatalf("%v: the bomb is large itself: %v", err, info.Size())
+	}
+	if _, err := image.Import(ctx, file, options); !errors.Is(err, image.ErrNoRoom) {
+		t.Errorf("import of a small archive with a large layer gave %v", err)
+	}
+	checkNothingImported(t)
+
 	c := n.Dial(t)
 	if err := n.RunOne(ctx, c, "after"); err != nil {
 		t.Errorf("no pod runs after the disk was full: %v", err)

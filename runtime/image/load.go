@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +20,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
@@ -83,10 +83,10 @@ func (l Loader) loadMissing(ctx context.Context) ([]string, error) {
 	for _, file := range archives {
 		known[recordName(file)] = true
 		loaded, err := l.loadArchive(ctx, file)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
 			l.Log.Error("image archive was not loaded", zap.String("file", file), zap.Error(err))
 		}
 		names = append(names, loaded...)
@@ -116,13 +116,22 @@ func (l Loader) loadBundled(ctx context.Context) error {
 		return fmt.Errorf("open bundled image: %w", err)
 	}
 	defer f.Close()
-	if _, err := importChecked(ctx, l.Client, l.Snapshotter, f, originBundled); err != nil {
+	// It is needed even on a full disk.
+	plan, err := checkArchive(f, thisMachine(), math.MaxInt64)
+	if err != nil {
+		return fmt.Errorf("load bundled image %s: %w", name, err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("load bundled image %s: %w", name, err)
+	}
+	if _, err := importChecked(ctx, l.Client, l.Snapshotter, f, plan, originBundled); err != nil {
 		return fmt.Errorf("load bundled image %s: %w", name, err)
 	}
 	return nil
 }
 
-// loadArchive loads one archive unless it was loaded before and nothing has changed.
+// loadArchive loads one archive unless it was loaded or refused before and nothing has changed. A
+// file that is no image archive is reported once, a bad one at each start, but read only once.
 func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -135,7 +144,10 @@ func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) 
 		// It is loaded as if for the first time.
 	case err != nil:
 		return nil, err
-	case rec.Size == info.Size() && rec.ModTime.Equal(info.ModTime()):
+	case rec.Size != info.Size() || !rec.ModTime.Equal(info.ModTime()):
+	case rec.Refusal != nil && rec.Refusal.Rules == refusalRules:
+		return nil, rec.Refusal.again(l.verify)
+	case rec.Refusal == nil:
 		err := l.unchanged(ctx, rec)
 		if err == nil {
 			return slices.Collect(maps.Keys(rec.Images)), nil
@@ -146,15 +158,45 @@ func (l Loader) loadArchive(ctx context.Context, file string) ([]string, error) 
 		l.Log.Warn("image is damaged or gone: loading its archive again", zap.String("file", file), zap.Error(err))
 	}
 	start := time.Now()
-	rec, err = loadFile(ctx, l.Client, l.Snapshotter, file, func(done, total int64) {
-		l.Progress("import", filepath.Base(file), done, total)
-	})
+	rec, err = importer{
+		client:      l.Client,
+		snapshotter: l.Snapshotter,
+		disk:        diskOf(l.Paths),
+		progress:    func(done, total int64) { l.Progress("import", filepath.Base(file), done, total) },
+		unnamed: func(digest string) {
+			l.Log.Warn("image of an archive has no name: left out", zap.String("file", file),
+				zap.String("image", digest))
+		},
+	}.load(ctx, file)
+	if errors.Is(err, ErrNotAnImage) {
+		return nil, l.refuse(recordFile, file, info, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	l.Log.Info("loaded image archive", zap.String("file", file), zap.Int("images", len(rec.Images)),
 		zap.Duration("took", time.Since(start)))
 	return slices.Collect(maps.Keys(rec.Images)), writeRecord(recordFile, rec)
+}
+
+// refuse records why a file was refused. It returns the error of an archive; what is none is only
+// reported.
+func (l Loader) refuse(recordFile, file string, info fs.FileInfo, reason error) error {
+	rec := archiveRecord{
+		Path:    file,
+		Size:    info.Size(),
+		ModTime: info.ModTime(),
+		Refusal: &refusal{
+			Reason:    reason.Error(),
+			NoArchive: errors.Is(reason, errNoArchive),
+			Rules:     refusalRules,
+		},
+	}
+	if rec.Refusal.NoArchive {
+		l.Log.Warn("file in the images folder is skipped", zap.String("file", file), zap.Error(reason))
+		reason = nil
+	}
+	return errors.Join(reason, writeRecord(recordFile, rec))
 }
 
 // unchanged returns [errNotIntact] if an archive's images must be loaded again.
@@ -196,14 +238,14 @@ func (l Loader) intact(ctx context.Context, target v1.Descriptor) error {
 		if err != nil {
 			return nil, err
 		}
-		children, err := images.Children(ctx, cs, d)
+		children, err := childrenFor(ctx, cs, d, thisMachine())
 		if errdefs.IsNotFound(err) { // the file exists, containerd's record of it does not
 			damage = append(damage, fmt.Errorf("%w: %w", errNotIntact, err))
 			return nil, images.ErrSkipDesc
 		}
 		return children, err
 	})
-	if err := images.Walk(ctx, images.FilterPlatforms(handler, platforms.Default()), target); err != nil {
+	if err := images.Walk(ctx, handler, target); err != nil {
 		return err
 	}
 	if len(damage) > 0 {
@@ -273,27 +315,43 @@ func dropBlob(ctx context.Context, cs content.Store, file string, d v1.Descripto
 	return nil
 }
 
-// loadFile checks an archive and imports it. It reads the archive twice, so that a refused one has
+// importer imports archives into a containerd.
+type importer struct {
+	client      *containerd.Client
+	snapshotter string
+	disk        disk
+	// progress is called with the bytes read so far and in total.
+	progress func(done, total int64)
+	// unnamed is called with the digest of each image that is left out for want of a name.
+	unnamed func(digest string)
+}
+
+// load checks an archive and imports it. It reads the archive twice, so that a refused one has
 // changed nothing.
-func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file string,
-	progress func(done, total int64)) (archiveRecord, error) {
+func (i importer) load(ctx context.Context, file string) (archiveRecord, error) {
+	// Opening a pipe that nobody writes to would block.
+	info, err := os.Stat(file)
+	if err != nil {
+		return archiveRecord{}, fmt.Errorf("open image archive: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return archiveRecord{}, noArchive("%s is not a regular file", file)
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return archiveRecord{}, fmt.Errorf("open image archive: %w", err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	room, err := i.disk.room()
 	if err != nil {
-		return archiveRecord{}, fmt.Errorf("open image archive: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return archiveRecord{}, notAnImage("%s is not a regular file", file)
+		return archiveRecord{}, err
 	}
 	total := 2 * info.Size()
 	sum := sha256.New()
-	counted := &countingReader{r: io.TeeReader(f, sum), total: total, progress: progress}
-	if _, err := checkArchive(counted); err != nil {
-		return archiveRecord{}, err
+	counted := &countingReader{r: io.TeeReader(f, sum), total: total, progress: i.progress}
+	plan, err := checkArchive(counted, thisMachine(), room)
+	if err != nil {
+		return archiveRecord{}, i.disk.explain(err, plan.content+plan.unpacked)
 	}
 	if _, err := io.Copy(io.Discard, counted); err != nil {
 		return archiveRecord{}, fmt.Errorf("read image archive: %w", err)
@@ -302,11 +360,17 @@ func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file 
 		return archiveRecord{}, fmt.Errorf("read image archive again: %w", err)
 	}
 	counted.r = f
-	names, err := importChecked(ctx, client, snapshotter, counted, originImported)
-	if err != nil {
-		return archiveRecord{}, err
+	var names []string
+	if err := i.disk.guard(ctx, func(ctx context.Context) error {
+		names, err = importChecked(ctx, i.client, i.snapshotter, counted, plan, originImported)
+		return err
+	}); err != nil {
+		return archiveRecord{}, i.disk.explain(err, 0)
 	}
-	progress(total, total)
+	i.progress(total, total)
+	for _, digest := range plan.unnamed {
+		i.unnamed(digest)
+	}
 	rec := archiveRecord{
 		Path:    file,
 		Size:    info.Size(),
@@ -315,7 +379,7 @@ func loadFile(ctx context.Context, client *containerd.Client, snapshotter, file 
 		Images:  map[string]v1.Descriptor{},
 	}
 	for _, name := range names {
-		img, err := client.ImageService().Get(namespaces.WithNamespace(ctx, layout.Namespace), name)
+		img, err := i.client.ImageService().Get(namespaces.WithNamespace(ctx, layout.Namespace), name)
 		if err != nil {
 			return archiveRecord{}, fmt.Errorf("look for imported image: %w", err)
 		}

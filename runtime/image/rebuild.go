@@ -19,7 +19,6 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
@@ -156,10 +155,9 @@ func (l Loader) rebuildImage(ctx context.Context, rec imageRecord) (err error) {
 		if err := l.recordBlob(ctx, cs, d); err != nil {
 			return nil, err
 		}
-		return images.Children(ctx, cs, d)
+		return childrenFor(ctx, cs, d, thisMachine())
 	})
-	walk := images.SetChildrenLabels(cs, images.FilterPlatforms(handler, platforms.Default()))
-	if err := images.Walk(ctx, walk, rec.Target); err != nil {
+	if err := images.Walk(ctx, images.SetChildrenLabels(cs, handler), rec.Target); err != nil {
 		return err
 	}
 	img := images.Image{Name: rec.Name, Target: rec.Target, Labels: rec.Labels}

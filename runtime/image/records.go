@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,9 +32,33 @@ type archiveRecord struct {
 	ModTime time.Time                `json:"modTime"`
 	SHA256  string                   `json:"sha256"`
 	Images  map[string]v1.Descriptor `json:"images"`
+	// Refusal is set instead of SHA256 and Images if the file was refused.
+	Refusal *refusal `json:"refusal,omitempty"`
 }
 
-// listArchives returns the archives in the folders, in the order of their names.
+// refusal is why a file was refused.
+type refusal struct {
+	Reason string `json:"reason"`
+	// NoArchive is set if it is no image archive at all.
+	NoArchive bool `json:"noArchive"`
+	// Rules is the [refusalRules] it was refused by.
+	Rules int `json:"rules"`
+}
+
+// refusalRules is raised when mote learns to read what it refused before.
+const refusalRules = 1
+
+// again is the error of a file that was refused before: none for what is no archive, and none
+// beside the start's own.
+func (r refusal) again(quiet bool) error {
+	if r.NoArchive || quiet {
+		return nil
+	}
+	return errors.New(r.Reason)
+}
+
+// listArchives returns what may be archives in the folders, in the order of their names: everything
+// but hidden files, which may be copies under way, and the folder of imported archives.
 func listArchives(dirs ...string) ([]string, error) {
 	var found []string
 	for _, dir := range dirs {
@@ -45,8 +70,9 @@ func listArchives(dirs ...string) ([]string, error) {
 			return nil, fmt.Errorf("list image archives: %w", err)
 		}
 		for _, e := range entries {
-			if !e.IsDir() && strings.Contains(e.Name(), ".tar") && !strings.HasPrefix(e.Name(), ".") {
-				found = append(found, filepath.Join(dir, e.Name()))
+			file := filepath.Join(dir, e.Name())
+			if !strings.HasPrefix(e.Name(), ".") && !slices.Contains(dirs, file) {
+				found = append(found, file)
 			}
 		}
 	}
