@@ -22,7 +22,7 @@ import (
 )
 
 // asProgram makes this test program the command line itself, in a process of another user.
-const asProgram = "MOTE_TEST_AS_PROGRAM"
+const asProgram = "TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {

@@ -22,11 +22,9 @@ var settings = map[string]string{
 	"service-node-port-range":    "use --kube-apiserver-arg service-node-port-range=FROM-TO",
 	"tls-san-security":           "names are in the certificate only if --tls-san or --node-ip has them",
 	"write-kubeconfig":           "use --kubeconfig-output",
-	"write-kubeconfig-mode": "the file is for root alone (0600): make one for others with `mote kubeconfig " +
-		"create`",
-	"write-kubeconfig-group": "the file is for root alone (0600): make one for others with `mote kubeconfig " +
-		"create`",
-	"secrets-encryption": "use --kube-apiserver-arg encryption-provider-config=FILE, see docs/configuration.md",
+	"write-kubeconfig-mode":      "use --kubeconfig-mode",
+	"write-kubeconfig-group":     "use --kubeconfig-group",
+	"secrets-encryption":         "use --kube-apiserver-arg encryption-provider-config=FILE, see docs/configuration.md",
 	"secrets-encryption-provider": "use --kube-apiserver-arg encryption-provider-config=FILE, see " +
 		"docs/configuration.md",
 	"kube-cloud-controller-manager-arg": "there is no cloud controller manager; remove it",
@@ -156,7 +154,7 @@ func Short(name string) string {
 var variables = map[string]string{
 	"K3S_URL":             "use MOTE_SERVER",
 	"K3S_CONFIG_FILE":     "use MOTE_CONFIG",
-	"K3S_KUBECONFIG_MODE": "the kubeconfig is for root alone (0600): make one for others with `mote kubeconfig create`",
+	"K3S_KUBECONFIG_MODE": "use MOTE_KUBECONFIG_MODE",
 	"K3S_AGENT_TOKEN":     "use MOTE_TOKEN",
 	"K3S_CLUSTER_SECRET":  "use MOTE_TOKEN",
 }
