@@ -5,8 +5,8 @@
 #     -v mote:/var/lib/mote -v /lib/modules:/lib/modules:ro -p 6443:6443 mote
 #
 # It is privileged because a node mounts, makes network namespaces, and writes cgroups and
-# packet filter rules. /var/lib/mote must be a volume: overlayfs does not work on
-# a container's own file system.
+# packet filter rules. /var/lib/mote should be a volume: overlayfs does not work on
+# a container's own file system, and images would be copied for each container.
 FROM golang:1.26-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
 	gcc git libc6-dev libseccomp-dev make pkg-config zstd && rm -rf /var/lib/apt/lists/*

@@ -18,6 +18,7 @@ import (
 
 	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/internal/resolvconf"
 	"github.com/mote-dev/mote/internal/retry"
 )
@@ -124,7 +125,8 @@ func (p podResolvers) follow(ctx context.Context, log *zap.Logger) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		// A host may have run out of watches; the present file stays right for most.
-		log.Warn("changes of the host's resolvers do not reach pods until mote is restarted", zap.Error(err))
+		log.Warn("changes of the host's resolvers do not reach pods until mote is restarted",
+			zap.Error(hostcheck.WithLimit(err)))
 		return nil
 	}
 	defer w.Close()

@@ -73,6 +73,7 @@ func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 func agentOptions(a agent.Config) hostcheck.Options {
 	return hostcheck.Options{
 		DataDir:    a.DataDir,
+		Existing:   datadir.At(a.DataDir).HasRun(),
 		Node:       true,
 		ResolvConf: a.ResolvConf,
 		Ports: []hostcheck.Port{{

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/server/pki"
 	"github.com/mote-dev/mote/store"
@@ -43,6 +44,10 @@ func errorLines(err error) []string {
 			}
 		}
 		if remedy := deniedRemedy(e, os.Geteuid()); remedy != "" {
+			line += ": " + remedy
+		}
+		if remedy := hostcheck.LimitRemedy(e); remedy != "" && !strings.Contains(line, remedy) &&
+			!strings.Contains(line, "sysctl -w") {
 			line += ": " + remedy
 		}
 		if !slices.Contains(lines, line) {

@@ -33,9 +33,8 @@ func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.
 	if h.UID() != 0 {
 		return nil, errNotRoot
 	}
-	if err := h.TryDir(dataDir); err != nil {
-		return nil, fmt.Errorf(
-			"data-dir %s cannot be written (%w): give a --data-dir on a disk that is mounted read-write", dataDir, err)
+	if err := h.TryDir(dataDir); err != nil && !(o.Existing && hostcheck.IsFull(err)) {
+		return nil, fmt.Errorf("data-dir %s cannot be written (%w): %s", dataDir, err, hostcheck.DirRemedy(err))
 	}
 	// Before the ports: a mote that runs already has them too, and is the cause.
 	dir, err := datadir.Open(dataDir, dataVersions())
@@ -50,7 +49,9 @@ func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.
 		return nil, errors.Join(err, dir.Abandon())
 	}
 	for _, r := range results {
-		if r.Level == hostcheck.Warn {
+		if r.Urgent {
+			log.Warn("host: "+r.Name+": "+r.Found, zap.String("remedy", r.Remedy))
+		} else if r.Level == hostcheck.Warn {
 			// Debug: nobody reads what is said at every start; `mote check` tells all.
 			log.Debug("host: "+r.Name+": "+r.Found, zap.String("remedy", r.Remedy))
 		}
@@ -65,9 +66,10 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 		bind = s.BindAddress.String()
 	}
 	o := hostcheck.Options{
-		DataDir: s.DataDir,
-		Node:    a != nil,
-		IPv6:    s.Cluster.HasIPv6(),
+		DataDir:  s.DataDir,
+		Existing: datadir.At(s.DataDir).HasRun(),
+		Node:     a != nil,
+		IPv6:     s.Cluster.HasIPv6(),
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(bind, strconv.Itoa(s.HTTPSListenPort)),
 			Purpose: "the API server", Setting: "--https-listen-port",

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/containerd/containerd/v2/plugins"
@@ -14,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/runtime/registry"
@@ -150,21 +153,30 @@ func overlayUnsupported(root string) (reason, err error) {
 		return errNoDType, nil
 	}
 	err = overlayutils.SupportsMultipleLowerDir(root)
-	if meansNoOverlay(err) {
+	if err == nil {
+		// It mounts, and does not write: an upper folder without what overlayfs needs is read-only.
+		err = hostcheck.ThisHost().TryOverlay(root)
+	}
+	if hostcheck.MeansNoOverlay(err) {
 		return err, nil
 	}
 	return nil, err
 }
 
-// meansNoOverlay reports whether a mount of overlayfs failed for good: the kernel has no overlayfs,
-// the file system cannot carry one, or this process may not mount it.
-func meansNoOverlay(err error) bool {
-	for _, known := range []unix.Errno{unix.ENODEV, unix.EINVAL, unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS} {
-		if errors.Is(err, known) {
-			return true
+// usedSnapshotter returns the only snapshotter that has been used in root, or "" if it was none or
+// both.
+func usedSnapshotter(root string) string {
+	used := ""
+	for _, name := range []string{snapshotterOverlay, snapshotterNative} {
+		if _, err := os.Stat(filepath.Join(root, layout.Snapshotter+name)); err != nil {
+			continue
 		}
+		if used != "" {
+			return ""
+		}
+		used = name
 	}
-	return false
+	return used
 }
 
 // lacksSysResource reports whether this process may not lower oom_score_adj. runc then fails to

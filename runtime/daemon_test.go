@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/runtime/image"
 	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/runtime/recovery"
@@ -110,7 +111,7 @@ func TestMeansNoOverlay(t *testing.T) {
 		{unix.ENOSPC, false}, {unix.EROFS, false}, {unix.EIO, false}, {unix.EMFILE, false}, {unix.ENOMEM, false},
 		{nil, false},
 	} {
-		if got := meansNoOverlay(fmt.Errorf("failed to mount overlay: %w", row.err)); got != row.want {
+		if got := hostcheck.MeansNoOverlay(fmt.Errorf("failed to mount overlay: %w", row.err)); got != row.want {
 			t.Errorf("%v means that overlayfs does not work: %v, want %v", row.err, got, row.want)
 		}
 	}
@@ -120,5 +121,29 @@ func TestMeansNoOverlay(t *testing.T) {
 	}
 	if reason, err := overlayUnsupported(file); reason != nil || err == nil {
 		t.Errorf("a check that fails gives reason %v, error %v; want an error only", reason, err)
+	}
+}
+
+// What a full disk leaves no room to try was tried before.
+func TestUsedSnapshotter(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		has  []string
+		want string
+	}{
+		{"none yet", nil, ""},
+		{"overlayfs", []string{"overlayfs"}, "overlayfs"},
+		{"copies", []string{"native"}, "native"},
+		{"both", []string{"overlayfs", "native"}, ""},
+	} {
+		root := t.TempDir()
+		for _, name := range test.has {
+			if err := os.Mkdir(filepath.Join(root, layout.Snapshotter+name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := usedSnapshotter(root); got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mote-dev/mote/runtime"
+	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/runtime/recovery"
 	"github.com/mote-dev/mote/runtime/runtimetest"
 )
@@ -461,6 +462,41 @@ func TestCleanup_SparesForeignMounts(t *testing.T) {
 	}
 	if err := unix.Unmount(point, 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRuntime_DataFolderOnOverlay has the data folder of somebody who starts mote in a container
+// without a volume: overlayfs does not work on overlayfs, so images are copied.
+func TestRuntime_DataFolderOnOverlay(t *testing.T) {
+	n := runtimetest.NewNode(t)
+	base, over := filepath.Dir(n.Config.DataDir), t.TempDir()
+	upper, work := filepath.Join(over, "upper"), filepath.Join(over, "work")
+	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("overlay", base, "overlay", 0,
+		fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", base, upper, work)); err != nil {
+		t.Skipf("no overlay here: %v", err)
+	}
+	t.Cleanup(func() {
+		// Before the folder is another one again.
+		if _, err := recovery.Cleanup(context.Background(), n.Config.DataDir); err != nil {
+			t.Error(err)
+		}
+		if err := unix.Unmount(base, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := runtimetest.Timeout(t, 180*time.Second)
+	child := runtimetest.Start(t, n.Config)
+	if err := n.RunOne(ctx, n.Dial(t), "copied"); err != nil {
+		t.Error(err)
+	}
+	child.Stop()
+	native := filepath.Join(layout.For(n.Config.DataDir).Root, layout.Snapshotter+"native")
+	copies, err := filepath.Glob(filepath.Join(native, "snapshots", "*"))
+	if err != nil || len(copies) == 0 {
+		t.Errorf("no image was copied: %v", err)
 	}
 }
 

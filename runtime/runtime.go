@@ -12,6 +12,7 @@ import (
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/runtime/image"
@@ -224,10 +225,16 @@ func (r *Runtime) start(ctx context.Context, b bundle.Bundle, last recovery.Last
 	snapshotter := r.cfg.Snapshotter
 	if snapshotter == "" {
 		reason, err := overlayUnsupported(r.p.Root)
+		if used := usedSnapshotter(r.p.Root); hostcheck.IsFull(err) && used != "" {
+			// There is no room to try it.
+			snapshotter, reason, err = used, nil, nil
+		}
 		if err != nil {
 			return nil, "", fmt.Errorf("choose a snapshotter: %w", recovery.WithRemedy(err))
 		}
-		snapshotter = snapshotterOverlay
+		if snapshotter == "" {
+			snapshotter = snapshotterOverlay
+		}
 		if reason != nil {
 			snapshotter = snapshotterNative
 			r.log.Warn(

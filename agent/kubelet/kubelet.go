@@ -27,6 +27,7 @@ import (
 	kubeletutil "k8s.io/kubernetes/pkg/kubelet/util"
 	"k8s.io/kubernetes/pkg/kubelet/watchdog"
 
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/internal/upstream"
 )
 
@@ -166,8 +167,18 @@ func (c Config) statistics(ctx context.Context, s *options.KubeletServer) (cadvi
 	if err != nil {
 		return nil, fmt.Errorf("create statistics collector: %w", err)
 	}
-	return stats, nil
+	// The runtime is there already. Started by the kubelet, a collector that finds no inotify
+	// instance or watch left would end the process, without a word about the limit.
+	if err := stats.Start(); err != nil {
+		return nil, fmt.Errorf("start statistics collector: %w", hostcheck.WithLimit(err))
+	}
+	return startedStatistics{stats}, nil
 }
+
+// startedStatistics are statistics that are collected already.
+type startedStatistics struct{ cadvisor.Interface }
+
+func (startedStatistics) Start() error { return nil }
 
 func (c Config) containerManager(ctx context.Context, s *options.KubeletServer,
 	deps *kubelet.Dependencies) (cm.ContainerManager, error) {

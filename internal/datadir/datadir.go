@@ -96,14 +96,19 @@ func (d *Dir) take() error {
 		return fmt.Errorf("lock data-dir %s: %w", d.path, err)
 	}
 	d.lock, d.madeLock = f, errors.Is(statErr, fs.ErrNotExist)
-	if err := f.Truncate(0); err != nil {
+	// Over the last number before the rest is cut off: on a full disk the block that it has is all
+	// there is. Without room for a number nobody can look who holds the lock, but it holds.
+	text := []byte(strconv.Itoa(os.Getpid()) + "\n")
+	if _, err := f.WriteAt(text, 0); err != nil && !isFull(err) {
 		return fmt.Errorf("write lock of data-dir: %w", err)
 	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+	if err := f.Truncate(int64(len(text))); err != nil && !isFull(err) {
 		return fmt.Errorf("write lock of data-dir: %w", err)
 	}
 	return nil
 }
+
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // Commit records the versions: from here on the folder is this mote's. It also removes what a mote
 // that was killed left half-written.
@@ -113,6 +118,9 @@ func (d *Dir) Commit(v Versions) error {
 		return err
 	}
 	text := fmt.Sprintf("layout %d\nmote %s\nkubernetes %s\n", layout, v.Mote, v.Kubernetes)
+	if was, err := os.ReadFile(At(d.path).versionFile()); err == nil && string(was) == text {
+		return nil // also when the disk is full
+	}
 	return atomicfile.Write(At(d.path).versionFile(), []byte(text), 0o644)
 }
 

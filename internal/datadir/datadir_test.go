@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 var now = Versions{Mote: "v0.1.0", Kubernetes: "v1.37.2"}
@@ -136,5 +138,43 @@ func TestRecordOutside_Once(t *testing.T) {
 	got, err := Outside(path)
 	if err != nil || !slices.Equal(got, []string{"/etc/a", "/etc/b"}) {
 		t.Fatalf("outside is %q, %v", got, err)
+	}
+}
+
+// A mote on a full disk that was killed finds no byte for what is there already.
+func TestOpen_FullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a small disk: needs root")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("none", disk, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("no mounts here: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	path := filepath.Join(disk, "data")
+	first, err := Open(path, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Commit(now), first.Close()); err != nil {
+		t.Fatal(err)
+	}
+	// A longer number than any process has, and room for nothing else.
+	if err := os.WriteFile(At(path).lockFile(), []byte("99999999\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(disk, "filler"), make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the disk: %v", err)
+	}
+	again, err := Open(path, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Commit(now); err != nil {
+		t.Error(err)
+	}
+	if pid, err := Holder(path); err != nil || pid != os.Getpid() {
+		t.Errorf("holder is %d, %v; want this process", pid, err)
 	}
 }

@@ -29,6 +29,17 @@ func (p Paths) Records() []string {
 // StatusSocket is where a running mote answers `mote status`.
 func (p Paths) StatusSocket() string { return filepath.Join(p.Root, "status.sock") }
 
+// HasRun reports whether a mote has run on the folder before: it left its version, a store or a
+// node's identity. What cannot be looked at is for whoever opens it.
+func (p Paths) HasRun() bool {
+	for _, mark := range []string{p.versionFile(), p.StoreFile(), p.Agent().Identity()} {
+		if _, err := os.Stat(mark); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // Server is the folder of the control plane.
 func (p Paths) Server() string { return filepath.Join(p.Root, "server") }
 

@@ -66,23 +66,6 @@ func checkKernel(h Host, _ Options) []Result {
 	return ok("kernel", "%s", release)
 }
 
-func checkDataDir(h Host, o Options) []Result {
-	if err := h.TryDir(o.DataDir); err != nil {
-		return fail("data-dir", fmt.Sprintf("%s cannot be written: %v", o.DataDir, err),
-			"give a --data-dir on a disk that is mounted read-write")
-	}
-	return ok("data-dir", "%s on %s", o.DataDir, h.FileSystem(o.DataDir))
-}
-
-func checkOverlay(h Host, o Options) []Result {
-	if err := h.TryOverlay(o.DataDir); err != nil {
-		return fail("overlayfs", fmt.Sprintf("data-dir %s lies on %s, where overlayfs does not work (%v)", o.DataDir,
-			h.FileSystem(o.DataDir), err),
-			"give a --data-dir on ext4, xfs or btrfs, or load the overlay module")
-	}
-	return ok("overlayfs", "works")
-}
-
 func checkPorts(h Host, o Options) []Result {
 	var results []Result
 	for _, p := range o.Ports {
@@ -171,25 +154,6 @@ func checkMemory(h Host, _ Options) []Result {
 		}
 	}
 	return nil
-}
-
-func checkSpace(h Host, o Options) []Result {
-	free, inodes, err := h.Free(o.DataDir)
-	if err != nil {
-		return warn("disk", err.Error(), "check the disk of data-dir")
-	}
-	found := fmt.Sprintf("%s free for %s", size(free), o.DataDir)
-	switch {
-	case free < needSpace:
-		return fail("disk", found, "free "+size(needSpace)+" or give a --data-dir on another disk")
-	case free < wantSpace:
-		return warn("disk", found, "free "+size(wantSpace)+": images of pods go there")
-	// File systems that make inodes as needed report none at all.
-	case inodes > 0 && inodes < wantInodes:
-		return warn("disk", fmt.Sprintf("%d inodes free for %s", inodes, o.DataDir),
-			"remove small files: images of pods have many")
-	}
-	return ok("disk", "%s", found)
 }
 
 func checkClock(h Host, _ Options) []Result {

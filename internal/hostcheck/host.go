@@ -102,8 +102,11 @@ func (machine) TryOverlay(dir string) (err error) {
 	if err := unix.Mount("overlay", sub("merged"), "overlay", 0, options); err != nil {
 		return err
 	}
-	// An upper folder without the features overlayfs needs mounts, read-only.
 	write := os.WriteFile(filepath.Join(sub("merged"), "file"), nil, 0o600)
+	if errors.Is(write, unix.EROFS) {
+		// Not the disk: the folders above could be made.
+		write = errReadOnlyOverlay
+	}
 	if err := unix.Unmount(sub("merged"), unix.MNT_DETACH); err != nil {
 		return errors.Join(write, fmt.Errorf("unmount trial: %w", err))
 	}
@@ -138,7 +141,12 @@ func (machine) Free(dir string) (uint64, uint64, error) {
 	if err := unix.Statfs(nearest(dir), &s); err != nil {
 		return 0, 0, fmt.Errorf("look at file system of %s: %w", dir, err)
 	}
-	return s.Bavail * uint64(s.Bsize), s.Ffree, nil
+	inodes := s.Ffree
+	if s.Files > 0 {
+		// None left is not the same as not counted.
+		inodes = max(inodes, 1)
+	}
+	return s.Bavail * uint64(s.Bsize), inodes, nil
 }
 
 // inNewNetwork runs f on a thread in a network namespace of its own, which the kernel throws away
@@ -265,6 +273,8 @@ func (machine) TryListen(address string) error {
 }
 
 func (machine) PortOwner(address string) string { return portOwner("/proc", address) }
+
+func (machine) TryInotify(instances int) error { return tryInotify(instances) }
 
 func (machine) InotifyInUse() int { return inotifyInUse("/proc", os.Geteuid()) }
 

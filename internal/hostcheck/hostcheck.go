@@ -29,6 +29,8 @@ type Result struct {
 	Found string `json:"found"`
 	// Remedy is what to do about it; empty when Level is OK.
 	Remedy string `json:"remedy,omitempty"`
+	// Urgent marks a warning that a start repeats each time.
+	Urgent bool `json:"-"`
 }
 
 // Port is a TCP port mote is about to listen on.
@@ -43,6 +45,9 @@ type Port struct {
 type Options struct {
 	// DataDir is where mote will keep its files; it need not exist.
 	DataDir string
+	// Existing says that mote has run on DataDir before. What stops a first start, because it would
+	// come to nothing, only warns a later one: its data is there, and it may run with less.
+	Existing bool
 	// Node says whether pods shall run here. Without, only what a control plane needs is looked at.
 	Node bool
 	// IPv6 says that pods shall have addresses of that family.
@@ -70,6 +75,10 @@ type Host interface {
 	// mounts and unmounts an overlay there.
 	TryDir(dir string) error
 	TryOverlay(dir string) error
+	// TryCopies makes there what files of images are made of: owners, modes, links, pipes. TryLocks
+	// locks a file there in both ways that parts of mote do.
+	TryCopies(dir string) error
+	TryLocks(dir string) error
 	// FileSystem names the kind of file system dir is or will be on.
 	FileSystem(dir string) string
 	// Free returns the free bytes and inodes of dir's file system.
@@ -86,6 +95,8 @@ type Host interface {
 	// TryListen opens and closes a TCP port; PortOwner names who has it, or "".
 	TryListen(address string) error
 	PortOwner(address string) string
+	// TryInotify makes and gives back that many inotify instances, with a watch each.
+	TryInotify(instances int) error
 	// InotifyInUse is how many inotify instances this user's processes have.
 	InotifyInUse() int
 	// Now is the clock.
@@ -103,7 +114,7 @@ func Run(h Host, o Options) []Result {
 		return checkRoot(h, o)
 	}
 	checks := []check{
-		checkRoot, checkCapabilities, checkKernel, checkDataDir, checkPorts,
+		checkRoot, checkCapabilities, checkKernel, checkDataDir, checkLocks, checkPorts,
 	}
 	if o.Node {
 		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter,

@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,8 @@ type fakeHost struct {
 	release    string
 	dirErr     error
 	overlayErr error
+	copiesErr  error
+	locksErr   error
 	fileSystem string
 	free       uint64
 	inodes     uint64
@@ -30,6 +33,7 @@ type fakeHost struct {
 	listenErr  map[string]error
 	owner      string
 	inotify    int
+	inotifyErr error
 	now        time.Time
 }
 
@@ -75,6 +79,8 @@ func (f *fakeHost) Capabilities() (uint64, error)       { return f.caps, nil }
 func (f *fakeHost) KernelRelease() (string, error)      { return f.release, nil }
 func (f *fakeHost) TryDir(string) error                 { return f.dirErr }
 func (f *fakeHost) TryOverlay(string) error             { return f.overlayErr }
+func (f *fakeHost) TryCopies(string) error              { return f.copiesErr }
+func (f *fakeHost) TryLocks(string) error               { return f.locksErr }
 func (f *fakeHost) FileSystem(string) string            { return f.fileSystem }
 func (f *fakeHost) Free(string) (uint64, uint64, error) { return f.free, f.inodes, nil }
 func (f *fakeHost) TryLinks(...string) map[string]error { return f.linkErrs }
@@ -89,6 +95,7 @@ func (f *fakeHost) TryModule(name string) error {
 func (f *fakeHost) TryListen(address string) error { return f.listenErr[address] }
 func (f *fakeHost) PortOwner(string) string        { return f.owner }
 func (f *fakeHost) InotifyInUse() int              { return f.inotify }
+func (f *fakeHost) TryInotify(int) error           { return f.inotifyErr }
 func (f *fakeHost) Now() time.Time                 { return f.now }
 
 var options = Options{
@@ -117,6 +124,45 @@ func TestRun_GoodHost(t *testing.T) {
 	}
 }
 
+// What a full disk would make of a first start is one thing. A machine that comes back after a
+// power cut has its cluster, which ran on with no byte left.
+func TestRun_FullDisk_ExistingStarts(t *testing.T) {
+	o := options
+	o.Existing = true
+	for _, test := range []struct {
+		name   string
+		change func(*fakeHost)
+		urgent bool
+	}{
+		{"below what a first start needs", func(h *fakeHost) { h.free = 255 << 20 }, true},
+		{"nothing", func(h *fakeHost) {
+			h.free, h.dirErr, h.overlayErr, h.locksErr = 0, unix.ENOSPC, unix.ENOSPC, unix.ENOSPC
+		}, true},
+		{"no more than the user's share", func(h *fakeHost) { h.free, h.dirErr = 0, unix.EDQUOT }, true},
+		{"no inodes", func(h *fakeHost) { h.inodes, h.dirErr, h.overlayErr = 1, unix.ENOSPC, unix.ENOSPC }, false},
+		{"no inodes, and images are copied", func(h *fakeHost) {
+			h.inodes, h.overlayErr, h.copiesErr = 1, unix.EINVAL, unix.ENOSPC
+		}, false},
+		{"enough", func(*fakeHost) {}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := goodHost()
+			test.change(h)
+			results := Run(h, o)
+			if err := Faults(results); err != nil {
+				t.Errorf("refused: %v", err)
+			}
+			disk := find(t, results, "disk")
+			if disk.Urgent != test.urgent {
+				t.Errorf("%+v, want an urgent warning: %v", disk, test.urgent)
+			}
+			if disk.Urgent && (disk.Level != Warn || !strings.Contains(disk.Remedy, "256 MiB")) {
+				t.Errorf("%+v, want a warning that says how much to free", disk)
+			}
+		})
+	}
+}
+
 func TestRun_Faults(t *testing.T) {
 	errNo := errors.New("operation not supported")
 	const cgroupV1 = "22 1 8:1 / / rw shared:1 - ext4 /dev/root rw\n" +
@@ -138,7 +184,28 @@ func TestRun_Faults(t *testing.T) {
 		{"ancient kernel", func(h *fakeHost) { h.release = "3.10.0-1160" }, "kernel", Fail, "4.19"},
 		{"old kernel", func(h *fakeHost) { h.release = "5.4.0" }, "kernel", Warn, "iptables"},
 		{"read-only", func(h *fakeHost) { h.dirErr = unix.EROFS }, "data-dir", Fail, "read-only file system"},
-		{"no overlay", func(h *fakeHost) { h.overlayErr, h.fileSystem = unix.EINVAL, "nfs" }, "overlayfs", Fail, "nfs"},
+		// The node's runtime copies images there, and says so.
+		{"no overlay", func(h *fakeHost) { h.overlayErr, h.fileSystem = unix.EINVAL, "overlayfs" }, "overlayfs", Warn,
+			"lies on overlayfs, where overlayfs does not work (invalid argument): give a --data-dir on ext4"},
+		{"no overlay in the kernel", func(h *fakeHost) { h.overlayErr = unix.ENODEV }, "overlayfs", Warn, "are copied"},
+		{"an overlay that is read-only", func(h *fakeHost) { h.overlayErr = errReadOnlyOverlay }, "overlayfs", Warn,
+			"are copied"},
+		{"a disk that is read-only", func(h *fakeHost) { h.overlayErr = unix.EROFS }, "overlayfs", Fail, "read-only"},
+		{"neither overlay nor copies", func(h *fakeHost) {
+			h.overlayErr, h.copiesErr, h.fileSystem = unix.EINVAL, unix.EPERM, "vfat"
+		}, "overlayfs", Fail, "vfat, where overlayfs does not work (invalid argument), and images cannot be copied"},
+		{"a disk that fails", func(h *fakeHost) { h.overlayErr = unix.EIO }, "overlayfs", Fail, "input/output error"},
+		{"no locks", func(h *fakeHost) { h.locksErr, h.fileSystem = unix.ENOLCK, "nfs" }, "locks", Fail,
+			"files on nfs of data-dir /var/lib/mote cannot be locked"},
+		{"on another machine's disk", func(h *fakeHost) { h.fileSystem = "nfs" }, "locks", Warn,
+			"waits for the file server"},
+		{"on another machine's disk, with locks of this one", func(h *fakeHost) {
+			h.fileSystem = "nfs"
+			h.files["/proc/self/mountinfo"] = "1 0 8:1 / / rw shared:1 - ext4 /dev/sda rw\n" +
+				"2 1 0:9 / /var/lib rw - nfs4 s:/x rw,vers=4.2,local_lock=none\n" +
+				"3 2 0:9 /m /var/lib/mote rw - nfs s:/x rw,vers=3,nolock,local_lock=all\n" +
+				"4 2 0:9 /m /var/lib/mote2 rw - nfs s:/x rw\n"
+		}, "locks", Warn, "is mounted with nolock: locks hold on this machine alone"},
 		{"no cgroups", func(h *fakeHost) { delete(h.files, "/sys/fs/cgroup/cgroup.controllers") }, "cgroups", Fail,
 			"mount cgroup2"},
 		{"v2 without memory", func(h *fakeHost) { h.files["/sys/fs/cgroup/cgroup.controllers"] = "cpuset cpu pids" },
@@ -206,6 +273,18 @@ func TestRun_Faults(t *testing.T) {
 		{"private root",
 			func(h *fakeHost) { h.files["/proc/self/mountinfo"] = "22 1 8:1 / / rw,relatime - ext4 /dev/root rw\n" },
 			"mounts", Warn, "make-rshared"},
+		{"no inotify instance is left",
+			func(h *fakeHost) { h.inotifyErr = os.NewSyscallError("inotify_init", unix.EMFILE) },
+			"inotify", Fail, "too many open files: run `sysctl -w fs.inotify.max_user_instances="},
+		{"no file is left in the system",
+			func(h *fakeHost) { h.inotifyErr = os.NewSyscallError("inotify_init", unix.ENFILE) },
+			"inotify", Fail, "run `sysctl -w fs.file-max="},
+		{"no inotify watch is left",
+			func(h *fakeHost) { h.inotifyErr = os.NewSyscallError("inotify_add_watch", unix.ENOSPC) },
+			"inotify", Fail, "no space left on device: run `sysctl -w fs.inotify.max_user_watches="},
+		{"a kernel without inotify",
+			func(h *fakeHost) { h.inotifyErr = os.NewSyscallError("inotify_init", unix.ENOSYS) },
+			"inotify", Warn, "CONFIG_INOTIFY_USER"},
 		{"few inotify instances",
 			func(h *fakeHost) { h.files["/proc/sys/fs/inotify/max_user_instances"], h.inotify = "128\n", 30 },
 			"inotify", Warn,
@@ -227,6 +306,8 @@ func TestRun_Faults(t *testing.T) {
 			"256 MiB"},
 		{"disk low", func(h *fakeHost) { h.free = 1 << 30 }, "disk", Warn, "1024 MiB"},
 		{"disk full", func(h *fakeHost) { h.free = 1 << 20 }, "disk", Fail, "another disk"},
+		{"no room for a file", func(h *fakeHost) { h.dirErr = unix.ENOSPC }, "data-dir", Fail,
+			"cannot be written: no space left on device: free 256 MiB"},
 		{"inodes low", func(h *fakeHost) { h.inodes = 10 }, "disk", Warn, "10 inodes"},
 		{"inodes not counted", func(h *fakeHost) { h.inodes = 0 }, "disk", OK, "free"},
 		{"clock in 1970", func(h *fakeHost) { h.now = time.Unix(60, 0) }, "clock", Warn, "1970"},

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits of inotify count for all processes of a user, and so for all pods that run as root
@@ -18,17 +20,32 @@ const (
 	wantInotifyWatches   = 65_536
 	// spareInotifyInstances are for pods, whatever the limit is.
 	spareInotifyInstances = 64
+	// neededInotifyInstances are those that a node cannot do without: one for containerd's network
+	// configuration, one for cgroups. The other parts try again later.
+	neededInotifyInstances = 2
 )
+
+// wantedInstances is a limit that leaves room for mote and pods beside those in use.
+func wantedInstances(used int) int {
+	wanted := wantInotifyInstances
+	for wanted < used+ownInotifyInstances+spareInotifyInstances {
+		wanted *= 2
+	}
+	return wanted
+}
 
 func checkInotify(h Host, _ Options) []Result {
 	const dir = "/proc/sys/fs/inotify/"
+	if err := h.TryInotify(neededInotifyInstances); err != nil {
+		if remedy := LimitRemedy(err); remedy != "" {
+			return fail("inotify", fmt.Sprintf("a node needs it to watch cgroups and its network: %v", err), remedy)
+		}
+		return warn("inotify", fmt.Sprintf("cannot be tried: %v", err), "use a kernel with CONFIG_INOTIFY_USER")
+	}
 	var found, set []string
 	if limit, err := readInt(h, dir+"max_user_instances"); err == nil {
 		used := h.InotifyInUse()
-		wanted := wantInotifyInstances
-		for wanted < used+ownInotifyInstances+spareInotifyInstances {
-			wanted *= 2
-		}
+		wanted := wantedInstances(used)
 		if limit < wanted {
 			text := fmt.Sprintf("%d of %d instances are in use", used, limit)
 			if used+ownInotifyInstances > limit {
@@ -46,10 +63,24 @@ func checkInotify(h Host, _ Options) []Result {
 			append(set, fmt.Sprintf("fs.inotify.max_user_watches=%d", wantInotifyWatches))
 	}
 	if len(set) > 0 {
-		return warn("inotify", strings.Join(found, "; "), "run `sysctl -w "+strings.Join(set, " ")+
-			"`, and write that into /etc/sysctl.d/90-mote.conf for the next boot")
+		return warn("inotify", strings.Join(found, "; "), setSysctl(set...))
 	}
 	return ok("inotify", "limits suffice")
+}
+
+// tryInotify makes instances with a watch each, and gives them back.
+func tryInotify(instances int) error {
+	for range instances {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+		if err != nil {
+			return os.NewSyscallError("inotify_init", err)
+		}
+		defer unix.Close(fd)
+		if _, err := unix.InotifyAddWatch(fd, "/", unix.IN_DELETE_SELF); err != nil {
+			return os.NewSyscallError("inotify_add_watch", err)
+		}
+	}
+	return nil
 }
 
 // inotifyInUse counts the inotify instances of a user's processes. One that is inherited by several

@@ -10,6 +10,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
@@ -37,11 +38,12 @@ func WithRemedy(err error) error {
 }
 
 func remedy(err error) string {
+	if limit := hostcheck.LimitRemedy(err); limit != "" {
+		return limit
+	}
 	switch {
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return "raise the limit, usually with `sysctl fs.inotify.max_user_instances=512`, else that of open files"
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return "free space on the disk of the data folder, or raise fs.inotify.max_user_watches if there is space"
+		return "free space on the disk of the data folder"
 	case errors.Is(err, unix.ENOMEM):
 		return "free memory on this machine"
 	case errors.Is(err, unix.EROFS):

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
+	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/runtime/layout"
 )
 
@@ -74,7 +75,22 @@ func ReadLastStop(p layout.Paths) (LastStop, error) {
 	if last.SameBoot {
 		return last, atomicfile.SyncDir(p.Marks)
 	}
-	return last, atomicfile.Write(file, now, 0o600)
+	err = atomicfile.Write(file, now, 0o600)
+	if hostcheck.IsFull(err) && len(before) >= len(now) {
+		// Nothing fits beside it on a full disk. Cut short by a power cut, it is that of no boot.
+		err = overwrite(file, now)
+	}
+	return last, err
+}
+
+// overwrite puts data over the beginning of a file, which takes no room.
+func overwrite(name string, data []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, 0)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // MarkCleanStop writes the mark that ReadLastStop reads.

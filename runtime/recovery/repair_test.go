@@ -318,3 +318,25 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// After a power cut the boot is another one, also on a disk without a byte left.
+func TestReadLastStop_FullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a small disk: needs root")
+	}
+	p := layout.Paths{Marks: t.TempDir()}
+	if err := unix.Mount("none", p.Marks, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("no mounts here: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(p.Marks, unix.MNT_DETACH)) })
+	old := filepath.Join(p.Marks, bootFile)
+	must(t, os.WriteFile(old, []byte("00000000-0000-0000-0000-000000000000\n"), 0o600))
+	if err := os.WriteFile(filepath.Join(p.Marks, "filler"), make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the disk: %v", err)
+	}
+	for _, same := range []bool{false, true} {
+		if last, err := ReadLastStop(p); err != nil || last.SameBoot != same {
+			t.Errorf("%+v, %v; want the same boot: %v", last, err, same)
+		}
+	}
+}

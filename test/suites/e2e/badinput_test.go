@@ -86,8 +86,14 @@ func TestServer_BadInput_RefusedBeforeAnythingChanges(t *testing.T) {
 			}
 		}, says: []string{"data"}},
 		{name: "data folder not writable", args: []string{"--data-dir=/proc/mote"}, says: []string{"/proc/mote"}},
-		{name: "data folder without overlay support", args: []string{"--data-dir=/usr/mote"},
-			says: []string{"/usr/mote", "overlay"}},
+		{name: "data folder behind a link that leads nowhere", setUp: func(t *testing.T, dir string) {
+			if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("/mnt/not-mounted/mote", dir); err != nil {
+				t.Fatal(err)
+			}
+		}, says: []string{"data-dir", "is a link to /mnt/not-mounted/mote", "mount its disk"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := filepath.Join(sandbox.Dir(), "bad", "data")
