@@ -1,10 +1,12 @@
 package atomicfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // Write replaces the file name by data. Readers and a power cut find either what was there or all
@@ -17,7 +19,10 @@ func Write(name string, data []byte, mode os.FileMode) error {
 // WriteForGroup is Write for a file that belongs to a group, from the moment it is there; -1 is the
 // group that new files get.
 func WriteForGroup(name string, data []byte, mode os.FileMode, gid int) error {
-	if err := replace(name, data, mode, gid); err != nil {
+	err := replace(name, data, mode, gid)
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	// Most of what a start writes is there from the last one, which a full disk must not hinder.
+	if err != nil && !(full && isAlready(name, data, mode, gid)) {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	// The name is part of the folder, which is synced by itself.
@@ -42,6 +47,19 @@ func replace(name string, data []byte, mode os.FileMode, gid int) error {
 		return errors.Join(err, os.Remove(tmp.Name()))
 	}
 	return nil
+}
+
+// isAlready reports whether a file is as it is to be written.
+func isAlready(name string, data []byte, mode os.FileMode, gid int) bool {
+	st, err := os.Lstat(name)
+	if err != nil || st.Mode() != mode {
+		return false
+	}
+	if owner, ok := st.Sys().(*syscall.Stat_t); !ok || gid >= 0 && int(owner.Gid) != gid {
+		return false
+	}
+	was, err := os.ReadFile(name)
+	return err == nil && bytes.Equal(was, data)
 }
 
 // SyncDir makes what was created, renamed or removed in a folder last.
