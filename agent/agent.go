@@ -216,6 +216,7 @@ func (n *node) kubeletConfig() (kubelet.Config, error) {
 	}
 	return kubelet.Config{
 		RootDir:         dir.Kubelet(),
+		ImageDir:        dir.Containerd(),
 		StaticPodsDir:   dir.StaticPods(),
 		PodLogsDir:      n.podLogsDir(),
 		NodeName:        c.NodeName,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -25,6 +26,8 @@ import (
 type Config struct {
 	// RootDir is the kubelet's folder, which also has the pods' volumes.
 	RootDir string
+	// ImageDir is the container runtime's folder, which has the images and what containers write.
+	ImageDir string
 	// StaticPodsDir is the folder of the manifests of pods to run without the API server.
 	StaticPodsDir string
 	// PodLogsDir is the folder of the containers' logs.
@@ -110,9 +113,7 @@ func (c Config) server() (*options.KubeletServer, error) {
 	// Nothing uses the kubelet's own iptables chains, and with nftables they would be the only
 	// ones.
 	k.MakeIPTablesUtilChains = false
-	k.EvictionHard = map[string]string{"memory.available": "50Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%",
-		"imagefs.available": "5%", "imagefs.inodesFree": "5%"}
-	k.EvictionMinimumReclaim = map[string]string{"nodefs.available": "5%", "imagefs.available": "5%"}
+	setEviction(k, c.RootDir, c.ImageDir, unix.Statfs)
 
 	if err := os.MkdirAll(k.StaticPodPath, 0o755); err != nil {
 		return nil, fmt.Errorf("create folder of static pods: %w", err)

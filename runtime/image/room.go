@@ -17,9 +17,9 @@ var ErrNoRoom = errors.New("not enough disk space")
 
 const (
 	// reservePart is the part of a disk that imports leave free, at most maxReserve of it: with
-	// less the kubelet evicts pods, and a server's store has no room to write.
+	// less the kubelet evicts pods (its evictBelow), and a server's store has no room to write.
 	reservePart = 10
-	maxReserve  = 1 << 30
+	maxReserve  = 2 << 30
 	// roomEvery is how often an import looks whether the disk still has that much.
 	roomEvery = 200 * time.Millisecond
 	// fillStep is how much is copied between two looks.
