@@ -68,6 +68,9 @@ type Connection struct {
 	// kubelet ask the cluster for a certificate and renew it. ClientCAFile is the authority of
 	// those who may call it.
 	ServingCertFile, ServingKeyFile, ClientCAFile string
+	// Servers returns the addresses, HOST:PORT, at which the node connects to servers; nil beside a
+	// server.
+	Servers func() []string
 	// CloseAll ends all connections to the server after heartbeats have failed; nil where there is
 	// none to end.
 	CloseAll func()

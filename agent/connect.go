@@ -85,6 +85,7 @@ func ConnectToServer(c Config, moteVersion string, joined func()) Connect {
 					AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json"},
 			},
 			ClientCAFile: m.CAFile(),
+			Servers:      m.Balancer().Addresses,
 			CloseAll:     m.Balancer().CloseAll,
 			Cluster:      cluster,
 			Remembers:    true,

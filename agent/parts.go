@@ -271,6 +271,7 @@ func (n *node) newProxy() (*netproxy.Proxy, error) {
 	return netproxy.New(netproxy.Config{
 		Client:            n.client,
 		Informers:         n.connection.Informers,
+		Servers:           n.connection.Servers,
 		NodeName:          c.NodeName,
 		NodeIPs:           n.addresses,
 		Cluster:           n.connection.Cluster,

@@ -32,6 +32,10 @@ type Config struct {
 	// to Start it is only a request to start what was requested, and nothing here ends it, as with
 	// internal/informer.Shared. Nil makes Run own one.
 	Informers informers.SharedInformerFactory
+	// Servers returns the addresses, HOST:PORT, at which this node connects to servers. They are
+	// never routed to pods, nor are those behind the service kubernetes. Nil means that there are
+	// none beside these.
+	Servers func() []string
 	// NodeName is the name of this node.
 	NodeName string
 	// NodeIPs are the node's addresses, the primary one first. They may be empty: the Node object

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
@@ -272,6 +274,42 @@ func (p *Proxy) nodesChanged(store cache.Store, proxier proxy.Provider, network 
 	network.SetNodes(networkNode(self), peers)
 }
 
+// serversChanged passes the addresses of the servers to the pod network: those behind the service
+// kubernetes, and those this node connects to.
+func (p *Proxy) serversChanged(store cache.Store, network *podnet.Network) {
+	p.nodesMu.Lock()
+	defer p.nodesMu.Unlock()
+	var servers []netip.Addr
+	add := func(text string) {
+		if ip, err := netip.ParseAddr(text); err == nil && !slices.Contains(servers, ip.Unmap()) {
+			servers = append(servers, ip.Unmap())
+		}
+	}
+	for _, obj := range store.List() {
+		if s, ok := obj.(*discovery.EndpointSlice); ok && ofServers(s) {
+			for _, e := range s.Endpoints {
+				for _, text := range e.Addresses {
+					add(text)
+				}
+			}
+		}
+	}
+	if p.cfg.Servers != nil {
+		for _, address := range p.cfg.Servers() {
+			if host, _, err := net.SplitHostPort(address); err == nil {
+				add(host)
+			}
+		}
+	}
+	slices.SortFunc(servers, netip.Addr.Compare)
+	network.SetServers(servers)
+}
+
+// ofServers reports whether a slice has API servers behind the service kubernetes.
+func ofServers(s *discovery.EndpointSlice) bool {
+	return s.Namespace == v1.NamespaceDefault && s.Labels[discovery.LabelServiceName] == "kubernetes"
+}
+
 // Trim drops most of the size of cached objects: whatever neither this package nor a node's DNS
 // reads. It is the transform of informers that nothing else shares.
 func Trim(obj any) (any, error) {
@@ -297,7 +335,7 @@ func Trim(obj any) (any, error) {
 // networkNode converts a Node object. The node's address in each family is its first internal one,
 // else its first external one.
 func networkNode(n *v1.Node) podnet.Node {
-	out := podnet.Node{Name: n.Name}
+	out := podnet.Node{Name: n.Name, Since: n.CreationTimestamp.Time}
 	cidrs := n.Spec.PodCIDRs
 	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
 		cidrs = []string{n.Spec.PodCIDR}

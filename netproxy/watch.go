@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
 	networking "k8s.io/api/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy"
@@ -55,10 +56,13 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 	services := newServiceFilter(proxier, p.cfg.LocalServiceIPs)
 	endpoints := endpointFilter{proxier}
 	ranges := &serviceRanges{changed: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
-	nodes := p.gate.Core().V1().Nodes().Informer()
+	nodes, slices := p.gate.Core().V1().Nodes().Informer(), p.gate.Discovery().V1().EndpointSlices().Informer()
+	serversChanged := func() { p.serversChanged(slices.GetStore(), network) }
 	changed := func() {
 		// Before the first list is complete, missing nodes would count as deleted.
 		if nodes.HasSynced() {
+			// No node is believed to have a server's address.
+			serversChanged()
 			p.nodesChanged(nodes.GetStore(), proxier, network)
 		}
 	}
@@ -77,13 +81,22 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 			handlers(services.OnServiceAdd, services.OnServiceUpdate, services.OnServiceDelete),
 		},
 		{
-			p.gate.Discovery().V1().EndpointSlices().Informer(),
+			slices,
 			handlers(endpoints.OnEndpointSliceAdd, endpoints.OnEndpointSliceUpdate, endpoints.OnEndpointSliceDelete),
 		},
 		{
 			p.gate.Networking().V1().ServiceCIDRs().Informer(),
 			handlers(ranges.set, func(_, c *networking.ServiceCIDR) { ranges.set(c) }, ranges.remove),
 		},
+		{slices, cache.FilteringResourceEventHandler{
+			FilterFunc: func(obj any) bool {
+				s, ok := obj.(*discovery.EndpointSlice)
+				return ok && ofServers(s)
+			},
+			Handler: handlers(func(*discovery.EndpointSlice) { serversChanged() },
+				func(_, _ *discovery.EndpointSlice) { serversChanged() },
+				func(*discovery.EndpointSlice) { serversChanged() }),
+		}},
 		{nodes, handlers(func(*v1.Node) { changed() }, func(_, _ *v1.Node) { changed() },
 			func(*v1.Node) { changed() })},
 	} {

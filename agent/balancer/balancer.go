@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -57,10 +58,11 @@ type Balancer struct {
 	log    *zap.Logger
 	dialer net.Dialer
 
-	mu      sync.Mutex    // guards the fields below
-	servers []string      // in the order of attempts: the last one that answered is first
-	online  chan struct{} // closed while isUp
-	offline chan struct{} // closed while not
+	mu      sync.Mutex        // guards the fields below
+	servers []string          // in the order of attempts: the last one that answered is first
+	reached map[string]string // by server, the address it was last verified at
+	online  chan struct{}     // closed while isUp
+	offline chan struct{}     // closed while not
 	isUp    bool
 	lastErr error
 	used    string // the server that answered last; empty before the first
@@ -79,6 +81,7 @@ func New(c Config) *Balancer {
 		config:  c,
 		log:     c.Logger,
 		servers: slices.Clone(c.Servers),
+		reached: map[string]string{},
 		online:  make(chan struct{}),
 		offline: make(chan struct{}),
 		isUp:    true,
@@ -106,6 +109,20 @@ func (b *Balancer) Used() (server string, err error) {
 		return "", fmt.Errorf("%w: %w", ErrOffline, b.lastErr)
 	}
 	return b.used, nil
+}
+
+// Addresses returns where the known servers are, HOST:PORT: as they are known, and the addresses
+// behind names that verified connections led to.
+func (b *Balancer) Addresses() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := slices.Clone(b.servers)
+	for _, s := range b.servers {
+		if a, ok := b.reached[s]; ok && a != s {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // Changed returns a channel that is closed when the set of known servers changes. Their order does
@@ -254,6 +271,10 @@ func (b *Balancer) dial(ctx context.Context, server string) (net.Conn, error) {
 		_ = t.Close()
 		return nil, err
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.reached, func(s, _ string) bool { return !slices.Contains(b.servers, s) })
+	b.reached[server] = raw.RemoteAddr().String()
 	return conn, nil
 }
 

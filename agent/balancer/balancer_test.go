@@ -61,6 +61,34 @@ func TestBalancer_DialTLS_FailsOverAndRemembers(t *testing.T) {
 	}
 }
 
+// Addresses has what is behind a server's name, too, once it is verified, and forgets servers that
+// are no longer known.
+func TestBalancer_Addresses(t *testing.T) {
+	s, address := server(t)
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := net.JoinHostPort("localhost", port)
+	b := New(Config{Servers: []string{name}, TLS: trusting(s)})
+	if got := b.Addresses(); !slices.Equal(got, []string{name}) {
+		t.Errorf("before a connection %q", got)
+	}
+	conn, err := b.DialTLS(t.Context(), "tcp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := b.Addresses(); !slices.Equal(got, []string{name, address}) {
+		t.Errorf("after a connection %q, want %q as well", got, address)
+	}
+	b.CloseAll()
+	b.Set([]string{"192.0.2.1:6443"})
+	if got := b.Addresses(); !slices.Equal(got, []string{"192.0.2.1:6443"}) {
+		t.Errorf("with another server %q", got)
+	}
+}
+
 func TestBalancer_DialTLS_RefusesStrangers(t *testing.T) {
 	_, address := server(t)
 	b := New(Config{Servers: []string{address},

@@ -27,12 +27,17 @@ func (n *Network) keepMapped(ctx context.Context) error {
 		case <-tick.C:
 		}
 		n.mu.Lock()
-		self, peers := n.self, n.peers
+		self, peers := n.nodes.Self, n.nodes.Peers
 		n.mu.Unlock()
 		if !self.Outside.IsValid() || n.cfg.Cluster.NetworkBackend != clusterconfig.BackendVXLAN {
 			continue
 		}
-		for hop := range planPeers(n.cfg.Cluster.NetworkBackend, self, peers).hops {
+		p, err := n.plan(self, peers)
+		if err != nil {
+			// The loop of passes reports it.
+			continue
+		}
+		for hop := range p.hops {
 			touch(ctx, hop)
 		}
 	}

@@ -3,6 +3,7 @@ package podnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -74,6 +75,49 @@ func readHostLinks() (hostLinks, error) {
 		}
 	}
 	return out, nil
+}
+
+// machines returns the addresses that must not be routed to pods: this machine's, those of its
+// gateways, and those of servers.
+func (n *Network) machines(servers []netip.Addr) ([]machine, error) {
+	var all []machine
+	add := func(ip net.IP, of string) {
+		if a, ok := netip.AddrFromSlice(ip); ok && a.Unmap().IsGlobalUnicast() {
+			all = append(all, machine{a.Unmap(), of})
+		}
+	}
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	// The bridge may still have an address of a range that is another node's by now.
+	pods := make(map[int]bool)
+	for _, l := range links {
+		a := l.Attrs()
+		pods[a.Index] = a.Name == n.cfg.Bridge || a.Name == overlayName(n.cfg.Bridge)
+	}
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if !pods[a.LinkIndex] {
+			add(a.IP, thisMachine)
+		}
+	}
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if !pods[r.LinkIndex] && r.Protocol != routeProtocol {
+			add(r.Gw, aGateway)
+		}
+	}
+	for _, s := range servers {
+		all = append(all, machine{s.Unmap(), aServer})
+	}
+	return all, nil
 }
 
 // dumpTries bounds how often a list is read again because it changed while being read.

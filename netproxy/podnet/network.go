@@ -35,6 +35,8 @@ type Node struct {
 	Addrs []netip.Addr
 	// Outside is its public address if it is behind a NAT; invalid otherwise.
 	Outside netip.Addr
+	// Since is when its Node was made: of two nodes that claim the same the older one is believed.
+	Since time.Time
 }
 
 // Network keeps the pod network of this node in its wanted state. Make it with [New].
@@ -48,8 +50,7 @@ type Network struct {
 	loop      *reconcile.Loop
 
 	mu           sync.Mutex // guards the fields below
-	self         Node
-	peers        []Node
+	nodes        remembered
 	known        bool // nodes are known, so an absent peer is really gone
 	rulesChanged bool // the next pass compares the rules
 
@@ -96,8 +97,22 @@ func (n *Network) passes(pass func(ctx context.Context, full bool) error) reconc
 // SetNodes sets this node and its peers. It returns at once; [Network.Run] applies them.
 func (n *Network) SetNodes(self Node, peers []Node) {
 	n.mu.Lock()
-	same := n.known && equalNode(n.self, self) && slices.EqualFunc(n.peers, peers, equalNode)
-	n.self, n.peers, n.known = self, peers, true
+	same := n.known && equalNode(n.nodes.Self, self) && slices.EqualFunc(n.nodes.Peers, peers, equalNode)
+	n.nodes.Self, n.nodes.Peers, n.known = self, peers, true
+	n.mu.Unlock()
+	if !same {
+		n.poke(false)
+	}
+}
+
+// SetServers sets the addresses of the servers, which are never routed to pods. It returns at once;
+// [Network.Run] applies them. None leaves those that were known.
+func (n *Network) SetServers(servers []netip.Addr) {
+	n.mu.Lock()
+	same := len(servers) == 0 || slices.Equal(n.nodes.Servers, servers)
+	if !same {
+		n.nodes.Servers = servers
+	}
 	n.mu.Unlock()
 	if !same {
 		n.poke(false)
@@ -106,7 +121,7 @@ func (n *Network) SetNodes(self Node, peers []Node) {
 
 func equalNode(a, b Node) bool {
 	return a.Name == b.Name && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.Addrs, b.Addrs) &&
-		a.Outside == b.Outside
+		a.Outside == b.Outside && a.Since.Equal(b.Since)
 }
 
 // Ready is closed once the rules are applied and the runtime has a network list, possibly that of
@@ -135,8 +150,11 @@ func (n *Network) Run(ctx context.Context) error {
 		n.log.Warn("saved nodes are not usable; waiting for the server's", zap.Error(err))
 	} else if ok {
 		n.mu.Lock()
+		if len(n.nodes.Servers) == 0 {
+			n.nodes.Servers = r.Servers
+		}
 		if !n.known {
-			n.self, n.peers, n.known = r.Self, r.Peers, true
+			n.nodes.Self, n.nodes.Peers, n.known = r.Self, r.Peers, true
 		}
 		n.mu.Unlock()
 	}
@@ -195,7 +213,8 @@ func (n *Network) pass(ctx context.Context, full bool) error {
 // reconcile applies the wanted state once. If one part fails the others are still applied.
 func (n *Network) reconcile(ctx context.Context) error {
 	n.mu.Lock()
-	self, peers, known, checkRules := n.self, n.peers, n.known, n.rulesChanged
+	nodes, known, checkRules := n.nodes, n.known, n.rulesChanged
+	self := nodes.Self
 	n.rulesChanged = false
 	n.mu.Unlock()
 
@@ -218,7 +237,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 	}
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Cluster.NetworkBackend, firstAddr(self.Addrs))
-		errs = append(errs, remember(n.cfg.StateDir, self, peers), n.ensurePeers(ctx, self, peers, mtu),
+		errs = append(errs, remember(n.cfg.StateDir, nodes), n.ensurePeers(ctx, self, nodes.Peers, mtu),
 			n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
 	}
 	if err := errors.Join(errs...); err != nil {

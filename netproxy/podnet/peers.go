@@ -123,9 +123,7 @@ func (p *plan) addDirect(peer Node) {
 // this node's first address.
 func (p *plan) addOverlay(local netip.Addr, self, peer Node) {
 	addrs := peer.Addrs
-	if peer.Outside.IsValid() && peer.Outside != self.Outside {
-		// Behind a NAT its own address is not reachable from here, unless both nodes are behind the
-		// same NAT.
+	if peer.behindNAT(self) {
 		addrs = []netip.Addr{peer.Outside}
 	}
 	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return local.IsValid() && a.Is6() == local.Is6() })
@@ -145,6 +143,10 @@ func (p *plan) addOverlay(local netip.Addr, self, peer Node) {
 	}
 }
 
+// behindNAT reports whether n's own address is not reachable from another node. Behind the same NAT
+// it is.
+func (n Node) behindNAT(from Node) bool { return n.Outside.IsValid() && n.Outside != from.Outside }
+
 // reportSkipped logs which nodes are left out.
 func (n *Network) reportSkipped(skipped []string) {
 	if len(skipped) == 0 {
@@ -158,9 +160,32 @@ func (n *Network) reportSkipped(skipped []string) {
 	}
 }
 
+// plan is planPeers for the peers that are believed.
+func (n *Network) plan(self Node, peers []Node) (plan, error) {
+	n.mu.Lock()
+	servers := n.nodes.Servers
+	n.mu.Unlock()
+	machines, err := n.machines(servers)
+	if err != nil {
+		return plan{}, err
+	}
+	believed, refused := claims{
+		cluster:  n.cfg.Cluster,
+		self:     self,
+		machines: machines,
+		mac:      overlayMAC,
+	}.believe(peers)
+	p := planPeers(n.cfg.Cluster.NetworkBackend, self, believed)
+	p.skipped = append(refused, p.skipped...)
+	return p, nil
+}
+
 // ensurePeers applies the plan to overlay and routes.
 func (n *Network) ensurePeers(ctx context.Context, self Node, peers []Node, mtu int) error {
-	p := planPeers(n.cfg.Cluster.NetworkBackend, self, peers)
+	p, err := n.plan(self, peers)
+	if err != nil {
+		return err
+	}
 	n.reportSkipped(p.skipped)
 	// Remove what a run with another backend left: its routes would take precedence, or lead
 	// nowhere.

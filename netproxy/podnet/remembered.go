@@ -5,22 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 )
 
-// remembered is the saved state of the nodes. With it a node that boots while its server is
-// unreachable finds its peers.
+// remembered is what is known of nodes and servers. It is saved: with it a node that boots while
+// its server is unreachable finds its peers.
 type remembered struct {
 	Self  Node
 	Peers []Node
+	// Servers are addresses of servers, which are never routed to pods.
+	Servers []netip.Addr
 }
 
 func rememberedPath(stateDir string) string { return filepath.Join(stateDir, "nodes.json") }
 
 // remember saves the nodes.
-func remember(stateDir string, self Node, peers []Node) error {
-	text, err := json.Marshal(remembered{self, peers})
+func remember(stateDir string, known remembered) error {
+	text, err := json.Marshal(known)
 	if err != nil {
 		return fmt.Errorf("remember nodes: %w", err)
 	}
