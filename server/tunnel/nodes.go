@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -24,6 +26,7 @@ const kubeletPort = 10250
 
 // node is the part of a Node object that says how to reach it.
 type node struct {
+	since     time.Time    // when its object was made
 	addresses []netip.Addr // internal ones first
 	port      string       // of its kubelet
 	cidrs     []netip.Prefix
@@ -90,7 +93,8 @@ func (n *nodes) set(obj any) {
 	was, known := n.byName[o.Name]
 	n.mu.RUnlock()
 	// Most changes of a node are its heartbeats.
-	if known && slices.Equal(was.addresses, is.addresses) && was.port == is.port && slices.Equal(was.cidrs, is.cidrs) {
+	if known && was.since.Equal(is.since) && slices.Equal(was.addresses, is.addresses) && was.port == is.port &&
+		slices.Equal(was.cidrs, is.cidrs) {
 		return
 	}
 	n.mu.Lock()
@@ -133,7 +137,7 @@ func (n *nodes) remove(name string) {
 
 // read extracts a node from its object.
 func read(o *corev1.Node) node {
-	is := node{port: strconv.Itoa(kubeletPort)}
+	is := node{since: o.CreationTimestamp.Time, port: strconv.Itoa(kubeletPort)}
 	if p := o.Status.DaemonEndpoints.KubeletEndpoint.Port; p > 0 {
 		is.port = strconv.Itoa(int(p))
 	}
@@ -199,7 +203,9 @@ func (n *nodes) find(address string) (way, error) {
 	case len(owners) > 1:
 		return way{}, fmt.Errorf("dial %s: %w: %s: reach them by name", address, ErrAmbiguous,
 			strings.Join(owners, ", "))
-	case len(owners) == 1:
+	case len(owners) == 1 && owners[0] == n.oldest(ip):
+		// A node chooses its kubelet's port itself: one that came later and says it has the address
+		// of an older one, and that one's port of something else, is not believed.
 		direct.node, direct.target = owners[0], joinapi.TunnelKubelet
 		return direct, nil
 	case len(n.byIP[ip]) > 0:
@@ -218,6 +224,13 @@ func (n *nodes) find(address string) (way, error) {
 		}
 	}
 	return direct, nil
+}
+
+// oldest is the node that had an address first. The caller holds mu.
+func (n *nodes) oldest(ip netip.Addr) string {
+	return slices.MinFunc(n.byIP[ip], func(a, b string) int {
+		return cmp.Or(n.byName[a].since.Compare(n.byName[b].since), strings.Compare(a, b))
+	})
 }
 
 // host returns the address only this node has, or "".

@@ -101,6 +101,31 @@ func TestNodes_RangeChangesHands(t *testing.T) {
 	}
 }
 
+// A node that says it has an older one's address, and for its kubelet the port of something else
+// that listens there, gets no connection meant for that.
+func TestNodes_Find_AnotherNodesAddress(t *testing.T) {
+	at := func(o *corev1.Node, seconds int64) *corev1.Node {
+		o.CreationTimestamp = metav1.Unix(seconds, 0)
+		return o
+	}
+	for _, order := range [][]string{{"victim", "rogue"}, {"rogue", "victim"}} {
+		n := newNodes(func(string) {})
+		for _, name := range order {
+			if name == "victim" {
+				n.OnAdd(at(object("victim", 10250, []string{"10.42.1.0/24"}, "192.168.1.1"), 1), true)
+			} else {
+				n.OnAdd(at(object("rogue", 8443, []string{"10.42.2.0/24"}, "192.168.1.1"), 2), true)
+			}
+		}
+		for address, want := range map[string]string{"192.168.1.1:8443": "", "192.168.1.1:10250": "victim",
+			"rogue:8443": "rogue", "10.42.1.7:8443": "victim"} {
+			if got, err := n.find(address); err != nil || got.node != want {
+				t.Errorf("with %v %s leads to %q, %v, want %q", order, address, got.node, err, want)
+			}
+		}
+	}
+}
+
 func BenchmarkNodes_Find(b *testing.B) {
 	n := newNodes(func(string) {})
 	for i := range 1000 {
