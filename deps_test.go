@@ -31,6 +31,7 @@ var floors = []struct {
 	},
 	{"cmd/mote-helper", nil, "the helper is another executable, kept apart so that mote's own code stays small"},
 	{"cmd/habits", nil, "habits are words with answers, for the command line to print"},
+	{"cmd/stopsignal", nil, "it is initialised before everything that takes time to be"},
 	{"cmd/settings", nil, "settings know where a value comes from, not what it means"},
 	{
 		"agent", []string{"netproxy", "runtime", "internal"},

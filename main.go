@@ -6,8 +6,12 @@ import (
 	"os"
 
 	"github.com/mote-dev/mote/cmd"
+	"github.com/mote-dev/mote/cmd/stopsignal"
 )
 
 func main() {
-	os.Exit(cmd.Main(os.Args))
+	ctx, stop := stopsignal.Context()
+	code := cmd.Main(ctx, os.Args)
+	stop()
+	os.Exit(code)
 }

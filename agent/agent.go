@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +26,6 @@ import (
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/part"
-	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
@@ -107,7 +105,7 @@ func New(c Config, connect Connect, progress func(phase, name string, done, tota
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	if err := upstream.SetFeatureGates(nil, upstream.Args{Setting: "kubelet-arg", Args: c.KubeletArgs}); err != nil {
+	if err := c.setFeatureGates(); err != nil {
 		return nil, err
 	}
 	rt, err := runtime.New(runtime.Config{
@@ -206,17 +204,6 @@ func (n *node) kubeletConfig() (kubelet.Config, error) {
 	if err != nil {
 		return kubelet.Config{}, err
 	}
-	labels := make(map[string]string, len(c.NodeLabels))
-	for _, l := range c.NodeLabels {
-		key, value, _ := strings.Cut(l, "=")
-		labels[key] = value
-	}
-	var taints []corev1.Taint
-	for _, t := range c.NodeTaints {
-		spec, effect, _ := strings.Cut(t, ":")
-		key, value, _ := strings.Cut(spec, "=")
-		taints = append(taints, corev1.Taint{Key: key, Value: value, Effect: corev1.TaintEffect(effect)})
-	}
 	return kubelet.Config{
 		RootDir:         dir.Kubelet(),
 		ImageDir:        dir.Containerd(),
@@ -236,8 +223,8 @@ func (n *node) kubeletConfig() (kubelet.Config, error) {
 		ClusterDomain:   n.connection.Cluster.ClusterDomain,
 		ResolvConf:      n.resolvers.file,
 		CgroupRoot:      root,
-		Labels:          labels,
-		Taints:          taints,
+		Labels:          c.labels(),
+		Taints:          c.taints(),
 		ExtraArgs:       c.KubeletArgs,
 		Logger:          c.Logger.Named("kubelet"),
 	}, nil

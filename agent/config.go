@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/nodename"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime"
 )
@@ -25,8 +27,8 @@ type Config struct {
 	// DataDir is the same folder a server takes; the node keeps its state in its agent/ and bin/
 	// parts. An absolute path; there is no default here.
 	DataDir string
-	// NodeName is the name the node registers under, a DNS label. There is no default here: the
-	// command line takes the host's name.
+	// NodeName is the name the node registers under, as nodename.Validate takes it. There is no
+	// default here: the command line takes the host's name.
 	NodeName string
 	// NodeIPs are the node's addresses, at most one of each family. Empty means: found from the
 	// default route, else loopback, and followed when the network changes.
@@ -71,6 +73,9 @@ type Config struct {
 	Debug bool
 	// Logger receives all log lines. Nil means none are kept.
 	Logger *zap.Logger
+	// Failed hears what Run will return as soon as a part failed, before the others have stopped.
+	// Nil means that nobody asks.
+	Failed func(error)
 }
 
 // DefaultRegistriesFile is where registry mirrors and credentials are read.
@@ -104,10 +109,8 @@ func (c Config) Validate() error {
 		fault("data-dir %s is %d characters long: give one of at most %d, as sockets lie below it", c.DataDir,
 			len(c.DataDir), maxDataDir)
 	}
-	if len(validation.IsDNS1123Subdomain(c.NodeName)) > 0 {
-		fault(
-			"node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and "+
-				"'-' between letters or digits", c.NodeName)
+	if err := nodename.Validate(c.NodeName); err != nil {
+		errs = append(errs, err)
 	}
 	for _, a := range c.KubeletArgs {
 		if !strings.Contains(a, "=") {
@@ -123,10 +126,30 @@ func (c Config) Validate() error {
 			fault("node-label %q is no label: write it as key=value", l)
 		}
 	}
+	seen := map[string]bool{}
 	for _, t := range c.NodeTaints {
 		if !validTaint(t) {
 			fault("node-taint %q is no taint: write it as key=value:NoSchedule, :PreferNoSchedule or :NoExecute", t)
+			continue
 		}
+		spec, effect, _ := strings.Cut(t, ":")
+		key, _, _ := strings.Cut(spec, "=")
+		// The API refuses a node that has two.
+		if seen[key+":"+effect] {
+			fault("node-taint %q: there is another taint %s with the effect %s: leave one out", t, key, effect)
+		}
+		seen[key+":"+effect] = true
+	}
+	if err := clusterconfig.ValidateFamilies("node-ip", hostAddresses(c.NodeIPs)); err != nil {
+		errs = append(errs, err)
+	}
+	for _, ip := range c.NodeIPs {
+		if ip.IsUnspecified() || ip.IsMulticast() {
+			fault("node-ip %s is no address of a host: give one that other machines reach this one at", ip)
+		}
+	}
+	if err := clusterconfig.ValidateFamilies("node-external-ip", hostAddresses(c.ExternalIPs)); err != nil {
+		errs = append(errs, err)
 	}
 	if c.RegistriesFile != "" && !filepath.IsAbs(c.RegistriesFile) {
 		fault("registries-file %q is not an absolute path: give one that starts with /", c.RegistriesFile)
@@ -174,6 +197,16 @@ func (c Config) MayStart() error {
 			join.ErrNoToken))
 	}
 	return errors.Join(errs...)
+}
+
+func hostAddresses(ips []net.IP) []netip.Addr {
+	out := make([]netip.Addr, 0, len(ips))
+	for _, ip := range ips {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
 }
 
 func validTaint(t string) bool {

@@ -176,6 +176,7 @@ func Disableable() []string { return part.Optional(parts) }
 func (a *Agent) newParts() (*part.Set[*node], error) {
 	set, err := part.NewSet(&node{Agent: a}, parts, part.Options{
 		Disable: slices.Concat(a.config.Disable, a.config.Cluster.Disable),
+		Failed:  a.config.Failed,
 		Logger:  a.config.Logger,
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,7 +27,7 @@ const asProgram = "TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
-		os.Exit(Main(append([]string{"mote"}, os.Args[1:]...)))
+		os.Exit(Main(context.Background(), append([]string{"mote"}, os.Args[1:]...)))
 	}
 	os.Exit(m.Run())
 }

@@ -46,7 +46,8 @@ func (p program) agent(ctx context.Context, v settings.Values) error {
 			return err
 		},
 		preflight: func(h hostcheck.Host) (*datadir.Dir, error) { return agentPreflight(h, a) },
-		run: func(ctx context.Context, ui UI, opened func(...string) error) error {
+		run: func(ctx context.Context, ui UI, opened func(...string) error, failed func(error)) error {
+			a.Failed = failed
 			return runAgent(ctx, a, ui, func() error { return opened() })
 		},
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/nodename"
 )
 
 // agentSettings are the flags of `mote agent`, the MOTE_* variables, and keys of the configuration
@@ -80,6 +81,8 @@ func agentSettingsConfig(v settings.Values, log *zap.Logger) (agent.Config, erro
 	}
 	p.disable(a.Disable, agent.Disableable())
 	p.add(a.Validate())
+	p.check(a.Check)
+	tellName(a.Logger, v, a.NodeName)
 	return a, errors.Join(p.errs...)
 }
 
@@ -111,5 +114,14 @@ func agentName(v settings.Values) (string, error) {
 	if name, err = os.Hostname(); err != nil {
 		return "", fmt.Errorf("read host name: %w", err)
 	}
-	return strings.ToLower(name), nil
+	return nodename.OfHost(name), nil
+}
+
+// tellName says when the node is not called what the machine calls itself.
+func tellName(log *zap.Logger, v settings.Values, name string) {
+	host, err := os.Hostname()
+	if err == nil && v.String("node-name") == "" && host != name && nodename.OfHost(host) == name {
+		log.Info("the node's name is the host's name as DNS writes it", zap.String("node", name),
+			zap.String("host", host))
+	}
 }

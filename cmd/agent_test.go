@@ -28,13 +28,15 @@ func agentFlags(t *testing.T) map[string][]string {
 func TestAgentConfig_EverySettingCounts(t *testing.T) {
 	tokenFile := filepath.Join(t.TempDir(), "token")
 	writeFile(t, tokenFile, "abcdef.abcdefabcdefabcd\n")
+	registries := filepath.Join(t.TempDir(), "registries.yaml")
+	writeFile(t, registries, "mirrors: {}\n")
 	values := map[string]string{
 		"server": "https://192.0.2.2:6443", "data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7",
 		"node-external-ip": "198.51.100.7",
 		"token":            "abcdef.fedcba9876543210", "token-file": tokenFile, "disable": "dns", "node-label": "a=b",
 		"node-taint":      "a=b:NoExecute",
 		"resolv-conf":     "/tmp/resolv.conf",
-		"registries-file": "/tmp/r", "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
+		"registries-file": registries, "kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
 		"debug": "true",
 	}
 	base := agentFlags(t)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"go.uber.org/zap"
 	"golang.org/x/term"
 
 	"github.com/mote-dev/mote/agent"
@@ -15,6 +16,7 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostcheck"
+	"github.com/mote-dev/mote/internal/upstream"
 )
 
 func (p program) checkCommand() *cli.Command {
@@ -49,6 +51,10 @@ func (p program) checkCommand() *cli.Command {
 			}
 			v, err := p.settings(c, own)
 			if err != nil {
+				return err
+			}
+			// Upstream's checks warn through klog of what is no fault.
+			if _, err := upstream.BridgeKlog(zap.NewNop(), false, func(error) {}); err != nil {
 				return err
 			}
 			if c.Bool("agent") {

@@ -21,7 +21,7 @@ func TestCheck_Agent_NoServerPorts(t *testing.T) {
 	writeFile(t, config, "https-listen-port: "+port+"\nbind-address: 127.0.0.1\nserver: 192.0.2.10\n"+
 		"token: abcdef.0123456789abcdef\n")
 	args := []string{"--config", config, "--data-dir", filepath.Join(shortDir(t), "d"), "--node-name", "n1",
-		"--kubelet-arg", "port=0"}
+		"--kubelet-arg", "port="+freePort(t)}
 	c := run(t, nil, append([]string{"check"}, args...)...)
 	if c.code != 1 || !strings.Contains(c.stdout, "needed for the API server") {
 		t.Errorf("a server's port is taken: code %d, %s%s", c.code, c.stdout, c.stderr)
@@ -39,7 +39,7 @@ func TestCheck_Agent_NoServerPorts(t *testing.T) {
 // People check a machine before they have a token for it.
 func TestCheck_Agent_NotToldWhereToJoin_Warns(t *testing.T) {
 	c := run(t, nil, "check", "--agent", "--data-dir", filepath.Join(shortDir(t), "d"), "--node-name", "n1",
-		"--kubelet-arg", "port=0")
+		"--kubelet-arg", "port="+freePort(t))
 	for _, want := range []string{"warn  joining         server is missing", "→ give --server https://HOST:6443",
 		"warn  joining         token is missing"} {
 		if !strings.Contains(c.stdout, want) {
@@ -54,4 +54,15 @@ func TestCheck_FlagsOfTheOtherRole_Refused(t *testing.T) {
 	refused(t, run(t, nil, "check", "--agent", "--https-listen-port", "7443"), "--https-listen-port", "`mote server`",
 		"leave out --agent")
 	refused(t, run(t, nil, "check", "--agent", "--server", "http://192.0.2.10"), "no address of a server")
+}
+
+// freePort is one that nothing listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }

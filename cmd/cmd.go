@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,13 +18,9 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 )
 
-// Main runs the command line and returns the process's exit code: 0 when all went well, 1 for
-// anything refused or failed.
-func Main(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	// A second signal ends the process at once.
-	context.AfterFunc(ctx, stop)
+// Main runs the command line until it is done or ctx ends, and returns the process's exit code: 0
+// when all went well, 1 for anything refused or failed.
+func Main(ctx context.Context, args []string) int {
 	p := program{
 		stdin:     os.Stdin,
 		stdout:    os.Stdout,

@@ -29,6 +29,12 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	if err != nil {
 		return err
 	}
+	var a *agent.Agent
+	if node != nil {
+		if a, err = agent.New(*node, connectTo(s, *node), ui.Progress); err != nil {
+			return err
+		}
+	}
 	// First, so that a damaged key or store is refused before anything is made.
 	if err := s.Open(ctx); err != nil {
 		return err
@@ -48,13 +54,9 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	}
 	running := []roleReport{{roleServer, s.Report, nil}}
 	nodeDone := make(chan struct{})
-	if node == nil {
+	if a == nil {
 		close(nodeDone)
 	} else {
-		a, err := agent.New(*node, connectTo(s, *node), ui.Progress)
-		if err != nil {
-			return errors.Join(err, s.Close())
-		}
 		running = append(running, roleReport{roleAgent, a.Report, nil})
 		g.Go(func() error {
 			defer close(nodeDone)

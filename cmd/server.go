@@ -47,7 +47,11 @@ func (p program) server(ctx context.Context, v settings.Values) error {
 			return err
 		},
 		preflight: func(h hostcheck.Host) (*datadir.Dir, error) { return preflight(h, s, a) },
-		run: func(ctx context.Context, ui UI, opened func(...string) error) error {
+		run: func(ctx context.Context, ui UI, opened func(...string) error, failed func(error)) error {
+			s.Failed = failed
+			if a != nil {
+				a.Failed = failed
+			}
 			return runServer(ctx, s, a, ui, func() error { return opened(s.KubeconfigOutput) })
 		},
 	})

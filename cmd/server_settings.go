@@ -170,6 +170,7 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 	p.disable(s.Cluster.Disable, disableable())
 	p.add(s.Validate())
 	if v.Bool("disable-agent") {
+		p.check(s.Check)
 		return s, nil, errors.Join(p.errs...)
 	}
 	a := &agent.Config{
@@ -187,6 +188,8 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		Logger:         log,
 	}
 	p.add(a.Validate())
+	p.check(s.Check, a.Check)
+	tellName(s.Logger, v, s.NodeName)
 	return s, a, errors.Join(p.errs...)
 }
 
@@ -225,6 +228,16 @@ func (p *parser) kubeletArgs(v settings.Values) []string {
 	args, err := agent.KubeletArgs(v.List("kubelet-arg"))
 	p.add(err)
 	return args
+}
+
+// check looks closer, unless a fault is known: it takes values of the right form.
+func (p *parser) check(closer ...func() error) {
+	if len(p.errs) > 0 {
+		return
+	}
+	for _, check := range closer {
+		p.add(check())
+	}
 }
 
 func (p *parser) ips(v settings.Values, name string, words []string) []net.IP {

@@ -45,6 +45,10 @@ func TestConfigs_Defaults(t *testing.T) {
 
 // Every setting must end in one of the two configurations, or it does nothing.
 func TestConfigs_EverySettingCounts(t *testing.T) {
+	registries := filepath.Join(t.TempDir(), "registries.yaml")
+	writeFile(t, registries, "mirrors: {}\n")
+	scheduler := filepath.Join(t.TempDir(), "scheduler.yaml")
+	writeFile(t, scheduler, "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n")
 	tokenFile := filepath.Join(t.TempDir(), "token")
 	writeFile(t, tokenFile, "abcdef.0123456789abcdef\n")
 	values := map[string]string{
@@ -55,10 +59,11 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 		"cluster-domain": "example.org", "network-backend": "host-gw", "token": "abcdef.0123456789abcdef",
 		"token-file": tokenFile, "disable": "dns", "disable-agent": "true",
 		"kubeconfig-output": "/tmp/k", "kubeconfig-mode": "0640", "kubeconfig-group": "1",
-		"node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": "/tmp/r",
+		"node-label": "a=b", "node-taint": "a=b:NoExecute", "registries-file": registries,
 		"resolv-conf": "/tmp/resolv.conf",
 		"kubelet-arg": "max-pods=7", "kube-proxy-arg": "proxy-mode=iptables",
-		"kube-apiserver-arg": "x=y", "kube-controller-manager-arg": "x=y", "kube-scheduler-arg": "x=y",
+		"kube-apiserver-arg": "event-ttl=2h", "kube-controller-manager-arg": "concurrent-gc-syncs=3",
+		"kube-scheduler-arg": "config=" + scheduler,
 		"datastore-endpoint": "http://127.0.0.1:2379",
 		"datastore-cafile":   "/tmp/ca", "datastore-certfile": "/tmp/cert", "datastore-keyfile": "/tmp/key",
 		"datastore-durability": server.DurabilityRelaxed, "debug": "true",

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/nodename"
 )
 
 // What a zero Config field stands for.
@@ -45,8 +46,8 @@ type Config struct {
 	// DataDir holds keys, store, images and unpacked tools. An absolute path; empty means
 	// DefaultDataDir.
 	DataDir string
-	// NodeName is the name of the node this server runs as, a DNS label. Empty means the host's
-	// name in lower case.
+	// NodeName is the name of the node this server runs as, as nodename.Validate takes it. Empty
+	// means the one that the host's name makes.
 	NodeName string
 	// NodeIPs are the addresses this server is reached at, at most one of each family. Empty means:
 	// found from the default route, else loopback, and followed when the network changes.
@@ -102,6 +103,9 @@ type Config struct {
 	Debug bool
 	// Logger receives all log lines. Nil means none are kept.
 	Logger *zap.Logger
+	// Failed hears what Run will return as soon as a part failed, before the others have stopped.
+	// Nil means that nobody asks.
+	Failed func(error)
 }
 
 // WithDefaults returns c with each zero field replaced by what it stands for, except NodeIPs,
@@ -115,7 +119,7 @@ func (c Config) WithDefaults() (Config, error) {
 		if err != nil {
 			return c, fmt.Errorf("read host name: %w", err)
 		}
-		c.NodeName = strings.ToLower(name)
+		c.NodeName = nodename.OfHost(name)
 	}
 	if c.HTTPSListenPort == 0 {
 		c.HTTPSListenPort = DefaultHTTPSListenPort
@@ -150,18 +154,8 @@ func (c Config) Validate() error {
 	} else if filepath.Clean(c.DataDir) == "/" {
 		fault("data-dir must not be the root folder: give a folder of its own, such as %s", DefaultDataDir)
 	}
-	if msgs := validation.IsDNS1123Subdomain(c.NodeName); len(msgs) > 0 {
-		fault(
-			"node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and "+
-				"'-' between letters or digits", c.NodeName)
-	} else {
-		for label := range strings.SplitSeq(c.NodeName, ".") {
-			if len(validation.IsDNS1123Label(label)) > 0 {
-				fault("node-name %q has a part longer than 63 characters: choose a shorter name with --node-name",
-					c.NodeName)
-				break
-			}
-		}
+	if err := nodename.Validate(c.NodeName); err != nil {
+		errs = append(errs, err)
 	}
 	if err := clusterconfig.ValidateFamilies("node-ip", addrs(c.NodeIPs)); err != nil {
 		errs = append(errs, err)

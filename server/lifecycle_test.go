@@ -181,7 +181,7 @@ func TestServer_Run_TwoAtOnce(t *testing.T) {
 
 func quietKlog(t *testing.T) {
 	t.Helper()
-	if _, err := upstream.BridgeKlog(zap.NewNop(), false); err != nil {
+	if _, err := upstream.BridgeKlog(zap.NewNop(), false, func(err error) { t.Error(err) }); err != nil {
 		t.Fatal(err)
 	}
 }

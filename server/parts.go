@@ -289,7 +289,11 @@ var leaders = map[string]string{
 
 // newParts makes the set of parts that Run runs.
 func (s *Server) newParts() (*part.Set[*control], error) {
-	options := part.Options{Disable: s.config.Cluster.Disable, Logger: s.config.Logger}
+	options := part.Options{
+		Disable: s.config.Cluster.Disable,
+		Failed:  s.config.Failed,
+		Logger:  s.config.Logger,
+	}
 	if s.config.DatastoreEndpoint != "" {
 		options.Lead = s.lead
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/mote-dev/mote/internal/informer"
 	"github.com/mote-dev/mote/internal/joinapi"
 	"github.com/mote-dev/mote/internal/part"
-	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/server/apiserver"
 	"github.com/mote-dev/mote/server/cluster/members"
 	"github.com/mote-dev/mote/server/loopback"
@@ -65,11 +64,7 @@ func New(c Config) (*Server, error) {
 			return nil, err
 		}
 	}
-	err = upstream.SetFeatureGates(upstream.ServerGates(c.DatastoreEndpoint != ""),
-		upstream.Args{Setting: "kube-controller-manager-arg", Args: c.KubeControllerManagerArgs},
-		upstream.Args{Setting: "kube-scheduler-arg", Args: c.KubeSchedulerArgs},
-		upstream.Args{Setting: "kube-apiserver-arg", Args: c.KubeAPIServerArgs})
-	if err != nil {
+	if err := c.setFeatureGates(); err != nil {
 		return nil, err
 	}
 	door := loopback.NewServer()

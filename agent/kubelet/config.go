@@ -2,9 +2,9 @@ package kubelet
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -79,7 +79,8 @@ func (c Config) server() (*options.KubeletServer, error) {
 	s.RootDirectory = c.RootDir
 	s.CertDirectory = filepath.Join(c.RootDir, "pki")
 	s.HostnameOverride = c.NodeName
-	s.NodeLabels = c.Labels
+	// The flag node-labels adds to this very map.
+	maps.Copy(s.NodeLabels, c.Labels)
 	s.RegisterWithTaints = c.Taints
 	if len(c.NodeIPs) > 0 {
 		s.NodeIP = joinIPs(c.NodeIPs)
@@ -115,12 +116,6 @@ func (c Config) server() (*options.KubeletServer, error) {
 	k.MakeIPTablesUtilChains = false
 	setEviction(k, c.RootDir, c.ImageDir, unix.Statfs)
 
-	if err := os.MkdirAll(k.StaticPodPath, 0o755); err != nil {
-		return nil, fmt.Errorf("create folder of static pods: %w", err)
-	}
-	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
-		return nil, fmt.Errorf("create folder of pod logs: %w", err)
-	}
 	if err := unusedFlags().Refuse("kubelet-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}

@@ -2,8 +2,8 @@ package kubelet
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +43,9 @@ func Run(ctx context.Context, c Config) error {
 	if err := options.ValidateKubeletServer(s); err != nil {
 		return fmt.Errorf("check kubelet options: %w", err)
 	}
+	if err := c.makeFolders(); err != nil {
+		return err
+	}
 	if err := upstream.SetStatisticsSocket(c.RuntimeSocket); err != nil {
 		return err
 	}
@@ -59,6 +62,16 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("start kubelet: %w", err)
 	}
 	<-ctx.Done()
+	return nil
+}
+
+func (c Config) makeFolders() error {
+	if err := os.MkdirAll(c.StaticPodsDir, 0o755); err != nil {
+		return fmt.Errorf("create folder of static pods: %w", err)
+	}
+	if err := os.MkdirAll(c.PodLogsDir, 0o755); err != nil {
+		return fmt.Errorf("create folder of pod logs: %w", err)
+	}
 	return nil
 }
 
@@ -200,8 +213,8 @@ func (c Config) containerManager(ctx context.Context, s *options.KubeletServer,
 	if err != nil {
 		return nil, fmt.Errorf("parse qos-reserved: %w", err)
 	}
-	if s.ReservedSystemCPUs != "" {
-		return nil, errors.New("kubelet-arg reserved-cpus is not supported: reserve CPU with system-reserved=cpu=N")
+	if err := reservedCPUs(s); err != nil {
+		return nil, err
 	}
 	manager, err := cm.NewContainerManager(ctx, deps.Mounter, deps.CAdvisorInterface, cm.NodeConfig{
 		NodeName:              types.NodeName(c.NodeName),

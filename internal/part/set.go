@@ -21,6 +21,9 @@ type Options struct {
 	Disable []string
 	// Lead returns how a part gets the lead of a lease; nil means that there is no other server.
 	Lead func(lease string) Lead
+	// Failed hears what Run will return as soon as a part failed, before the others have stopped.
+	// Nil means that nobody asks.
+	Failed func(error)
 	// Logger receives what parts report while they stop. Nil means that nothing is kept.
 	Logger *zap.Logger
 }
@@ -204,6 +207,9 @@ func (s *Set[R]) ended(ctx context.Context, n *node[R], durable bool, err error)
 	n.set(Failed, err.Error())
 	s.once.Do(func() {
 		s.cause = err
+		if s.options.Failed != nil {
+			s.options.Failed(err)
+		}
 		s.stop()
 	})
 }

@@ -121,6 +121,21 @@ func parseGates(text string) (Gates, error) {
 	return out, nil
 }
 
+// NewTrial returns a copy of the process's feature gates and versions, for flags to be tried on.
+// The registry that upstream's options come with belongs to the process, and remembers what was
+// set.
+func NewTrial() (basecompatibility.ComponentGlobalsRegistry, error) {
+	gates := utilfeature.DefaultMutableFeatureGate.DeepCopy()
+	versions := compatibility.DefaultBuildEffectiveVersion()
+	versions.SetEmulationVersion(gates.EmulationVersion())
+	versions.SetMinCompatibilityVersion(gates.MinCompatibilityVersion())
+	trial := basecompatibility.NewComponentGlobalsRegistry()
+	if err := trial.Register(basecompatibility.DefaultKubeComponent, versions, gates); err != nil {
+		return nil, fmt.Errorf("copy versions and feature gates: %w", err)
+	}
+	return trial, nil
+}
+
 // SetVersions makes the versions take effect that the API server's flags asked to emulate, and
 // evaluates the gates for them.
 func SetVersions() error {

@@ -49,7 +49,7 @@ func TestBridgeKlog_SeverityAndVerbosity(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var out bytes.Buffer
-			quiet, err := BridgeKlog(newLogger(t, &out, test.debug).Named("kubernetes"), test.debug)
+			quiet, err := BridgeKlog(newLogger(t, &out, test.debug).Named("kubernetes"), test.debug, noFatal(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,7 +73,7 @@ func TestBridgeKlog_SeverityAndVerbosity(t *testing.T) {
 func TestBridgeKlog_ExpectedLinesOnlyInDebug(t *testing.T) {
 	for _, debug := range []bool{false, true} {
 		var out bytes.Buffer
-		quiet, err := BridgeKlog(newLogger(t, &out, debug), debug)
+		quiet, err := BridgeKlog(newLogger(t, &out, debug), debug, noFatal(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,5 +87,47 @@ func TestBridgeKlog_ExpectedLinesOnlyInDebug(t *testing.T) {
 		if !strings.Contains(out.String(), "Something else") {
 			t.Errorf("debug=%v: an error that is not expected was dropped", debug)
 		}
+	}
+}
+
+func noFatal(t *testing.T) func(error) {
+	return func(err error) { t.Errorf("the process would end: %v", err) }
+}
+
+// What upstream ends the process for is told, and the process goes on to report it: a klog.Fatal in
+// a hook, and an exit after a line that says why.
+func TestBridgeKlog_FatalEndsOnlyItsGoroutine(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		fail func()
+		want string
+	}{
+		{"fatal", func() { klog.Fatalf("PostStartHook %q failed: %v", "a", "no lease") },
+			`kubernetes: PostStartHook "a" failed: no lease`},
+		{"fatal of a struct", func() { klog.Fatal("bad") }, "kubernetes: bad"},
+		{"exit without stacks", func() { klog.Exitf("no %s", "way") }, "kubernetes: no way"},
+		{"flush and exit", func() {
+			klog.ErrorS(errors.New("disk"), "Failed to start")
+			klog.FlushAndExit(klog.ExitFlushTimeout, 1)
+		}, "kubernetes: Failed to start: disk"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var out bytes.Buffer
+			told := make(chan error, 1)
+			if _, err := BridgeKlog(newLogger(t, &out, false), false, func(err error) { told <- err }); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(klog.ClearLogger)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				row.fail()
+				t.Error("it went on")
+			}()
+			<-ended
+			if err := <-told; err.Error() != row.want {
+				t.Errorf("told %q, want %q", err, row.want)
+			}
+		})
 	}
 }

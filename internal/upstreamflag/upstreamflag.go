@@ -2,6 +2,7 @@ package upstreamflag
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -26,6 +27,8 @@ func Value(args []string, name, otherwise string) string {
 // Apply sets args in flags, in their order. An error names setting, mote's own name for the list,
 // and the argument.
 func Apply(flags *pflag.FlagSet, setting string, args []string) error {
+	// The kubelet's flags all say that they are deprecated: its own command prefers a file.
+	flags.SetOutput(io.Discard)
 	for _, arg := range args {
 		name, value := Split(arg)
 		if err := flags.Set(name, value); err != nil {

@@ -22,6 +22,17 @@ const watchGrace = 2 * time.Second
 // newOptions fills upstream's options from c. c.ExtraArgs are applied last, so they win.
 func newOptions(c Config) (*options.ServerRunOptions, error) {
 	o := options.NewServerRunOptions()
+	if err := fill(o, c); err != nil {
+		return nil, err
+	}
+	if err := upstream.SetVersions(); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// fill sets what c says in upstream's new options.
+func fill(o *options.ServerRunOptions, c Config) error {
 	// Declaring the flags comes first: it sets some fields to the flags' defaults.
 	flags := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
 	sections := o.Flags()
@@ -91,7 +102,7 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 		o.PeerCAFile = c.PKI.CAFile
 	}
 	if err := upstreamflag.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
-		return nil, err
+		return err
 	}
 	// After the user's, whose list would replace these: without them a node is held to nothing.
 	// Upstream refuses to have a plugin both enabled and disabled.
@@ -100,8 +111,5 @@ func newOptions(c Config) (*options.ServerRunOptions, error) {
 			admission.EnablePlugins = append(admission.EnablePlugins, name)
 		}
 	}
-	if err := upstream.SetVersions(); err != nil {
-		return nil, err
-	}
-	return o, nil
+	return nil
 }

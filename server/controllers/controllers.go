@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -23,7 +22,6 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/config"
-	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
@@ -33,7 +31,6 @@ import (
 
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/informer"
-	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/pki"
 )
@@ -75,7 +72,7 @@ var volumes = []string{names.PersistentVolumeBinderController, names.PersistentV
 // Run makes the controllers of volumes at once, makes all others and runs them once this process
 // leads, and blocks until ctx ends and they have stopped.
 func Run(ctx context.Context, c Config) (err error) {
-	componentConfig, err := c.componentConfig(ctx)
+	componentConfig, err := c.componentConfig(nil)
 	if err != nil {
 		return err
 	}
@@ -180,59 +177,6 @@ func (c Config) run(leading context.Context, componentConfig *config.Config, bui
 		return nil
 	})
 	return g.Wait()
-}
-
-// componentConfig takes upstream's defaults and flags and fills in ours.
-func (c Config) componentConfig(ctx context.Context) (*config.Config, error) {
-	o, err := options.NewKubeControllerManagerOptions()
-	if err != nil {
-		return nil, fmt.Errorf("make controller options: %w", err)
-	}
-	known, disabled, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
-	// Declaring the flags comes first: it sets some fields to the flags' defaults.
-	all := pflag.NewFlagSet("kube-controller-manager", pflag.ContinueOnError)
-	sections := o.Flags(known, disabled, aliases)
-	for _, section := range sections.FlagSets {
-		all.AddFlagSet(section)
-	}
-	o.KubeCloudShared.AllocateNodeCIDRs = true
-	o.KubeCloudShared.ClusterCIDR = clusterconfig.Join(c.Cluster.ClusterCIDRs)
-	o.KubeCloudShared.ConfigureCloudRoutes = false
-	o.KubeCloudShared.UseServiceAccountCredentials = true
-	o.NodeIPAMController.ServiceCIDR = clusterconfig.Join(c.Cluster.ServiceCIDRs)
-	if c.Cluster.HasIPv4() {
-		o.NodeIPAMController.NodeCIDRMaskSizeIPv4 = clusterconfig.NodeMaskIPv4
-	}
-	if c.Cluster.HasIPv6() {
-		o.NodeIPAMController.NodeCIDRMaskSizeIPv6 = clusterconfig.NodeMaskIPv6
-	}
-	o.SAController.RootCAFile = c.PKI.CAFile
-	o.SAController.ServiceAccountKeyFile = c.PKI.ServiceAccountKeyFile
-	o.CSRSigningController.ClusterSigningCertFile = c.PKI.CAFile
-	o.CSRSigningController.ClusterSigningKeyFile = c.PKI.CAKeyFile
-	o.Generic.LeaderElection.LeaderElect = false
-	// Upstream leaves this one off: it removes join tokens that have expired.
-	o.Generic.Controllers = append(o.Generic.Controllers, names.TokenCleanerController)
-	// The API server's port serves everything; there is no second listener.
-	o.SecureServing.BindPort = 0
-	// Upstream spreads the start of controllers to spare a busy API server of a large cluster; here
-	// it would only delay the first pod.
-	o.Generic.ControllerStartInterval.Duration = 0
-
-	if err := unusedFlags(sections).Refuse("kube-controller-manager-arg", c.ExtraArgs); err != nil {
-		return nil, err
-	}
-	if err := upstreamflag.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
-		return nil, err
-	}
-	if err := o.Validate(known, disabled, aliases); err != nil {
-		return nil, fmt.Errorf("check controller options: %w", err)
-	}
-	result := &config.Config{}
-	if err := o.ApplyTo(result, known, disabled, aliases); err != nil {
-		return nil, fmt.Errorf("apply controller options: %w", err)
-	}
-	return result, nil
 }
 
 // controllerContext is upstream's app.CreateControllerContext on the shared informers instead of a

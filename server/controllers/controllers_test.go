@@ -75,7 +75,7 @@ func TestRun_UnknownFlag_IsRefused(t *testing.T) {
 
 func TestConfig_ComponentConfig_TakesClusterAndFlags(t *testing.T) {
 	c, err := newConfig(t, "node-cidr-mask-size-ipv4=26",
-		"controllers=*,-node-ipam-controller").componentConfig(t.Context())
+		"controllers=*,-node-ipam-controller").componentConfig(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

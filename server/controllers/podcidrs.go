@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	kubecontrollerconfig "k8s.io/kubernetes/pkg/controller/apis/config"
 	nodeipamconfig "k8s.io/kubernetes/pkg/controller/nodeipam/config"
 	"k8s.io/kubernetes/pkg/controller/nodeipam/ipam"
 	netutils "k8s.io/utils/net"
@@ -39,8 +40,35 @@ func (p podCIDRController) Run(ctx context.Context) {
 // podCIDRs makes the controller that gives nodes their pod ranges, from the same settings as
 // upstream's newNodeIpamController (v1.37.2). It returns nil if the user turned it off.
 func (c Config) podCIDRs(controllerContext app.ControllerContext) (app.Controller, error) {
-	shared, own := controllerContext.ComponentConfig.KubeCloudShared,
-		controllerContext.ComponentConfig.NodeIPAMController
+	settings, err := podCIDRSettings(controllerContext.ComponentConfig)
+	if err != nil || settings == nil {
+		return nil, err
+	}
+	client, err := controllerContext.NewClient("node-controller")
+	if err != nil {
+		return nil, fmt.Errorf("make client for %s: %w", names.NodeIpamController, err)
+	}
+	logger := c.Logger
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	allocator, err := podcidr.New(podcidr.Config{
+		Client:       client,
+		Nodes:        controllerContext.InformerFactory.Core().V1().Nodes(),
+		ClusterCIDRs: settings.ClusterCIDRs,
+		MaskSizes:    settings.MaskSizes,
+		Reserved:     settings.Reserved,
+		Logger:       logger.Named("podcidr"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return podCIDRController{Allocator: allocator, context: controllerContext}, nil
+}
+
+// podCIDRSettings are the ranges that c gives to nodes; nil if it gives none.
+func podCIDRSettings(c kubecontrollerconfig.KubeControllerManagerConfiguration) (*podcidr.Config, error) {
+	shared, own := c.KubeCloudShared, c.NodeIPAMController
 	if !shared.AllocateNodeCIDRs {
 		return nil, nil
 	}
@@ -62,26 +90,8 @@ func (c Config) podCIDRs(controllerContext app.ControllerContext) (app.Controlle
 	if err != nil {
 		return nil, err
 	}
-	client, err := controllerContext.NewClient("node-controller")
-	if err != nil {
-		return nil, fmt.Errorf("make client for %s: %w", names.NodeIpamController, err)
-	}
-	logger := c.Logger
-	if logger == nil {
-		logger = zap.NewNop()
-	}
-	allocator, err := podcidr.New(podcidr.Config{
-		Client:       client,
-		Nodes:        controllerContext.InformerFactory.Core().V1().Nodes(),
-		ClusterCIDRs: clusterCIDRs,
-		MaskSizes:    sizes,
-		Reserved:     reserved,
-		Logger:       logger.Named("podcidr"),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return podCIDRController{Allocator: allocator, context: controllerContext}, nil
+	settings := podcidr.Config{ClusterCIDRs: clusterCIDRs, MaskSizes: sizes, Reserved: reserved}
+	return &settings, settings.Validate()
 }
 
 // maskSizes returns the size of a node's range in each of the cluster's. A family's size is set by

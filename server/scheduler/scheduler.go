@@ -12,14 +12,17 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
+	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config"
 	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
 	"github.com/mote-dev/mote/internal/informer"
+	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/loopback"
 )
@@ -42,7 +45,7 @@ var self = &user.DefaultInfo{
 
 // Run schedules pods until ctx ends, once this process leads.
 func Run(ctx context.Context, c Config) error {
-	component, err := c.component(ctx)
+	component, err := c.component(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -52,9 +55,40 @@ func Run(ctx context.Context, c Config) error {
 	return c.Lead(ctx, func(leading context.Context) error { return c.schedule(leading, component) })
 }
 
-// component takes upstream's defaults and flags, or the file they name.
-func (c Config) component(ctx context.Context) (*config.KubeSchedulerConfiguration, error) {
+// Check tries "flag=value" settings for kube-scheduler's own flags without making a scheduler. It
+// uses upstream's checks, which read the process's feature gates, and changes nothing.
+func Check(args []string) error {
+	trial, err := upstream.NewTrial()
+	if err != nil {
+		return err
+	}
+	component, err := Config{ExtraArgs: args}.component(context.Background(), trial)
+	if err != nil {
+		return err
+	}
+	known := plugins.NewInTreeRegistry()
+	for _, profile := range component.Profiles {
+		if profile.Plugins == nil {
+			continue
+		}
+		for _, name := range profile.Plugins.Names() {
+			if _, ok := known[name]; !ok {
+				return fmt.Errorf("kube-scheduler-arg config: profile %s has the plugin %q, which upstream's "+
+					"scheduler does not have", profile.SchedulerName, name)
+			}
+		}
+	}
+	return nil
+}
+
+// component takes upstream's defaults and flags, or the file they name. gates are those that
+// upstream's flags for feature gates reach; nil means the process's.
+func (c Config) component(ctx context.Context,
+	gates basecompatibility.ComponentGlobalsRegistry) (*config.KubeSchedulerConfiguration, error) {
 	o := options.NewOptions()
+	if gates != nil {
+		o = options.NewOptionsWithComponentGlobalsRegistry(gates)
+	}
 	component, err := latest.Default()
 	if err != nil {
 		return nil, fmt.Errorf("make scheduler configuration: %w", err)
@@ -70,13 +104,22 @@ func (c Config) component(ctx context.Context) (*config.KubeSchedulerConfigurati
 	if err := upstreamflag.Apply(all, "kube-scheduler-arg", c.ExtraArgs); err != nil {
 		return nil, err
 	}
+	if gates != nil {
+		if err := gates.Set(); err != nil {
+			return nil, fmt.Errorf("kube-scheduler-arg: %w", err)
+		}
+	}
 	if o.ConfigFile != "" {
 		if err := refuseUnused(o.ConfigFile); err != nil {
 			return nil, fmt.Errorf("kube-scheduler-arg config: %w", err)
 		}
 		if component, err = options.LoadConfigFromFile(klog.FromContext(ctx), o.ConfigFile); err != nil {
-			return nil, fmt.Errorf("read scheduler configuration %s: %w", o.ConfigFile, err)
+			return nil, fmt.Errorf("kube-scheduler-arg %q: %w", "config="+o.ConfigFile, err)
 		}
+		o.ComponentConfig = component
+	}
+	if err := errors.Join(o.Validate()...); err != nil {
+		return nil, fmt.Errorf("kube-scheduler-arg: %w", err)
 	}
 	return component, nil
 }

@@ -76,7 +76,7 @@ func TestConfig_Component_TakesTheFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	component, err := newConfig(t, "config="+file).component(t.Context())
+	component, err := newConfig(t, "config="+file).component(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestConfig_Component_TakesTheFile(t *testing.T) {
 		t.Errorf("profiles %+v, want the file's", component.Profiles)
 	}
 	missing := file + ".missing"
-	if _, err := newConfig(t, "config="+missing).component(t.Context()); !errors.Is(err, os.ErrNotExist) ||
+	if _, err := newConfig(t, "config="+missing).component(t.Context(), nil); !errors.Is(err, os.ErrNotExist) ||
 		!strings.Contains(err.Error(), missing) {
 		t.Errorf("missing file: %v, want its name", err)
 	}

@@ -48,6 +48,12 @@ type Config struct {
 	Logger   *zap.Logger
 }
 
+// Validate refuses sizes that the ranges cannot be cut into.
+func (c Config) Validate() error {
+	_, err := newPools(c.ClusterCIDRs, c.MaskSizes, c.Reserved)
+	return err
+}
+
 // Allocator gives each node its pod ranges.
 //
 // Upstream runs 30 workers on an informer's cache. The event of a node's next change, usually its

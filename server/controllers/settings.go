@@ -1,0 +1,101 @@
+package controllers
+
+import (
+	"fmt"
+
+	"github.com/spf13/pflag"
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/config"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/upstream"
+	"github.com/mote-dev/mote/internal/upstreamflag"
+	"github.com/mote-dev/mote/server/pki"
+)
+
+// Check tries "flag=value" settings for kube-controller-manager's own flags without making a
+// controller. It uses upstream's checks, which read the process's feature gates, and changes
+// nothing.
+func Check(cluster clusterconfig.Config, args []string) error {
+	trial, err := upstream.NewTrial()
+	if err != nil {
+		return err
+	}
+	// Upstream reads none of these files to check their names.
+	const file = "made-at-start"
+	result, err := Config{
+		PKI:       &pki.Set{CAFile: file, CAKeyFile: file, ServiceAccountKeyFile: file},
+		Cluster:   cluster,
+		ExtraArgs: args,
+	}.componentConfig(trial)
+	if err != nil {
+		return err
+	}
+	_, err = podCIDRSettings(result.ComponentConfig)
+	return err
+}
+
+// componentConfig takes upstream's defaults and flags and fills in ours. gates are those that
+// upstream's flags for feature gates reach; nil means the process's.
+func (c Config) componentConfig(gates basecompatibility.ComponentGlobalsRegistry) (*config.Config, error) {
+	o, err := options.NewKubeControllerManagerOptions()
+	if err != nil {
+		return nil, fmt.Errorf("make controller options: %w", err)
+	}
+	if gates != nil {
+		o.ComponentGlobalsRegistry = gates
+	}
+	known, disabled, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	// Declaring the flags comes first: it sets some fields to the flags' defaults.
+	all := pflag.NewFlagSet("kube-controller-manager", pflag.ContinueOnError)
+	sections := o.Flags(known, disabled, aliases)
+	for _, section := range sections.FlagSets {
+		all.AddFlagSet(section)
+	}
+	o.KubeCloudShared.AllocateNodeCIDRs = true
+	o.KubeCloudShared.ClusterCIDR = clusterconfig.Join(c.Cluster.ClusterCIDRs)
+	o.KubeCloudShared.ConfigureCloudRoutes = false
+	o.KubeCloudShared.UseServiceAccountCredentials = true
+	o.NodeIPAMController.ServiceCIDR = clusterconfig.Join(c.Cluster.ServiceCIDRs)
+	if c.Cluster.HasIPv4() {
+		o.NodeIPAMController.NodeCIDRMaskSizeIPv4 = clusterconfig.NodeMaskIPv4
+	}
+	if c.Cluster.HasIPv6() {
+		o.NodeIPAMController.NodeCIDRMaskSizeIPv6 = clusterconfig.NodeMaskIPv6
+	}
+	o.SAController.RootCAFile = c.PKI.CAFile
+	o.SAController.ServiceAccountKeyFile = c.PKI.ServiceAccountKeyFile
+	o.CSRSigningController.ClusterSigningCertFile = c.PKI.CAFile
+	o.CSRSigningController.ClusterSigningKeyFile = c.PKI.CAKeyFile
+	o.Generic.LeaderElection.LeaderElect = false
+	// Upstream leaves this one off: it removes join tokens that have expired.
+	o.Generic.Controllers = append(o.Generic.Controllers, names.TokenCleanerController)
+	// The API server's port serves everything; there is no second listener.
+	o.SecureServing.BindPort = 0
+	// Upstream spreads the start of controllers to spare a busy API server of a large cluster; here
+	// it would only delay the first pod.
+	o.Generic.ControllerStartInterval.Duration = 0
+
+	if err := unusedFlags(sections).Refuse("kube-controller-manager-arg", c.ExtraArgs); err != nil {
+		return nil, err
+	}
+	if err := upstreamflag.Apply(all, "kube-controller-manager-arg", c.ExtraArgs); err != nil {
+		return nil, err
+	}
+	if gates != nil {
+		if err := gates.Set(); err != nil {
+			return nil, fmt.Errorf("kube-controller-manager-arg: %w", err)
+		}
+	}
+	if err := o.Validate(known, disabled, aliases); err != nil {
+		return nil, fmt.Errorf("kube-controller-manager-arg: %w", err)
+	}
+	result := &config.Config{}
+	if err := o.ApplyTo(result, known, disabled, aliases); err != nil {
+		return nil, fmt.Errorf("apply controller options: %w", err)
+	}
+	return result, nil
+}
