@@ -18,8 +18,12 @@ import (
 	"github.com/mote-dev/mote/internal/joinapi"
 )
 
-// maxRefusal bounds how much of a node's error message is read.
-const maxRefusal = 1 << 10
+const (
+	// maxRefusal bounds how much of a node's error message is read.
+	maxRefusal = 1 << 10
+	// maxHeader bounds the header of a node's answer, which says no more than a status.
+	maxHeader = 16 << 10
+)
 
 // errTunnelEnded is what streams end with when their tunnel does.
 var errTunnelEnded = errors.New("the tunnel to the node ended")
@@ -73,6 +77,8 @@ func newTransport(c Config) (*http2.Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up HTTP/2 of tunnels: %w", err)
 	}
+	// Ten megabytes otherwise, of each stream, from a node that need not be honest.
+	transport.MaxHeaderListSize = maxHeader
 	// Dials beyond a node's limit of streams wait instead of failing.
 	transport.StrictMaxConcurrentStreams = true
 	return transport, nil
