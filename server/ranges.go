@@ -17,10 +17,10 @@ import (
 	"github.com/mote-dev/mote/internal/clusterconfig"
 )
 
-// checkNodeRanges refuses pod ranges other than those the nodes' own were cut from: those of the
-// oldest node. Upstream's controller would not start with them (its occupyCIDRs in
-// pkg/controller/nodeipam/ipam/range_allocator.go, v1.37.2), nor say what to do. A later node with a
-// range of its own choice does not keep a server from starting.
+// checkNodeRanges refuses pod ranges other than those the nodes' own were cut from: the oldest
+// node's tells. Upstream's controller would not start with them (its occupyCIDRs in
+// pkg/controller/nodeipam/ipam/range_allocator.go, v1.37.2), nor say what to do. A later node with
+// a range of its own choice does not keep a server from starting.
 func (s *Server) checkNodeRanges(ctx context.Context, client kubernetes.Interface) error {
 	// What the API server has in memory is good enough: ranges of a node never change.
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{ResourceVersion: "0"})

@@ -63,7 +63,12 @@ func TestServer_CheckNodeRanges_TheOldestNodeCounts(t *testing.T) {
 		server, other, late string
 		fault, warned       bool
 	}{
-		{name: "as it was", server: "10.42.0.0/24", other: "10.42.1.0/24", late: "10.42.2.0/24"},
+		{
+			name:   "as it was",
+			server: "10.42.0.0/24",
+			other:  "10.42.1.0/24",
+			late:   "10.42.2.0/24",
+		},
 		{
 			name:   "a later node outside",
 			server: "10.42.0.0/24",
