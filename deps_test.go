@@ -63,8 +63,9 @@ var floors = []struct {
 // siblings lists every import between the packages inside a role. They never import the role's own
 // package, which composes them.
 var siblings = map[string][]string{
-	"agent/join":         {"agent/balancer"},
-	"server/apiserver":   {"server/loopback", "server/nodeclaims", "server/openapi", "server/pki"},
+	"agent/join": {"agent/balancer"},
+	"server/apiserver": {"server/apiserver/warnings", "server/loopback", "server/nodeclaims", "server/openapi",
+		"server/pki"},
 	"server/controllers": {"server/controllers/podcidr", "server/loopback", "server/pki"},
 	"server/join":        {"server/revocation"},
 	"server/scheduler":   {"server/loopback"},

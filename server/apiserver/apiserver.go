@@ -25,6 +25,7 @@ import (
 
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 
+	"github.com/mote-dev/mote/server/apiserver/warnings"
 	"github.com/mote-dev/mote/server/loopback"
 	"github.com/mote-dev/mote/server/nodeclaims"
 	"github.com/mote-dev/mote/server/pki"
@@ -140,13 +141,6 @@ func (c Config) chainConfig(o options.CompletedOptions, h *history) (*app.Config
 	if err != nil {
 		return nil, err
 	}
-	if c.Wrap != nil {
-		next := generic.BuildHandlerChainFunc
-		generic.BuildHandlerChainFunc = func(h http.Handler,
-			g *genericapiserver.Config) http.Handler {
-			return c.Wrap(next(h, g))
-		}
-	}
 	kubeAPIs, resolver, initializers, err := app.CreateKubeAPIServerConfig(o, generic, c.Informers, storageFactory)
 	if err != nil {
 		return nil, fmt.Errorf("configure API server: %w", err)
@@ -183,12 +177,27 @@ func (c Config) chainConfig(o options.CompletedOptions, h *history) (*app.Config
 			return nil, err
 		}
 	}
+	c.wrapChain(&aggregator.GenericConfig.Config)
 	return &app.Config{
 		Options:       o,
 		Aggregator:    aggregator,
 		KubeAPIs:      kubeAPIs,
 		ApiExtensions: extensions,
 	}, nil
+}
+
+// wrapChain puts handlers around the filters of g, which is the last server of the chain: the other
+// two are reached through it, behind its filters. It comes last, because upstream replaces that
+// server's filters when some feature gates are set.
+func (c Config) wrapChain(g *genericapiserver.Config) {
+	filters := g.BuildHandlerChainFunc
+	g.BuildHandlerChainFunc = func(api http.Handler, g *genericapiserver.Config) http.Handler {
+		h := filters(warnings.Wrap(api), g)
+		if c.Wrap != nil {
+			h = c.Wrap(h)
+		}
+		return h
+	}
 }
 
 // Run serves until ctx ends and all requests that can end have ended.
