@@ -64,8 +64,8 @@ var floors = []struct {
 // package, which composes them.
 var siblings = map[string][]string{
 	"agent/join": {"agent/balancer"},
-	"server/apiserver": {"server/apiserver/warnings", "server/loopback", "server/nodeclaims", "server/openapi",
-		"server/pki"},
+	"server/apiserver": {"server/apiserver/eventwindow", "server/apiserver/warnings", "server/loopback",
+		"server/nodeclaims", "server/openapi", "server/pki"},
 	"server/controllers": {"server/controllers/podcidr", "server/loopback", "server/pki"},
 	"server/join":        {"server/revocation"},
 	"server/scheduler":   {"server/loopback"},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -92,7 +93,7 @@ type Network interface {
 type Server struct {
 	config Config
 	chain  *aggregatorapiserver.APIAggregator
-	// history tells the watch caches how far the store is compacted.
+	// history makes the watch caches forget.
 	history *history
 	// documents is what the chain shares of OpenAPI.
 	documents *openapicommon.OpenAPIV3Config
@@ -213,6 +214,11 @@ func (s *Server) Run(ctx context.Context) error {
 	compactor := etcd3.StartCompactorPerEndpoint(s.config.Etcd.Client, compactionInterval)
 	defer compactor.Stop()
 	s.history.follow(compactor)
+	var work sync.WaitGroup
+	defer work.Wait()
+	life, end := context.WithCancel(ctx)
+	defer end()
+	work.Go(func() { s.history.windows.Run(life) })
 	s.config.Loopback.Serve(s.chain.GenericAPIServer.Handler)
 	if err := prepared.Run(ctx); err != nil {
 		return fmt.Errorf("serve API: %w", err)

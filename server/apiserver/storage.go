@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
+
+	"github.com/mote-dev/mote/server/apiserver/eventwindow"
 )
 
 // restOptions makes every resource use one etcd client. Upstream makes one gRPC client a resource,
@@ -37,6 +39,8 @@ type restOptions struct {
 // made.
 type history struct {
 	compactor atomic.Pointer[etcd3.Compactor]
+	// windows lets go of what the caches keep of a burst of events.
+	windows eventwindow.Windows
 }
 
 var _ etcd3.Compactor = (*history)(nil)
@@ -108,7 +112,7 @@ func (g *restOptions) cached(
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := cacher.NewCacherFromConfig(cacher.Config{
+	windowed, forget := g.history.windows.Add(cacher.Config{
 		Storage:             raw,
 		Versioner:           storage.APIObjectVersioner{},
 		GroupResource:       config.GroupResource,
@@ -122,7 +126,9 @@ func (g *restOptions) cached(
 		Indexers:            indexers,
 		Codec:               config.Codec,
 	})
+	c, err := cacher.NewCacherFromConfig(windowed)
 	if err != nil {
+		forget()
 		destroy()
 		return nil, nil, fmt.Errorf("open watch cache of %s: %w", config.GroupResource, err)
 	}
@@ -130,6 +136,7 @@ func (g *restOptions) cached(
 	return delegator, sync.OnceFunc(func() {
 		delegator.Stop()
 		c.Stop()
+		forget()
 		destroy()
 	}), nil
 }

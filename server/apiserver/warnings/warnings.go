@@ -16,13 +16,13 @@ import (
 //
 // Upstream runs a create, update, patch or delete in a goroutine of its own
 // (finisher.FinishRequest). When the client goes away or time is up, the handler answers with an
-// error, while that goroutine goes on and may add a warning, such as those of Pod Security. Upstream's
-// recorder adds it to the header map that the handler fills at the same time. Its lock is no help:
-// the handler does not take it.
+// error, while that goroutine goes on and may add a warning, such as those of Pod Security.
+// Upstream's recorder adds it to the header map that the handler fills at the same time. Its lock
+// is no help: the handler does not take it.
 //
 // Here warnings wait in a list, whoever adds them. Only the handler's own calls hand them to
-// upstream's recorder, just before they send the header, so only its goroutine touches the map.
-// A warning that comes later is dropped; the header it belongs to is sent.
+// upstream's recorder, just before they send the header, so only its goroutine touches the map. A
+// warning that comes later is dropped; the header it belongs to is sent.
 func Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &answer{ResponseWriter: w, recorder: r.Context()}

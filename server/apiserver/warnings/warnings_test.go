@@ -39,7 +39,8 @@ import (
 func TestMain(m *testing.M) {
 	// Upstream logs each request whose client has gone.
 	klog.SetLogger(logr.Discard())
-	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
+	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(),
+		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
 }
 
 var codecs = func() serializer.CodecFactory {
@@ -54,9 +55,10 @@ var codecs = func() serializer.CodecFactory {
 func chain(t *testing.T, api http.Handler) http.Handler {
 	t.Helper()
 	c := genericapiserver.NewConfig(codecs)
-	c.Authentication.Authenticator = authenticator.RequestFunc(func(*http.Request) (*authenticator.Response, bool, error) {
-		return &authenticator.Response{User: &user.DefaultInfo{Name: "somebody"}}, true, nil
-	})
+	c.Authentication.Authenticator = authenticator.RequestFunc(
+		func(*http.Request) (*authenticator.Response, bool, error) {
+			return &authenticator.Response{User: &user.DefaultInfo{Name: "somebody"}}, true, nil
+		})
 	c.Authorization.Authorizer = authorizerfactory.NewAlwaysAllowAuthorizer()
 	c.FeatureGate = utilfeature.DefaultFeatureGate
 	c.LongRunningFunc = filters.BasicLongRunningRequestCheck(sets.NewString("watch"), sets.NewString("exec"))
@@ -117,7 +119,8 @@ func TestWrap_CancelledPatchesThatAddWarnings_DoNotMeetInTheHeader(t *testing.T)
 				ctx, cancel := context.WithCancel(t.Context())
 				number := strconv.FormatInt(n, 10)
 				cancels.Store(number, cancel)
-				r, err := http.NewRequestWithContext(ctx, http.MethodPatch, server.URL+namespace, strings.NewReader("{}"))
+				r, err := http.NewRequestWithContext(ctx, http.MethodPatch, server.URL+namespace,
+					strings.NewReader("{}"))
 				if err != nil {
 					t.Error(err)
 					return
