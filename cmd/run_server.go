@@ -13,12 +13,9 @@ import (
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/execpages"
+	"github.com/mote-dev/mote/internal/giveback"
 	"github.com/mote-dev/mote/server"
 )
-
-// settles is how long after it is ready a process still runs code that only a start needs: first
-// syncs, bootstrap objects, the node's first pods.
-const settles = 30 * time.Second
 
 // runServer runs a server and, unless node is nil, a node beside it until ctx ends. A failure of
 // either stops both; the node stops first, while the server can still take its last writes. opened
@@ -96,21 +93,19 @@ func runServer(ctx context.Context, control server.Config, node *agent.Config, u
 	return g.Wait()
 }
 
-// announce says that the process is ready, and gives back to the machine what only starting needed:
-// memory at once, pages of the executable when what follows a start is over as well.
+// announce says that the process is ready, and gives back to the machine what only starting needed,
+// and from then on what only a burst of work did, until ctx ends.
 func announce(ctx context.Context, ui UI, r Ready, start time.Time, log *zap.Logger) {
 	r.Took = time.Since(start)
 	ui.Ready(r)
 	debug.FreeOSMemory()
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(settles):
-	}
-	// Without it the process is larger, and that is all.
-	if err := execpages.Release(); err != nil {
-		log.Debug("keep pages of the executable", zap.Error(err))
-	}
+	giveback.Run(ctx, func() {
+		debug.FreeOSMemory()
+		// Without it the process is larger, and that is all.
+		if err := execpages.Release(); err != nil {
+			log.Debug("keep pages of the executable", zap.Error(err))
+		}
+	})
 }
 
 // connectTo returns how a node in this process connects to s.
