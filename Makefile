@@ -120,6 +120,10 @@ bench-idle: build ## measure an idle bin/mote: size, start, memory, CPU, writes;
 bench-join: build ## measure what 200 hollow nodes cost one server: join, memory, CPU, writes (root); NODES=50 makes them fewer
 	scripts/bench-join
 
+.PHONY: bench-load
+bench-load: build ## measure the memory that a load of 16 clients leaves behind, twice; eight minutes (root)
+	scripts/bench-load
+
 .PHONY: clean
 clean: ## remove build output, and what an interrupted test run left behind
 	scripts/clean

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -75,30 +74,19 @@ func label(labels, name string) string {
 
 // profileJoining keeps what the server does while the first nodes join, in a file beside the logs.
 func profileJoining(ctx context.Context, c *measure.Cluster, dir string) error {
-	return keepProfile(ctx, c, filepath.Join(dir, "joining.pprof"), "/debug/pprof/profile", "seconds", "30")
+	return c.KeepProfile(ctx, filepath.Join(dir, "joining.pprof"), "/debug/pprof/profile", "seconds", "30")
 }
 
 // profileIdle keeps what the server does during a span, and what it holds, in files beside the
 // logs.
 func profileIdle(ctx context.Context, c *measure.Cluster, dir string, span time.Duration) error {
 	seconds := strconv.Itoa(max(1, int(span.Seconds())-1))
-	if err := keepProfile(ctx, c, filepath.Join(dir, "idle.pprof"), "/debug/pprof/profile", "seconds",
+	if err := c.KeepProfile(ctx, filepath.Join(dir, "idle.pprof"), "/debug/pprof/profile", "seconds",
 		seconds); err != nil {
 		return err
 	}
-	if err := keepProfile(ctx, c, filepath.Join(dir, "heap.pprof"), "/debug/pprof/heap", "gc", "1"); err != nil {
+	if err := c.KeepProfile(ctx, filepath.Join(dir, "heap.pprof"), "/debug/pprof/heap", "gc", "1"); err != nil {
 		return err
 	}
-	return keepProfile(ctx, c, filepath.Join(dir, "goroutines.txt"), "/debug/pprof/goroutine", "debug", "1")
-}
-
-func keepProfile(ctx context.Context, c *measure.Cluster, file, path, name, value string) error {
-	data, err := c.Client().RESTClient().Get().AbsPath(path).Param(name, value).DoRaw(ctx)
-	if err != nil {
-		return fmt.Errorf("profile the server: %s: %w", path, err)
-	}
-	if err := os.WriteFile(file, data, 0o644); err != nil {
-		return fmt.Errorf("keep profile: %w", err)
-	}
-	return nil
+	return c.KeepProfile(ctx, filepath.Join(dir, "goroutines.txt"), "/debug/pprof/goroutine", "debug", "1")
 }

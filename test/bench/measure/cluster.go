@@ -173,6 +173,18 @@ func (c *Cluster) CPUTime() (time.Duration, error) { return cpuTime(c.parts[0].c
 // Client speaks with the API server once it has been ready.
 func (c *Cluster) Client() *kubernetes.Clientset { return c.client }
 
+// KeepProfile writes a profile of the API server to a file.
+func (c *Cluster) KeepProfile(ctx context.Context, file, path, name, value string) error {
+	data, err := c.client.RESTClient().Get().AbsPath(path).Param(name, value).DoRaw(ctx)
+	if err != nil {
+		return fmt.Errorf("profile the server: %s: %w", path, err)
+	}
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		return fmt.Errorf("keep profile: %w", err)
+	}
+	return nil
+}
+
 // UntilNode returns the time from the start until the node was Ready.
 func (c *Cluster) UntilNode(ctx context.Context, name string) (time.Duration, error) {
 	return c.Until(ctx, "node Ready", func(ctx context.Context) error {
