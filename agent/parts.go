@@ -113,6 +113,16 @@ var parts = []part.Part[*node]{
 		},
 	},
 	{
+		Name:     "load-balancer",
+		Purpose:  "lets services of type LoadBalancer use the node's addresses, but for ports the host listens on",
+		Needs:    []string{"service-proxy"},
+		Optional: true,
+		New: func(_ context.Context, n *node, _ part.Lead) (part.Running, error) {
+			// newProxy has decided already whether the proxy reports the host's ports.
+			return part.Running{Idle: n.idle("load-balancer")}, nil
+		},
+	},
+	{
 		Name:     "dns",
 		Purpose:  "answers the cluster's names",
 		Needs:    []string{"informers"},
@@ -270,23 +280,24 @@ func (n *node) newProxy() (*netproxy.Proxy, error) {
 		return nil, err
 	}
 	return netproxy.New(netproxy.Config{
-		Client:            n.client,
-		Informers:         n.connection.Informers,
-		Servers:           n.connection.Servers,
-		NodeName:          c.NodeName,
-		NodeIPs:           n.addresses,
-		Cluster:           n.connection.Cluster,
-		LocalServiceIPs:   n.dnsAddresses(),
-		CNIConfDir:        dir.CNIConf(),
-		CNIBinDir:         dir.Paths().CurrentBin(),
-		StateDir:          dir.CNI(),
-		Bridge:            n.bridge(),
-		DisablePolicy:     !n.runs("network-policy"),
-		Mode:              args.Mode,
-		NodePortAddresses: args.NodePortAddresses,
-		HealthzAddress:    args.HealthzAddress,
-		MetricsAddress:    args.MetricsAddress,
-		Logger:            c.Logger.Named("netproxy"),
+		Client:              n.client,
+		Informers:           n.connection.Informers,
+		Servers:             n.connection.Servers,
+		NodeName:            c.NodeName,
+		NodeIPs:             n.addresses,
+		Cluster:             n.connection.Cluster,
+		LocalServiceIPs:     n.dnsAddresses(),
+		CNIConfDir:          dir.CNIConf(),
+		CNIBinDir:           dir.Paths().CurrentBin(),
+		StateDir:            dir.CNI(),
+		Bridge:              n.bridge(),
+		DisablePolicy:       !n.runs("network-policy"),
+		DisableLoadBalancer: !n.runs("load-balancer"),
+		Mode:                args.Mode,
+		NodePortAddresses:   args.NodePortAddresses,
+		HealthzAddress:      args.HealthzAddress,
+		MetricsAddress:      args.MetricsAddress,
+		Logger:              c.Logger.Named("netproxy"),
 	})
 }
 

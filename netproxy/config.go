@@ -24,8 +24,8 @@ const (
 
 // Config configures a [Proxy]. It is not written to after [New].
 type Config struct {
-	// Client reads services, endpoint slices, nodes and service CIDRs. It is used for informers
-	// only, and only if Informers is nil.
+	// Client patches this node's Node object with the ports its host listens on. If Informers is
+	// nil, it also reads services, endpoint slices, nodes and service CIDRs.
 	Client kubernetes.Interface
 	// Informers is the factory that the parts of this process share, so that no object is cached
 	// twice. New requests the informers it needs from it. Its owner runs them, before or after New:
@@ -55,6 +55,9 @@ type Config struct {
 	StateDir string
 	// DisablePolicy leaves network policies unenforced.
 	DisablePolicy bool
+	// DisableLoadBalancer keeps the host's ports unreported, so that the server's load balancer
+	// leaves this node out.
+	DisableLoadBalancer bool
 	// Bridge is the name of the pods' bridge; empty means mote0.
 	Bridge string
 	// MTU of pods; zero means to derive it from the uplink.
@@ -75,8 +78,8 @@ type Config struct {
 // Validate returns all errors of the config at once.
 func (c Config) Validate() error {
 	var errs []error
-	if c.Client == nil && c.Informers == nil {
-		errs = append(errs, errors.New("neither client nor informers"))
+	if c.Client == nil {
+		errs = append(errs, errors.New("no client"))
 	}
 	if c.NodeName == "" {
 		errs = append(errs, errors.New("node name is empty"))

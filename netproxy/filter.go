@@ -3,9 +3,12 @@ package netproxy
 import (
 	"net/netip"
 	"slices"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy"
 	proxyapis "k8s.io/kubernetes/pkg/proxy/apis"
 )
@@ -16,10 +19,21 @@ import (
 type serviceFilter struct {
 	proxier proxy.Provider
 	local   []netip.Addr
+	// trim removes what the proxier must not serve at this host's addresses.
+	trim func(*v1.Service) *v1.Service
+	// mu orders deliveries, so that a repeated one never follows a newer one.
+	mu sync.Mutex
+	// balanced are the services with addresses of load balancers, as they were delivered.
+	balanced map[types.NamespacedName]*v1.Service
 }
 
-func newServiceFilter(proxier proxy.Provider, local []netip.Addr) *serviceFilter {
-	return &serviceFilter{proxier: proxier, local: local}
+func newServiceFilter(proxier proxy.Provider, local []netip.Addr, trim func(*v1.Service) *v1.Service) *serviceFilter {
+	return &serviceFilter{
+		proxier:  proxier,
+		local:    local,
+		trim:     trim,
+		balanced: make(map[types.NamespacedName]*v1.Service),
+	}
 }
 
 // concerns reports whether the proxier handles the service: it has a cluster IP, is not assigned to
@@ -38,26 +52,67 @@ func (f *serviceFilter) concerns(s *v1.Service) bool {
 }
 
 func (f *serviceFilter) OnServiceAdd(s *v1.Service) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.concerns(s) {
-		f.proxier.OnServiceAdd(s)
+		f.proxier.OnServiceAdd(f.next(s))
 	}
 }
 
 func (f *serviceFilter) OnServiceUpdate(old, s *v1.Service) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	switch was, is := f.concerns(old), f.concerns(s); {
 	case was && is:
-		f.proxier.OnServiceUpdate(old, s)
+		f.proxier.OnServiceUpdate(f.last(old), f.next(s))
 	case was:
-		f.proxier.OnServiceDelete(old)
+		f.proxier.OnServiceDelete(f.last(old))
 	case is:
-		f.proxier.OnServiceAdd(s)
+		f.proxier.OnServiceAdd(f.next(s))
 	}
 }
 
 func (f *serviceFilter) OnServiceDelete(s *v1.Service) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.concerns(s) {
-		f.proxier.OnServiceDelete(s)
+		f.proxier.OnServiceDelete(f.last(s))
 	}
+}
+
+// repeat delivers the load balancers of store again, after trim changed its mind. The proxier drops
+// a change between two equal services, so each comes with what was delivered before.
+func (f *serviceFilter) repeat(store cache.Store) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, obj := range store.List() {
+		if s, ok := obj.(*v1.Service); ok && f.balanced[name(s)] != nil && f.concerns(s) {
+			f.proxier.OnServiceUpdate(f.last(s), f.next(s))
+		}
+	}
+}
+
+// next returns what to deliver for s. The caller holds mu.
+func (f *serviceFilter) next(s *v1.Service) *v1.Service {
+	trimmed := f.trim(s)
+	if len(s.Status.LoadBalancer.Ingress) > 0 {
+		f.balanced[name(s)] = trimmed
+	}
+	return trimmed
+}
+
+// last returns what was delivered for s, and forgets it. The caller holds mu.
+func (f *serviceFilter) last(s *v1.Service) *v1.Service {
+	before, ok := f.balanced[name(s)]
+	if !ok {
+		return s
+	}
+	delete(f.balanced, name(s))
+	return before
+}
+
+func name(s *v1.Service) types.NamespacedName {
+	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 }
 
 func (f *serviceFilter) OnServiceSynced() { f.proxier.OnServiceSynced() }

@@ -10,6 +10,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy"
 )
 
@@ -33,6 +34,9 @@ func (r *recorder) OnEndpointSliceDelete(s *discovery.EndpointSlice) {
 	r.calls = append(r.calls, "delete "+s.Name)
 }
 func (r *recorder) OnServiceCIDRsChanged(cidrs []string) { r.cidrs = cidrs }
+
+// untrimmed is what a host does that listens on nothing.
+func untrimmed(s *v1.Service) *v1.Service { return s }
 
 func TestServiceFilter(t *testing.T) {
 	make := func(ip string, labels map[string]string) *v1.Service {
@@ -61,7 +65,8 @@ func TestServiceFilter(t *testing.T) {
 		{"cluster DNS deleted", dns, nil, "[]"},
 	} {
 		r := &recorder{}
-		f := newServiceFilter(r, []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd00:43::a")})
+		local := []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd00:43::a")}
+		f := newServiceFilter(r, local, untrimmed)
 		switch {
 		case c.old == nil:
 			f.OnServiceAdd(c.new)
@@ -73,6 +78,71 @@ func TestServiceFilter(t *testing.T) {
 		if got := fmt.Sprint(r.calls); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
+	}
+}
+
+// addresses is a proxier that follows the load balancer addresses of one service as upstream's
+// change tracker does: a change between two equal services is none.
+type addresses struct {
+	proxy.Provider
+	served string
+}
+
+func of(s *v1.Service) string { return fmt.Sprint(s.Status.LoadBalancer.Ingress) }
+
+func (a *addresses) OnServiceAdd(s *v1.Service) { a.served = of(s) }
+func (a *addresses) OnServiceUpdate(old, s *v1.Service) {
+	if of(old) != of(s) {
+		a.served = of(s)
+	}
+}
+func (a *addresses) OnServiceDelete(*v1.Service) { a.served = "" }
+
+// A port that the host begins to listen on is taken from the proxier, and given back afterwards.
+func TestServiceFilter_Repeat_FollowsTrim(t *testing.T) {
+	s := &v1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "s"},
+		Spec:       v1.ServiceSpec{ClusterIP: "10.43.0.5", ClusterIPs: []string{"10.43.0.5"}},
+		Status: v1.ServiceStatus{LoadBalancer: v1.LoadBalancerStatus{
+			Ingress: []v1.LoadBalancerIngress{{IP: "192.0.2.1"}}}},
+	}
+	busy := false
+	var proxier addresses
+	f := newServiceFilter(&proxier, nil, func(s *v1.Service) *v1.Service {
+		if busy {
+			s = s.DeepCopy()
+			s.Status.LoadBalancer.Ingress = nil
+		}
+		return s
+	})
+	store := cache.NewStore(cache.MetaNamespaceKeyFunc)
+	if err := store.Add(s); err != nil {
+		t.Fatal(err)
+	}
+	all, none := of(s), of(&v1.Service{})
+	f.OnServiceAdd(s)
+	for i, row := range []struct {
+		busy bool
+		want string
+	}{{false, all}, {true, none}, {true, none}, {false, all}} {
+		busy = row.busy
+		f.repeat(store)
+		if proxier.served != row.want {
+			t.Errorf("round %d, the host listens: %v: the proxier has %s, want %s", i, busy, proxier.served, row.want)
+		}
+	}
+	busy = true
+	f.repeat(store)
+	// The API server's next version arrives while the port is taken.
+	f.OnServiceUpdate(s, s.DeepCopy())
+	busy = false
+	f.repeat(store)
+	if proxier.served != all {
+		t.Errorf("after an update: the proxier has %s, want %s", proxier.served, all)
+	}
+	f.OnServiceDelete(s)
+	if len(f.balanced) != 0 {
+		t.Errorf("%d deleted services are remembered", len(f.balanced))
 	}
 }
 
@@ -98,7 +168,8 @@ func TestEndpointFilter(t *testing.T) {
 func TestServiceFilter_OnServiceCIDRsChanged(t *testing.T) {
 	holes := []netip.Addr{netip.MustParseAddr("10.43.0.10"), netip.MustParseAddr("fd00:43::a")}
 	r := &recorder{}
-	newServiceFilter(r, holes).OnServiceCIDRsChanged([]string{"10.43.0.0/24", "fd00:43::/124", "10.99.0.0/16"})
+	f := newServiceFilter(r, holes, untrimmed)
+	f.OnServiceCIDRsChanged([]string{"10.43.0.0/24", "fd00:43::/124", "10.99.0.0/16"})
 	if want := "10.43.0.0/29,10.43.0.11/32,10.43.0.128/25,10.43.0.16/28,10.43.0.32/27,10.43.0.64/26,10.43.0.8/31,10.43.0.12/30"; !slices.Equal(sorted(want+",10.99.0.0/16,fd00:43::/125,fd00:43::8/127,fd00:43::b/128,fd00:43::c/126"), r.cidrs) {
 		t.Errorf("got %v", r.cidrs)
 	}

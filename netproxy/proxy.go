@@ -58,10 +58,8 @@ type Proxy struct {
 	mode    string     // the packet filter in use, empty before Run has chosen one
 }
 
-// New checks the config, and that the host can have pods of the cluster's address families: without
-// them other parts of the node would fail first, with errors that do not say why. It requests the
-// informers it needs from the config's factory and sets the feature gates of the process, which
-// decide on which addresses upstream's proxier serves NodePorts.
+// New checks the config. It requests the informers it needs from the config's factory and sets the
+// feature gates of the process, which decide on which addresses upstream's proxier serves NodePorts.
 func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)
@@ -185,6 +183,9 @@ func (p *Proxy) runParts(ctx context.Context, mode string, proxier proxy.Provide
 	// A request to the owner of the informers, who decides when they end.
 	p.gate.Start(wait.NeverStop)
 	g.Go(func() error { return watch.run(ctx) })
+	if !p.cfg.DisableLoadBalancer {
+		g.Go(func() error { return watch.ports.Run(ctx) })
+	}
 	if policies != nil {
 		g.Go(func() error { return policies.Run(ctx) })
 	}

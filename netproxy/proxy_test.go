@@ -310,7 +310,7 @@ func TestChooseMode(t *testing.T) {
 func TestConfig_Validate(t *testing.T) {
 	err := Config{Mode: "ipvs", NodePortAddresses: []string{"primary"},
 		Cluster: clusterconfig.Config{NetworkBackend: "pigeon"}}.Validate()
-	for _, want := range []string{"neither client", "node name", "ipvs", "node port", "pigeon", "cluster CIDR"} {
+	for _, want := range []string{"no client", "node name", "ipvs", "node port", "pigeon", "cluster CIDR"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not name %s: %v", want, err)
 		}

@@ -3,6 +3,7 @@ package netproxy
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/kubernetes/pkg/proxy"
 
 	"github.com/mote-dev/mote/netproxy/podnet"
+	"github.com/mote-dev/mote/netproxy/servicelb"
 )
 
 // handlers returns typed event handlers for an informer.
@@ -42,6 +44,8 @@ func handlers[T any](add func(T), update func(old, obj T), remove func(T)) cache
 
 // watch feeds the proxier and the pod network from the informers.
 type watch struct {
+	// ports follows what the host listens on.
+	ports    *servicelb.Reporter
 	handled  []cache.ResourceEventHandlerRegistration
 	complete func()
 	// synced is closed once the proxier has every object that existed at the start.
@@ -53,7 +57,21 @@ type watch struct {
 // Upstream's pkg/proxy/config is not used: it registers with the informer first and takes its own
 // handlers afterwards, which loses what a shared, running informer reports in between.
 func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, error) {
-	services := newServiceFilter(proxier, p.cfg.LocalServiceIPs)
+	all := p.gate.Core().V1().Services().Informer()
+	var services *serviceFilter
+	ports := servicelb.New(servicelb.Config{
+		Client:   p.cfg.Client,
+		NodeName: p.cfg.NodeName,
+		Wanted:   func() bool { return slices.ContainsFunc(all.GetStore().List(), isLoadBalancer) },
+		Changed:  func() { services.repeat(all.GetStore()) },
+		Logger:   p.log.Named("servicelb"),
+	})
+	services = newServiceFilter(proxier, p.cfg.LocalServiceIPs, ports.Trim)
+	wanted := func(obj any) {
+		if isLoadBalancer(obj) {
+			ports.Poke()
+		}
+	}
 	endpoints := endpointFilter{proxier}
 	ranges := &serviceRanges{changed: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
 	nodes, slices := p.gate.Core().V1().Nodes().Informer(), p.gate.Discovery().V1().EndpointSlices().Informer()
@@ -66,7 +84,7 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 			p.nodesChanged(nodes.GetStore(), proxier, network)
 		}
 	}
-	w := &watch{synced: make(chan struct{}), complete: func() {
+	w := &watch{ports: ports, synced: make(chan struct{}), complete: func() {
 		changed()
 		// The second of these calls makes the proxier write its rules.
 		services.OnServiceSynced()
@@ -76,10 +94,8 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 		informer cache.SharedIndexInformer
 		handler  cache.ResourceEventHandler
 	}{
-		{
-			p.gate.Core().V1().Services().Informer(),
-			handlers(services.OnServiceAdd, services.OnServiceUpdate, services.OnServiceDelete),
-		},
+		{all, handlers(services.OnServiceAdd, services.OnServiceUpdate, services.OnServiceDelete)},
+		{all, cache.ResourceEventHandlerFuncs{AddFunc: wanted, UpdateFunc: func(_, obj any) { wanted(obj) }}},
 		{
 			slices,
 			handlers(endpoints.OnEndpointSliceAdd, endpoints.OnEndpointSliceUpdate, endpoints.OnEndpointSliceDelete),
@@ -107,6 +123,12 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 		w.handled = append(w.handled, handled)
 	}
 	return w, nil
+}
+
+// isLoadBalancer reports whether an object is a service that wants a load balancer.
+func isLoadBalancer(obj any) bool {
+	s, ok := obj.(*v1.Service)
+	return ok && s.Spec.Type == v1.ServiceTypeLoadBalancer
 }
 
 // run waits until the handlers have had all initial objects, and then lets the proxier write its

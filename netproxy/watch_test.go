@@ -139,6 +139,7 @@ func TestProxy_Watch_RunningInformers(t *testing.T) {
 // watchConfig is a config whose informers run elsewhere.
 func watchConfig(shared informers.SharedInformerFactory) Config {
 	return Config{
+		Client:     fake.NewClientset(),
 		Informers:  shared,
 		NodeName:   "n1",
 		CNIConfDir: "/c",

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/authentication/user"
 
 	"github.com/mote-dev/mote/internal/clusterconfig"
@@ -21,6 +22,7 @@ import (
 	"github.com/mote-dev/mote/server/nodeclaims"
 	"github.com/mote-dev/mote/server/revocation"
 	"github.com/mote-dev/mote/server/scheduler"
+	"github.com/mote-dev/mote/server/services/loadbalancer"
 	"github.com/mote-dev/mote/server/tunnel"
 )
 
@@ -140,6 +142,17 @@ var parts = []part.Part[*control]{
 				Lead:      lead,
 			}
 			return part.Running{Run: func(ctx context.Context) error { return scheduler.Run(ctx, config) }}, nil
+		},
+	},
+	{
+		Name:     "load-balancer",
+		Purpose:  "gives services of type LoadBalancer addresses of nodes",
+		Needs:    []string{"system-objects"},
+		Leader:   "mote-load-balancer",
+		Optional: true,
+		New: func(_ context.Context, c *control, lead part.Lead) (part.Running, error) {
+			run, err := c.newLoadBalancer(lead)
+			return part.Running{Run: run}, err
 		},
 	},
 	{
@@ -281,10 +294,36 @@ func (c *control) announce(ctx context.Context) error {
 	}, c.config.Logger.Named("discovery"))
 }
 
-// leaders names, for each lease, the user that upstream's RBAC rules let write it.
-var leaders = map[string]string{
-	"kube-controller-manager": user.KubeControllerManager,
-	"kube-scheduler":          user.KubeScheduler,
+// newLoadBalancer makes the controller of load balancers, and returns what runs it.
+func (c *control) newLoadBalancer(lead part.Lead) (func(context.Context) error, error) {
+	client, err := c.client(system)
+	if err != nil {
+		return nil, fmt.Errorf("make client of load balancers: %w", err)
+	}
+	balancer, err := loadbalancer.New(loadbalancer.Config{
+		Client:    client,
+		Informers: c.shared,
+		Logger:    c.config.Logger.Named("load-balancer"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		// A request to the owner of the informers, who decides when they end.
+		c.shared.Start(wait.NeverStop)
+		if lead == nil {
+			return balancer.Run(ctx)
+		}
+		return lead(ctx, balancer.Run)
+	}, nil
+}
+
+// leaders are, for each lease, who writes it: the user that upstream's RBAC rules let write it, or
+// mote itself.
+var leaders = map[string]*user.DefaultInfo{
+	"kube-controller-manager": {Name: user.KubeControllerManager, Groups: []string{user.AllAuthenticated}},
+	"kube-scheduler":          {Name: user.KubeScheduler, Groups: []string{user.AllAuthenticated}},
+	"mote-load-balancer":      system,
 }
 
 // newParts makes the set of parts that Run runs.

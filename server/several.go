@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"k8s.io/apiserver/pkg/authentication/user"
 
 	"github.com/mote-dev/mote/internal/atomicfile"
 	"github.com/mote-dev/mote/internal/clusterconfig"
@@ -117,7 +116,7 @@ func (s *Server) leave(ctx context.Context) {
 // user that upstream's rules let write it.
 func (s *Server) lead(lease string) part.Lead {
 	return func(ctx context.Context, work func(context.Context) error) error {
-		client, err := s.client(&user.DefaultInfo{Name: leaders[lease], Groups: []string{user.AllAuthenticated}})
+		client, err := s.client(leaders[lease])
 		if err != nil {
 			return fmt.Errorf("make client of lease %s: %w", lease, err)
 		}

@@ -172,8 +172,8 @@ func (le *lessor) due(now time.Time) (ids []int64, next time.Time) {
 // saveEvery bounds how much longer than its TTL a lease can live because of a crash.
 const saveEvery = 5 * time.Minute
 
-// stale returns the seconds left that the file should have by now, at most once every saveEvery. The
-// writer asks when it commits anyway, so that saving costs no commit of its own.
+// stale returns the seconds left that the file should have by now, at most once every saveEvery.
+// The writer asks when it commits anyway, so that saving costs no commit of its own.
 func (le *lessor) stale(now time.Time) map[int64]int64 {
 	le.mu.Lock()
 	defer le.mu.Unlock()

@@ -110,8 +110,8 @@ func (s *sink) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// decompress fails with ErrDamaged only when reading and writing worked, so that the contents of src
-// must be wrong.
+// decompress fails with ErrDamaged only when reading and writing worked, so that the contents of
+// src must be wrong.
 func decompress(ctx context.Context, dest io.Writer, src io.Reader) error {
 	in, out := &source{ctx: ctx, r: src}, &sink{w: dest}
 	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))

@@ -108,8 +108,8 @@ type touched struct {
 }
 
 // deletes reports whether a deletion covers key. Like etcd's own check, it takes an end of one zero
-// byte literally and not as "no bound": such a deletion may share a transaction with a put of one of
-// its keys.
+// byte literally and not as "no bound": such a deletion may share a transaction with a put of one
+// of its keys.
 func (t *touched) deletes(key string) bool {
 	for _, d := range t.dels {
 		if from := string(d.Key); len(d.RangeEnd) == 0 && from == key || from <= key && key < string(d.RangeEnd) {

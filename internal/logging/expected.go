@@ -79,7 +79,8 @@ var expectedCauses = []expectedCause{
 
 // optimisticLockError is the end of the API server's refusal to update an object that was changed
 // since the client read it (registry.OptimisticLockErrorMsg, which an agent should not import).
-const optimisticLockError = "the object has been modified; please apply your changes to the latest version and try again"
+const optimisticLockError = "the object has been modified; " +
+	"please apply your changes to the latest version and try again"
 
 // expectedFilter drops the expected messages unless debug lines are wanted.
 type expectedFilter struct{ zapcore.Core }

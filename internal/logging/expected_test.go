@@ -25,6 +25,7 @@ func TestExpectedFilter_Write(t *testing.T) {
 	const limits = "failed to read memory cgroup limits for the pod" // of pkg/kubelet/kubelet_pods.go, also for CPU
 	// As pkg/kubelet/kubelet_node_status.go (v1.37.2) wraps it.
 	wrapped := func(err error) error { return fmt.Errorf("error getting node %q: %v", "n1", err) }
+	budgets := policyv1.Resource("poddisruptionbudgets")
 	behind := &consistency.ConsistencyError{WroteRV: "7", ReadRV: "5"}
 	for _, row := range []struct {
 		name    string
@@ -36,10 +37,11 @@ func TestExpectedFilter_Write(t *testing.T) {
 			"Unhandled Error", 0},
 		{"a controller fails", fmt.Errorf("sync %q failed with %v", "default/web", errors.New("quota exceeded")),
 			"Unhandled Error", 1},
-		{"an object changed since a controller read it", apierrors.NewConflict(policyv1.Resource("poddisruptionbudgets"),
-			"web", errors.New(registry.OptimisticLockErrorMsg)), "Error syncing PodDisruptionBudget, requeuing", 0},
-		{"another conflict", apierrors.NewConflict(policyv1.Resource("poddisruptionbudgets"), "web",
-			errors.New("the UID in the precondition does not match")), "Error syncing PodDisruptionBudget, requeuing", 1},
+		{"an object changed since a controller read it",
+			apierrors.NewConflict(budgets, "web", errors.New(registry.OptimisticLockErrorMsg)),
+			"Error syncing PodDisruptionBudget, requeuing", 0},
+		{"another conflict", apierrors.NewConflict(budgets, "web", errors.New("the UID in the precondition differs")),
+			"Error syncing PodDisruptionBudget, requeuing", 1},
 		{"cAdvisor looks at a container that ended", nil, "Failed to process watch event {EventType:0}: not found: " +
 			`rpc error: code = NotFound desc = container "70fd" in namespace "k8s.io": not found`, 0},
 		{"cAdvisor looks at a task that ended", nil, "Failed to process watch event {EventType:0}: not found: " +

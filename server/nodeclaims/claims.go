@@ -20,6 +20,8 @@ const (
 	// domain is that of labels which are no node's to set, as are those of
 	// node-restriction.kubernetes.io.
 	domain = "mote.dev"
+	// balancers is the domain of k3s' labels that choose the nodes of load balancers.
+	balancers = "svccontroller.k3s.cattle.io"
 )
 
 // checkNode refuses what a node must not say in its own Node. Only what it changes counts: what was
@@ -35,12 +37,12 @@ func (p *plugin) checkNode(name string, is, was *api.Node) error {
 	}
 	for _, key := range slices.Sorted(maps.Keys(is.Labels)) {
 		if value, ok := was.Labels[key]; reserved(key) && (!ok || value != is.Labels[key]) {
-			return fmt.Errorf("a node must not set its label %s: labels of %s are the administrator's", key, domain)
+			return fmt.Errorf("a node must not set its label %s: it is the administrator's; use `kubectl label node`", key)
 		}
 	}
 	for key := range was.Labels {
 		if _, ok := is.Labels[key]; reserved(key) && !ok {
-			return fmt.Errorf("a node must not remove its label %s: labels of %s are the administrator's", key, domain)
+			return fmt.Errorf("a node must not remove its label %s: it is the administrator's; use `kubectl label node`", key)
 		}
 	}
 	if outside := is.Annotations[outsideAnnotation]; outside != "" && outside != was.Annotations[outsideAnnotation] {
@@ -60,10 +62,11 @@ func (p *plugin) checkNode(name string, is, was *api.Node) error {
 	return nil
 }
 
-// reserved reports whether a label is of mote.dev or a name below it.
+// reserved reports whether a label is of mote.dev or a name below it, or chooses the nodes of load
+// balancers: a node that set that on itself would become the only one.
 func reserved(label string) bool {
 	of, _, ok := strings.Cut(label, "/")
-	return ok && (of == domain || strings.HasSuffix(of, "."+domain))
+	return ok && (of == domain || strings.HasSuffix(of, "."+domain) || of == balancers)
 }
 
 // checkAddress refuses an address that leads elsewhere than to the node.

@@ -43,9 +43,9 @@ type Config struct {
 	Settings map[string]string
 }
 
-// Agree returns the keys that all servers of an etcd share, files by name. own are this server's: all
-// of them, some or none. The first server stores what complete makes of its own. If several start at
-// once, one of them is the first.
+// Agree returns the keys that all servers of an etcd share, files by name. own are this server's:
+// all of them, some or none. The first server stores what complete makes of its own. If several
+// start at once, one of them is the first.
 func Agree(ctx context.Context, c Config, own map[string][]byte,
 	complete func(own map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
 	keys, err := c.keys(ctx, own, complete)

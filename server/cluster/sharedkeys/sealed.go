@@ -28,7 +28,8 @@ const (
 // cannot tell these apart.
 var errDoesNotOpen = errors.New("sealed data does not open")
 
-// sealed is the stored form: files under AES-256-GCM, with a key that PBKDF2 derives from a secret.
+// sealed is the stored form: files under AES-256-GCM, with a key that PBKDF2 derives from a
+// secret.
 type sealed struct {
 	Version int    `json:"version"`
 	Rounds  int    `json:"rounds"`

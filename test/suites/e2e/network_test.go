@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -64,6 +65,30 @@ spec:
   externalTrafficPolicy: Local
   selector: {app: echo}
   ports: [{port: 80, targetPort: web, nodePort: 30081}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: balanced}
+spec:
+  type: LoadBalancer
+  selector: {app: echo}
+  ports: [{port: 8383, targetPort: web}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: the-api}
+spec:
+  type: LoadBalancer
+  selector: {app: echo}
+  ports: [{port: 6443, targetPort: web}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: host-port}
+spec:
+  type: LoadBalancer
+  selector: {app: echo}
+  ports: [{port: 8181, targetPort: web}]
 ---
 apiVersion: v1
 kind: Service
@@ -167,6 +192,7 @@ spec:
 			t.Errorf("from another machine: %v: %s", err, out)
 		}
 	})
+	t.Run("LoadBalancer", func(t *testing.T) { testLoadBalancer(t, c, s.name) })
 	t.Run("HostPort", func(t *testing.T) {
 		fetched(t, 10*time.Second, "http://"+sandbox.HostIP+":8181/", "mapped ")
 		out, err := outside(t.Context(), "curl", "-sSf", "--max-time", "5",
@@ -203,6 +229,72 @@ spec:
 			}
 			return nil
 		})
+	})
+}
+
+// testLoadBalancer reaches a service of type LoadBalancer at the node's address, and wants the host's
+// own ports left alone.
+func testLoadBalancer(t *testing.T, c *cluster, namespace string) {
+	s := &space{cluster: c, t: t, name: namespace}
+	addresses := func(name string) string {
+		return s.kubectl("get", "service", name, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+	}
+	events := func(ctx context.Context, name string) string {
+		out, err := s.try(ctx, "", "get", "events", "--field-selector", "involvedObject.name="+name, "-o",
+			"jsonpath={.items[*].message}")
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
+	harness.Eventually(t, 20*time.Second, "the service has the node's address", func(context.Context) error {
+		if got := addresses("balanced"); got != sandbox.HostIP {
+			return fmt.Errorf("it has %q", got)
+		}
+		return nil
+	})
+	url := "http://" + net.JoinHostPort(sandbox.HostIP, "8383") + "/"
+	fromOutside := func(ctx context.Context) (string, error) {
+		out, err := outside(ctx, "curl", "-sS", "--max-time", "2", url).CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
+	answers := func(ctx context.Context, prefix string) error {
+		out, err := fromOutside(ctx)
+		if err == nil && !strings.HasPrefix(out, prefix) {
+			err = errors.New("another answers")
+		}
+		if err != nil {
+			return fmt.Errorf("from another machine: %w: %s", err, out)
+		}
+		return nil
+	}
+	harness.Eventually(t, 20*time.Second, "pods answer at the node's address", func(ctx context.Context) error {
+		return answers(ctx, "echo-")
+	})
+
+	for name, user := range map[string]string{"the-api": "is in use by mote", "host-port": s.name + "/mapped"} {
+		harness.Eventually(t, 20*time.Second, "an event of "+name, func(ctx context.Context) error {
+			if said := events(ctx, name); !strings.Contains(said, user) {
+				return fmt.Errorf("%q, want %q in it", said, user)
+			}
+			return nil
+		})
+		if got := addresses(name); got != "" {
+			t.Errorf("service %s has %s, although the port is in use", name, got)
+		}
+	}
+
+	// A program of the host that begins to listen gets its own clients back.
+	server := exec.Command(options.podtool, "serve", ":8383")
+	startBeside(t, server)
+	harness.Eventually(t, 30*time.Second, "the host's program answers", func(ctx context.Context) error {
+		return answers(ctx, sandbox.Hostname+" ")
+	})
+	if err := server.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 30*time.Second, "pods answer again", func(ctx context.Context) error {
+		return answers(ctx, "echo-")
 	})
 }
 
