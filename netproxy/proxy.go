@@ -59,7 +59,8 @@ type Proxy struct {
 }
 
 // New checks the config. It requests the informers it needs from the config's factory and sets the
-// feature gates of the process, which decide on which addresses upstream's proxier serves NodePorts.
+// feature gates of the process, which decide on which addresses upstream's proxier serves
+// NodePorts.
 func New(c Config) (*Proxy, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check network config: %w", err)

@@ -37,12 +37,12 @@ func (p *plugin) checkNode(name string, is, was *api.Node) error {
 	}
 	for _, key := range slices.Sorted(maps.Keys(is.Labels)) {
 		if value, ok := was.Labels[key]; reserved(key) && (!ok || value != is.Labels[key]) {
-			return fmt.Errorf("a node must not set its label %s: it is the administrator's; use `kubectl label node`", key)
+			return fmt.Errorf("a node must not set its label %s: use `kubectl label node` as an administrator", key)
 		}
 	}
 	for key := range was.Labels {
 		if _, ok := is.Labels[key]; reserved(key) && !ok {
-			return fmt.Errorf("a node must not remove its label %s: it is the administrator's; use `kubectl label node`", key)
+			return fmt.Errorf("a node must not remove its label %s: use `kubectl label node` as an administrator", key)
 		}
 	}
 	if outside := is.Annotations[outsideAnnotation]; outside != "" && outside != was.Annotations[outsideAnnotation] {

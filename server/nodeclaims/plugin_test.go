@@ -160,6 +160,8 @@ func TestPlugin_Validate_Node(t *testing.T) {
 		{"a label below mote's domain", asNode("n1"), labelled("lb.mote.dev/pool"), nil, "lb.mote.dev/pool"},
 		{"a label of mote, as it is", asNode("n1"), labelled("mote.dev/pool"), labelled("mote.dev/pool"), ""},
 		{"a label of mote, taken away", asNode("n1"), nil, labelled("mote.dev/pool"), "mote.dev/pool"},
+		{"a label that chooses it for load balancers", asNode("n1"),
+			labelled("svccontroller.k3s.cattle.io/enablelb"), nil, "svccontroller.k3s.cattle.io/enablelb"},
 		{"a label that only looks like mote's", asNode("n1"), labelled("notmote.dev/pool"), nil, ""},
 		{"back into service", asNode("n1"), nil, func(n *api.Node) { n.Spec.Unschedulable = true }, "uncordon n1"},
 		{"out of service", asNode("n1"), func(n *api.Node) { n.Spec.Unschedulable = true }, nil, ""},

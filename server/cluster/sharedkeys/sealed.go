@@ -24,8 +24,8 @@ const (
 	purpose = "mote: keys of a cluster, 1"
 )
 
-// errDoesNotOpen means that the data was sealed with another secret or was changed since: the cipher
-// cannot tell these apart.
+// errDoesNotOpen means that the data was sealed with another secret or was changed since: the
+// cipher cannot tell these apart.
 var errDoesNotOpen = errors.New("sealed data does not open")
 
 // sealed is the stored form: files under AES-256-GCM, with a key that PBKDF2 derives from a

@@ -232,8 +232,8 @@ spec:
 	})
 }
 
-// testLoadBalancer reaches a service of type LoadBalancer at the node's address, and wants the host's
-// own ports left alone.
+// testLoadBalancer reaches a service of type LoadBalancer at the node's address, and wants the
+// host's own ports left alone.
 func testLoadBalancer(t *testing.T, c *cluster, namespace string) {
 	s := &space{cluster: c, t: t, name: namespace}
 	addresses := func(name string) string {
