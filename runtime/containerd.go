@@ -89,6 +89,7 @@ func startDaemon(ctx context.Context, p layout.Paths, settings map[string]any, s
 			err = errors.Join(err, d.close())
 		}
 	}()
+	upstream.NameContainerd()
 	if err := upstream.SetTempMounts(filepath.Join(p.State, "tmp")); err != nil {
 		return nil, err
 	}

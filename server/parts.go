@@ -111,6 +111,14 @@ var parts = []part.Part[*control]{
 		},
 	},
 	{
+		Name:    "node-role",
+		Purpose: "labels the server's own node as a control plane's",
+		Needs:   []string{"system-objects"},
+		New: func(_ context.Context, c *control, _ part.Lead) (part.Running, error) {
+			return part.Running{Run: c.keepRole}, nil
+		},
+	},
+	{
 		Name:    "controllers",
 		Purpose: "run upstream's controllers",
 		Needs:   []string{"system-objects"},
@@ -218,6 +226,7 @@ func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) err
 		Addresses:        c.addresses,
 		ServiceCIDRs:     c.config.Cluster.ServiceCIDRs,
 		NodeClaims:       c.nodeClaims(),
+		Components:       c.components(),
 		ClusterDomain:    c.config.Cluster.ClusterDomain,
 		Network:          c.tunnels,
 		// Joining comes first: it tells nodes in mote's own error codes what is revoked.
@@ -231,6 +240,29 @@ func (c *control) newAPIServer(ctx context.Context) (_ func(context.Context) err
 		defer end()
 		return c.serve(ctx)
 	}, nil
+}
+
+// components tells the API of the parts that upstream runs as programs of their own.
+func (c *control) components() map[string]func() error {
+	check := func(name string) func() error {
+		return func() error {
+			for _, s := range c.Report() {
+				switch {
+				case s.Name != name:
+				// A part that waits for its lead stands by for the server that has it.
+				case s.State == part.Ready, s.State == part.Standby:
+					return nil
+				default:
+					return fmt.Errorf("%s: %s", s.State, s.Detail)
+				}
+			}
+			return fmt.Errorf("there is no part %s", name)
+		}
+	}
+	return map[string]func() error{
+		"controller-manager": check("controllers"),
+		"scheduler":          check("scheduler"),
+	}
 }
 
 // nodeClaims is what nodes may not claim to have.

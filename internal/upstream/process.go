@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/version"
 )
 
 // gcPercent is how much garbage may accumulate, in percent of the live heap. An idle server makes
@@ -48,6 +49,12 @@ func SetTempMounts(dir string) error {
 	}
 	return nil
 }
+
+// NameContainerd gives containerd the plain version that its source names. A build of its own would
+// set it when linking; without, it ends in "+unknown" wherever it is shown, as in nodes' status.
+var NameContainerd = sync.OnceFunc(func() {
+	version.Version, _, _ = strings.Cut(version.Version, "+unknown")
+})
 
 // SetStatisticsSocket tells cAdvisor, which reads it from a flag only, where containerd listens.
 func SetStatisticsSocket(socket string) error {

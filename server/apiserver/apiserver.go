@@ -70,6 +70,9 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	// NodeClaims is what nodes' claims about themselves are compared with.
 	NodeClaims nodeclaims.Config
+	// Components tells, by upstream's names, of the programs that are parts of this process: nil
+	// from a function means that its component is well. The store is added to them.
+	Components map[string]func() error
 	// ClusterDomain is the cluster's DNS domain, without dot at the end.
 	ClusterDomain string
 	// Network leads to kubelets, and to pods that serve webhooks and APIs or are reached by proxy.
@@ -173,6 +176,7 @@ func (c Config) chainConfig(o options.CompletedOptions, h *history) (*app.Config
 	}
 	aggregator.GenericConfig.RESTOptionsGetter = &restOptions{next: aggregator.GenericConfig.RESTOptionsGetter,
 		client: c.Etcd, history: h}
+	c.serveComponentStatuses(&aggregator.GenericConfig.Config)
 	if !c.buildsDocuments() {
 		if err := c.serveDocuments(&aggregator.GenericConfig.Config); err != nil {
 			return nil, err
@@ -255,11 +259,15 @@ func (s *Server) WaitReady(ctx context.Context) error {
 // storeCheck is the "etcd" check of /healthz, /livez and /readyz.
 func (c Config) storeCheck() healthz.HealthChecker {
 	return healthz.NamedGroupedCheck("etcd", "etcd", func(r *http.Request) error {
-		ctx, cancel := context.WithTimeout(r.Context(), storeCheckTimeout)
-		defer cancel()
-		if _, err := c.Etcd.Client.Get(ctx, "/registry/health"); err != nil {
-			return fmt.Errorf("read from store: %w", err)
-		}
-		return nil
+		return c.checkStore(r.Context())
 	})
+}
+
+func (c Config) checkStore(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, storeCheckTimeout)
+	defer cancel()
+	if _, err := c.Etcd.Client.Get(ctx, "/registry/health"); err != nil {
+		return fmt.Errorf("read from store: %w", err)
+	}
+	return nil
 }
