@@ -103,7 +103,11 @@ func (p program) checkAgent(c *cli.Context, v settings.Values, h hostcheck.Host)
 // check prints what the host lacks, and what is known to be missing beside it.
 func (p program) check(c *cli.Context, h hostcheck.Host, options hostcheck.Options, also ...hostcheck.Result) error {
 	running, err := datadir.Holder(options.DataDir)
-	if err == nil && running != 0 {
+	// Without root's rights that is what the check is about.
+	if err != nil && h.UID() == 0 {
+		return err
+	}
+	if running != 0 {
 		// Its ports are taken by the very mote this check is about.
 		options.Ports = nil
 	}

@@ -40,7 +40,12 @@ func checkOverlay(h Host, o Options) []Result {
 	case IsFull(err) && o.Existing:
 		return ok("overlayfs", "not tried: the disk is full")
 	case !MeansNoOverlay(err):
-		return fail("overlayfs", found, remedy)
+		remedy := LimitRemedy(err)
+		if remedy == "" {
+			remedy = "find out why it cannot be tried there"
+		}
+		return fail("overlayfs", fmt.Sprintf("unknown whether it works for data-dir %s on %s: %v", o.DataDir,
+			h.FileSystem(o.DataDir), err), remedy)
 	}
 	if err := h.TryCopies(o.DataDir); err != nil && !(IsFull(err) && o.Existing) {
 		return fail("overlayfs", fmt.Sprintf("%s, and images cannot be copied there either (%v)", found, err), remedy)

@@ -18,7 +18,10 @@ const memoryRemedy = "add cgroup_enable=memory to the kernel's command line (on 
 	"/boot/firmware/cmdline.txt) and reboot"
 
 func checkCgroups(h Host, _ Options) []Result {
-	version, have := cgroups(h)
+	version, have, err := cgroups(h)
+	if err != nil {
+		return unknown("cgroups", err)
+	}
 	want := controllersV2
 	switch version {
 	case 0:
@@ -47,14 +50,17 @@ func checkCgroups(h Host, _ Options) []Result {
 }
 
 // cgroups tells the version that has the controllers, and which these are.
-func cgroups(h Host) (version int, controllers []string) {
+func cgroups(h Host) (version int, controllers []string, err error) {
 	// The file exists only at the top of a version 2 hierarchy.
-	if data, err := h.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		return 2, strings.Fields(string(data))
+	data, err := h.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	if err == nil {
+		return 2, strings.Fields(string(data)), nil
 	}
-	data, err := h.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return 0, nil
+	if !missing(err) {
+		return 0, nil, err
+	}
+	if data, err = h.ReadFile("/proc/self/mountinfo"); err != nil {
+		return 0, nil, err
 	}
 	for line := range strings.Lines(string(data)) {
 		_, after, found := strings.Cut(line, " - ")
@@ -64,21 +70,26 @@ func cgroups(h Host) (version int, controllers []string) {
 			controllers = append(controllers, strings.Split(fields[2], ",")...)
 		}
 	}
-	return version, controllers
+	return version, controllers, nil
 }
 
 func checkLinks(h Host, _ Options) []Result {
 	errs := h.TryLinks("bridge", "veth", "vxlan")
 	var results []Result
 	for _, kind := range []string{"bridge", "veth"} {
-		if err := errs[kind]; err != nil {
+		if err := errs[kind]; err != nil && !lacks(err) {
+			results = append(results, unknown(kind, err)...)
+			continue
+		} else if err != nil {
 			results = append(results, fail(kind, fmt.Sprintf("cannot be made (%v)", err),
 				"load the module ("+kind+") or use a kernel that has it: pods are connected with it")...)
 			continue
 		}
 		results = append(results, ok(kind, "works")...)
 	}
-	if err := errs["vxlan"]; err != nil {
+	if err := errs["vxlan"]; err != nil && !lacks(err) {
+		return append(results, unknown("vxlan", err)...)
+	} else if err != nil {
 		return append(results,
 			warn("vxlan", fmt.Sprintf("cannot be made (%v)", err),
 				"load the module (vxlan) before joining a second machine, as pods of several machines talk through "+
@@ -93,6 +104,11 @@ func checkPacketFilter(h Host, _ Options) []Result {
 		return ok("packet filter", "nftables")
 	}
 	iptables := h.TryIPTables()
+	for _, err := range []error{nft, iptables} {
+		if err != nil && !lacks(err) {
+			return unknown("packet filter", err)
+		}
+	}
 	if iptables == nil {
 		return warn("packet filter", fmt.Sprintf("iptables, as nftables does not work (%v)", nft),
 			"install nftables (nft 1.0.1 or newer) for faster services")
@@ -102,9 +118,16 @@ func checkPacketFilter(h Host, _ Options) []Result {
 }
 
 func checkBridgeFilter(h Host, _ Options) []Result {
-	if !h.Exists("/proc/sys/net/bridge/bridge-nf-call-iptables") {
-		if h.TryModule("br_netfilter") == nil {
+	there, err := h.Exists("/proc/sys/net/bridge/bridge-nf-call-iptables")
+	if err != nil {
+		return unknown("br_netfilter", err)
+	}
+	if !there {
+		switch err := h.TryModule("br_netfilter"); {
+		case err == nil:
 			return ok("br_netfilter", "not loaded, will be")
+		case !lacks(err):
+			return unknown("br_netfilter", err)
 		}
 		return warn("br_netfilter", "not loaded",
 			"run `modprobe br_netfilter`: without, a pod may not reach a service that leads to a pod of the same node")
@@ -114,10 +137,16 @@ func checkBridgeFilter(h Host, _ Options) []Result {
 
 func checkForwarding(h Host, _ Options) []Result {
 	const path = "/proc/sys/net/ipv4/ip_forward"
-	if n, err := readInt(h, path); err == nil && n == 1 {
+	n, err := readInt(h, path)
+	if err != nil {
+		return unknown("ip_forward", err)
+	}
+	if n == 1 {
 		return ok("ip_forward", "on")
 	}
-	if err := h.Writable(path); err != nil {
+	if err := h.Writable(path); err != nil && !lacks(err) {
+		return unknown("ip_forward", err)
+	} else if err != nil {
 		return fail("ip_forward", fmt.Sprintf("off and cannot be set (%v)", err),
 			"run `sysctl -w net.ipv4.ip_forward=1` on the host")
 	}
@@ -133,6 +162,8 @@ func checkIPv6(h Host, o Options) []Result {
 	for _, which := range []string{"all", "default"} {
 		off, err := readInt(h, conf+which+"/disable_ipv6")
 		switch {
+		case err != nil && !missing(err):
+			return unknown("ipv6", err)
 		case err != nil:
 			return fail("ipv6", "the kernel has none",
 				"boot it without ipv6.disable=1, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
@@ -142,10 +173,16 @@ func checkIPv6(h Host, o Options) []Result {
 					".disable_ipv6=0`, or leave the IPv6 ranges out of --cluster-cidr and --service-cidr")
 		}
 	}
-	if n, err := readInt(h, conf+"all/forwarding"); err == nil && n == 1 {
+	n, err := readInt(h, conf+"all/forwarding")
+	if err != nil {
+		return unknown("ipv6", err)
+	}
+	if n == 1 {
 		return ok("ipv6", "there, forwarding is on")
 	}
-	if err := h.Writable(conf + "all/forwarding"); err != nil {
+	if err := h.Writable(conf + "all/forwarding"); err != nil && !lacks(err) {
+		return unknown("ipv6", err)
+	} else if err != nil {
 		return fail("ipv6", fmt.Sprintf("forwarding is off and cannot be set (%v)", err),
 			"run `sysctl -w net.ipv6.conf.all.forwarding=1` on the host")
 	}
@@ -153,9 +190,16 @@ func checkIPv6(h Host, o Options) []Result {
 }
 
 func checkConntrack(h Host, _ Options) []Result {
-	if !h.Exists("/proc/sys/net/netfilter/nf_conntrack_max") {
-		if h.TryModule("nf_conntrack") == nil {
+	there, err := h.Exists("/proc/sys/net/netfilter/nf_conntrack_max")
+	if err != nil {
+		return unknown("conntrack", err)
+	}
+	if !there {
+		switch err := h.TryModule("nf_conntrack"); {
+		case err == nil:
 			return ok("conntrack", "not loaded, comes with the first rule")
+		case !lacks(err):
+			return unknown("conntrack", err)
 		}
 		return warn("conntrack", "not loaded",
 			"run `modprobe nf_conntrack`: services need it, and the kernel loads it with the first rule only if it "+

@@ -1,6 +1,7 @@
 package hostcheck
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"strconv"
@@ -73,6 +74,11 @@ func checkPorts(h Host, o Options) []Result {
 		if err := h.TryListen(p.Address); err != nil {
 			found := fmt.Sprintf("cannot be opened for %s: %v", p.Purpose, err)
 			remedy := "choose an address of this machine"
+			if errno, ok := errors.AsType[unix.Errno](err); ok && !lacks(err) && !isInUse(err) &&
+				errno != unix.EADDRNOTAVAIL {
+				results = append(results, unknown(name, err)...)
+				continue
+			}
 			if owner := h.PortOwner(p.Address); owner != "" {
 				found, remedy = fmt.Sprintf("needed for %s, in use by %s", p.Purpose, owner), "stop that program"
 			} else if isInUse(err) {
@@ -91,7 +97,10 @@ func checkPorts(h Host, o Options) []Result {
 }
 
 func checkKmsg(h Host, _ Options) []Result {
-	if !h.Exists("/dev/kmsg") {
+	switch there, err := h.Exists("/dev/kmsg"); {
+	case err != nil:
+		return unknown("/dev/kmsg", err)
+	case !there:
 		return fail("/dev/kmsg", "missing",
 			"give it to the container mote runs in (--device /dev/kmsg): the kubelet reads kills for lack of memory "+
 				"from it")
@@ -100,7 +109,10 @@ func checkKmsg(h Host, _ Options) []Result {
 }
 
 func checkSeccomp(h Host, _ Options) []Result {
-	if !h.Exists("/proc/sys/kernel/seccomp/actions_avail") {
+	switch there, err := h.Exists("/proc/sys/kernel/seccomp/actions_avail"); {
+	case err != nil:
+		return unknown("seccomp", err)
+	case !there:
 		return warn("seccomp", "not in the kernel",
 			"build the kernel with CONFIG_SECCOMP_FILTER: without, pods run unfiltered")
 	}
@@ -110,7 +122,7 @@ func checkSeccomp(h Host, _ Options) []Result {
 func checkPropagation(h Host, _ Options) []Result {
 	data, err := h.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return nil
+		return unknown("mounts", err)
 	}
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Fields(line)
@@ -132,6 +144,9 @@ func checkPropagation(h Host, _ Options) []Result {
 
 func checkSwap(h Host, _ Options) []Result {
 	data, err := h.ReadFile("/proc/swaps")
+	if err != nil && !missing(err) {
+		return unknown("swap", err)
+	}
 	if err != nil || strings.Count(strings.TrimSpace(string(data)), "\n") == 0 {
 		return ok("swap", "off")
 	}
@@ -142,7 +157,7 @@ func checkSwap(h Host, _ Options) []Result {
 func checkMemory(h Host, _ Options) []Result {
 	data, err := h.ReadFile("/proc/meminfo")
 	if err != nil {
-		return nil
+		return unknown("memory", err)
 	}
 	for line := range strings.Lines(string(data)) {
 		var kib uint64
@@ -167,7 +182,10 @@ func checkClock(h Host, _ Options) []Result {
 
 func checkEntropy(h Host, _ Options) []Result {
 	n, err := readInt(h, "/proc/sys/kernel/random/entropy_avail")
-	if err == nil && n < wantEntropy {
+	if err != nil {
+		return unknown("entropy", err)
+	}
+	if n < wantEntropy {
 		return warn("entropy", strconv.Itoa(n)+" bits",
 			"wait, or run a daemon such as rngd: keys are made when the kernel has collected enough")
 	}

@@ -30,9 +30,12 @@ func ThisHost() Host { return machine{} }
 
 func (machine) ReadFile(path string) ([]byte, error) { return os.ReadFile(path) }
 
-func (machine) Exists(path string) bool {
+func (machine) Exists(path string) (bool, error) {
 	_, err := os.Stat(path)
-	return err == nil
+	if err != nil && !missing(err) {
+		return false, err
+	}
+	return err == nil, nil
 }
 
 func (machine) Writable(path string) error {
@@ -232,8 +235,11 @@ func (machine) TryIPTables() error {
 // tryTool runs a tool in a network namespace of its own.
 func tryTool(input, name string, args ...string) error {
 	path, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrNotFound) {
+		return lack{fmt.Errorf("%s is not installed", name)}
+	}
 	if err != nil {
-		return fmt.Errorf("%s is not installed", name)
+		return fmt.Errorf("find %s: %w", name, err)
 	}
 	return inNewNetwork(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
@@ -244,20 +250,31 @@ func tryTool(input, name string, args ...string) error {
 		if err == nil {
 			return nil
 		}
-		if line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n")); len(line) > 0 {
-			return fmt.Errorf("%s: %s", name, line)
+		// Only a tool that ran to its end has an opinion: not one that timed out or was killed.
+		exit, ended := errors.AsType[*exec.ExitError](err)
+		ended = ended && exit.Exited()
+		if line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n")); ended && len(line) > 0 {
+			return lack{fmt.Errorf("%s: %s", name, line)}
 		}
-		return fmt.Errorf("run %s: %w", name, err)
+		err = fmt.Errorf("run %s: %w", name, err)
+		if ended {
+			return lack{err}
+		}
+		return err
 	})
 }
 
 func (machine) TryModule(name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
 	defer cancel()
-	if err := exec.CommandContext(ctx, "modprobe", "--dry-run", "--quiet", name).Run(); err != nil {
-		return fmt.Errorf("find kernel module %s: %w", name, err)
+	err := exec.CommandContext(ctx, "modprobe", "--dry-run", "--quiet", name).Run()
+	if err == nil {
+		return nil
 	}
-	return nil
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() || errors.Is(err, exec.ErrNotFound) {
+		return lack{fmt.Errorf("find kernel module %s: %w", name, err)}
+	}
+	return fmt.Errorf("find kernel module %s: %w", name, err)
 }
 
 func (machine) TryListen(address string) error {
@@ -276,7 +293,7 @@ func (machine) PortOwner(address string) string { return portOwner("/proc", addr
 
 func (machine) TryInotify(instances int) error { return tryInotify(instances) }
 
-func (machine) InotifyInUse() int { return inotifyInUse("/proc", os.Geteuid()) }
+func (machine) InotifyInUse() (int, error) { return inotifyInUse("/proc", os.Geteuid()) }
 
 func isInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
 

@@ -62,8 +62,8 @@ type Options struct {
 type Host interface {
 	// ReadFile reads a file of /proc, /sys or /etc.
 	ReadFile(path string) ([]byte, error)
-	// Exists reports whether a path is there.
-	Exists(path string) bool
+	// Exists reports whether a path is there; an error leaves that open.
+	Exists(path string) (bool, error)
 	// Writable reports whether a file of /proc/sys can be opened for writing.
 	Writable(path string) error
 	// UID is the effective user, Capabilities the effective set as bits.
@@ -90,7 +90,8 @@ type Host interface {
 	// is thrown away.
 	TryNFTables() error
 	TryIPTables() error
-	// TryModule reports whether a kernel module could be loaded, and loads nothing.
+	// TryModule reports whether a kernel module could be loaded, and loads nothing. Of these four,
+	// an error for which lacks is false leaves that open.
 	TryModule(name string) error
 	// TryListen opens and closes a TCP port; PortOwner names who has it, or "".
 	TryListen(address string) error
@@ -98,7 +99,7 @@ type Host interface {
 	// TryInotify makes and gives back that many inotify instances, with a watch each.
 	TryInotify(instances int) error
 	// InotifyInUse is how many inotify instances this user's processes have.
-	InotifyInUse() int
+	InotifyInUse() (int, error)
 	// Now is the clock.
 	Now() time.Time
 }

@@ -43,23 +43,32 @@ func checkInotify(h Host, _ Options) []Result {
 		return warn("inotify", fmt.Sprintf("cannot be tried: %v", err), "use a kernel with CONFIG_INOTIFY_USER")
 	}
 	var found, set []string
-	if limit, err := readInt(h, dir+"max_user_instances"); err == nil {
-		used := h.InotifyInUse()
-		wanted := wantedInstances(used)
-		if limit < wanted {
-			text := fmt.Sprintf("%d of %d instances are in use", used, limit)
-			if used+ownInotifyInstances > limit {
-				text += fmt.Sprintf(" and mote takes about %d: it, or a pod, will say `too many open files`",
-					ownInotifyInstances)
-			} else {
-				text += fmt.Sprintf(", mote takes about %d, and pods that watch files one or more each",
-					ownInotifyInstances)
-			}
-			found, set = append(found, text), append(set, fmt.Sprintf("fs.inotify.max_user_instances=%d", wanted))
-		}
+	instances, err := readInt(h, dir+"max_user_instances")
+	if err != nil {
+		return unknown("inotify", err)
 	}
-	if limit, err := readInt(h, dir+"max_user_watches"); err == nil && limit < wantInotifyWatches {
-		found, set = append(found, fmt.Sprintf("%d watches are few for many pods", limit)),
+	watches, err := readInt(h, dir+"max_user_watches")
+	if err != nil {
+		return unknown("inotify", err)
+	}
+	used, err := h.InotifyInUse()
+	if err != nil {
+		return unknown("inotify", err)
+	}
+	wanted := wantedInstances(used)
+	if instances < wanted {
+		text := fmt.Sprintf("%d of %d instances are in use", used, instances)
+		if used+ownInotifyInstances > instances {
+			text += fmt.Sprintf(" and mote takes about %d: it, or a pod, will say `too many open files`",
+				ownInotifyInstances)
+		} else {
+			text += fmt.Sprintf(", mote takes about %d, and pods that watch files one or more each",
+				ownInotifyInstances)
+		}
+		found, set = append(found, text), append(set, fmt.Sprintf("fs.inotify.max_user_instances=%d", wanted))
+	}
+	if watches < wantInotifyWatches {
+		found, set = append(found, fmt.Sprintf("%d watches are few for many pods", watches)),
 			append(set, fmt.Sprintf("fs.inotify.max_user_watches=%d", wantInotifyWatches))
 	}
 	if len(set) > 0 {
@@ -85,10 +94,10 @@ func tryInotify(instances int) error {
 
 // inotifyInUse counts the inotify instances of a user's processes. One that is inherited by several
 // of them counts as often, which is rare.
-func inotifyInUse(proc string, uid int) int {
+func inotifyInUse(proc string, uid int) (int, error) {
 	processes, err := os.ReadDir(proc)
 	if err != nil {
-		return 0
+		return 0, fmt.Errorf("count inotify instances: %w", err)
 	}
 	total := 0
 	for _, p := range processes {
@@ -103,7 +112,7 @@ func inotifyInUse(proc string, uid int) int {
 			total += inotifyOf(filepath.Join(proc, p.Name(), "fd"))
 		}
 	}
-	return total
+	return total, nil
 }
 
 // inotifyOf counts those of one process; one that has ended has none.

@@ -22,11 +22,14 @@ func TestInotifyInUse(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := inotifyInUse(proc, os.Getuid()); n != 3 {
-		t.Errorf("counted %d, want 3", n)
+	if n, err := inotifyInUse(proc, os.Getuid()); n != 3 || err != nil {
+		t.Errorf("counted %d, %v; want 3", n, err)
 	}
-	if n := inotifyInUse(proc, os.Getuid()+1); n != 0 {
-		t.Errorf("counted %d of another user, want none", n)
+	if n, err := inotifyInUse(proc, os.Getuid()+1); n != 0 || err != nil {
+		t.Errorf("counted %d of another user, %v; want none", n, err)
+	}
+	if _, err := inotifyInUse(filepath.Join(proc, "none"), 0); err == nil {
+		t.Error("what cannot be counted counts as none")
 	}
 }
 

@@ -34,7 +34,9 @@ func LimitRemedy(err error) string {
 			_ = unix.Close(fd)
 		}
 		h := machine{}
-		return setSysctl(fmt.Sprintf("fs.inotify.max_user_instances=%d", wantedInstances(h.InotifyInUse())))
+		// Advice can do with fewer than there are.
+		used, _ := h.InotifyInUse()
+		return setSysctl(fmt.Sprintf("fs.inotify.max_user_instances=%d", wantedInstances(used)))
 	case errors.Is(err, unix.ENFILE):
 		return setSysctl("fs.file-max=1048576")
 	case errors.Is(err, unix.ENOSPC) && aboutWatches(err):
