@@ -87,10 +87,11 @@ func TestServer_ComponentStatuses_OfThisProcess(t *testing.T) {
 		t.Helper()
 		var last string
 		// The parts start a moment after the server is ready.
-		err := wait.PollUntilContextCancel(ctx, 20*time.Millisecond, true, func(ctx context.Context) (_ bool, err error) {
-			last, err = look(ctx)
-			return last == "", err
-		})
+		err := wait.PollUntilContextCancel(ctx, 20*time.Millisecond, true,
+			func(ctx context.Context) (_ bool, err error) {
+				last, err = look(ctx)
+				return last == "", err
+			})
 		if err != nil {
 			t.Fatalf("%s: %s, %v", what, last, err)
 		}
