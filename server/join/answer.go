@@ -104,7 +104,7 @@ func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		log.Error("cannot answer a node", zap.Error(err))
 		answer = &refusal{http.StatusInternalServerError, joinapi.CodeInternal,
-			"the server has a fault that retrying does not cure: fix what its log reports, then try again"}
+			"the server has a fault that retrying does not cure: its log has the cause; fix that, then try again"}
 	}
 	write(w, answer.status, joinapi.Error{Code: answer.code, Message: answer.text, ServerTime: s.config.Now()})
 }
