@@ -92,6 +92,10 @@ e2e-hosts: build example-images ## end-to-end tests on several hosts within this
 e2e-vm: build example-images ## bin/mote as a service of an emulated machine with systemd and cgroups of version 2; ten minutes (root)
 	scripts/e2e-vm
 
+.PHONY: container
+container: ## build the Dockerfile with buildah, also without a registry, and start a node in the image; minutes (root)
+	scripts/container
+
 .PHONY: conformance
 conformance: build ## Kubernetes' conformance tests against bin/mote (root); NODES=2, FOCUS=regexp picks some, FOR=10m stops in time
 	scripts/conformance
