@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/wallclock"
 )
 
 // What mote can do without little of, and what it cannot run with at all.
@@ -19,10 +21,6 @@ const (
 	wantInodes  = 10_000
 	wantEntropy = 128
 )
-
-// oldestClock is before any host could run this program; a clock that shows an earlier time has no
-// battery and was not set yet.
-var oldestClock = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func checkRoot(h Host, _ Options) []Result {
 	if uid := h.UID(); uid != 0 {
@@ -172,10 +170,10 @@ func checkMemory(h Host, _ Options) []Result {
 }
 
 func checkClock(h Host, _ Options) []Result {
-	if now := h.Now(); now.Before(oldestClock) {
+	if now := h.Now(); now.Before(wallclock.Floor) {
 		return warn("clock", now.UTC().Format(time.DateTime)+" UTC",
-			"set the clock, or run an NTP client: certificates made now are valid at the right time too, but those "+
-				"of other machines are not valid yet")
+			"set the clock, or run an NTP client: until then no machine can join, and certificates of image "+
+				"registries are not valid yet")
 	}
 	return ok("clock", "plausible")
 }
