@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strconv"
 
 	"go.uber.org/zap"
@@ -12,6 +13,7 @@ import (
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostcheck"
 	"github.com/mote-dev/mote/internal/upstreamflag"
+	"github.com/mote-dev/mote/runtime/recovery"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -44,6 +46,11 @@ func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.
 	if err := stored(); err != nil {
 		return nil, errors.Join(err, dir.Abandon())
 	}
+	if o.Node {
+		if err := checkNoOtherNode(dataDir); err != nil {
+			return nil, errors.Join(err, dir.Abandon())
+		}
+	}
 	results := hostcheck.Run(h, o)
 	if err := hostcheck.Faults(results); err != nil {
 		return nil, errors.Join(err, dir.Abandon())
@@ -57,6 +64,19 @@ func preflightOf(h hostcheck.Host, dataDir string, log *zap.Logger, o hostcheck.
 		}
 	}
 	return dir, nil
+}
+
+// checkNoOtherNode refuses cgroups for pods that another kubelet's pods are in, such as k3s' or
+// those of a mote in a container that sees this machine's: each kubelet would kill the other's.
+func checkNoOtherNode(dataDir string) error {
+	root := agent.CgroupRoot(dataDir)
+	shim, socket, err := recovery.OtherNode(datadir.At(dataDir).Agent().Dir(), root)
+	if err != nil || shim == 0 {
+		return err
+	}
+	return fmt.Errorf("cgroup %s has pods of another node (shim %d of the containerd at %s), and two kubelets "+
+		"would kill each other's pods: end that node's pods, or give this one a --data-dir of its own, other than %s",
+		filepath.Join(root, "kubepods"), shim, socket, dataDir)
 }
 
 // hostOptions say what a server with these settings wants of the host.

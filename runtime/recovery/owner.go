@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -110,4 +112,52 @@ func folderIn(pid int, path string) (folder, bool, error) {
 		return folder{}, false, fmt.Errorf("look at %s of process %d: %w", path, pid, err)
 	}
 	return folderOf(fd)
+}
+
+// OtherNode looks for pods of another node in the cgroups below kubepods in the cgroup root, where
+// the kubelet of the agent's data folder would take them for remains of its own and kill them. It
+// returns the process that such a pod's shim is and the socket of the containerd that it reports
+// to, or 0. Only a shim counts that can be seen to use another folder.
+func OtherNode(agentDir, root string) (shim int, socket string, err error) {
+	own, err := ownedBy(layout.For(agentDir))
+	if err != nil {
+		return 0, "", err
+	}
+	all, err := processes()
+	if err != nil {
+		return 0, "", err
+	}
+	for _, pr := range all {
+		socket := pr.reportsTo()
+		if socket == "" {
+			continue
+		}
+		at, found, err := folderIn(pr.pid, filepath.Dir(socket))
+		if err != nil || !found || own.hasData && at == own.data || own.hasRun && at == own.run {
+			continue
+		}
+		for pid := range descendants(all, pr.pid) {
+			if inPodCgroup(pid, root) {
+				return pr.pid, socket, nil
+			}
+		}
+	}
+	return 0, "", nil
+}
+
+// inPodCgroup reports whether a process is in a cgroup for pods below root. One that has ended is
+// in none.
+func inPodCgroup(pid int, root string) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	pods := filepath.Join(root, "kubepods")
+	for line := range strings.Lines(string(data)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) == 3 && (strings.HasPrefix(parts[2], pods+"/") || strings.HasPrefix(parts[2], pods+".slice/")) {
+			return true
+		}
+	}
+	return false
 }

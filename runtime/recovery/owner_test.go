@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mote-dev/mote/runtime/bundle"
 	"github.com/mote-dev/mote/runtime/layout"
@@ -129,4 +131,66 @@ func TestFindOurs_WithoutADataFolder(t *testing.T) {
 	if _, running := readProcess(cmd.Process.Pid); !running {
 		t.Error("killed the shim of a container's mote on a machine without one")
 	}
+}
+
+// Another node's pods in the cgroups of ours are seen before a kubelet kills them, whatever their
+// containerd is; our own pods, and containers that are no pods, are none.
+func TestOtherNode(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("cgroups and mount namespaces: needs root")
+	}
+	base := t.TempDir()
+	data, other := filepath.Join(base, "data"), filepath.Join(base, "other")
+	p, theirs := layout.For(filepath.Join(data, "agent")), layout.For(filepath.Join(other, "agent"))
+	for _, d := range []string{p.Root, theirs.Root} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root := "/mote-test-" + filepath.Base(base)
+	inPods := inCgroup(t, root, "kubepods/burstable/pod1")
+	elsewhere := inCgroup(t, root, "docker/1")
+	for _, test := range []struct {
+		name, socket, setUp string
+		want                bool
+	}{
+		{"ours", p.Socket, inPods, false},
+		{"another data folder's", theirs.Socket, inPods, true},
+		{"one in a container with our path", p.Socket, "mount --bind " + other + " " + data + "; " + inPods, true},
+		{"containers that are no pods", theirs.Socket, elsewhere, false},
+		{"of a folder that is gone", filepath.Join(base, "gone", "containerd.sock"), inPods, false},
+	} {
+		cmd := startShim(t, test.socket, "/", test.setUp)
+		shim, _, err := OtherNode(filepath.Join(data, "agent"), root)
+		if err != nil || (shim == cmd.Process.Pid) != test.want || !test.want && shim != 0 {
+			t.Errorf("%s: found %d of %d, %v; want it found: %v", test.name, shim, cmd.Process.Pid, err, test.want)
+		}
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = cmd.Wait()
+	}
+}
+
+// inCgroup makes a cgroup and returns the commands by which a shell starts a process in it.
+func inCgroup(t *testing.T, root, name string) string {
+	t.Helper()
+	mount := "/sys/fs/cgroup"
+	for _, m := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(m); err == nil {
+			mount = m // version 1
+			break
+		}
+	}
+	dir := filepath.Join(mount, root, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Skipf("no cgroups here: %v", err)
+	}
+	t.Cleanup(func() {
+		deadline := time.Now().Add(10 * time.Second)
+		for syscall.Rmdir(dir) == syscall.EBUSY && time.Now().Before(deadline) {
+			runtime.Gosched() // a process that was killed is still leaving
+		}
+		for dir = filepath.Dir(dir); dir != mount && syscall.Rmdir(dir) == nil; dir = filepath.Dir(dir) {
+		}
+	})
+	return "sleep 1000 & echo $! > " + dir + "/cgroup.procs"
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -135,17 +136,8 @@ func findOurs(p layout.Paths) (map[int]process, error) {
 		}
 	}
 	// A shim adopts the orphans of its containers, so all their processes are its descendants.
-	for grown := true; grown; {
-		grown = false
-		for _, pr := range all {
-			if _, known := ours[pr.pid]; known {
-				continue
-			}
-			if _, ok := ours[pr.parent]; ok {
-				ours[pr.pid] = pr
-				grown = true
-			}
-		}
+	for pid, pr := range descendants(all, slices.Collect(maps.Keys(ours))...) {
+		ours[pid] = pr
 	}
 	// Containers whose shim was killed are no longer descendants of one.
 	list, err := containers(p.Runc)
@@ -166,6 +158,24 @@ func findOurs(p layout.Paths) (map[int]process, error) {
 	}
 	delete(ours, os.Getpid())
 	return ours, nil
+}
+
+// descendants returns the processes that the given ones started, and those started by these.
+func descendants(all map[int]process, of ...int) map[int]process {
+	found := map[int]process{}
+	for grown := true; grown; {
+		grown = false
+		for _, pr := range all {
+			if _, known := found[pr.pid]; known || slices.Contains(of, pr.pid) {
+				continue
+			}
+			if _, ok := found[pr.parent]; ok || slices.Contains(of, pr.parent) {
+				found[pr.pid] = pr
+				grown = true
+			}
+		}
+	}
+	return found
 }
 
 // cgroupProcesses lists the processes of a container's cgroup and those below.
