@@ -61,7 +61,8 @@ func TestDataFolder_ALinkToOverlay(t *testing.T) {
 	own := fmt.Sprintf("mkdir -p %s/agent/containerd && ln -s %s %s && ", target, target, link)
 	for _, folder := range []string{"", own} {
 		out := harness.Output(t, nil, "unshare", "-m", "-n", "sh", "-c",
-			fmt.Sprintf("for d in /run /var/log %s; do mount -t tmpfs none $d; done && ", dir)+folder+
+			"cut -d' ' -f2 /proc/self/mounts | grep -e '^/run/' -e '^"+dir+"/' | tac | xargs -r umount -l && "+
+				"for d in /run /var/log "+dir+"; do mount -t tmpfs none $d; done && "+folder+
 				options.Mote+" uninstall --yes --data-dir "+link)
 		t.Logf("in a container: %s", strings.TrimSpace(out))
 		if folder == "" && !strings.HasPrefix(out, "nothing to uninstall") {
