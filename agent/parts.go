@@ -99,7 +99,7 @@ var parts = []part.Part[*node]{
 			if err != nil {
 				return part.Running{}, err
 			}
-			return part.Running{Run: proxy.Run}, nil
+			return part.Running{Run: proxy.Run, Note: proxy.Note}, nil
 		},
 	},
 	{
@@ -291,6 +291,7 @@ func (n *node) newProxy() (*netproxy.Proxy, error) {
 		CNIBinDir:           dir.Paths().CurrentBin(),
 		StateDir:            dir.CNI(),
 		Bridge:              n.bridge(),
+		OwnInterfaces:       []string{dns.DefaultInterface},
 		DisablePolicy:       !n.runs("network-policy"),
 		DisableLoadBalancer: !n.runs("load-balancer"),
 		Mode:                args.Mode,

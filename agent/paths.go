@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/mote-dev/mote/agent/dns"
 	"github.com/mote-dev/mote/internal/datadir"
+	"github.com/mote-dev/mote/internal/hostnets"
+	"github.com/mote-dev/mote/netproxy/podnet"
 )
 
 // defaultDataDir is the data folder whose node uses the paths on the host that people and tools
@@ -63,6 +66,11 @@ func Bridge(dataDir string) string {
 		return "mote-" + id
 	}
 	return "mote0"
+}
+
+// OwnNetworks is what the node of a data folder makes of the host's networks itself.
+func OwnNetworks(dataDir string) hostnets.Own {
+	return podnet.Own(Bridge(dataDir), dns.DefaultInterface)
 }
 
 func (a *Agent) bridge() string { return Bridge(a.config.DataDir) }

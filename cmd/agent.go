@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mote-dev/mote/agent"
+	"github.com/mote-dev/mote/agent/join"
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/internal/hostcheck"
@@ -72,10 +73,15 @@ func agentPreflight(h hostcheck.Host, a agent.Config) (*datadir.Dir, error) {
 
 // agentOptions say what a node with these settings wants of the host.
 func agentOptions(a agent.Config) hostcheck.Options {
+	// What cannot be read stops the node when it joins, which says why.
+	known, _, _ := join.Cluster(datadir.At(a.DataDir).Agent().Identity())
 	return hostcheck.Options{
 		DataDir:    a.DataDir,
 		Existing:   datadir.At(a.DataDir).HasRun(),
 		Node:       true,
+		IPv6:       known.HasIPv6(),
+		Cluster:    known.Config,
+		Own:        agent.OwnNetworks(a.DataDir),
 		ResolvConf: a.ResolvConf,
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),

@@ -90,6 +90,8 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 		Existing: datadir.At(s.DataDir).HasRun(),
 		Node:     a != nil,
 		IPv6:     s.Cluster.HasIPv6(),
+		Cluster:  s.Cluster,
+		Own:      agent.OwnNetworks(s.DataDir),
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(bind, strconv.Itoa(s.HTTPSListenPort)),
 			Purpose: "the API server", Setting: "--https-listen-port",

@@ -60,6 +60,8 @@ type Config struct {
 	DisableLoadBalancer bool
 	// Bridge is the name of the pods' bridge; empty means mote0.
 	Bridge string
+	// OwnInterfaces are interfaces that the node makes beside this package's.
+	OwnInterfaces []string
 	// MTU of pods; zero means to derive it from the uplink.
 	MTU int
 	// NodePortAddresses limits the addresses NodePort services answer on, as CIDRs; empty means all
@@ -105,6 +107,7 @@ func (c Config) podnet(mode string) podnet.Config {
 		Cluster:         c.Cluster,
 		LocalServiceIPs: c.LocalServiceIPs,
 		Bridge:          c.Bridge,
+		OwnInterfaces:   c.OwnInterfaces,
 		Firewall:        podnet.Firewall(mode),
 		ConfDir:         c.CNIConfDir,
 		BinDir:          c.CNIBinDir,

@@ -53,9 +53,10 @@ type Proxy struct {
 	node   nodeState
 	health *healthcheck.ProxyHealthServer
 
-	nodesMu sync.Mutex // serialises nodesChanged
-	modeMu  sync.Mutex // guards what follows
-	mode    string     // the packet filter in use, empty before Run has chosen one
+	nodesMu sync.Mutex      // serialises nodesChanged
+	modeMu  sync.Mutex      // guards what follows
+	mode    string          // the packet filter in use, empty before Run has chosen one
+	network *podnet.Network // nil before Run has made it
 }
 
 // New checks the config. It requests the informers it needs from the config's factory and sets the
@@ -101,6 +102,18 @@ func (p *Proxy) Mode() string {
 	return p.mode
 }
 
+// Note says what keeps pods or services from being reached although the proxy works; empty if
+// nothing does.
+func (p *Proxy) Note() string {
+	p.modeMu.Lock()
+	network := p.network
+	p.modeMu.Unlock()
+	if network == nil {
+		return ""
+	}
+	return network.Note()
+}
+
 // Run maintains services and pod network until ctx ends, and leaves all rules in place. It can be
 // called once.
 func (p *Proxy) Run(ctx context.Context) (err error) {
@@ -129,6 +142,9 @@ func (p *Proxy) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	p.modeMu.Lock()
+	p.network = network
+	p.modeMu.Unlock()
 	if err := removeOtherMode(klogCtx, mode); err != nil {
 		p.log.Warn("leftover rules could not be removed", zap.Error(err))
 	}

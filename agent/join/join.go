@@ -65,6 +65,12 @@ func Servers(dir string) ([]string, error) {
 	return out, nil
 }
 
+// Cluster returns what is known of the cluster that a node has joined; ok is false if it has not.
+func Cluster(dir string) (c joinapi.Cluster, ok bool, err error) {
+	s, ok, err := folder(dir).load()
+	return s.Cluster, ok, err
+}
+
 // Join returns the node's membership. A node that has joined before needs no server for it, so that
 // it starts while its server is away. Otherwise Join tries the servers until one accepts the node
 // or refuses it for good.

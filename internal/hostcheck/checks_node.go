@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mote-dev/mote/internal/hostnets"
 	"github.com/mote-dev/mote/internal/resolvconf"
 )
 
@@ -206,6 +207,33 @@ func checkConntrack(h Host, _ Options) []Result {
 				"has the module")
 	}
 	return ok("conntrack", "there")
+}
+
+func checkNetworks(h Host, o Options) []Result {
+	cluster, unknown := o.Cluster, len(o.Cluster.ClusterCIDRs) == 0
+	if unknown {
+		cluster = cluster.WithDefaults()
+	}
+	uses, err := h.Networks(o.Own)
+	if err != nil {
+		return warn("networks", fmt.Sprintf("not known (%v)", err), "nothing: they are looked at again at start")
+	}
+	var results []Result
+	for _, overlap := range hostnets.Find(uses, cluster) {
+		switch {
+		case unknown:
+			results = append(results, warn("networks", overlap.String()+", if the cluster has the default ranges",
+				overlap.Remedy())...)
+		case overlap.Breaks(!o.Existing):
+			results = append(results, fail("networks", overlap.String(), overlap.Remedy())...)
+		default:
+			results = append(results, warn("networks", overlap.String(), overlap.Remedy())...)
+		}
+	}
+	if len(results) == 0 {
+		return ok("networks", "none overlaps the cluster's ranges")
+	}
+	return results
 }
 
 func checkResolvers(h Host, o Options) []Result {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/hostnets"
 )
 
 // toolTimeout bounds one run of nft, iptables or modprobe. The first nft of a boot loads modules,
@@ -45,6 +47,8 @@ func (machine) Writable(path string) error {
 	}
 	return f.Close()
 }
+
+func (machine) Networks(own hostnets.Own) ([]hostnets.Use, error) { return hostnets.List(own) }
 
 func (machine) UID() int       { return os.Geteuid() }
 func (machine) Now() time.Time { return time.Now() }

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/hostnets"
 )
 
 // Level says what follows from a result.
@@ -52,6 +55,10 @@ type Options struct {
 	Node bool
 	// IPv6 says that pods shall have addresses of that family.
 	IPv6 bool
+	// Cluster has the cluster's ranges; zero while they are not known, as before a node joins.
+	Cluster clusterconfig.Config
+	// Own is what the node makes of the host's networks itself.
+	Own hostnets.Own
 	// ResolvConf is the file that shall name the host's resolvers; empty means /etc/resolv.conf.
 	ResolvConf string
 	// Ports are the ports to be listened on.
@@ -98,6 +105,8 @@ type Host interface {
 	PortOwner(address string) string
 	// TryInotify makes and gives back that many inotify instances, with a watch each.
 	TryInotify(instances int) error
+	// Networks are the addresses and routes of the machine, but for own ones.
+	Networks(own hostnets.Own) ([]hostnets.Use, error)
 	// InotifyInUse is how many inotify instances this user's processes have.
 	InotifyInUse() (int, error)
 	// Now is the clock.
@@ -119,7 +128,7 @@ func Run(h Host, o Options) []Result {
 	}
 	if o.Node {
 		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter,
-			checkForwarding, checkIPv6, checkConntrack, checkResolvers,
+			checkForwarding, checkIPv6, checkConntrack, checkNetworks, checkResolvers,
 			checkKmsg, checkSeccomp, checkPropagation, checkInotify, checkSwap)
 	}
 	checks = append(checks, checkMemory, checkSpace, checkClock, checkEntropy)

@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mote-dev/mote/internal/clusterconfig"
+	"github.com/mote-dev/mote/internal/hostnets"
 )
 
 // fakeHost is a host on which all is well, until a test changes it.
@@ -37,6 +41,7 @@ type fakeHost struct {
 	owner      string
 	inotify    int
 	inotifyErr error
+	networks   []hostnets.Use
 	now        time.Time
 }
 
@@ -108,7 +113,10 @@ func (f *fakeHost) TryListen(address string) error { return f.listenErr[address]
 func (f *fakeHost) PortOwner(string) string        { return f.owner }
 func (f *fakeHost) InotifyInUse() (int, error)     { return f.inotify, f.countErr }
 func (f *fakeHost) TryInotify(int) error           { return f.inotifyErr }
-func (f *fakeHost) Now() time.Time                 { return f.now }
+func (f *fakeHost) Networks(hostnets.Own) ([]hostnets.Use, error) {
+	return f.networks, nil
+}
+func (f *fakeHost) Now() time.Time { return f.now }
 
 var options = Options{
 	DataDir: "/var/lib/mote",
@@ -389,5 +397,36 @@ func TestRun_ResolvConf(t *testing.T) {
 	h.files[o.ResolvConf] = "nameserver 192.0.2.2\n"
 	if r := find(t, Run(h, o), "resolvers"); r.Level != OK || r.Found != "192.0.2.2" {
 		t.Errorf("a file with a resolver: %+v", r)
+	}
+}
+
+// The bridge of a mote with another data folder keeps its addresses until that is uninstalled.
+func TestRun_NetworksOverlapTheClusters(t *testing.T) {
+	at := func(name, text string) hostnets.Use {
+		return hostnets.Use{Interface: name, Prefix: netip.MustParsePrefix(text), Address: true}
+	}
+	known := clusterconfig.Config{}.WithDefaults()
+	for _, row := range []struct {
+		name    string
+		use     hostnets.Use
+		cluster clusterconfig.Config
+		fresh   bool
+		level   Level
+		want    string
+	}{
+		{"another mote's bridge", at("mote0", "10.42.0.1/24"), known, true, Fail, "uninstall --data-dir /var/lib/mote"},
+		{"another mote's bridge, data moved", at("mote0", "10.42.0.1/24"), known, false, Fail, "ip link delete mote0"},
+		{"docker's bridge", at("docker0", "10.42.0.1/16"), known, true, Fail, "another cluster-cidr"},
+		{"docker's bridge, node with pods", at("docker0", "10.42.0.1/16"), known, false, Warn, "another cluster-cidr"},
+		{"before joining", at("docker0", "10.42.0.1/16"), clusterconfig.Config{}, true, Warn, "another cluster-cidr"},
+		{"a wide LAN", hostnets.Use{Interface: "eth0", Prefix: netip.MustParsePrefix("10.0.0.0/8")}, known, true, Warn,
+			"cannot be reached"},
+		{"elsewhere", at("docker0", "172.17.0.1/16"), known, true, OK, ""},
+	} {
+		h, o := goodHost(), options
+		h.networks, o.Cluster, o.Existing = []hostnets.Use{row.use}, row.cluster, !row.fresh
+		if r := find(t, Run(h, o), "networks"); r.Level != row.level || !strings.Contains(r.Remedy, row.want) {
+			t.Errorf("%s: %+v, want %s and %q", row.name, r, row.level, row.want)
+		}
 	}
 }

@@ -41,6 +41,9 @@ type Config struct {
 	LocalServiceIPs []netip.Addr
 	// Bridge is the name of the pods' bridge; empty means [DefaultBridge].
 	Bridge string
+	// OwnInterfaces are interfaces that the node makes beside this package's. Their addresses may
+	// be in the cluster's ranges.
+	OwnInterfaces []string
 	// Firewall is the tool for the node's rules; empty means [FirewallNFTables].
 	Firewall Firewall
 	// ConfDir is the folder the container runtime reads network lists from.

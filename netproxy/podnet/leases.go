@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 // bootIDFile holds the kernel's random ID of this boot.
@@ -43,7 +41,7 @@ func dropStaleLeases(stateDir string) (dropped int, err error) {
 	for _, e := range entries {
 		// A lease is a file named after its address. The plugin's lock and its record of the last
 		// address stay.
-		if _, err := netip.ParseAddr(strings.ReplaceAll(e.Name(), "_", ":")); err != nil {
+		if _, ok := leased(e.Name()); !ok {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -53,8 +53,10 @@ type Network struct {
 	nodes        remembered
 	known        bool // nodes are known, so an absent peer is really gone
 	rulesChanged bool // the next pass compares the rules
+	note         string
 
-	skipped retry.Failures // nodes left out, as last logged; only the loop uses it
+	leases  map[netip.Addr]bool // of the last pass; nil before the first; only the loop uses it
+	skipped retry.Failures      // nodes left out, as last logged; only the loop uses it
 
 	// RulesRemoved, if set before Run, is called with the name of an nftables table when the table
 	// (whole) or something in it was deleted, and with an empty name when deletions may have been
@@ -62,12 +64,15 @@ type Network struct {
 	RulesRemoved func(table string, whole bool)
 }
 
-// New checks the config.
+// New checks the config, and that no other network of the host takes the pods' addresses.
 func New(c Config) (*Network, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("check pod network config: %w", err)
 	}
 	c = c.withDefaults()
+	if err := checkOverlaps(c); err != nil {
+		return nil, err
+	}
 	n := &Network{
 		cfg:          c,
 		firewalls:    newFirewalls(c.Firewall),
@@ -164,6 +169,7 @@ func (n *Network) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return watchLinks(ctx, n.log, func() { n.poke(false) }) })
 	g.Go(func() error { return watchRules(ctx, n.log, n.ruleEvent) })
+	g.Go(func() error { return n.watchLeases(ctx, func() { n.poke(false) }) })
 	g.Go(func() error { return n.keepMapped(ctx) })
 	g.Go(func() error { return n.loop.Run(ctx) })
 	return g.Wait()
@@ -228,6 +234,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, n.watchOverlaps())
 	links, err := readHostLinks()
 	if err != nil {
 		errs = append(errs, err)
@@ -238,7 +245,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Cluster.NetworkBackend, firstAddr(self.Addrs))
 		errs = append(errs, remember(n.cfg.StateDir, nodes), n.ensurePeers(ctx, self, nodes.Peers, mtu),
-			n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu))
+			n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu), n.forgetGone(self))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -125,7 +125,47 @@ while True:
 	if got := ask(outside, "192.0.2.5", "8088"); got != "192.0.2.1" {
 		t.Errorf("outside to a mapped port: seen as %s", got)
 	}
-	for _, rt := range []*libcni.RuntimeConf{rtA, rtB} {
+
+	// A client that goes on sending from one port follows a UDP port from a pod to what replaces it:
+	// a program of the host, for which no plugin runs, and another pod.
+	answerUDP := func(port, answer string, in ...string) {
+		needTool(t, "python3")
+		args := append(in, "python3", "-c", `
+import socket
+s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(("0.0.0.0",`+port+`))
+while True:
+    d,a=s.recvfrom(9); s.sendto(b"`+answer+`",a)`)
+		startTool(t, args[0], args[1:]...)
+	}
+	send := func(want string) {
+		t.Helper()
+		eventually(t, func() string {
+			got, _ := tool("ip", "netns", "exec", outside, "python3", "-c", `
+import socket
+s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(("0.0.0.0",4000)); s.settimeout(0.5)
+s.sendto(b"?",("192.0.2.5",5300)); print(s.recv(9).decode(),end="")`)
+			if got != want {
+				return fmt.Sprintf("answered by %q, want %q", got, want)
+			}
+			return ""
+		})
+	}
+	udp := map[string]any{"portMappings": []map[string]any{{"hostPort": 5300, "containerPort": 53, "protocol": "udp"}}}
+	first := name("u1")
+	rtFirst := attach(first, udp)
+	answerUDP("53", "pod 1", "ip", "netns", "exec", first)
+	send("pod 1")
+	if err := cni.DelNetworkList(ctx, list, rtFirst); err != nil {
+		t.Errorf("detach: %v", err)
+	}
+	answerUDP("5300", "host")
+	send("host")
+	second := name("u2")
+	rtSecond := attach(second, udp)
+	answerUDP("53", "pod 2", "ip", "netns", "exec", second)
+	send("pod 2")
+
+	for _, rt := range []*libcni.RuntimeConf{rtA, rtB, rtSecond} {
 		if err := cni.DelNetworkList(ctx, list, rt); err != nil {
 			t.Errorf("detach: %v", err)
 		}

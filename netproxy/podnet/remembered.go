@@ -21,6 +21,10 @@ type remembered struct {
 
 func rememberedPath(stateDir string) string { return filepath.Join(stateDir, "nodes.json") }
 
+// Known reports whether the node of a state folder has ever known its pod ranges, and so may have
+// had pods.
+func Known(stateDir string) (bool, error) { return fileExists(rememberedPath(stateDir)) }
+
 // remember saves the nodes.
 func remember(stateDir string, known remembered) error {
 	text, err := json.Marshal(known)
