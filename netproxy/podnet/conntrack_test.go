@@ -67,7 +67,7 @@ func TestNetwork_ForgetGone(t *testing.T) {
 	for name, f := range map[string]*netlink.ConntrackFlow{
 		"hostPort, pod 5":           flow(unix.IPPROTO_UDP, "192.0.2.1:1", "192.0.2.5:5300", "10.42.3.5:53"),
 		"hostPort, pod 6":           flow(unix.IPPROTO_UDP, "192.0.2.1:2", "192.0.2.5:5301", "10.42.3.6:53"),
-		"hostPort, pod 5, IPv6":     flow(unix.IPPROTO_UDP, "[2001:db8::1]:3", "[2001:db8::5]:53", "[fd42:0:0:3::5]:53"),
+		"hostPort, pod 5, IPv6":     flow(unix.IPPROTO_UDP, "[2001:db8::1]:3", "[2001:db8::5]:5", "[fd42:0:0:3::5]:5"),
 		"pod gone long ago":         flow(unix.IPPROTO_UDP, "192.0.2.1:4", "192.0.2.5:5302", "10.42.3.9:53"),
 		"from a pod gone long ago":  flow(unix.IPPROTO_UDP, "10.42.3.9:5", "192.0.2.7:53", "192.0.2.7:53"),
 		"pod of another node":       flow(unix.IPPROTO_UDP, "192.0.2.1:6", "10.43.0.9:53", "10.42.7.9:53"),
