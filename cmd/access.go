@@ -132,18 +132,20 @@ func (p program) kubectlEnv(args []string) ([]string, error) {
 	return nil, err
 }
 
-// ctrMayConnect refuses a call of ctr that would connect to a socket this user may not use.
-func (p program) ctrMayConnect(args []string, socket string) error {
+// toolMayConnect refuses a call of ctr or crictl that would connect to a socket this user may not
+// use.
+func (p program) toolMayConnect(args []string, socket string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	for _, arg := range args {
 		name, _, _ := strings.Cut(arg, "=")
-		if slices.Contains([]string{"-a", "--address", "-h", "--help", "-v", "--version", "help"}, name) {
+		if slices.Contains([]string{"-a", "--address", "-r", "--runtime-endpoint", "-h", "--help", "-v", "--version",
+			"help"}, name) {
 			return nil
 		}
 	}
-	// Any other error is for ctr to find and name.
+	// Any other error is for the tool to find and name.
 	if err := unix.Faccessat(unix.AT_FDCWD, socket, unix.R_OK|unix.W_OK, unix.AT_EACCESS); errors.Is(err,
 		fs.ErrPermission) {
 		return fmt.Errorf("connect to the container runtime at %s: %w", socket, err)

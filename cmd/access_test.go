@@ -123,7 +123,8 @@ func TestCommands_NormalUser_PermissionDenied(t *testing.T) {
 	denied := map[string][]string{
 		"server": nil, "agent": {"--server", "192.0.2.1", "--token", "abcdef.0123456789abcdef", "--node-name", "n1"},
 		"check": nil, "status": nil, "uninstall": {"--yes"}, "store": {"--listen", "127.0.0.1:0"},
-		"kubectl": {"get", "nodes"}, "ctr": {"images", "list"},
+		"kubectl": {"get", "nodes"}, "ctr": {"images", "list"}, "crictl": {"ps"},
+		"stop":         {"--pods"},
 		"image import": {private}, "image list": nil, "image rm": {"a"},
 		"snapshot save": nil, "snapshot list": nil, "snapshot check": {snapshot}, "snapshot restore": {snapshot},
 		"token create": nil, "token list": nil, "token delete": {"abcdef"}, "token rotate": nil,

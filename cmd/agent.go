@@ -25,7 +25,7 @@ func (p program) agentCommand() *cli.Command {
 		Description: "The first start needs --server and --token, as the server printed them.\n" +
 			"Every flag may also be set as a MOTE_* environment variable (MOTE_TOKEN for --token), which\n" +
 			"other users of the machine cannot read, or as a key of the configuration file.",
-		Flags: append([]cli.Flag{flag(configSetting)}, flags(agentSettings())...),
+		Flags: flags(grouped(append(agentSettings(), configSetting))),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err

@@ -35,7 +35,7 @@ func (p program) checkCommand() *cli.Command {
 			"is changed.\nThe exit code is 1 when something required is missing.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "agent", Usage: "check for `mote agent`, which needs no server ports"},
-			outputFlag(), flag(configSetting)}, flags(all)...),
+			outputFlag()}, flags(grouped(append(slices.Clone(all), configSetting)))...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -123,7 +123,7 @@ func (p program) check(c *cli.Context, h hostcheck.Host, options hostcheck.Optio
 
 func (p program) printResults(results []hostcheck.Result, running int) {
 	colour := func(_ hostcheck.Level, s string) string { return s }
-	if f, ok := p.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if f, ok := p.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) && !p.plain() {
 		codes := map[hostcheck.Level]string{hostcheck.OK: "32", hostcheck.Warn: "33", hostcheck.Fail: "31"}
 		colour = func(l hostcheck.Level, s string) string { return "\x1b[" + codes[l] + "m" + s + "\x1b[0m" }
 	}

@@ -49,12 +49,13 @@ type exitError int
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 func (p program) run(ctx context.Context, args []string) int {
-	// A link called kubectl or ctr behaves as that tool.
+	// A link called like a tool behaves as that tool.
 	if len(args) > 0 {
-		if name := filepath.Base(args[0]); name == "kubectl" || name == "ctr" {
+		if name := filepath.Base(args[0]); slices.Contains([]string{"kubectl", "ctr", "crictl"}, name) {
 			args = append([]string{"mote", name}, args[1:]...)
 		}
 	}
+	args = helpWords(args)
 	p.args = args
 	err := p.app().RunContext(ctx, args)
 	if err == nil {
@@ -73,6 +74,21 @@ func (p program) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(p.stderr, "mote: %s\n", line)
 	}
 	return 1
+}
+
+// helpWords puts into mote's words what people type to get help or the version. Behind a command
+// it is the command's.
+func helpWords(args []string) []string {
+	if len(args) < 2 {
+		return args
+	}
+	switch args[1] {
+	case "--version", "-version", "-v", "-V":
+		return append([]string{args[0], "version"}, args[2:]...)
+	case "help":
+		return append(append([]string{args[0]}, args[2:]...), "--help")
+	}
+	return args
 }
 
 // again replaces the process's program with itself, from the start.
@@ -104,6 +120,7 @@ func (p program) app() *cli.App {
 			p.agentCommand(),
 			p.kubectlCommand(),
 			p.ctrCommand(),
+			p.crictlCommand(),
 			p.imageCommand(),
 			p.checkCommand(),
 			p.statusCommand(),
@@ -114,6 +131,7 @@ func (p program) app() *cli.App {
 			p.kubeconfigCommand(),
 			p.certificateCommand(),
 			p.completionCommand(),
+			p.stopCommand(),
 			p.uninstallCommand(),
 			p.versionCommand(),
 		},
@@ -128,6 +146,7 @@ func (p program) app() *cli.App {
 	for _, c := range app.Commands {
 		p.prepare(c, "mote "+c.Name)
 	}
+	app.CustomAppHelpTemplate = asTemplate(appText(app))
 	return app
 }
 
@@ -135,13 +154,18 @@ func (p program) app() *cli.App {
 func (p program) prepare(c *cli.Command, path string) {
 	c.OnUsageError = p.usageError(path, c.Flags)
 	c.HideHelpCommand = true
+	c.CustomHelpTemplate = asTemplate(helpText(path, c))
 	for _, sub := range c.Subcommands {
 		p.prepare(sub, path+" "+sub.Name)
 	}
 	if len(c.Subcommands) > 0 && c.Action == nil {
 		names := commandNames(c.Subcommands)
 		c.Action = func(ctx *cli.Context) error {
-			if word := ctx.Args().First(); word != "" {
+			switch word := ctx.Args().First(); word {
+			case "":
+			case "help":
+				return cli.ShowSubcommandHelp(ctx)
+			default:
 				return unknownCommand(word, path, names)
 			}
 			return fmt.Errorf("%s needs a command: one of %s", path, strings.Join(names, ", "))

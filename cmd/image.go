@@ -91,7 +91,7 @@ func (p program) importImages(c *cli.Context, agentDir string) error {
 		}
 		ended := func(error) {}
 		if f, ok := p.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			ui := newTerminalUI(f, func() int {
+			ui := newTerminalUI(f, p.plain(), func() int {
 				width, _, err := term.GetSize(int(f.Fd()))
 				if err != nil {
 					return 80

@@ -83,7 +83,7 @@ type wantedUser struct {
 
 func wantUser(c *cli.Context) (wantedUser, error) {
 	u := wantedUser{name: c.String("user"), groups: c.StringSlice("group")}
-	ttl, err := parseTTL(c.String("ttl"))
+	ttl, err := parseDuration(c.String("ttl"))
 	switch {
 	case u.name == "":
 		return u, errors.New("user is missing: name it with --user")
@@ -99,7 +99,7 @@ func wantUser(c *cli.Context) (wantedUser, error) {
 			"--group system:masters is refused: its members cannot be limited; give full rights with `mote kubectl "+
 				"create clusterrolebinding %s --clusterrole=cluster-admin --user=%s`", bindingName(u.name), u.name)
 	case err != nil:
-		return u, err
+		return u, fmt.Errorf("--ttl %q is no duration: write it as 12h or 7d", c.String("ttl"))
 	case ttl < leastTTL:
 		return u, fmt.Errorf("--ttl %s is too short: Kubernetes makes no certificates for less than %s",
 			c.String("ttl"), leastTTL)
@@ -112,20 +112,6 @@ func wantUser(c *cli.Context) (wantedUser, error) {
 	}
 	u.ttl = ttl
 	return u, nil
-}
-
-// parseTTL reads a duration that may be in days.
-func parseTTL(text string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.Atoi(days); err == nil && n < 100*365 {
-			return time.Duration(n) * 24 * time.Hour, nil
-		}
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		return 0, fmt.Errorf("--ttl %q is no duration: write it as 12h or 30d", text)
-	}
-	return d, nil
 }
 
 func bindingName(user string) string {
@@ -223,8 +209,9 @@ func (p program) sayIssued(file, address string, u wantedUser, cert *x509.Certif
 	}
 	fmt.Fprintf(w, "  server       %s\n  groups       %s\n  valid until  %s\n  serial       %s\n", address,
 		groups(cert), cert.NotAfter.Format(time.RFC3339), revocation.Serial(cert))
-	// The signer counts from when it signs, not from when it was asked.
-	if time.Until(cert.NotAfter) < u.ttl-2*time.Minute {
+	// The signer dates certificates back, some of them together with their end: their length is
+	// what it gave, not what is left.
+	if cert.NotAfter.Sub(cert.NotBefore) < u.ttl {
 		fmt.Fprintf(w, "that is less than --ttl %s: the cluster's signer gives no more\n", u.ttl)
 	}
 	if admitted {

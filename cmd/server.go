@@ -24,7 +24,7 @@ func (p program) serverCommand() *cli.Command {
 		Usage: "run a cluster's control plane and a node",
 		Description: "Every flag may also be set as a MOTE_* environment variable (MOTE_DATA_DIR for --data-dir)\n" +
 			"or as a key of the configuration file (data-dir). Flags win over variables, variables over the file.",
-		Flags: append([]cli.Flag{flag(configSetting)}, flags(serverSettings())...),
+		Flags: flags(grouped(append(serverSettings(), configSetting))),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -69,14 +69,14 @@ func (p program) ui(debug bool, format string) (UI, *zap.Logger, func(), error) 
 		}
 		return newLineUI(log), log, func() { _ = log.Sync() }, nil
 	}
-	ui := newTerminalUI(f, func() int {
+	ui := newTerminalUI(f, p.plain(), func() int {
 		width, _, err := term.GetSize(int(f.Fd()))
 		if err != nil {
 			return 80
 		}
 		return width
 	})
-	options.Output, options.Terminal = ui, true
+	options.Output, options.Terminal, options.Plain = ui, true, p.plain()
 	log, err := logging.New(options)
 	if err != nil {
 		ui.close()
@@ -138,11 +138,11 @@ func flag(s settings.Setting) cli.Flag {
 	}
 	switch s.Kind {
 	case settings.List, settings.Args:
-		return &cli.StringSliceFlag{Name: s.Name, Usage: usage}
+		return &cli.StringSliceFlag{Name: s.Name, Usage: usage, Category: s.Group}
 	case settings.Bool:
-		return &cli.BoolFlag{Name: s.Name, Usage: usage}
+		return &cli.BoolFlag{Name: s.Name, Usage: usage, Category: s.Group}
 	default:
 		// Numbers too: their form is checked in one place for all sources.
-		return &cli.StringFlag{Name: s.Name, Usage: usage}
+		return &cli.StringFlag{Name: s.Name, Usage: usage, Category: s.Group}
 	}
 }

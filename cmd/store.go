@@ -23,7 +23,7 @@ func (p program) storeCommand() *cli.Command {
 	all := []settings.Setting{
 		dataDirSetting, formatSetting, debugSetting,
 		{Name: "datastore-durability", Default: server.DefaultDatastoreDurability,
-			Usage: "full or relaxed, as of `mote server`"},
+			Usage: "full, or relaxed: see `mote help server`"},
 	}
 	return &cli.Command{
 		Name:  "store",

@@ -24,6 +24,8 @@ type supervisors struct {
 	program
 	// root is where the machine's files are, "" for this one.
 	root string
+	// keep leaves services enabled, so that they start again with the machine.
+	keep bool
 	// run runs a command of the machine and returns its output.
 	run func(ctx context.Context, name string, args ...string) (string, error)
 }
@@ -96,6 +98,9 @@ func (s supervisors) stopUnits(ctx context.Context, dataDir string, pid int) ([]
 		if _, err := s.run(ctx, "systemctl", "stop", "--", unit); err != nil {
 			return nil, fmt.Errorf("stop the service that runs mote on %s (%w): "+
 				"stop and disable %s by hand, then repeat", dataDir, err, unit)
+		}
+		if s.keep {
+			continue
 		}
 		show, err := s.show(ctx, unit, "UnitFileState")
 		if err != nil {
@@ -177,6 +182,9 @@ func (s supervisors) stopOpenRC(ctx context.Context, dataDir string, pid int) ([
 		if _, err := s.run(ctx, "rc-service", name, "stop"); err != nil {
 			return nil, fmt.Errorf("stop the service that runs mote on %s (%w): "+
 				"stop service %s and remove it from its runlevels by hand, then repeat", dataDir, err, name)
+		}
+		if s.keep {
+			continue
 		}
 		levels, err := filepath.Glob(filepath.Join(s.root, "/etc/runlevels/*", name))
 		if err != nil {

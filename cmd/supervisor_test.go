@@ -268,3 +268,28 @@ func TestInUse(t *testing.T) {
 		t.Errorf("with a process: %v, %v", used, err)
 	}
 }
+
+// Stopping leaves a service as it is: it starts again with the machine.
+func TestSupervisors_Stop_KeepsTheServiceEnabled(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"/run/systemd/system", "/proc/7"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile(t, filepath.Join(root, "/proc/7/cgroup"), "0::/system.slice/mote.service\n")
+	var ran []string
+	s := supervisors{root: root, keep: true, run: func(_ context.Context, name string, args ...string) (string, error) {
+		command := strings.Join(append([]string{name}, args...), " ")
+		if strings.Contains(command, " show ") {
+			return "MainPID=7\nUnitFileState=enabled\n", nil
+		}
+		ran = append(ran, command)
+		return "", nil
+	}}
+	stopped, err := s.stop(t.Context(), "/var/lib/mote", 7)
+	if err != nil || !slices.Equal(stopped, []string{"mote.service"}) ||
+		!slices.Equal(ran, []string{"systemctl stop -- mote.service"}) {
+		t.Errorf("stopped %q by %q, %v", stopped, ran, err)
+	}
+}

@@ -28,7 +28,8 @@ func (p program) tokenCommand() *cli.Command {
 				Usage: "create a token and print the command to run on the joining machine",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "ttl",
-						Usage: "how long machines can join with it, such as 30m or 24h; 0 means until it is deleted",
+						Usage: "how long machines can join with it, such as 30m, 24h or 7d; 0 means until it " +
+							"is deleted",
 						Value: "24h"},
 					&cli.StringFlag{Name: "description", Usage: "`TEXT` that identifies it in the list"},
 					quiet, clusterFlag(),
@@ -61,9 +62,9 @@ func (p program) tokenCommand() *cli.Command {
 }
 
 func (p program) createToken(c *cli.Context, k *cluster) error {
-	ttl, err := time.ParseDuration(c.String("ttl"))
+	ttl, err := parseDuration(c.String("ttl"))
 	if err != nil || ttl < 0 {
-		return fmt.Errorf("ttl %q is no duration: write it as 30m or 24h, or 0 for a token that does not expire",
+		return fmt.Errorf("ttl %q is no duration: write it as 30m, 24h or 7d, or 0 for a token that does not expire",
 			c.String("ttl"))
 	}
 	pin, err := k.pin()

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -17,6 +18,9 @@ import (
 	"github.com/mote-dev/mote/runtime/layout"
 	"github.com/mote-dev/mote/server"
 )
+
+// crictl is an executable of its own in the bundle, as the code of that tool is no library.
+const crictl = "crictl"
 
 func (p program) kubectlCommand() *cli.Command {
 	return &cli.Command{
@@ -51,7 +55,7 @@ func (p program) ctrCommand() *cli.Command {
 			}
 			socket := layout.For(datadir.At(dir).Agent().Dir()).Socket
 			if address, _ := p.lookupEnv("CONTAINERD_ADDRESS"); address == "" {
-				if err := p.ctrMayConnect(c.Args().Slice(), socket); err != nil {
+				if err := p.toolMayConnect(c.Args().Slice(), socket); err != nil {
 					return err
 				}
 			}
@@ -65,6 +69,36 @@ func (p program) ctrCommand() *cli.Command {
 				}
 			}
 			return p.execHelper("ctr", c.Args().Slice(), env)
+		},
+	}
+}
+
+func (p program) crictlCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "crictl",
+		Usage:     "run the built-in crictl against this machine's container runtime",
+		UsageText: "mote crictl ARGUMENT…",
+		Description: "All arguments go to crictl. Without --runtime-endpoint and CONTAINER_RUNTIME_ENDPOINT it " +
+			"connects to the containerd of the mote in MOTE_DATA_DIR.",
+		SkipFlagParsing: true,
+		Action: func(c *cli.Context) error {
+			dir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+			if err != nil {
+				return err
+			}
+			socket := layout.For(datadir.At(dir).Agent().Dir()).Socket
+			if endpoint, _ := p.lookupEnv("CONTAINER_RUNTIME_ENDPOINT"); endpoint == "" {
+				if err := p.toolMayConnect(c.Args().Slice(), socket); err != nil {
+					return err
+				}
+			}
+			env := os.Environ()
+			for _, name := range []string{"CONTAINER_RUNTIME_ENDPOINT", "IMAGE_SERVICE_ENDPOINT"} {
+				if _, set := p.lookupEnv(name); !set {
+					env = append(env, name+"=unix://"+socket)
+				}
+			}
+			return p.execHelper(crictl, c.Args().Slice(), env)
 		},
 	}
 }
@@ -94,10 +128,14 @@ func (p program) machineSetting(name, otherwise string) (string, error) {
 	return v.String(name), nil
 }
 
-// execHelper becomes the helper executable, which behaves as the tool of its name. It is unpacked
-// first if no server has done so.
+// execHelper becomes the executable of a tool: crictl's own, or the helper, which behaves as the
+// tool of its name. It is unpacked first if no server has done so.
 func (p program) execHelper(name string, args, env []string) error {
-	path, err := p.helper()
+	file := bundle.Helper
+	if name == crictl {
+		file = crictl
+	}
+	path, err := p.helper(file)
 	if err != nil {
 		return err
 	}
@@ -107,13 +145,16 @@ func (p program) execHelper(name string, args, env []string) error {
 	return nil
 }
 
-// helper finds the helper executable of this very mote, and unpacks it if no server has done so. A
+// helper finds an executable of this very mote, and unpacks it if no server has done so. A
 // data folder that a mote runs on is left to that one, and one that does not exist is not made for
 // this.
-func (p program) helper() (string, error) {
+func (p program) helper(file string) (string, error) {
 	manifest, err := bundle.ReadManifest()
 	if err != nil {
 		return "", err
+	}
+	if !slices.ContainsFunc(manifest.Files, func(f bundle.File) bool { return f.Name == file }) {
+		return "", fmt.Errorf("this mote was built without %s: install the tool, or a mote that has it", file)
 	}
 	own, cache := "", ""
 	if dir, err := datadir.UserBin(); err == nil {
@@ -130,7 +171,7 @@ func (p program) helper() (string, error) {
 	for _, dir := range []string{own, cache} {
 		unpacked := filepath.Join(dir, manifest.Hash[:16])
 		if dir != "" && bundle.Verify(unpacked, manifest, false) == nil {
-			return filepath.Join(unpacked, bundle.Helper), nil
+			return filepath.Join(unpacked, file), nil
 		}
 	}
 	dir := cache
@@ -142,11 +183,11 @@ func (p program) helper() (string, error) {
 		// Another command may have unpacked it at the same moment.
 		unpacked := filepath.Join(dir, manifest.Hash[:16])
 		if bundle.Verify(unpacked, manifest, false) == nil {
-			return filepath.Join(unpacked, bundle.Helper), nil
+			return filepath.Join(unpacked, file), nil
 		}
-		return "", fmt.Errorf("unpack kubectl and ctr to %s: %w", dir, err)
+		return "", fmt.Errorf("unpack the tools to %s: %w", dir, err)
 	}
-	return b.Path(bundle.Helper), nil
+	return b.Path(file), nil
 }
 
 // mayUnpack reports whether the data folder is there, writable for this user, and not in use. If

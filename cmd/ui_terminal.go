@@ -21,6 +21,8 @@ const frameTime = 100 * time.Millisecond
 type terminalUI struct {
 	out   io.Writer
 	width func() int
+	// plain leaves out colours and weights.
+	plain bool
 	now   func() time.Time
 
 	mu      sync.Mutex // guards what follows
@@ -40,10 +42,11 @@ type phase struct {
 }
 
 // newTerminalUI returns a UI that draws until close.
-func newTerminalUI(out io.Writer, width func() int) *terminalUI {
+func newTerminalUI(out io.Writer, plain bool, width func() int) *terminalUI {
 	u := &terminalUI{
 		out:   out,
 		width: width,
+		plain: plain,
 		now:   time.Now,
 		stop:  make(chan struct{}),
 	}
@@ -108,11 +111,11 @@ func (u *terminalUI) Phase(name string) func(error) {
 		}
 		u.running = slices.Delete(u.running, i, i+1)
 		u.clear()
-		mark := "\x1b[32m✓\x1b[0m"
+		mark := u.paint("32", "✓")
 		if err != nil {
-			mark = "\x1b[31m✗\x1b[0m"
+			mark = u.paint("31", "✗")
 		}
-		fmt.Fprintf(u.out, "%s %s %s\n", mark, name, faint(seconds(u.now().Sub(ph.start))))
+		fmt.Fprintf(u.out, "%s %s %s\n", mark, name, u.paint("2", seconds(u.now().Sub(ph.start))))
 		u.detail = ""
 		u.draw()
 	}
@@ -132,7 +135,7 @@ func (u *terminalUI) Ready(r Ready) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.clear()
-	fmt.Fprintf(u.out, "\n\x1b[1mmote is ready\x1b[0m after %s\n", seconds(r.Took))
+	fmt.Fprintf(u.out, "\n%s after %s\n", u.paint("1", "mote is ready"), seconds(r.Took))
 	line := func(label, text string) {
 		if text != "" {
 			fmt.Fprintf(u.out, "  %-11s %s\n", label, text)
@@ -181,4 +184,17 @@ func (u *terminalUI) clear() {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 
-func faint(s string) string { return "\x1b[2m" + s + "\x1b[0m" }
+// paint gives text a colour or weight of the terminal.
+func (u *terminalUI) paint(code, text string) string {
+	if u.plain {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// plain reports whether the user or the terminal wants no colours, see https://no-color.org.
+func (p program) plain() bool {
+	set, _ := p.lookupEnv("NO_COLOR")
+	terminal, _ := p.lookupEnv("TERM")
+	return set != "" || terminal == "dumb"
+}

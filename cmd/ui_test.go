@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -19,7 +20,7 @@ import (
 func TestTerminalUI_Screen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		ui := newTerminalUI(&out, func() int { return 60 })
+		ui := newTerminalUI(&out, false, func() int { return 60 })
 		done := ui.Phase("start API server")
 		other := ui.Phase("start container runtime")
 		ui.Progress("unpack", "bundled tools", 1e6, 4e6)
@@ -49,6 +50,28 @@ func TestTerminalUI_Screen(t *testing.T) {
 			t.Errorf("screen is\n%s\nwant\n%s", screen, want)
 		}
 	})
+}
+
+func TestTerminalUI_NoColor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		p := program{lookupEnv: func(name string) (string, bool) { return "1", name == "NO_COLOR" }}
+		ui := newTerminalUI(&out, p.plain(), func() int { return 60 })
+		ui.Phase("start API server")(nil)
+		ui.Phase("start container runtime")(errors.New("no"))
+		ui.Ready(Ready{URL: "https://192.0.2.7:6443"})
+		ui.close()
+		// What moves the cursor is no colour.
+		if colour := regexp.MustCompile(`\x1b\[[0-9;]*m`).FindString(out.String()); colour != "" {
+			t.Errorf("the screen has the colour %q:\n%q", colour, out.String())
+		}
+	})
+	for _, env := range []map[string]string{{}, {"NO_COLOR": ""}, {"TERM": "xterm"}} {
+		p := program{lookupEnv: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+		if p.plain() {
+			t.Errorf("%v: no colours", env)
+		}
+	}
 }
 
 // render does what a terminal does with the few codes the UI uses.

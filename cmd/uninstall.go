@@ -222,7 +222,11 @@ func (u *uninstaller) takeOver(ctx context.Context) (*datadir.Dir, error) {
 		return nil, err
 	}
 	for _, name := range services {
-		u.say("stopped and disabled the service %s", name)
+		if u.services.keep {
+			u.say("stopped the service %s", name)
+		} else {
+			u.say("stopped and disabled the service %s", name)
+		}
 	}
 	if pid, err = datadir.Holder(u.dataDir); err != nil {
 		return nil, err

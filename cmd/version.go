@@ -3,6 +3,7 @@ package cmd
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	goruntime "runtime"
 	"runtime/debug"
 
@@ -93,6 +94,10 @@ func (p program) print(c *cli.Context, v any, text func()) error {
 		text()
 		return nil
 	case "json":
+		if list := reflect.ValueOf(v); list.Kind() == reflect.Slice && list.IsNil() {
+			// None is an empty list to a program, not null.
+			v = []any{}
+		}
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
 		if err := enc.Encode(v); err != nil {

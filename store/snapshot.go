@@ -15,12 +15,12 @@ import (
 
 // SnapshotInfo describes a snapshot.
 type SnapshotInfo struct {
-	Path     string
-	Revision int64
+	Path     string `json:"path"`
+	Revision int64  `json:"revision"`
 	// Taken is when, to the second.
-	Taken time.Time
+	Taken time.Time `json:"taken"`
 	// Bytes is the size of the snapshot's file.
-	Bytes int64
+	Bytes int64 `json:"bytes"`
 	// automatic means that a store took it on schedule, into a file of its own.
 	automatic bool
 }

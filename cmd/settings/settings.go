@@ -32,6 +32,8 @@ type Setting struct {
 	Kind    Kind
 	Default string
 	Usage   string
+	// Group is the heading of the setting in help.
+	Group string
 }
 
 // Env is the name of the setting's environment variable.

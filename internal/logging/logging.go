@@ -27,9 +27,11 @@ type Options struct {
 	Output io.Writer
 	// Format is FormatText or FormatJSON. Empty means FormatText.
 	Format string
-	// Terminal shortens the time to the clock and colours the level, for a person who watches. It
-	// is ignored with FormatJSON.
+	// Terminal shortens the time to the clock, colours the level, and writes fields as key=value,
+	// for a person who watches. It is ignored with FormatJSON.
 	Terminal bool
+	// Plain leaves out colours.
+	Plain bool
 	// Debug writes more than info, warnings and errors.
 	Debug bool
 }
@@ -62,9 +64,14 @@ func New(o Options) (*zap.Logger, error) {
 				enc zapcore.PrimitiveArrayEncoder) {
 				enc.AppendString(t.Format(time.TimeOnly))
 			}
-			config.EncodeLevel = clamp(zapcore.CapitalColorLevelEncoder)
+			if !o.Plain {
+				config.EncodeLevel = clamp(zapcore.CapitalColorLevelEncoder)
+			}
 		}
 		encoder = zapcore.NewConsoleEncoder(config)
+		if o.Terminal {
+			encoder = newTerminalEncoder(encoder)
+		}
 	default:
 		return nil, fmt.Errorf("log-format %q is unknown: use %s or %s", o.Format, FormatText, FormatJSON)
 	}

@@ -2,8 +2,11 @@ package logging
 
 import (
 	"bytes"
+	"errors"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -40,6 +43,20 @@ func TestNew_Formats(t *testing.T) {
 				t.Errorf("%d lines, want 1: %q", n, out.String())
 			}
 		})
+	}
+}
+
+// On a terminal a line is for a person: no JSON, and no colours if they are not wanted.
+func TestNew_Terminal_FieldsAsWords(t *testing.T) {
+	var out bytes.Buffer
+	log := newLogger(t, &out, Options{Terminal: true, Plain: true}).Named("store").With(zap.String("file", "/d"))
+	log.Info("opened", zap.Int("revision", 7), zap.Duration("took", 1500*time.Millisecond),
+		zap.Error(errors.New("no room")))
+	log.Info("again")
+	got := regexp.MustCompile(`(?m)^[0-9:]{8} `).ReplaceAllString(out.String(), "")
+	want := "INFO store opened error=\"no room\" file=/d revision=7 took=1.5s\nINFO store again file=/d\n"
+	if got != want {
+		t.Errorf("lines are\n%q, want\n%q", got, want)
 	}
 }
 

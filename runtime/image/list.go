@@ -13,14 +13,14 @@ import (
 
 // Info is one image of a running mote.
 type Info struct {
-	Name   string
-	Digest string
-	Size   int64
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
 	// Origin is "bundled", "imported", or "pulled".
-	Origin string
+	Origin string `json:"origin"`
 	// Pinned images are not removed for want of space.
-	Pinned  bool
-	Created time.Time
+	Pinned  bool      `json:"pinned"`
+	Created time.Time `json:"created"`
 }
 
 // List returns the images of a running mote by name. The records under which CRI also knows each

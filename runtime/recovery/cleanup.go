@@ -33,6 +33,21 @@ func KillAll(ctx context.Context, dataDir string) error {
 	return killAll(ctx, layout.For(dataDir))
 }
 
+// EndPods is KillAll for a data folder that a Runtime is to use again: the next one takes it as it
+// does after a boot.
+func EndPods(ctx context.Context, dataDir string) error {
+	p := layout.For(dataDir)
+	if err := killAll(ctx, p); err != nil {
+		return err
+	}
+	for _, mark := range []string{bootFile, cleanMark} {
+		if err := os.Remove(filepath.Join(p.Marks, mark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("forget the last stop: %w", err)
+		}
+	}
+	return nil
+}
+
 func killAll(ctx context.Context, p layout.Paths) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
