@@ -102,6 +102,7 @@ func testUninstall(t *testing.T, c *cluster, before sandbox.Snapshot) {
 		case strings.HasPrefix(line, "file: "+c.kubeconfig), line == "file: "+filepath.Dir(c.kubeconfig):
 		// a host that had them empty misses nothing
 		case line == "removed file: /var/lib/cni", line == "removed file: /var/lib/cni/results":
+		case line == "removed file: /var/lib/kubelet":
 		case line == "file: /run/mount": // mount(8) keeps its notes there, for whoever calls it
 		case strings.Contains(line, "/e2e-termination"): // a pod's hostPath, its user's data
 		case strings.HasPrefix(line, "file: "+filepath.Join(sandbox.Dir(), "second")): // another test's folder
