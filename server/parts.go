@@ -181,10 +181,11 @@ var parts = []part.Part[*control]{
 func (c *control) newTunnels() (func(context.Context) error, error) {
 	var metrics upstream.Metrics
 	tunnels, err := tunnel.New(tunnel.Config{
-		Nodes:   c.shared.Core().V1().Nodes().Informer(),
-		Local:   c.config.NodeName,
-		Metrics: &metrics,
-		Logger:  c.config.Logger.Named("tunnel"),
+		Nodes:        c.shared.Core().V1().Nodes().Informer(),
+		ClusterCIDRs: c.config.Cluster.ClusterCIDRs,
+		Local:        c.config.NodeName,
+		Metrics:      &metrics,
+		Logger:       c.config.Logger.Named("tunnel"),
 	})
 	if err != nil {
 		metrics.Close()

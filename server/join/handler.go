@@ -83,6 +83,9 @@ func (s *Service) serveJoin(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkRequest(request); err != nil {
 		return err
 	}
+	if err := checkName(request.NodeName); err != nil {
+		return err
+	}
 	if err := s.checkClock(request); err != nil {
 		return err
 	}

@@ -165,6 +165,7 @@ func TestService_Join_NameStaysWithItsOwner(t *testing.T) {
 		{"of a node nobody is bound to", "old", secretA, joinapi.CodeNameTaken, "mote node forget old"},
 		{"an API server's", "kubernetes", secretA, joinapi.CodeBadRequest, "API server"},
 		{"one of a wildcard of API servers", "api.mote.example", secretA, joinapi.CodeBadRequest, "API server"},
+		{"an address", "192.0.2.7", secretA, joinapi.CodeBadRequest, "IP address"},
 		{"no DNS label", "N1", secretA, joinapi.CodeBadRequest, "node-name"},
 		{"with a path in it", "../n1", secretA, joinapi.CodeBadRequest, "node-name"},
 		{"too long", strings.Repeat("n", 64), secretA, joinapi.CodeBadRequest, "63"},

@@ -11,6 +11,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -105,6 +106,15 @@ func (s *Service) checkRequest(request joinapi.Request) error {
 	}
 	if err := checkCSR(request.CSR, name); err != nil {
 		return refuse(joinapi.CodeBadRequest, "the certificate request is not that of node %s: %v", name, err)
+	}
+	return nil
+}
+
+// checkName refuses to a machine that is new what one that has joined may keep: a name that is an
+// address, which may be another machine's.
+func checkName(name string) error {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return refuse(joinapi.CodeBadRequest, "node-name %q is an IP address: choose a name with --node-name", name)
 	}
 	return nil
 }

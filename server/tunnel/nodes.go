@@ -40,6 +40,8 @@ type nodes struct {
 	byRange map[netip.Prefix][]string
 	// lengths counts byRange's prefixes by their length.
 	lengths map[int]int
+	// within are the ranges that nodes' may lie in; none means any.
+	within []netip.Prefix
 	// deleted is called with the name of a node that was deleted, without mu.
 	deleted func(name string)
 }
@@ -178,6 +180,12 @@ func (n *nodes) find(address string) (way, error) {
 	direct := way{address: address}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
+	// What is an address stands for it, although a node may have it for a name.
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if way, known, err := n.findIP(ip.Unmap(), port, direct); known || err != nil {
+			return way, err
+		}
+	}
 	if is, ok := n.byName[strings.ToLower(host)]; ok {
 		if len(is.addresses) > 0 {
 			// The machine's resolver may know the name as something else, or not at all.
@@ -188,11 +196,16 @@ func (n *nodes) find(address string) (way, error) {
 		}
 		return direct, nil
 	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return direct, nil
+	return direct, nil
+}
+
+// findIP says how an IP address is reached that is a node's or a pod's. The caller holds mu.
+func (n *nodes) findIP(ip netip.Addr, port string, direct way) (_ way, known bool, err error) {
+	// A pod's address first: a node might say that it has it.
+	if owner := n.rangeOwner(ip); owner != "" {
+		direct.node, direct.target = owner, net.JoinHostPort(ip.String(), port)
+		return direct, true, nil
 	}
-	ip = ip.Unmap()
 	var owners []string
 	for _, name := range n.byIP[ip] {
 		if n.byName[name].port == port {
@@ -201,34 +214,38 @@ func (n *nodes) find(address string) (way, error) {
 	}
 	switch {
 	case len(owners) > 1:
-		return way{}, fmt.Errorf("dial %s: %w: %s: reach them by name", address, ErrAmbiguous,
+		return way{}, true, fmt.Errorf("dial %s: %w: %s: reach them by name", direct.address, ErrAmbiguous,
 			strings.Join(owners, ", "))
-	case len(owners) == 1 && owners[0] == n.oldest(ip):
+	case len(owners) == 1 && owners[0] == n.oldest(n.byIP[ip]):
 		// A node chooses its kubelet's port itself: one that came later and says it has the address
 		// of an older one, and that one's port of something else, is not believed.
 		direct.node, direct.target = owners[0], joinapi.TunnelKubelet
-		return direct, nil
-	case len(n.byIP[ip]) > 0:
-		return direct, nil
 	}
-	for bits := range n.lengths {
-		r, err := ip.Prefix(bits)
-		if err != nil {
-			// The length is one of the other family's.
-			continue
-		}
-		if names := n.byRange[r]; len(names) > 0 {
-			// Of several, the one that came last: the others are about to be deleted.
-			direct.node, direct.target = names[len(names)-1], net.JoinHostPort(ip.String(), port)
-			return direct, nil
-		}
-	}
-	return direct, nil
+	return direct, len(n.byIP[ip]) > 0, nil
 }
 
-// oldest is the node that had an address first. The caller holds mu.
-func (n *nodes) oldest(ip netip.Addr) string {
-	return slices.MinFunc(n.byIP[ip], func(a, b string) int {
+// rangeOwner is the node in whose range of pods an address is, or "". The caller holds mu.
+func (n *nodes) rangeOwner(ip netip.Addr) string {
+	if len(n.within) > 0 && !slices.ContainsFunc(n.within, func(r netip.Prefix) bool { return r.Contains(ip) }) {
+		return ""
+	}
+	var claimants []string
+	for bits := range n.lengths {
+		// The length may be one of the other family's.
+		if r, err := ip.Prefix(bits); err == nil {
+			claimants = append(claimants, n.byRange[r]...)
+		}
+	}
+	if len(claimants) == 0 {
+		return ""
+	}
+	return n.oldest(claimants)
+}
+
+// oldest is the node that was made first, which is believed where several claim the same. The
+// caller holds mu.
+func (n *nodes) oldest(names []string) string {
+	return slices.MinFunc(names, func(a, b string) int {
 		return cmp.Or(n.byName[a].since.Compare(n.byName[b].since), strings.Compare(a, b))
 	})
 }

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -122,6 +123,44 @@ func TestNodes_Find_AnotherNodesAddress(t *testing.T) {
 			if got, err := n.find(address); err != nil || got.node != want {
 				t.Errorf("with %v %s leads to %q, %v, want %q", order, address, got.node, err, want)
 			}
+		}
+	}
+}
+
+// A node that came later with a range that is another's, in part or as a part, or outside the
+// cluster's, gets no connection meant for others.
+func TestNodes_Find_AnotherNodesRange(t *testing.T) {
+	for _, cidr := range []string{"10.42.1.0/24", "10.42.1.0/25", "10.42.0.0/16", "192.0.2.0/24", "0.0.0.0/0"} {
+		victim := object("victim", 10250, []string{"10.42.1.0/24"}, "192.168.1.1")
+		victim.CreationTimestamp = metav1.Unix(1, 0)
+		rogue := object("a-rogue", 8443, []string{cidr}, "192.168.1.2", "10.42.1.7")
+		rogue.CreationTimestamp = metav1.Unix(2, 0)
+		for _, order := range [][]*corev1.Node{{victim, rogue}, {rogue, victim}} {
+			n := newNodes(func(string) {})
+			n.within = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
+			for _, o := range order {
+				n.OnAdd(o, true)
+			}
+			for address, want := range map[string]string{"10.42.1.7:8443": "victim", "192.0.2.7:443": ""} {
+				if got, err := n.find(address); err != nil || got.node != want {
+					t.Errorf("beside %s, %s leads to %q, %v, want %q", cidr, address, got.node, err, want)
+				}
+			}
+		}
+	}
+}
+
+// A node whose name is an address gets no connection meant for whoever has it.
+func TestNodes_Find_NameIsAnAddress(t *testing.T) {
+	n := newNodes(func(string) {})
+	n.OnAdd(object("victim", 10250, []string{"10.42.1.0/24"}, "192.168.1.1"), true)
+	for _, name := range []string{"10.42.1.7", "192.168.1.1", "192.168.1.3"} {
+		n.OnAdd(object(name, 8443, nil, "192.168.1.2"), true)
+	}
+	for address, want := range map[string]string{"10.42.1.7:8443": "victim", "192.168.1.1:8443": "",
+		"192.168.1.1:10250": "victim", "192.168.1.3:8443": "192.168.1.3"} {
+		if got, err := n.find(address); err != nil || got.node != want {
+			t.Errorf("%s leads to %q, %v, want %q", address, got.node, err, want)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,9 @@ var ErrNoTunnel = errors.New("the node has no tunnel to this server")
 type Config struct {
 	// Nodes is the informer of the cluster's nodes; its owner runs it.
 	Nodes cache.SharedIndexInformer
+	// ClusterCIDRs are the ranges of pods: nothing outside is reached through a tunnel on the word
+	// of a node. None means that nodes are believed.
+	ClusterCIDRs []netip.Prefix
 	// Local is the node in this process, for which no dial waits.
 	Local string
 	// PingAfter is how long a tunnel may be idle before a ping, PingTimeout how long the reply may
@@ -100,6 +104,7 @@ func New(c Config) (*Server, error) {
 		plain:     map[string]bool{},
 	}
 	s.nodes = newNodes(s.forget)
+	s.nodes.within = c.ClusterCIDRs
 	if c.Metrics != nil {
 		if err := s.counters.register(c.Metrics); err != nil {
 			return nil, err
