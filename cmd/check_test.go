@@ -21,7 +21,7 @@ func TestCheck_Agent_NoServerPorts(t *testing.T) {
 	writeFile(t, config, "https-listen-port: "+port+"\nbind-address: 127.0.0.1\nserver: 192.0.2.10\n"+
 		"token: abcdef.0123456789abcdef\n")
 	args := []string{"--config", config, "--data-dir", filepath.Join(shortDir(t), "d"), "--node-name", "n1",
-		"--kubelet-arg", "port="+freePort(t)}
+		"--kubelet-arg", "port=" + freePort(t)}
 	c := run(t, nil, append([]string{"check"}, args...)...)
 	if c.code != 1 || !strings.Contains(c.stdout, "needed for the API server") {
 		t.Errorf("a server's port is taken: code %d, %s%s", c.code, c.stdout, c.stderr)

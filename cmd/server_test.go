@@ -1,13 +1,20 @@
 package cmd
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -51,6 +58,15 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 	writeFile(t, scheduler, "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n")
 	tokenFile := filepath.Join(t.TempDir(), "token")
 	writeFile(t, tokenFile, "abcdef.0123456789abcdef\n")
+	cert, key := certificate(t)
+	otherCert, otherKey := cert+".other", key+".other"
+	for from, to := range map[string]string{cert: otherCert, key: otherKey} {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, to, string(data))
+	}
 	values := map[string]string{
 		"data-dir": "/srv/mote", "node-name": "other", "node-ip": "192.0.2.7", "bind-address": "192.0.2.8",
 		"https-listen-port": "7443",
@@ -65,13 +81,13 @@ func TestConfigs_EverySettingCounts(t *testing.T) {
 		"kube-apiserver-arg": "event-ttl=2h", "kube-controller-manager-arg": "concurrent-gc-syncs=3",
 		"kube-scheduler-arg": "config=" + scheduler,
 		"datastore-endpoint": "http://127.0.0.1:2379",
-		"datastore-cafile":   "/tmp/ca", "datastore-certfile": "/tmp/cert", "datastore-keyfile": "/tmp/key",
+		"datastore-cafile":   cert, "datastore-certfile": cert, "datastore-keyfile": key,
 		"datastore-durability": server.DurabilityRelaxed, "debug": "true",
 	}
 	// Some are refused without others.
 	etcd := map[string][]string{"datastore-endpoint": {"https://127.0.0.1:2379"}, "token": {"abcdef.0123456789abcdef"}}
 	pair := map[string][]string{"datastore-endpoint": etcd["datastore-endpoint"], "token": etcd["token"],
-		"datastore-certfile": {"/tmp/c"}, "datastore-keyfile": {"/tmp/k"}}
+		"datastore-certfile": {otherCert}, "datastore-keyfile": {otherKey}}
 	beside := map[string]map[string][]string{
 		"datastore-endpoint": {"token": etcd["token"]}, "datastore-cafile": etcd, "datastore-certfile": pair,
 		"datastore-keyfile": pair,
@@ -197,4 +213,26 @@ func TestExecHelper_LinkNames(t *testing.T) {
 			t.Errorf("%s: code %d, %q", name, code, errOut.String())
 		}
 	}
+}
+
+// certificate makes a certificate that signed itself, and returns its files.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	signed, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(t.TempDir(), "cert"), filepath.Join(t.TempDir(), "key")
+	writeFile(t, cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})))
+	writeFile(t, key, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	return cert, key
 }

@@ -3,6 +3,8 @@ package server
 import (
 	"errors"
 	"fmt"
+	"os"
+	"syscall"
 
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
@@ -35,10 +37,28 @@ func (c Config) Check() error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	return errors.Join(
+	return errors.Join(c.checkFiles(),
 		apiserver.Check(c.Cluster.ServiceCIDRs, c.KubeAPIServerArgs),
 		controllers.Check(c.Cluster, c.KubeControllerManagerArgs),
 		scheduler.Check(c.KubeSchedulerArgs))
+}
+
+// checkFiles looks at the files that settings name.
+func (c Config) checkFiles() error {
+	var errs []error
+	// Written once the API answers.
+	info, err := os.Stat(c.KubeconfigOutput)
+	switch {
+	case err == nil && info.IsDir():
+		errs = append(errs, fmt.Errorf("kubeconfig-output %s is a folder: give a file", c.KubeconfigOutput))
+	case errors.Is(err, syscall.ENOTDIR):
+		errs = append(errs, fmt.Errorf("kubeconfig-output %s lies below a file: give another", c.KubeconfigOutput))
+	}
+	if c.DatastoreEndpoint != "" {
+		_, err := c.etcdTLS()
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (c Config) setFeatureGates() error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
@@ -64,6 +65,13 @@ func Check(serviceCIDRs []netip.Prefix, args []string) error {
 	// Upstream makes it of the key, and checks that it did.
 	o.ServiceAccountIssuer = struct{ serviceaccount.TokenGenerator }{}
 	o.Authorization.Complete()
+	// Complete, which cannot run without keys, gives these another form.
+	for key := range o.APIEnablement.RuntimeConfig {
+		if version := strings.TrimPrefix(key, "api/"); version == "legacy" || version == "v1" ||
+			strings.HasPrefix(version, "v1/") {
+			delete(o.APIEnablement.RuntimeConfig, key)
+		}
+	}
 	if err := errors.Join(o.Validate()...); err != nil {
 		return fmt.Errorf("kube-apiserver-arg: %w", err)
 	}

@@ -101,6 +101,9 @@ func fill(o *options.ServerRunOptions, c Config) error {
 		// Requests for what only a newer or older server knows go there.
 		o.PeerCAFile = c.PKI.CAFile
 	}
+	if err := unusedFlags().Refuse("kube-apiserver-arg", c.ExtraArgs); err != nil {
+		return err
+	}
 	if err := upstreamflag.Apply(flags, "kube-apiserver-arg", c.ExtraArgs); err != nil {
 		return err
 	}
