@@ -345,7 +345,19 @@ func Trim(obj any) (any, error) {
 		if ok {
 			n.Annotations = map[string]string{OutsideAnnotation: outside}
 		}
-		n.Status = v1.NodeStatus{Addresses: n.Status.Addresses}
+		status := v1.NodeStatus{Addresses: n.Status.Addresses}
+		for _, c := range n.Status.Conditions {
+			// `mote status` of the node reads it. Heartbeats are left out, as they change all the time.
+			if c.Type == v1.NodeReady {
+				status.Conditions = []v1.NodeCondition{{
+					Type:    c.Type,
+					Status:  c.Status,
+					Reason:  c.Reason,
+					Message: c.Message,
+				}}
+			}
+		}
+		n.Status = status
 	}
 	return obj, nil
 }
