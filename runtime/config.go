@@ -3,7 +3,6 @@ package runtime
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 
 	"go.uber.org/zap"
@@ -18,7 +17,7 @@ const DefaultRegistriesFile = "/etc/mote/registries.yaml"
 // file that somebody named is there or misspelled.
 func ReadRegistries(file string) (registry.Config, error) {
 	c, err := registry.Read(file)
-	if errors.Is(err, fs.ErrNotExist) && file == DefaultRegistriesFile {
+	if errors.Is(err, registry.ErrMissing) && file == DefaultRegistriesFile {
 		return registry.Config{}, nil
 	}
 	return c, err

@@ -1,8 +1,13 @@
 package runtime
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/mote-dev/mote/runtime/registry"
 )
 
 func TestConfig_Validate(t *testing.T) {
@@ -28,5 +33,19 @@ func TestConfig_Validate(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReadRegistries_OnlyTheDefault_MayBeMissing: a file that somebody named is misspelled or gone.
+func TestReadRegistries_OnlyTheDefault_MayBeMissing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "none.yaml")
+	if _, err := ReadRegistries(file); !errors.Is(err, registry.ErrMissing) || !strings.Contains(err.Error(), file) {
+		t.Errorf("a missing file gave %v", err)
+	}
+	if _, err := os.Stat(DefaultRegistriesFile); !errors.Is(err, os.ErrNotExist) {
+		t.Skip("this machine has a registries file")
+	}
+	if _, err := ReadRegistries(DefaultRegistriesFile); err != nil {
+		t.Errorf("without the default file: %v", err)
 	}
 }

@@ -198,20 +198,6 @@ func TestRun_RefusesBadRegistries(t *testing.T) {
 	}
 }
 
-// TestReadRegistries_OnlyTheDefault_MayBeMissing: a file that somebody named is misspelled or gone.
-func TestReadRegistries_OnlyTheDefault_MayBeMissing(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "none.yaml")
-	if _, err := runtime.ReadRegistries(file); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), file) {
-		t.Errorf("a missing file gave %v", err)
-	}
-	if _, err := os.Stat(runtime.DefaultRegistriesFile); !errors.Is(err, os.ErrNotExist) {
-		t.Skip("this machine has a registries file")
-	}
-	if _, err := runtime.ReadRegistries(runtime.DefaultRegistriesFile); err != nil {
-		t.Errorf("without the default file: %v", err)
-	}
-}
-
 // TestRun_RefusesSecond must not let two runtimes share a data folder.
 func TestRun_RefusesSecond(t *testing.T) {
 	n := runtimetest.NewNode(t)

@@ -175,7 +175,7 @@ func readContents(r io.Reader, limit int64) (archiveContents, error) {
 			break
 		}
 		if err != nil && first {
-			return c, noArchive("read tar: %w", err)
+			return c, noArchive("it is no tar (%w)", err)
 		}
 		if err != nil {
 			return c, notAnImage("read tar: %w", err)

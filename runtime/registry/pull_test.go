@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -364,6 +365,9 @@ func TestRead_Refuses(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWorld(t)
 			_, err := w.read(t, row.text)
+			if errors.Is(err, ErrMissing) {
+				t.Error("the fault counts as a missing file, which means no settings")
+			}
 			if err == nil || !strings.Contains(err.Error(), row.want) ||
 				!strings.Contains(err.Error(), filepath.Join(w.dir, "registries.yaml")) {
 				t.Errorf("error is %v, want one with %q that names the file", err, row.want)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,9 +17,16 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// ErrMissing means that a registries file does not exist. A file of certificates that it names and
+// that does not exist is a fault of the file.
+var ErrMissing = errors.New("it does not exist")
+
 // Read reads and checks a registries file. It reports all faults, each with its line.
 func Read(file string) (Config, error) {
 	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Config{}, fmt.Errorf("registries file %s: %w: create it, or leave the setting out", file, ErrMissing)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("read registries file: %w", err)
 	}
