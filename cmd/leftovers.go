@@ -232,7 +232,10 @@ func removeCgroups(root string) (left []string, err error) {
 			case err != nil:
 				errs = append(errs, err)
 			case used:
-				left = append(left, dir)
+				// Version 1 has it in every hierarchy.
+				if name := strings.TrimPrefix(dir, h); !slices.Contains(left, name) {
+					left = append(left, name)
+				}
 			case filepath.Ext(dir) == ".slice":
 				errs = append(errs, stopSlices(dir), removeCgroup(dir))
 			default:

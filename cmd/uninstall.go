@@ -338,7 +338,7 @@ func (u *uninstaller) removeFiles(node datadir.Agent) error {
 		return err
 	}
 	for _, dir := range used {
-		u.say("left %s: processes of another node run in it", dir)
+		u.say("left cgroup %s: processes of another node run in it", dir)
 	}
 	if cache, err := datadir.UserCache(); err == nil {
 		if err := os.RemoveAll(cache); err != nil {
