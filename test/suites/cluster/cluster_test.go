@@ -186,9 +186,45 @@ func testJoin(t *testing.T, c *cluster) {
 			t.Errorf("node %s has address %v, want %s", m.Name(), a, m.Address())
 		}
 	}
+	c.lookWell(t)
 	c.kubectl(t, "create", "namespace", space)
 	c.apply(t, manifest)
 	c.allReady(t, 60*time.Second)
+}
+
+// lookWell looks at a new cluster as its user does first: every machine's `mote status`, the nodes'
+// roles and runtimes, and the components.
+func (c *cluster) lookWell(t *testing.T) {
+	t.Helper()
+	for m, wants := range map[*machine][]string{
+		c.near: {"node        near, ready", "server      https://" + mainIP + ":6443", "tunnel      open"},
+		c.far:  {"node        far, ready", "tunnel      open"},
+		c.main: {"API server  ready"},
+	} {
+		harness.Eventually(t, 10*time.Second, "mote status of "+m.Name(), func(ctx context.Context) error {
+			out, err := m.Command(ctx, options.Mote, "status", "--data-dir", dataDir()).CombinedOutput()
+			for _, want := range wants {
+				if !strings.Contains(string(out), want) {
+					err = errors.Join(err, fmt.Errorf("it lacks %q", want))
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("%w:\n%s", err, out)
+			}
+			return nil
+		})
+	}
+	nodes := c.kubectl(t, "get", "nodes", "-o", "wide", "--no-headers")
+	for line := range strings.Lines(nodes) {
+		fields := strings.Fields(line)
+		role := map[bool]string{true: "control-plane", false: "<none>"}[fields[0] == c.main.Name()]
+		if fields[2] != role || strings.Contains(line, "unknown") {
+			t.Errorf("kubectl get nodes shows %q, want role %s and the runtime's version", line, role)
+		}
+	}
+	if said := c.kubectl(t, "get", "componentstatuses"); strings.Count(said, "Healthy") != 3 {
+		t.Errorf("the components are not well:\n%s", said)
+	}
 }
 
 // join starts an agent that has never joined, and holds it to the promise.
