@@ -105,11 +105,11 @@ type window struct {
 	held   int64
 
 	// mu guards what follows: the cache's watch of the storage, whether it has lived to a look, and
-	// how many events the next one is to begin with.
+	// whether the next one is to empty the cache.
 	mu      sync.Mutex
 	current watch.Interface
 	settled bool
-	fill    int64
+	fill    bool
 }
 
 var _ storage.Interface = (*window)(nil)
@@ -152,10 +152,22 @@ func (w *window) look() {
 	if recent < 0 || !settled {
 		return
 	}
-	w.fill, w.held = w.held, 0
+	// Events from the future make the window longer until their time has come.
+	if time.Until(w.youngest()) > w.config.EventsHistoryWindow {
+		return
+	}
+	w.fill, w.held = true, 0
 	// The cache asks for another watch from where this one ends.
 	w.current.Stop()
 	w.current, w.settled = nil, false
+}
+
+// youngest is when the last event of the last filler pretends to have come.
+func (w *window) youngest() time.Time {
+	if f := w.filler.Load(); f != nil {
+		return f.youngest
+	}
+	return time.Time{}
 }
 
 // Watch implements storage.Interface. Only the cache calls it.
@@ -163,11 +175,11 @@ func (w *window) Watch(ctx context.Context, key string, opts storage.ListOptions
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	fill := w.fill
-	w.fill = 0
+	w.fill = false
 	// A cache that starts anew is empty, and has no resource version for events.
-	if version, err := w.Versioner().ParseResourceVersion(opts.ResourceVersion); fill > 0 && err == nil &&
+	if version, err := w.Versioner().ParseResourceVersion(opts.ResourceVersion); fill && err == nil &&
 		version > 0 && opts.SendInitialEvents == nil {
-		f, err := newFiller(w.config, version, fill)
+		f, err := newFiller(w.config, version, w.youngest())
 		if err != nil {
 			return nil, err
 		}

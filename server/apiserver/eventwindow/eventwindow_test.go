@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/cacher/metrics"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -112,6 +113,7 @@ type cached struct {
 // start must be called in a bubble of synctest.
 func start(t *testing.T) cached {
 	t.Helper()
+	metrics.Register()
 	o := &objects{version: 1, watches: map[*events]struct{}{}}
 	attributes := func(object runtime.Object) (labels.Set, fields.Set, error) {
 		m := object.(*corev1.ConfigMap)
@@ -264,6 +266,9 @@ func TestWindows_AfterABurst_EventsAreLetGo(t *testing.T) {
 					}
 					time.Sleep(max(row.trickle, 20*time.Second))
 				}
+				if n := capacity(corev1.Resource("configmaps")); n < smallest || n > 2*smallest {
+					t.Errorf("the window has room for %d events, want %d as a new one", n, smallest)
+				}
 				// Ten objects are current. The cache may hold the event it sent last.
 				if n := alive(past); n > 12 {
 					t.Errorf("two minutes after the burst %d of %d objects are alive", n, len(past))
@@ -305,7 +310,7 @@ func TestWindows_BurstsOnAndOn_KeepNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := start(t)
 		var past []weak.Pointer[corev1.ConfigMap]
-		for range 4 {
+		for range 3 {
 			past = append(past, c.burst(t, 3_000, nil)...)
 			time.Sleep(2 * time.Minute)
 			if n := alive(past); n > 12 {

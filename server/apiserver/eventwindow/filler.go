@@ -5,12 +5,15 @@ import (
 	"sync"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/cacher/metrics"
 )
 
 const (
@@ -18,8 +21,6 @@ const (
 	fillerKey = "mote.dev/filler"
 	// smallest is how many events a cache has room for at least.
 	smallest = 100
-	// halvings are more than a cache of the largest size needs to become one of the smallest.
-	halvings = 16
 	// chunk events go out at a time. Each passes through the queue of every watcher, of which the
 	// shortest holds ten; a watcher whose queue stays full is ended.
 	chunk = 8
@@ -27,29 +28,39 @@ const (
 	pause = time.Millisecond
 )
 
-// filler is a watch that fills a cache's window and ends.
+// filler is a watch that empties a cache's window and ends.
 //
-// The window is a ring. It halves when it is full and the events of its last quarter are older than
-// 75 seconds before the one that arrives, and doubles when all of them are younger. So the events
-// come from the future in two groups: first those that fill the ring, 75 seconds after all real
-// ones, then those that halve it, 75 seconds after the first.
+// The window is a ring. When it is full, an event that arrives halves it if the events of its last
+// quarter are more than 75 seconds older, and doubles it if all of them are younger. So events come
+// in two groups. The first fills the ring, at most the half that is free: it must not meet itself.
+// Real events are older by 75 seconds, so the ring may be full and halved before. The second group
+// pretends to come 76 seconds later. Each of its events halves the ring, down to the smallest, and
+// they are as many as that has room for.
 type filler struct {
-	object runtime.Object
-	events chan watch.Event
-	stop   chan struct{}
-	once   sync.Once
-	work   sync.WaitGroup
+	object   runtime.Object
+	youngest time.Time // when the last event pretends to have come
+	events   chan watch.Event
+	stop     chan struct{}
+	once     sync.Once
+	work     sync.WaitGroup
 }
 
 var _ watch.Interface = (*filler)(nil)
 
-func newFiller(c cacher.Config, version uint64, held int64) (*filler, error) {
+// newFiller returns a filler whose events are younger than those of the one before, which were as
+// young as before says.
+func newFiller(c cacher.Config, version uint64, before time.Time) (*filler, error) {
 	f := &filler{object: c.NewFunc(), events: make(chan watch.Event), stop: make(chan struct{})}
 	if err := c.Versioner.UpdateObject(f.object, version); err != nil {
 		return nil, fmt.Errorf("make an event for the watch cache of %s: %w", c.GroupResource, err)
 	}
-	filling := time.Now().Add(c.EventsHistoryWindow)
-	f.work.Go(func() { f.send(held+smallest, filling, filling.Add(c.EventsHistoryWindow+time.Second)) })
+	step := c.EventsHistoryWindow + time.Second
+	filling := time.Now()
+	if next := before.Add(step); next.After(filling) {
+		filling = next
+	}
+	f.youngest = filling.Add(step)
+	f.work.Go(func() { f.send(func() int { return capacity(c.GroupResource) }, filling, f.youngest) })
 	return f, nil
 }
 
@@ -62,34 +73,49 @@ func (f *filler) Stop() {
 	f.work.Wait()
 }
 
-func (f *filler) send(count int64, filling, halving time.Time) {
+func (f *filler) send(capacity func() int, filling, halving time.Time) {
 	defer close(f.events)
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	e := watch.Event{Type: watch.Modified, Object: &timed{f.object, filling}}
-	for i := range count + halvings {
-		if i == count {
-			e.Object = &timed{f.object, halving}
-		}
-		if i == count+halvings-1 {
-			// Nothing of it stays.
-			e.Type = watch.Deleted
+	pauses := time.NewTicker(pause)
+	defer pauses.Stop()
+	sent := 0
+	put := func(kind watch.EventType, object runtime.Object) bool {
+		if sent++; sent%chunk == 0 {
+			select {
+			case <-pauses.C:
+			case <-f.stop:
+				return false
+			}
 		}
 		select {
-		case f.events <- e:
+		case f.events <- watch.Event{Type: kind, Object: object}:
+			return true
 		case <-f.stop:
-			return
+			return false
 		}
-		if i%chunk < chunk-1 {
-			continue
-		}
-		timer.Reset(pause)
-		select {
-		case <-timer.C:
-		case <-f.stop:
+	}
+	first, second := &timed{f.object, filling}, &timed{f.object, halving}
+	before := capacity()
+	for i := 0; i <= before/2 && capacity() >= before; i++ {
+		if !put(watch.Modified, first) {
 			return
 		}
 	}
+	for range smallest - 1 {
+		if !put(watch.Modified, second) {
+			return
+		}
+	}
+	// Nothing of it stays.
+	put(watch.Deleted, second)
+}
+
+// capacity is the room in a cache's window, which upstream tells as a metric only.
+func capacity(resource schema.GroupResource) int {
+	var m dto.Metric
+	if err := metrics.WatchCacheCapacity.WithLabelValues(resource.Group, resource.Resource).Write(&m); err != nil {
+		return 0
+	}
+	return int(m.GetGauge().GetValue())
 }
 
 // timed is an object of an event with the time at which the cache is to take it for received.
