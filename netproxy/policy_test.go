@@ -58,6 +58,7 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	t.Cleanup(func() { run(t, "ip", "netns", "del", second) })
 	run(t, "ip", "link", "add", "pod1", "type", "veth", "peer", "name", "eth0", "netns", second)
 	run(t, "ip", "link", "set", "pod1", "master", "mote0", "up")
+	run(t, "ip", "link", "set", "dev", "pod1", "type", "bridge_slave", "hairpin", "on")
 	run(t, "ip", "-n", second, "addr", "add", "10.42.0.3/24", "dev", "eth0")
 	run(t, "ip", "-n", second, "link", "set", "eth0", "up")
 	run(t, "ip", "-n", second, "route", "add", "default", "via", "10.42.0.1")
@@ -160,6 +161,25 @@ func TestProxy_Run_NetworkPolicy(t *testing.T) {
 	create("deny", networking.NetworkPolicySpec{PodSelector: metav1.LabelSelector{},
 		PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress}})
 	want("ingress denied", false, false)
+	// An isolated pod still reaches itself through its own service.
+	create("isolate", networking.NetworkPolicySpec{PodSelector: metav1.LabelSelector{},
+		PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress, networking.PolicyTypeEgress}})
+	eventually(t, func() string {
+		if out := run(t, "nft", "list", "table", "inet", "mote-policy"); !strings.Contains(out, "chain egress {") {
+			return out
+		}
+		return ""
+	})
+	inside(t, second, func() error {
+		conn, err := net.DialTimeout("tcp", "10.43.0.80:80", 3*time.Second)
+		if err != nil {
+			t.Errorf("isolated pod to its own service: %v", err)
+			return nil
+		}
+		return conn.Close()
+	})
+	want("isolated", false, false)
+	drop("isolate")
 	number := intstr.FromInt32(80)
 	create("allow", networking.NetworkPolicySpec{PodSelector: server,
 		PolicyTypes: []networking.PolicyType{networking.PolicyTypeIngress},

@@ -61,6 +61,7 @@ func Render(s State) (body string, err error) {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
 	var maps, bases strings.Builder
+	isolated := make(map[string][]string) // addresses of isolated pods as pairs with themselves, by family
 	enforced := false
 	for _, d := range directions {
 		used := make(map[string]*networking.NetworkPolicy) // by chain
@@ -96,6 +97,7 @@ func Render(s State) (body string, err error) {
 				taken[ip] = true
 				f := familyOf(ip)
 				elements[f.name] = append(elements[f.name], fmt.Sprintf("%s : goto %s", ip, group))
+				isolated[f.name] = append(isolated[f.name], fmt.Sprintf("%s . %s", ip, ip))
 			}
 		}
 		if len(used) == 0 {
@@ -121,6 +123,9 @@ func Render(s State) (body string, err error) {
 			}
 			slices.Sort(elements[f.name])
 			name := d.name + "_" + f.name
+			// Through a service of its own a pod reaches itself, from its own address: the proxier
+			// masquerades the packet later.
+			fmt.Fprintf(&bases, "\t\t%s saddr . %s daddr @%s accept\n", f.name, f.name, selfSet(f))
 			fmt.Fprintf(&maps, "\n\tmap %s {\n\t\ttype %s : verdict\n\t\telements = {\n\t\t\t%s\n\t\t}\n\t}\n", name,
 				f.set, strings.Join(elements[f.name], ",\n\t\t\t"))
 			fmt.Fprintf(&bases, "\t\t%s %s vmap @%s\n", f.name, d.own, name)
@@ -130,10 +135,20 @@ func Render(s State) (body string, err error) {
 	if !enforced {
 		return "", errors.Join(r.errs...)
 	}
+	for _, f := range families {
+		if pairs := isolated[f.name]; len(pairs) > 0 {
+			slices.Sort(pairs)
+			fmt.Fprintf(&maps, "\n\tset %s {\n\t\ttype %s . %s\n\t\telements = {\n\t\t\t%s\n\t\t}\n\t}\n", selfSet(f),
+				f.set, f.set, strings.Join(slices.Compact(pairs), ",\n\t\t\t"))
+		}
+	}
 	// Chains must come before the maps that refer to them.
 	return "\tcomment \"mote: network policies of this node's pods\"\n" + r.chains.String() + maps.String() +
 		bases.String(), errors.Join(r.errs...)
 }
+
+// selfSet is the name of the set that pairs the address of each isolated pod with itself.
+func selfSet(f family) string { return "self_" + f.name }
 
 // applies reports whether a policy has a direction. The API server defaults the types; without them
 // they follow from the rules.
