@@ -5,8 +5,8 @@ package habits
 var components = map[string]string{
 	"traefik":                 "mote brings no ingress controller, so there is nothing to disable",
 	"ingress":                 "mote brings no ingress controller, so there is nothing to disable",
-	"servicelb":               "mote brings no load balancer for services, so there is nothing to disable",
-	"metallb":                 "mote brings no load balancer for services, so there is nothing to disable",
+	"servicelb":               "mote's load balancer for services is called load-balancer",
+	"metallb":                 "mote's load balancer for services is called load-balancer",
 	"local-storage":           "mote brings no storage provisioner, so there is nothing to disable",
 	"hostpath-storage":        "mote brings no storage provisioner, so there is nothing to disable",
 	"storage":                 "mote brings no storage provisioner, so there is nothing to disable",

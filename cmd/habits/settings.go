@@ -38,7 +38,7 @@ var settings = map[string]string{
 	"flannel-conf":         "the pod network is mote's own: use --network-backend, see docs/networking.md",
 	"flannel-cni-conf":     "the pod network is mote's own: use --network-backend, see docs/networking.md",
 	"egress-selector-mode": "nodes open tunnels to the servers, always; remove it",
-	"servicelb-namespace":  "there is no load balancer for services; remove it",
+	"servicelb-namespace":  "load balancers need no pods and no namespace, see docs/networking.md; remove it",
 	"node-internal-dns":    "use --node-name with a name that DNS knows",
 	"node-external-dns":    "use --node-external-ip",
 	"vpn-auth":             "set up the VPN on the host and use --node-ip with its address",

@@ -123,7 +123,7 @@ func unzip(r io.Reader, head []byte) (_ io.ReadCloser, compressed bool, err erro
 			return nil, true, notAnImage("gzip: %w", err)
 		}
 		return zr, true, nil
-	case bytes.HasPrefix(head, zstdMagic):
+	case bytes.HasPrefix(head, zstdMagic), isZstdSkippable(head):
 		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20),
 			zstd.WithDecoderLowmem(true))
 		if err != nil {
@@ -132,6 +132,12 @@ func unzip(r io.Reader, head []byte) (_ io.ReadCloser, compressed bool, err erro
 		return zr.IOReadCloser(), true, nil
 	}
 	return io.NopCloser(r), false, nil
+}
+
+// isZstdSkippable reports whether a stream begins with a frame that holds no data, as pzstd writes
+// one, and tools that put a table of contents into layers.
+func isZstdSkippable(head []byte) bool {
+	return len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1] == 0x2a && head[2] == 0x4d && head[3] == 0x18
 }
 
 // archiveBlob describes one file of an archive.
@@ -158,6 +164,7 @@ type unpackedLayer struct {
 type archiveContents struct {
 	blobs map[string]archiveBlob
 	json  map[string][]byte
+	// links are symbolic and hard ones, with the names they lead to.
 	links map[string]string
 	// size is that of all files.
 	size int64
@@ -180,12 +187,17 @@ func readContents(r io.Reader, limit int64) (archiveContents, error) {
 		if err != nil {
 			return c, notAnImage("read tar: %w", err)
 		}
-		name := path.Clean(h.Name)
+		// As when it is unpacked, the last entry of a name counts.
+		name := entryName(h.Name)
 		switch h.Typeflag {
-		case tar.TypeSymlink:
-			c.links[h.Name] = path.Join(path.Dir(name), h.Linkname)
+		case tar.TypeSymlink, tar.TypeLink:
+			delete(c.blobs, name)
+			delete(c.json, name)
+			c.links[name] = linkTarget(h)
 			continue
 		case tar.TypeReg, tar.TypeGNUSparse:
+			delete(c.links, name)
+			delete(c.json, name)
 		default:
 			continue
 		}
@@ -200,12 +212,12 @@ func readContents(r io.Reader, limit int64) (archiveContents, error) {
 			if err != nil {
 				return c, notAnImage("read %s: %w", name, err)
 			}
-			if len(data) > 0 && (data[0] == '{' || data[0] == '[') {
+			if mayBeJSON(data) {
 				c.json[name] = data
 				kept += len(data)
-			} else {
-				layer = scanLayer(bytes.NewReader(data), limit)
 			}
+			// A tar may begin like JSON, too: with the name of its first file.
+			layer = scanLayer(bytes.NewReader(data), limit)
 		} else {
 			layer = scanLayer(body, limit)
 			if _, err := io.Copy(io.Discard, body); err != nil {
@@ -222,6 +234,11 @@ func readContents(r io.Reader, limit int64) (archiveContents, error) {
 		return c, notAnImage("read to the end: %w", err)
 	}
 	return c, nil
+}
+
+func mayBeJSON(data []byte) bool {
+	data = bytes.TrimLeft(data, " \t\r\n")
+	return len(data) > 0 && (data[0] == '{' || data[0] == '[')
 }
 
 // block is the least that a file takes on disk.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,6 +24,8 @@ type archivePlan struct {
 	images map[string]digest.Digest
 	// unnamed are images that are left out for want of a name.
 	unnamed []string
+	// aliases are names in a Docker manifest of files that the archive has under other names.
+	aliases map[string]string
 	// content and unpacked are the bytes that the archive's files and the chosen images' layers
 	// take.
 	content, unpacked int64
@@ -87,7 +90,11 @@ func checkArchive(r io.Reader, machine platforms.MatchComparer, room int64) (arc
 		return archivePlan{}, err
 	}
 	c := checker{archiveContents: contents, machine: machine, layers: map[string]unpackedLayer{}}
-	plan := archivePlan{images: map[string]digest.Digest{}, content: c.size}
+	plan := archivePlan{
+		images:  map[string]digest.Digest{},
+		aliases: map[string]string{},
+		content: c.size,
+	}
 	_, isOCI := c.json[v1.ImageLayoutFile]
 	_, isDocker := c.json[dockerManifest]
 	switch {
@@ -98,7 +105,7 @@ func checkArchive(r io.Reader, machine platforms.MatchComparer, room int64) (arc
 	case slices.ContainsFunc(slices.Collect(maps.Keys(c.blobs)), isBlobName):
 		err = notAnImage("it is cut short: it has blobs, but neither %s nor %s", v1.ImageLayoutFile, dockerManifest)
 	default:
-		err = noArchive("it has neither %s nor %s", v1.ImageLayoutFile, dockerManifest)
+		err = c.noLayout()
 	}
 	if err != nil {
 		return archivePlan{}, err
@@ -118,6 +125,18 @@ func checkArchive(r io.Reader, machine platforms.MatchComparer, room int64) (arc
 	return plan, nil
 }
 
+// noLayout returns the [errNoArchive] of a tar without an index. A user may have packed the folder
+// of one instead of what is in it.
+func (c checker) noLayout() error {
+	for _, name := range slices.Sorted(maps.Keys(c.json)) {
+		if base := path.Base(name); base == v1.ImageLayoutFile || base == dockerManifest {
+			return noArchive("it has %s in a folder: pack what is in the folder, as `tar -C %s -cf IMAGE.tar .` does",
+				name, path.Dir(name))
+		}
+	}
+	return noArchive("it has neither %s nor %s", v1.ImageLayoutFile, dockerManifest)
+}
+
 func isBlobName(name string) bool { return strings.HasPrefix(name, "blobs/") }
 
 // candidate is an image that this machine can use, or why not.
@@ -133,6 +152,8 @@ type candidate struct {
 // choose adds an image to the plan: for each name the one that suits the machine best.
 func (c checker) choose(plan *archivePlan, candidates map[string][]candidate) {
 	for name, list := range candidates {
+		// Of equal ones the last counts, as for docker load.
+		slices.Reverse(list)
 		slices.SortStableFunc(list, func(a, b candidate) int {
 			return boolCompare(!c.machine.Less(a.platform, b.platform), !c.machine.Less(b.platform, a.platform))
 		})
@@ -150,6 +171,15 @@ func (c checker) checkOCI(plan *archivePlan) error {
 	}
 	if layout.Version != v1.ImageLayoutVersion {
 		return notAnImage("its layout version is %q, not %s", layout.Version, v1.ImageLayoutVersion)
+	}
+	// containerd finds blobs by their content, whatever name has it.
+	for name := range c.links {
+		if target, ok := c.resolve(name); ok && isBlobName(name) {
+			c.blobs[name] = c.blobs[target]
+			if data, ok := c.json[target]; ok {
+				c.json[name] = data
+			}
+		}
 	}
 	for name, b := range c.blobs {
 		if rest, ok := strings.CutPrefix(name, "blobs/sha256/"); ok && rest != b.digest.Encoded() {
@@ -208,14 +238,17 @@ func (c checker) checkDescriptor(d v1.Descriptor) (candidate, error) {
 	if err := c.present(d); err != nil {
 		return candidate{}, err
 	}
-	data := c.json[blobName(d.Digest)]
-	switch {
-	case images.IsIndexType(d.MediaType):
-		return c.checkIndex(d, data)
-	case images.IsManifestType(d.MediaType):
-		return c.checkManifest(d, data)
+	if !images.IsIndexType(d.MediaType) && !images.IsManifestType(d.MediaType) {
+		return candidate{}, notAnImage("%s has the unknown type %q", d.Digest, d.MediaType)
 	}
-	return candidate{}, notAnImage("%s has the unknown type %q", d.Digest, d.MediaType)
+	data, err := c.jsonOf(blobName(d.Digest), "manifest")
+	if err != nil {
+		return candidate{}, err
+	}
+	if images.IsIndexType(d.MediaType) {
+		return c.checkIndex(d, data)
+	}
+	return c.checkManifest(d, data)
 }
 
 // checkIndex checks the one image of an index that this machine uses. An archive need not hold the
@@ -256,8 +289,12 @@ func (c checker) checkManifest(d v1.Descriptor, data []byte) (candidate, error) 
 	if err := c.present(m.Config); err != nil {
 		return candidate{}, err
 	}
+	text, err := c.jsonOf(blobName(m.Config.Digest), "image configuration")
+	if err != nil {
+		return candidate{}, err
+	}
 	var config v1.Image
-	if err := json.Unmarshal(c.json[blobName(m.Config.Digest)], &config); err != nil {
+	if err := json.Unmarshal(text, &config); err != nil {
 		return candidate{}, notAnImage("parse image configuration %s: %w", m.Config.Digest, err)
 	}
 	found := candidate{digest: d.Digest}
@@ -279,6 +316,14 @@ func (c checker) checkManifest(d v1.Descriptor, data []byte) (candidate, error) 
 		if err := c.checkLayer(name, config.RootFS.DiffIDs[i]); err != nil {
 			return candidate{}, err
 		}
+		packed, err := images.DiffCompression(context.Background(), l.MediaType)
+		if err != nil {
+			return candidate{}, notAnImage("layer %s has the type %q, which containerd does not unpack", l.Digest,
+				l.MediaType)
+		}
+		if b := c.blobs[name]; packed == "" && b.layer.digest != b.digest && !b.layer.tooLarge {
+			return candidate{}, notAnImage("layer %s is compressed, which its type %q denies", l.Digest, l.MediaType)
+		}
 		found.layers = append(found.layers, name)
 	}
 	return found, nil
@@ -295,6 +340,18 @@ func (c checker) platformOf(config v1.Image) (p v1.Platform, other string) {
 		return p, platforms.Format(config.Platform)
 	}
 	return p, ""
+}
+
+// jsonOf returns the text of a file.
+func (c checker) jsonOf(name, what string) ([]byte, error) {
+	if data, ok := c.json[name]; ok {
+		return data, nil
+	}
+	if b := c.blobs[name]; b.size > maxJSON {
+		return nil, notAnImage("%s %s has %s: the most that is read is %s", what, name, bytesText(b.size),
+			bytesText(maxJSON))
+	}
+	return nil, notAnImage("%s %s is no JSON", what, name)
 }
 
 // checkLayer compares a layer with the digest its image's configuration has, which is that of the
@@ -336,29 +393,22 @@ func (c checker) checkDocker(plan *archivePlan) error {
 	if err := json.Unmarshal(c.json[dockerManifest], &manifests); err != nil {
 		return notAnImage("parse %s: %w", dockerManifest, err)
 	}
-	for name, target := range c.links {
-		if _, ok := c.blobs[target]; !ok {
-			return notAnImage("its link %s points to %s, which it lacks", name, target)
-		}
-	}
 	named := map[string][]candidate{}
 	var others []string
 	for _, m := range manifests {
-		// containerd looks files up by the text in manifest.json.
-		for _, file := range append(m.Layers, m.Config) {
-			if file != path.Clean(file) {
-				return notAnImage("its %s names a file %q: write it without . and ..", dockerManifest, file)
-			}
+		configFile, err := c.fileOf(m.Config, plan.aliases)
+		if err != nil {
+			return err
 		}
-		data, ok := c.json[m.Config]
-		if !ok {
-			return notAnImage("image configuration %s is missing", m.Config)
+		data, err := c.jsonOf(configFile, "image configuration")
+		if err != nil {
+			return err
 		}
 		var config v1.Image
 		if err := json.Unmarshal(data, &config); err != nil {
 			return notAnImage("parse image configuration %s: %w", m.Config, err)
 		}
-		found := candidate{digest: c.blobs[m.Config].digest}
+		found := candidate{digest: c.blobs[configFile].digest}
 		if want, ok := namedDigest(m.Config); ok && want != found.digest {
 			return notAnImage("image configuration %s is damaged", m.Config)
 		}
@@ -366,8 +416,7 @@ func (c checker) checkDocker(plan *archivePlan) error {
 			others = append(others, found.other)
 			continue
 		}
-		var err error
-		if found.layers, err = c.checkDockerLayers(m.Layers, config.RootFS.DiffIDs); err != nil {
+		if found.layers, err = c.checkDockerLayers(m.Layers, config.RootFS.DiffIDs, plan.aliases); err != nil {
 			return err
 		}
 		if len(m.RepoTags) == 0 {
@@ -388,18 +437,16 @@ func (c checker) checkDocker(plan *archivePlan) error {
 	return nil
 }
 
-func (c checker) checkDockerLayers(layers []string, diffIDs []digest.Digest) ([]string, error) {
+func (c checker) checkDockerLayers(layers []string, diffIDs []digest.Digest, aliases map[string]string) (
+	[]string, error) {
 	if len(layers) != len(diffIDs) {
 		return nil, notAnImage("it has %d layers, its configuration names %d", len(layers), len(diffIDs))
 	}
 	var names []string
 	for i, l := range layers {
-		name := l
-		if target, ok := c.links[name]; ok {
-			name = target
-		}
-		if _, ok := c.blobs[name]; !ok {
-			return nil, notAnImage("layer %s is missing", l)
+		name, err := c.fileOf(l, aliases)
+		if err != nil {
+			return nil, err
 		}
 		if err := c.checkLayer(name, diffIDs[i]); err != nil {
 			return nil, err

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
 	"maps"
@@ -10,7 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -120,6 +123,160 @@ func TestCheckArchive_DockerLayout_OfAllMakers(t *testing.T) {
 				if !errors.Is(err, ErrNotAnImage) || !strings.Contains(err.Error(), "damaged") {
 					t.Errorf("%s layer gave %v", name, err)
 				}
+			}
+		})
+	}
+}
+
+// What a Docker manifest may and may not say.
+func TestCheckArchive_DockerLayout_Manifest(t *testing.T) {
+	amd64 := v1.Platform{OS: "linux", Architecture: "amd64"}
+	layer := LayerOf("x")
+	other := append(LayerOf("{y}"), 0) // its own digest
+	jsonLike := func() []byte {
+		a := NewArchive()
+		a.Add("[", []byte("the program of that name"))
+		return a.Bytes()
+	}()
+	type object = map[string]any
+	for _, row := range []struct {
+		name     string
+		manifest any
+		want     string // of the error, or none
+	}{
+		{"tags null", []object{{"Config": "c.json", "RepoTags": nil, "Layers": []string{"l.tar"}}}, "no names"},
+		{"tags null beside a named one", []object{
+			{"Config": "c.json", "RepoTags": nil, "Layers": []string{"l.tar"}},
+			{"Config": "d.json", "RepoTags": []string{"app:1"}, "Layers": []string{"m.tar"}},
+		}, ""},
+		{"a tag twice: the last counts", []object{
+			{"Config": "c.json", "RepoTags": []string{"app:1", "app:1"}, "Layers": []string{"l.tar"}},
+			{"Config": "d.json", "RepoTags": []string{"app:1"}, "Layers": []string{"m.tar"}},
+		}, ""},
+		{"a layer that begins like JSON", []object{
+			{"Config": "e.json", "RepoTags": []string{"app:1"}, "Layers": []string{"n.tar"}}}, ""},
+		{"a file outside", []object{
+			{"Config": "../c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "outside of the archive"},
+		{"a file from the root", []object{
+			{"Config": "/c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "outside of the archive"},
+		{"a loop of links", []object{
+			{"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"loop"}}}, "loop, which is missing"},
+		{"a link to the host", []object{
+			{"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"host"}}}, "host, which is missing"},
+		{"a large configuration", []object{
+			{"Config": "large.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "the most that is read"},
+		{"a layer as configuration", []object{
+			{"Config": "l.tar", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "is no JSON"},
+		{"none", []object{}, "no names"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			a := NewArchive()
+			a.Add("l.tar", layer)
+			a.Add("m.tar", other)
+			a.Add("n.tar", jsonLike)
+			a.Link("loop", "pool")
+			a.Link("pool", "loop")
+			a.Link("host", "/etc/passwd")
+			a.Add("c.json", configFor(amd64, layer))
+			a.Add("d.json", append([]byte("\n"), configFor(amd64, other)...))
+			a.Add("e.json", configFor(amd64, jsonLike))
+			a.Add("large.json", append([]byte("{"), make([]byte, maxJSON)...))
+			a.Add(dockerManifest, encode(row.manifest))
+			plan, err := planOf(a.Bytes(), "linux/amd64")
+			if row.want != "" {
+				if !errors.Is(err, ErrNotAnImage) || !strings.Contains(err.Error(), row.want) {
+					t.Errorf("error is %v, want one about %q", err, row.want)
+				}
+				return
+			}
+			if err != nil || len(plan.images) != 1 {
+				t.Fatalf("plan is %v, error %v", plan.images, err)
+			}
+			got := plan.images["docker.io/library/app:1"]
+			if strings.Contains(row.name, "last") && got != digest.FromBytes(append([]byte("\n"), configFor(amd64, other)...)) {
+				t.Errorf("%s is chosen", got)
+			}
+		})
+	}
+}
+
+// OCI layouts as tools and tar write them.
+func TestCheckArchive_OCI(t *testing.T) {
+	amd64 := v1.Platform{OS: "linux", Architecture: "amd64"}
+	for _, row := range []struct {
+		name   string
+		make   func(a *Archive)
+		rename func(string) string
+		want   string // of the error, or none
+	}{
+		{"packed by tar", func(a *Archive) { a.AddIndex(Named(a.AddImage(amd64, LayerOf("x"), Zstd), "app:1")) }, dotted, ""},
+		{"an index in an index, with an attestation", func(a *Archive) {
+			m := a.AddImage(amd64, LayerOf("x"), Gzip)
+			attestation := a.AddImage(v1.Platform{OS: "unknown", Architecture: "unknown"}, LayerOf("y"), Plain)
+			inner := a.AddBlob(v1.MediaTypeImageIndex, encode(v1.Index{Manifests: []v1.Descriptor{attestation, m}}))
+			outer := a.AddBlob(images.MediaTypeDockerSchema2ManifestList,
+				encode(v1.Index{Manifests: []v1.Descriptor{inner}}))
+			a.AddIndex(Named(outer, "app:1"))
+		}, nil, ""},
+		{"a hard link as a blob", func(a *Archive) {
+			m := a.AddImage(amd64, LayerOf("x"), nil) // its type is gzip, its blob the plain layer
+			packed := LayerOf("x")
+			a.Add("layer", packed)
+			check(a.tw.WriteHeader(&tar.Header{
+				Name:     blobName(digest.FromBytes(packed)),
+				Typeflag: tar.TypeLink,
+				Linkname: "layer",
+			}))
+			a.AddIndex(Named(m, "app:1"))
+		}, nil, ""},
+		{"a folder", func(a *Archive) { a.AddIndex(Named(a.AddImage(amd64, LayerOf("x"), Zstd), "app:1")) },
+			func(name string) string { return "layout/" + name }, "pack what is in the folder"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			a := NewArchive()
+			a.rename = row.rename
+			row.make(a)
+			plan, err := planOf(a.Bytes(), "linux/amd64")
+			if row.want == "" && (err != nil || len(plan.images) != 1) {
+				t.Errorf("plan is %v, error %v", plan.images, err)
+			}
+			if row.want != "" && (!errors.Is(err, ErrNotAnImage) || !strings.Contains(err.Error(), row.want)) {
+				t.Errorf("error is %v, want one about %q", err, row.want)
+			}
+		})
+	}
+}
+
+// Layers are what their types say.
+func TestCheckArchive_LayerTypes(t *testing.T) {
+	plain := LayerOf("x")
+	for _, row := range []struct {
+		mediaType string
+		pack      func([]byte) []byte
+		want      string
+	}{
+		{v1.MediaTypeImageLayer, Plain, ""},
+		{v1.MediaTypeImageLayer, Gzip, "is compressed"},
+		{v1.MediaTypeImageLayerZstd, Zstd, ""},
+		{v1.MediaTypeImageLayerZstd, skippable, ""},
+		{v1.MediaTypeImageLayerGzip, Plain, ""},
+		{v1.MediaTypeImageLayerGzip, Zstd, ""},
+		{v1.MediaTypeImageLayerNonDistributableGzip, Gzip, ""}, //nolint:staticcheck // old images have it
+		{images.MediaTypeDockerSchema2Layer, Gzip, ""},
+		{images.MediaTypeDockerSchema2LayerForeignGzip, Gzip, ""},
+		{images.MediaTypeDockerSchema2LayerZstd, Zstd, ""},
+		{"application/vnd.cncf.helm.chart.content.v1.tar+gzip", Gzip, "does not unpack"},
+		{v1.MediaTypeImageLayerGzip + "+encrypted", Gzip, "encrypted"},
+	} {
+		t.Run(row.mediaType, func(t *testing.T) {
+			a := NewArchive()
+			config := a.AddBlob(v1.MediaTypeImageConfig, configFor(v1.Platform{OS: "linux", Architecture: "amd64"}, plain))
+			l := a.AddBlob(row.mediaType, row.pack(plain))
+			m := a.AddBlob(v1.MediaTypeImageManifest, encode(v1.Manifest{Config: config, Layers: []v1.Descriptor{l}}))
+			a.AddIndex(Named(m, "app:1"))
+			_, err := planOf(a.Bytes(), "linux/amd64")
+			if (row.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), row.want) {
+				t.Errorf("error is %v, want one about %q", err, row.want)
 			}
 		})
 	}

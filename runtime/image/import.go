@@ -82,7 +82,7 @@ func importChecked(ctx context.Context, client *containerd.Client, snapshotter s
 	ctx = leases.WithLease(ctx, lease.ID)
 
 	cs := client.ContentStore()
-	index, err := archive.ImportIndex(ctx, cs, tr)
+	index, err := archive.ImportIndex(ctx, cs, newPlainTar(tr, plan.aliases))
 	if err != nil {
 		return nil, fmt.Errorf("import image archive: %w", err)
 	}

@@ -23,6 +23,8 @@ import (
 type Archive struct {
 	buf bytes.Buffer
 	tw  *tar.Writer
+	// rename changes the names of files, if set.
+	rename func(string) string
 }
 
 // NewArchive begins an archive.
@@ -34,6 +36,9 @@ func NewArchive() *Archive {
 
 // Add adds a file.
 func (a *Archive) Add(name string, data []byte) {
+	if a.rename != nil {
+		name = a.rename(name)
+	}
 	check(a.tw.WriteHeader(regular(name, int64(len(data)))))
 	_, err := a.tw.Write(data)
 	check(err)
@@ -200,27 +205,69 @@ type Maker struct {
 	File func(packed, plain digest.Digest) string
 	// Config names the configuration by its digest.
 	Config func(d digest.Digest) string
-	// Link makes the second of two equal layers a link.
-	Link bool
+	// Link adds the second of two equal layers as a link to the file of the first, and returns its
+	// name; nil names the same file twice.
+	Link func(a *Archive, file string) string
+	// InTar is how the tar has a name that manifest.json has; nil leaves it.
+	InTar func(name string) string
 }
 
 func json64(d digest.Digest) string { return d.Encoded() + ".json" }
 
 // Makers are known tools.
 var Makers = []Maker{
-	{"docker before 25", Plain, func(_, plain digest.Digest) string { return plain.Encoded() + "/layer.tar" }, json64,
-		false},
-	{"skopeo", Plain, func(_, plain digest.Digest) string { return plain.Encoded() + ".tar" }, json64, false},
-	{"podman", Plain, func(_, plain digest.Digest) string { return plain.Encoded() + ".tar" }, json64, true},
-	{"crane, ko, kaniko", Gzip, packedName, digest.Digest.String, false},
-	{"crane, zstd", Zstd, packedName, digest.Digest.String, false},
-	{"jib", Gzip, packedName, func(digest.Digest) string { return "config.json" }, false},
+	{"docker 26", Plain, func(_, plain digest.Digest) string { return blobName(plain) }, blobName, nil, nil},
+	{"docker 24", Plain, plainFolder, json64, symlink, nil},
+	{"docker before 25, one file", Plain, plainFolder, json64, nil, nil},
+	{"docker 1.10, links between links", Plain, plainFolder, json64, linkToLink, nil},
+	{"docker save, unpacked and packed by tar", Plain, plainFolder, json64, symlink, dotted},
+	{"docker save, packed by tar with hard links", Plain, plainFolder, json64, hardLink, nil},
+	{"the same with ./", Gzip, plainFolder, json64, hardLink, dotted},
+	{"packed from the root", Plain, plainFolder, json64, hardLink, func(name string) string { return "/" + name }},
+	{"manifest with ./ over a tar without", Plain, func(_, plain digest.Digest) string {
+		return "./" + plain.Encoded() + "//layer.tar"
+	}, func(d digest.Digest) string { return "./" + json64(d) }, nil, entryName},
+	{"nix dockerTools", Plain, plainFolder, json64, nil, dotted},
+	{"skopeo", Plain, plainFile, json64, nil, nil},
+	{"podman", Plain, plainFile, json64, symlink, nil},
+	{"crane, ko, kaniko", Gzip, packedName, digest.Digest.String, nil, nil},
+	{"crane, zstd", Zstd, packedName, digest.Digest.String, nil, nil},
+	{"pzstd", skippable, packedName, digest.Digest.String, nil, nil},
+	{"jib", Gzip, packedName, func(digest.Digest) string { return "config.json" }, nil, nil},
 	{"bazel", Gzip, func(packed, _ digest.Digest) string { return "blobs/sha256/" + packed.Encoded() + ".tar.gz" },
-		blobName, false},
+		blobName, nil, nil},
 	{"by the plain layer's digest", Gzip, func(_, plain digest.Digest) string { return blobName(plain) }, json64,
-		false},
+		nil, nil},
 	{"names without a meaning", Zstd, func(packed, _ digest.Digest) string { return "l-" + packed.Encoded()[:3] },
-		func(digest.Digest) string { return "c" }, false},
+		func(digest.Digest) string { return "c" }, nil, nil},
+}
+
+func plainFolder(_, plain digest.Digest) string { return plain.Encoded() + "/layer.tar" }
+
+func plainFile(_, plain digest.Digest) string { return plain.Encoded() + ".tar" }
+
+func dotted(name string) string { return "./" + name }
+
+// skippable compresses as pzstd does: a frame without data comes first.
+func skippable(data []byte) []byte {
+	return append([]byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}, Zstd(data)...)
+}
+
+func symlink(a *Archive, file string) string {
+	a.Link("again/layer.tar", "../"+file)
+	return "again/layer.tar"
+}
+
+func linkToLink(a *Archive, file string) string {
+	a.Link("third/layer.tar", "../second/layer.tar")
+	a.Link("second/layer.tar", "../"+file)
+	a.Link("unused/layer.tar", "../nothing/layer.tar")
+	return "third/layer.tar"
+}
+
+func hardLink(a *Archive, file string) string {
+	check(a.tw.WriteHeader(&tar.Header{Name: "again/layer.tar", Typeflag: tar.TypeLink, Linkname: file}))
+	return "again/layer.tar"
 }
 
 func packedName(packed, _ digest.Digest) string { return packed.Encoded() + ".tar.gz" }
@@ -228,6 +275,7 @@ func packedName(packed, _ digest.Digest) string { return packed.Encoded() + ".ta
 // Archive returns what the maker writes of an image with two layers, the second of them twice.
 func (m Maker) Archive(name string, p v1.Platform, harm func(layer []byte) []byte) []byte {
 	a := NewArchive()
+	a.rename = m.InTar
 	first, second := LayerOf("first of "+name), LayerOf("second of "+name)
 	config := configFor(p, first, second, second)
 	var files []string
@@ -238,13 +286,10 @@ func (m Maker) Archive(name string, p v1.Platform, harm func(layer []byte) []byt
 			packed = harm(packed)
 		}
 		switch {
-		case i == 2 && m.Link:
-			link := "again/layer.tar"
-			a.Link(link, "../"+file)
-			file = link
-		case i == 2:
-		default:
+		case i < 2:
 			a.Add(file, packed)
+		case m.Link != nil:
+			file = m.Link(a, file)
 		}
 		files = append(files, file)
 	}

@@ -46,7 +46,7 @@ type refusal struct {
 }
 
 // refusalRules is raised when mote learns to read what it refused before.
-const refusalRules = 1
+const refusalRules = 2
 
 // again is the error of a file that was refused before: none for what is no archive, and none
 // beside the start's own.
