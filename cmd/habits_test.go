@@ -69,7 +69,7 @@ func TestHabits_EveryWordIsAnswered(t *testing.T) {
 	}
 	for word := range strings.FieldsSeq("traefik servicelb local-storage metrics-server coredns ccm helm-controller") {
 		c := run(t, nil, "server", "--data-dir", filepath.Join(shortDir(t), "d"), "--node-name", "n", "--disable", word)
-		refused(t, c, `no service "`+word+`": `+habits.Component(word), "discovery, dns, network-policy")
+		refused(t, c, `no service "`+word+`": `+habits.Component(word), "discovery, dns, load-balancer, network-policy")
 	}
 }
 

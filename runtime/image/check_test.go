@@ -156,15 +156,15 @@ func TestCheckArchive_DockerLayout_Manifest(t *testing.T) {
 		{"a layer that begins like JSON", []object{
 			{"Config": "e.json", "RepoTags": []string{"app:1"}, "Layers": []string{"n.tar"}}}, ""},
 		{"a file outside", []object{
-			{"Config": "../c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "outside of the archive"},
+			{"Config": "../c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "outside of the"},
 		{"a file from the root", []object{
-			{"Config": "/c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "outside of the archive"},
+			{"Config": "/c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "outside of the"},
 		{"a loop of links", []object{
 			{"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"loop"}}}, "loop, which is missing"},
 		{"a link to the host", []object{
 			{"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"host"}}}, "host, which is missing"},
 		{"a large configuration", []object{
-			{"Config": "large.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "the most that is read"},
+			{"Config": "large.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "most that is read"},
 		{"a layer as configuration", []object{
 			{"Config": "l.tar", "RepoTags": []string{"app:1"}, "Layers": []string{"l.tar"}}}, "is no JSON"},
 		{"none", []object{}, "no names"},
@@ -193,7 +193,8 @@ func TestCheckArchive_DockerLayout_Manifest(t *testing.T) {
 				t.Fatalf("plan is %v, error %v", plan.images, err)
 			}
 			got := plan.images["docker.io/library/app:1"]
-			if strings.Contains(row.name, "last") && got != digest.FromBytes(append([]byte("\n"), configFor(amd64, other)...)) {
+			last := digest.FromBytes(append([]byte("\n"), configFor(amd64, other)...))
+			if strings.Contains(row.name, "last") && got != last {
 				t.Errorf("%s is chosen", got)
 			}
 		})
@@ -209,7 +210,9 @@ func TestCheckArchive_OCI(t *testing.T) {
 		rename func(string) string
 		want   string // of the error, or none
 	}{
-		{"packed by tar", func(a *Archive) { a.AddIndex(Named(a.AddImage(amd64, LayerOf("x"), Zstd), "app:1")) }, dotted, ""},
+		{"packed by tar", func(a *Archive) {
+			a.AddIndex(Named(a.AddImage(amd64, LayerOf("x"), Zstd), "app:1"))
+		}, dotted, ""},
 		{"an index in an index, with an attestation", func(a *Archive) {
 			m := a.AddImage(amd64, LayerOf("x"), Gzip)
 			attestation := a.AddImage(v1.Platform{OS: "unknown", Architecture: "unknown"}, LayerOf("y"), Plain)
@@ -270,7 +273,8 @@ func TestCheckArchive_LayerTypes(t *testing.T) {
 	} {
 		t.Run(row.mediaType, func(t *testing.T) {
 			a := NewArchive()
-			config := a.AddBlob(v1.MediaTypeImageConfig, configFor(v1.Platform{OS: "linux", Architecture: "amd64"}, plain))
+			amd64 := v1.Platform{OS: "linux", Architecture: "amd64"}
+			config := a.AddBlob(v1.MediaTypeImageConfig, configFor(amd64, plain))
 			l := a.AddBlob(row.mediaType, row.pack(plain))
 			m := a.AddBlob(v1.MediaTypeImageManifest, encode(v1.Manifest{Config: config, Layers: []v1.Descriptor{l}}))
 			a.AddIndex(Named(m, "app:1"))
