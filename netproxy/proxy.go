@@ -347,7 +347,8 @@ func Trim(obj any) (any, error) {
 		}
 		status := v1.NodeStatus{Addresses: n.Status.Addresses}
 		for _, c := range n.Status.Conditions {
-			// `mote status` of the node reads it. Heartbeats are left out, as they change all the time.
+			// `mote status` of the node reads it. Heartbeats are left out, as they change all the
+			// time.
 			if c.Type == v1.NodeReady {
 				status.Conditions = []v1.NodeCondition{{
 					Type:    c.Type,

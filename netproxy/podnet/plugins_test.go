@@ -126,8 +126,8 @@ while True:
 		t.Errorf("outside to a mapped port: seen as %s", got)
 	}
 
-	// A client that goes on sending from one port follows a UDP port from a pod to what replaces it:
-	// a program of the host, for which no plugin runs, and another pod.
+	// A client that goes on sending from one port follows a UDP port from a pod to what replaces
+	// it: a program of the host, for which no plugin runs, and another pod.
 	answerUDP := func(port, answer string, in ...string) {
 		needTool(t, "python3")
 		args := append(in, "python3", "-c", `
