@@ -113,6 +113,18 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 				func(_, _ *discovery.EndpointSlice) { serversChanged() },
 				func(*discovery.EndpointSlice) { serversChanged() }),
 		}},
+		{nodes, handlers(
+			func(n *v1.Node) {
+				if n.Name == p.cfg.NodeName {
+					ports.Renew()
+				}
+			},
+			func(old, n *v1.Node) {
+				if n.Name == p.cfg.NodeName && n.UID != old.UID {
+					ports.Renew()
+				}
+			},
+			func(*v1.Node) {})},
 		{nodes, handlers(func(*v1.Node) { changed() }, func(_, _ *v1.Node) { changed() },
 			func(*v1.Node) { changed() })},
 	} {

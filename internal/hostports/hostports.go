@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -63,11 +65,32 @@ func Format(listeners []Listener) (string, error) {
 	return string(text), nil
 }
 
-// Parse reads an annotation.
+// maxOwner bounds a program's name, which is at most 15 bytes in Linux.
+const maxOwner = 32
+
+// Parse reads an annotation. A node may have written anything: names of programs end up in events
+// of services, so they are cut to what a name can be.
 func Parse(text string) ([]Listener, error) {
 	var listeners []Listener
 	if err := json.Unmarshal([]byte(text), &listeners); err != nil {
 		return nil, fmt.Errorf("annotation %s: %w", Annotation, err)
 	}
+	if len(listeners) > maxListeners {
+		listeners = listeners[:maxListeners]
+	}
+	for i := range listeners {
+		listeners[i].Owner = Printable(listeners[i].Owner)
+	}
 	return listeners, nil
+}
+
+// Printable returns the name of a program as it may stand in an event.
+func Printable(name string) string {
+	name = strings.ToValidUTF8(name[:min(len(name), maxOwner)], "?")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, name)
 }

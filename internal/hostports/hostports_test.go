@@ -3,6 +3,7 @@ package hostports
 import (
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -60,6 +61,18 @@ func TestParse_Refuses(t *testing.T) {
 		if got, err := Parse(text); err == nil {
 			t.Errorf("%q is read as %v", text, got)
 		}
+	}
+}
+
+// A node that writes the annotation itself fills no events and no memory.
+func TestParse_BoundsWhatANodeSays(t *testing.T) {
+	long := `{"port":22,"protocol":"TCP","owner":"` + strings.Repeat(`x\n`, 5000) + `"}`
+	got, err := Parse("[" + strings.Repeat(long+",", 5000) + long + "]")
+	if err != nil || len(got) != maxListeners {
+		t.Fatalf("%d listeners, %v", len(got), err)
+	}
+	if owner := got[0].Owner; len(owner) > maxOwner || strings.Contains(owner, "\n") {
+		t.Errorf("owner is %q", owner)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,6 +25,8 @@ import (
 const (
 	// scanInterval is how often the host's ports are looked at while there are load balancers.
 	scanInterval = 10 * time.Second
+	// pokeInterval is the least time between two looks, however often services change.
+	pokeInterval = time.Second
 	// reportInterval is how often a report is repeated that did not change.
 	reportInterval = 5 * time.Minute
 	// Pauses before the report is tried again: the node may not be registered yet.
@@ -46,6 +49,8 @@ type Config struct {
 type Reporter struct {
 	config Config
 	poked  chan struct{}
+	// renewed is set when the Node is another one than reported on.
+	renewed atomic.Bool
 
 	mu        sync.Mutex // guards what follows
 	text      string     // listeners as they are reported
@@ -65,6 +70,12 @@ func (r *Reporter) Poke() {
 	}
 }
 
+// Renew makes Run report again: the Node is new, and has no report.
+func (r *Reporter) Renew() {
+	r.renewed.Store(true)
+	r.Poke()
+}
+
 // Run scans and reports until ctx ends.
 func (r *Reporter) Run(ctx context.Context) error {
 	scanner, err := newScanner()
@@ -74,6 +85,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 	var failures retry.Failures
 	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
 	var reported report
+	var looked time.Time
 	again := time.NewTimer(0)
 	defer again.Stop()
 	for {
@@ -81,7 +93,14 @@ func (r *Reporter) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-r.poked:
+			if retry.Sleep(ctx, time.Until(looked.Add(pokeInterval))) != nil {
+				return nil
+			}
 		case <-again.C:
+		}
+		looked = time.Now()
+		if r.renewed.Swap(false) {
+			reported = report{}
 		}
 		text, err := r.update(scanner)
 		if err == nil && !reported.holds(text) {

@@ -9,7 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"unicode"
+	"time"
 
 	"github.com/prometheus/procfs"
 	corev1 "k8s.io/api/core/v1"
@@ -24,12 +24,20 @@ const (
 	udpOpen   = 7
 )
 
+// clientAge is how long a client waits for an answer at most.
+const clientAge = 30 * time.Second
+
 // scanner finds the host's listeners.
 type scanner struct {
 	proc procfs.FS
 	// owners are the programs' names by the inode of a listening socket.
 	owners map[uint64]string
+	// clients are UDP sockets on ports of clients, with when they were first seen.
+	clients map[client]time.Time
 }
+
+// client is a UDP socket that may be a client's.
+type client struct{ inode, port uint64 }
 
 func newScanner() (*scanner, error) {
 	proc, err := procfs.NewDefaultFS()
@@ -48,8 +56,8 @@ type socket struct {
 
 // scan returns what programs listen on, except on loopback.
 //
-// UDP sockets in the range that the kernel takes ports from are left out: those are clients that
-// wait for answers, and they come and go.
+// UDP sockets in the range that the kernel takes ports from are left out until they are a while
+// old: most are clients that wait for answers, and they come and go. WireGuard's port is one, too.
 func (s *scanner) scan() ([]hostports.Listener, error) {
 	low, high, err := ephemeral()
 	if err != nil {
@@ -57,6 +65,7 @@ func (s *scanner) scan() ([]hostports.Listener, error) {
 	}
 	var found []hostports.Listener
 	var inodes []uint64
+	clients := make(map[client]time.Time)
 	add := func(protocol corev1.Protocol, sockets []socket) {
 		for _, each := range sockets {
 			ip, ok := netip.AddrFromSlice(each.ip)
@@ -64,7 +73,14 @@ func (s *scanner) scan() ([]hostports.Listener, error) {
 				continue
 			}
 			if protocol == corev1.ProtocolUDP && each.port >= low && each.port <= high {
-				continue
+				c := client{each.inode, each.port}
+				since, seen := s.clients[c]
+				if !seen {
+					since = time.Now()
+				}
+				if clients[c] = since; time.Since(since) < clientAge {
+					continue
+				}
 			}
 			l := hostports.Listener{Port: uint16(each.port), Protocol: protocol}
 			if !ip.IsUnspecified() {
@@ -83,6 +99,7 @@ func (s *scanner) scan() ([]hostports.Listener, error) {
 		return nil, err
 	}
 	add(corev1.ProtocolUDP, udp)
+	s.clients = clients
 	owners := s.findOwners(inodes)
 	for i := range found {
 		found[i].Owner = owners[inodes[i]]
@@ -160,19 +177,10 @@ func (s *scanner) nameOwners(owners map[uint64]string) {
 			if _, wanted := owners[inode]; err != nil || !wanted {
 				continue
 			}
-			if name, err := p.Comm(); err == nil {
-				owners[inode] = printable(name)
+			// Of several processes that share a socket it is the first.
+			if name, err := p.Comm(); err == nil && owners[inode] == "" {
+				owners[inode] = hostports.Printable(name)
 			}
 		}
 	}
-}
-
-// printable replaces what a program may have in its name but should not have in an event.
-func printable(name string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(name, "?"))
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -72,6 +74,59 @@ func TestScanner_Scan(t *testing.T) {
 			t.Errorf("port %d/%s has no owner", row.port, row.protocol)
 		}
 	}
+
+	// No client waits that long: it is a server, such as WireGuard.
+	for c, since := range s.clients {
+		s.clients[c] = since.Add(-clientAge)
+	}
+	if found, err = s.scan(); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := hostports.Find(found, any4, 40000, corev1.ProtocolUDP); !got {
+		t.Error("a UDP server on a port of clients is not found")
+	}
+}
+
+// Services that change all the time do not make every node look at its ports all the time. A Node
+// that is deleted and registered again gets its report at once.
+func TestReporter_Run_PokedOften_AndNodeRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}})
+		var looks atomic.Int64
+		r := New(Config{
+			Client:   client,
+			NodeName: "n",
+			Wanted:   func() bool { looks.Add(1); return false },
+			Changed:  func() {},
+			Logger:   zap.NewNop(),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}()
+		for range 100 {
+			r.Poke()
+			time.Sleep(50 * time.Millisecond)
+		}
+		if n := looks.Load(); n < 4 || n > 7 {
+			t.Errorf("looked %d times in five seconds", n)
+		}
+		again := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "again"}}
+		if _, err := client.CoreV1().Nodes().Update(ctx, again, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.Renew()
+		time.Sleep(2 * pokeInterval)
+		n, err := client.CoreV1().Nodes().Get(ctx, "n", metav1.GetOptions{})
+		if err != nil || n.Annotations[hostports.Annotation] == "" {
+			t.Errorf("the new node has no report: %v, %v", n.Annotations, err)
+		}
+	})
 }
 
 // The reporter patches its node, and takes a port from a service once a program listens on it.

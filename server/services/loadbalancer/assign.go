@@ -82,7 +82,7 @@ func assign(s state) []assignment {
 			strings.Compare(a.Namespace, b.Namespace),
 			strings.Compare(a.Name, b.Name))
 	})
-	nodes, nodePorts := candidates(s), nodePorts(s.services)
+	nodes, reserved := candidates(s), reserved(s.services)
 	taken := map[socket]*corev1.Service{}
 	out := make([]assignment, 0, len(wanted))
 	for _, service := range wanted {
@@ -93,7 +93,7 @@ func assign(s state) []assignment {
 			out = append(out, a)
 			continue
 		}
-		conflicts := conflicts{service: service, nodePorts: nodePorts, taken: taken}
+		conflicts := conflicts{service: service, reserved: reserved, taken: taken}
 		for _, family := range service.Spec.IPFamilies {
 			a.addresses = append(a.addresses, conflicts.free(eligible, family == corev1.IPv6Protocol)...)
 		}
@@ -143,6 +143,7 @@ func candidates(s state) []candidate {
 		kind = corev1.NodeExternalIP
 	}
 	limited := slices.ContainsFunc(s.nodes, func(n *corev1.Node) bool { return n.Labels[enableLabel] == "true" })
+	owners := owners(s.nodes, kind)
 	var out []candidate
 	for _, n := range s.nodes {
 		if !serves(n) || limited && n.Labels[enableLabel] != "true" {
@@ -155,7 +156,7 @@ func candidates(s state) []candidate {
 		}
 		out = append(out, candidate{
 			Node:      n,
-			addresses: addresses(n, kind),
+			addresses: only(addresses(n, kind), func(a netip.Addr) bool { return owners[a] == n }),
 			listeners: listeners,
 			hostPorts: hostPorts[n.Name],
 		})
@@ -174,12 +175,31 @@ func serves(n *corev1.Node) bool {
 	})
 }
 
-// addresses are the node's of one kind.
+// addresses are the node's of one kind, as far as they can be those of one machine: all nodes send
+// what is for them to the service's pods.
 func addresses(n *corev1.Node, kind corev1.NodeAddressType) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == kind && !slices.Contains(out, ip) {
+		ip, err := netip.ParseAddr(a.Address)
+		ip = ip.Unmap()
+		if err == nil && a.Type == kind && ip.Zone() == "" && ip.IsGlobalUnicast() && !slices.Contains(out, ip) {
 			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// owners returns the node that has an address: of several that claim it the oldest. Another one
+// knows nothing of the ports that are in use there.
+func owners(nodes []*corev1.Node, kind corev1.NodeAddressType) map[netip.Addr]*corev1.Node {
+	out := map[netip.Addr]*corev1.Node{}
+	for _, n := range nodes {
+		for _, a := range addresses(n, kind) {
+			old := out[a]
+			if old == nil || cmp.Or(n.CreationTimestamp.Compare(old.CreationTimestamp.Time),
+				strings.Compare(n.Name, old.Name)) < 0 {
+				out[a] = n
+			}
 		}
 	}
 	return out
@@ -206,14 +226,25 @@ func addHostPorts(into map[socket]string, p *corev1.Pod) {
 	}
 }
 
-// nodePorts are the services that own node ports. The address of these sockets is not valid: they
-// are open at all.
-func nodePorts(services []*corev1.Service) map[socket]*corev1.Service {
-	out := map[socket]*corev1.Service{}
+// reservation is a port that a service has already, whatever its load balancer gets.
+type reservation struct {
+	service *corev1.Service
+	what    string
+}
+
+// reserved are the services' node ports and external IPs. The address of a node port's socket is
+// not valid: it is open at all.
+func reserved(services []*corev1.Service) map[socket]reservation {
+	out := map[socket]reservation{}
 	for _, s := range services {
 		for _, p := range s.Spec.Ports {
 			if p.NodePort != 0 {
-				out[socket{port: uint16(p.NodePort), protocol: p.Protocol}] = s
+				out[socket{port: uint16(p.NodePort), protocol: p.Protocol}] = reservation{s, "the node port"}
+			}
+			for _, text := range s.Spec.ExternalIPs {
+				if ip, err := netip.ParseAddr(text); err == nil {
+					out[socket{ip, uint16(p.Port), p.Protocol}] = reservation{s, "an external IP"}
+				}
 			}
 		}
 	}
@@ -264,8 +295,9 @@ func eligible(s *corev1.Service, nodes []candidate, endpoints func(*corev1.Servi
 	return nodes, ""
 }
 
-func only(nodes []candidate, want func(candidate) bool) []candidate {
-	return slices.DeleteFunc(slices.Clone(nodes), func(n candidate) bool { return !want(n) })
+// only returns those that are wanted, and leaves the others in place.
+func only[T any](all []T, want func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(all), func(each T) bool { return !want(each) })
 }
 
 // list writes the nodes' addresses for a message, a few of them.
@@ -290,10 +322,10 @@ func few(texts []string) string {
 
 // conflicts finds which addresses a service cannot have because a port is in use.
 type conflicts struct {
-	service   *corev1.Service
-	nodePorts map[socket]*corev1.Service
-	taken     map[socket]*corev1.Service
-	found     []string
+	service  *corev1.Service
+	reserved map[socket]reservation
+	taken    map[socket]*corev1.Service
+	found    []string
 }
 
 // free returns the addresses of one family at which nothing has any of the service's ports.
@@ -318,21 +350,28 @@ func (c *conflicts) free(nodes []candidate, six bool) []netip.Addr {
 func (c *conflicts) user(n candidate, address netip.Addr) string {
 	for _, p := range c.service.Spec.Ports {
 		port := uint16(p.Port)
-		what := fmt.Sprintf("port %d/%s of node %s (%s) is in use by ", port, p.Protocol, n.Name, address)
-		if other := c.taken[socket{address, port, p.Protocol}]; other != nil {
-			return what + "service " + key(other).String()
+		if who := c.userOf(n, address, port, p.Protocol); who != "" {
+			return fmt.Sprintf("port %d/%s of node %s (%s) is in use by %s", port, p.Protocol, n.Name, address, who)
 		}
-		if other := c.nodePorts[socket{port: port, protocol: p.Protocol}]; other != nil && other.UID != c.service.UID {
-			return what + "the node port of service " + key(other).String()
+	}
+	return ""
+}
+
+func (c *conflicts) userOf(n candidate, address netip.Addr, port uint16, protocol corev1.Protocol) string {
+	here, all := socket{address, port, protocol}, socket{port: port, protocol: protocol}
+	if other := c.taken[here]; other != nil {
+		return "service " + key(other).String()
+	}
+	for _, s := range []socket{here, all} {
+		if r, ok := c.reserved[s]; ok && r.service.UID != c.service.UID {
+			return r.what + " of service " + key(r.service).String()
 		}
-		for _, s := range []socket{{address, port, p.Protocol}, {port: port, protocol: p.Protocol}} {
-			if pod, ok := n.hostPorts[s]; ok {
-				return what + "the host port of pod " + pod
-			}
+		if pod, ok := n.hostPorts[s]; ok {
+			return "the host port of pod " + pod
 		}
-		if l, ok := hostports.Find(n.listeners, address, port, p.Protocol); ok {
-			return what + cmp.Or(l.Owner, "a program of the host")
-		}
+	}
+	if l, ok := hostports.Find(n.listeners, address, port, protocol); ok {
+		return cmp.Or(l.Owner, "a program of the host")
 	}
 	return ""
 }

@@ -225,6 +225,53 @@ func TestAssign(t *testing.T) {
 			refused: "the node port of service default/np",
 		},
 		{
+			name: "another service's external IP",
+			state: state{nodes: []*corev1.Node{a(), b()}, services: []*corev1.Service{
+				with(balancer("other", tcp(80)), func(s *corev1.Service) {
+					s.Spec.Type = corev1.ServiceTypeClusterIP
+					s.Spec.ExternalIPs = []string{"192.0.2.1", "no address"}
+				}), balancer("s", tcp(80))}},
+			addresses: "192.0.2.2",
+			refused:   "port 80/TCP of node a (192.0.2.1) is in use by an external IP of service default/other",
+		},
+		{
+			name: "its own external IP",
+			state: state{nodes: []*corev1.Node{a()}, services: []*corev1.Service{
+				with(balancer("s", tcp(80)), func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"192.0.2.1"} })}},
+			addresses: "192.0.2.1",
+		},
+		{
+			// The younger one may be a rogue: it has none of the ports in use there.
+			name: "an address that two nodes claim, with a port in use on the older one",
+			state: state{nodes: []*corev1.Node{
+				changed(node(t, "c", "192.0.2.1 192.0.2.3"), func(n *corev1.Node) {
+					n.CreationTimestamp = metav1.Unix(2, 0)
+				}),
+				changed(a(), func(n *corev1.Node) { n.CreationTimestamp = metav1.Unix(1, 0) }),
+			}, services: []*corev1.Service{balancer("s", tcp(22))}},
+			addresses: "192.0.2.3",
+			refused:   "port 22/TCP of node a (192.0.2.1) is in use by sshd",
+		},
+		{
+			name: "an address of a node that is not ready, which another claims",
+			state: state{nodes: []*corev1.Node{
+				changed(a(), func(n *corev1.Node) { n.Status.Conditions = nil }),
+				changed(node(t, "c", "192.0.2.1 192.0.2.3"), func(n *corev1.Node) {
+					n.CreationTimestamp = metav1.Unix(2, 0)
+				}),
+			}, services: []*corev1.Service{balancer("s", tcp(80))}},
+			addresses: "192.0.2.3",
+		},
+		{
+			name: "addresses that are no machine's",
+			state: state{nodes: []*corev1.Node{node(t, "a", "127.0.0.1 0.0.0.0 169.254.1.1 224.0.0.1 fe80::1 "+
+				"2001:db8::1%eth0 ::ffff:192.0.2.1 192.0.2.1 nothing")},
+				services: []*corev1.Service{with(balancer("s", tcp(80)), func(s *corev1.Service) {
+					s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}
+				})}},
+			addresses: "192.0.2.1",
+		},
+		{
 			name: "its own node port",
 			state: state{
 				nodes: []*corev1.Node{a()},

@@ -3,6 +3,7 @@ package loadbalancer
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,7 +33,8 @@ import (
 const (
 	// settle is how long changes are collected: a rollout or a node that joins brings many.
 	settle = 50 * time.Millisecond
-	// Pauses before an assignment that could not be written is tried again.
+	// Pauses before a service is tried again that could not be written, or that something else
+	// writes, too.
 	firstRetry, lastRetry = 100 * time.Millisecond, 30 * time.Second
 	// hostPortIndex is the index of pods with host ports.
 	hostPortIndex = "mote.dev/host-ports"
@@ -60,7 +62,10 @@ type Controller struct {
 	// What follows belongs to Run's goroutine.
 	recorder record.EventRecorder
 	// said is the last event of each service.
-	said map[types.UID]string
+	said     map[types.UID]string
+	failures retry.Failures // of looking at the cluster
+	// writes are those of each service.
+	writes map[types.UID]*writes
 }
 
 // handled is an informer with this controller's handler.
@@ -85,6 +90,7 @@ func New(c Config) (*Controller, error) {
 		slices:   c.Informers.Discovery().V1().EndpointSlices().Lister(),
 		poked:    make(chan struct{}, 1),
 		said:     make(map[types.UID]string),
+		writes:   make(map[types.UID]*writes),
 	}
 	for _, w := range []struct {
 		informer cache.SharedIndexInformer
@@ -204,69 +210,70 @@ func (l *Controller) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: l.config.Client.CoreV1().Events("")})
 	l.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "load-balancer"})
+	clear(l.writes) // another leader may have written since
 	l.poke(true)
-	var failures retry.Failures
-	backoff := retry.Backoff{First: firstRetry, Last: lastRetry}
+	again := time.NewTimer(0)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.poked:
+		case <-again.C:
 		}
 		if retry.Sleep(ctx, settle) != nil {
 			return nil
 		}
-		err := l.sync(ctx)
+		next, err := l.sync(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err == nil:
-			failures.Recovered()
-			backoff.Reset()
-			continue
-		case !apierrors.IsConflict(err) && failures.News(err):
-			l.config.Logger.Warn("addresses of a load balancer are not written; trying again", zap.Error(err))
+		case err != nil:
+			if l.failures.News(err) {
+				l.config.Logger.Warn("load balancers get no addresses; trying again", zap.Error(err))
+			}
+			next = time.Now().Add(lastRetry)
+		default:
+			l.failures.Recovered()
 		}
-		if backoff.Wait(ctx) != nil {
-			return nil
+		if again.Stop(); !next.IsZero() {
+			again.Reset(time.Until(next))
 		}
-		l.poke(true)
 	}
 }
 
-// sync writes what assign decides.
-func (l *Controller) sync(ctx context.Context) error {
+// sync writes what assign decides. It returns when a service that has to wait can be written again;
+// zero if none has to.
+func (l *Controller) sync(ctx context.Context) (next time.Time, _ error) {
 	current, err := l.state()
 	if err != nil {
-		return err
+		return next, err
 	}
-	if !slices.ContainsFunc(current.services, func(s *corev1.Service) bool { return ours(s) || stale(s) }) {
-		clear(l.said)
-		return nil
-	}
-	var failed error
-	known := map[types.UID]bool{}
-	for _, a := range assign(current) {
-		known[a.service.UID] = true
-		if err := l.write(ctx, a.service, ingress(a)); err != nil {
-			failed = err
-			continue
+	write := func(s *corev1.Service, ingress []corev1.LoadBalancerIngress) bool {
+		until := l.write(ctx, s, ingress)
+		if !until.IsZero() && (next.IsZero() || until.Before(next)) {
+			next = until
 		}
-		l.say(a)
+		return until.IsZero()
 	}
-	for _, s := range current.services {
-		if stale(s) {
-			if err := l.write(ctx, s, nil); err != nil {
-				failed = err
+	known := map[types.UID]bool{}
+	if slices.ContainsFunc(current.services, ours) {
+		for _, a := range assign(current) {
+			known[a.service.UID] = true
+			if write(a.service, ingress(a)) {
+				l.say(a)
 			}
 		}
 	}
-	for uid := range l.said {
-		if !known[uid] {
-			delete(l.said, uid)
+	for _, s := range current.services {
+		if stale(s) {
+			known[s.UID] = true
+			write(s, nil)
 		}
 	}
-	return failed
+	maps.DeleteFunc(l.said, func(uid types.UID, _ string) bool { return !known[uid] })
+	maps.DeleteFunc(l.writes, func(uid types.UID, _ *writes) bool { return !known[uid] })
+	return next, nil
 }
 
 // stale reports whether a service has addresses that mote gave it while it was a load balancer.
@@ -328,24 +335,84 @@ func ingress(a assignment) []corev1.LoadBalancerIngress {
 	return out
 }
 
-// write updates a service's status if it differs.
-func (l *Controller) write(ctx context.Context, s *corev1.Service, ingress []corev1.LoadBalancerIngress) error {
-	if equality.Semantic.DeepEqual(s.Status.LoadBalancer.Ingress, ingress) {
-		return nil
+// writes are what happened to the addresses of one service. It waits on its own: others get
+// theirs at once.
+type writes struct {
+	pause retry.Backoff
+	// until is when it may be written again.
+	until time.Time
+	// base is the version that was replaced: the informer is behind while it has that.
+	base string
+	// wrote is what stood there last, if written is set.
+	wrote   []corev1.LoadBalancerIngress
+	written bool
+	// told is set once somebody was told that another one writes, too.
+	told     bool
+	failures retry.Failures
+}
+
+// wait sets when the service may be written again.
+func (w *writes) wait() time.Time {
+	w.until = time.Now().Add(w.pause.Next())
+	return w.until
+}
+
+// write updates a service's status if it differs. It returns when to try again; zero if there is no
+// need to.
+func (l *Controller) write(ctx context.Context, s *corev1.Service, ingress []corev1.LoadBalancerIngress) time.Time {
+	w := l.writes[s.UID]
+	if w == nil {
+		w = &writes{pause: retry.Backoff{First: firstRetry, Last: lastRetry}}
+		l.writes[s.UID] = w
 	}
-	before := s.Status.LoadBalancer.Ingress
+	same := equality.Semantic.DeepEqual(s.Status.LoadBalancer.Ingress, ingress)
+	switch {
+	case w.base != "" && w.base == s.ResourceVersion:
+		return time.Now().Add(lastRetry) // an event is on its way
+	case same && time.Since(w.until) > lastRetry:
+		w.pause.Reset()
+		fallthrough
+	case same:
+		w.failures.Recovered()
+		w.wrote, w.written = ingress, true
+		return time.Time{}
+	case time.Now().Before(w.until):
+		return w.until
+	}
+	// The informer has what was written since, so this is another's.
+	contested := w.written && !equality.Semantic.DeepEqual(s.Status.LoadBalancer.Ingress, w.wrote)
+	before, version := s.Status.LoadBalancer.Ingress, s.ResourceVersion
 	s = s.DeepCopy()
 	s.Status.LoadBalancer.Ingress = ingress
-	_, err := l.config.Client.CoreV1().Services(s.Namespace).UpdateStatus(ctx, s, metav1.UpdateOptions{})
+	result, err := l.config.Client.CoreV1().Services(s.Namespace).UpdateStatus(ctx, s, metav1.UpdateOptions{})
 	switch {
-	case apierrors.IsNotFound(err):
-		return nil
+	case apierrors.IsNotFound(err), ctx.Err() != nil:
+		return time.Time{}
 	case err != nil:
-		return fmt.Errorf("write the addresses of service %s: %w", key(s), err)
+		if !apierrors.IsConflict(err) && w.failures.News(err) {
+			l.config.Logger.Warn("addresses of a load balancer are not written; trying again",
+				zap.Stringer("service", key(s)), zap.Error(err))
+		}
+		return w.wait()
+	}
+	w.failures.Recovered()
+	w.wrote, w.written = ingress, true
+	if w.base = ""; result.ResourceVersion != version {
+		w.base = version
+	}
+	if contested {
+		w.wait()
+		if !w.told {
+			w.told = true
+			l.recorder.Event(s, corev1.EventTypeWarning, "LoadBalancerContested", "something else writes other "+
+				"addresses ("+texts(before)+"): give the service its loadBalancerClass, or start the servers with "+
+				"--disable load-balancer")
+		}
+		return time.Time{}
 	}
 	l.recorder.Eventf(s, corev1.EventTypeNormal, "UpdatedLoadBalancer", "addresses: %s -> %s", texts(before),
 		texts(ingress))
-	return nil
+	return time.Time{}
 }
 
 func texts(ingress []corev1.LoadBalancerIngress) string {

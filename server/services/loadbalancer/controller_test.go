@@ -2,18 +2,23 @@ package loadbalancer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	kubetesting "k8s.io/client-go/testing"
 
 	"github.com/mote-dev/mote/internal/hostports"
 )
@@ -108,6 +113,81 @@ func TestController_Run_PortIsFreedByADeletedService(t *testing.T) {
 		t.Fatal(err)
 	}
 	has(t, client, "second", "192.0.2.1")
+}
+
+// Two that give one service addresses do not write as fast as they can, and an event says what to
+// do.
+func TestController_Run_ContestedService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(node(t, "a", "192.0.2.1"), balancer("s", tcp(80)))
+		var writes atomic.Int64
+		versions(client)
+		client.PrependReactor("update", "services", func(a kubetesting.Action) (bool, runtime.Object, error) {
+			if a.GetSubresource() == "status" {
+				writes.Add(1)
+			}
+			return false, nil, nil
+		})
+		run(t, client)
+		time.Sleep(time.Second)
+		has(t, client, "s", "192.0.2.1")
+		// The other one changes the service whenever it is changed.
+		for range 3000 {
+			s, err := client.CoreV1().Services("default").Get(t.Context(), "s", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Status.LoadBalancer.Ingress[0].IP != "198.51.100.1" {
+				s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.1"}}
+				_, err := client.CoreV1().Services("default").Update(t.Context(), s, metav1.UpdateOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := writes.Load(); n < 5 || n > 25 {
+			t.Errorf("%d writes in five minutes", n)
+		}
+		event(t, client, "s", "something else writes other addresses (198.51.100.1)")
+	})
+}
+
+// A service that cannot be written keeps no other from getting its addresses at once.
+func TestController_Run_OneServiceFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(node(t, "a", "192.0.2.1"), balancer("bad", tcp(80)))
+		versions(client)
+		var writes atomic.Int64
+		client.PrependReactor("update", "services", func(a kubetesting.Action) (bool, runtime.Object, error) {
+			s := a.(kubetesting.UpdateAction).GetObject().(*corev1.Service)
+			if s.Name != "bad" {
+				return false, nil, nil
+			}
+			writes.Add(1)
+			return true, nil, errors.New("a webhook refuses it")
+		})
+		run(t, client)
+		time.Sleep(2 * time.Minute) // the pauses are at their longest
+		if n := writes.Load(); n < 5 || n > 20 {
+			t.Errorf("%d writes in two minutes", n)
+		}
+		good := balancer("good", tcp(81))
+		if _, err := client.CoreV1().Services("default").Create(t.Context(), good, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		has(t, client, "good", "192.0.2.1")
+	})
+}
+
+// versions gives services that are updated a new version, as the API server does.
+func versions(client *fake.Clientset) {
+	var last atomic.Int64
+	client.PrependReactor("update", "services", func(a kubetesting.Action) (bool, runtime.Object, error) {
+		a.(kubetesting.UpdateAction).GetObject().(*corev1.Service).ResourceVersion = fmt.Sprint(last.Add(1))
+		return false, nil, nil
+	})
 }
 
 // event waits for a warning about a service.
