@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -18,6 +19,8 @@ type Config struct {
 	mirrors map[string]mirror
 	// settings is keyed by registry; all names of Docker Hub are [dockerHub].
 	settings map[string]settings
+	// written are other spellings of names in the file: containerd compares names as text.
+	written map[string][]string
 }
 
 // mirror is what stands in for a registry.
@@ -73,15 +76,20 @@ const (
 )
 
 // namesOf returns all names of a registry, for which containerd's settings are looked up.
-func namesOf(registry string) []string {
+func (c Config) namesOf(registry string) []string {
+	names := []string{registry}
 	if registry == dockerHub {
-		return []string{dockerHub, "index.docker.io", dockerHubHost}
+		names = []string{dockerHub, "index.docker.io", dockerHubHost}
 	}
-	return []string{registry}
+	return append(names, c.written[registry]...)
 }
 
-// canonical returns the one name of a registry.
+// canonical returns the one name of a registry. Capitals make no other host, but "Name/app" is an
+// image of a registry, and "name/app" one of Docker Hub.
 func canonical(name string) string {
+	if lower := strings.ToLower(name); inImageNames(lower) {
+		name = lower
+	}
 	switch name {
 	case "index.docker.io", dockerHubHost:
 		return dockerHub
@@ -92,6 +100,18 @@ func canonical(name string) string {
 // registryHost keeps names, which become the names of folders, to hosts with or without a port.
 var registryHost = regexp.MustCompile(
 	`^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:[0-9]{1,5})?$`)
+
+// validPort reports whether the port of a host, if it has one, is one.
+func validPort(host string) bool {
+	i := strings.LastIndexByte(host, ':')
+	if i < 0 || strings.HasSuffix(host, "]") {
+		return true
+	}
+	port, err := strconv.ParseUint(host[i+1:], 10, 16)
+	return err == nil && port > 0
+}
+
+var errPort = errors.New("a port is a number from 1 to 65535")
 
 // inImageNames reports whether an image's name can begin with a registry's: "app/web" is of Docker
 // Hub.
@@ -114,6 +134,10 @@ func parseEndpoint(text string) (endpoint, error) {
 	if err != nil || !registryHost.MatchString(u.Host) {
 		return endpoint{}, errEndpoint
 	}
+	if !validPort(u.Host) {
+		return endpoint{}, errPort
+	}
+	u.Host = strings.ToLower(u.Host)
 	switch u.Scheme {
 	case "http", "https":
 	case "":
@@ -184,7 +208,7 @@ func (c Config) Credentials(p *Proxy) map[string]Login {
 		out[p.host()] = Login{Username: proxyUser, Password: p.secret}
 	}
 	for name, s := range c.settings {
-		for _, host := range namesOf(name) {
+		for _, host := range c.namesOf(name) {
 			if s.login != nil {
 				out[host] = *s.login
 			}

@@ -48,7 +48,7 @@ func (c Config) hosts(p *Proxy) map[string]hostsFile {
 	}
 	files := map[string]hostsFile{}
 	for registry := range names {
-		for _, name := range namesOf(registry) {
+		for _, name := range c.namesOf(registry) {
 			files[name] = c.hostsOf(name, p)
 		}
 	}

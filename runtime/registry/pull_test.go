@@ -37,6 +37,22 @@ var pulls = []struct {
 		want:  []string{"mirror.example:5000/v2/library/app", "second.example:443/v2/hub/library/app"},
 	},
 	{
+		name:    "names and endpoints with capitals",
+		servers: [][]string{{"mirror.example:443", "login=user:pass"}},
+		text: `{mirrors: {R.Example: {endpoint: ["https://Mirror.EXAMPLE"]}}, configs: {MIRROR.example:
+			{tls: {ca_file: DIR/ca.pem}, auth: {username: user, password: pass}}}}`,
+		image: "r.example/app:1",
+		want:  []string{"mirror.example:443/v2/app"},
+	},
+	{
+		name:    "an image with the capitals of the file",
+		servers: [][]string{{"mirror.example:443"}},
+		text: `{mirrors: {R.Example: {endpoint: ["https://mirror.example"]}}, configs: {mirror.example:
+			{tls: {ca_file: DIR/ca.pem}}}}`,
+		image: "R.Example/app:1",
+		want:  []string{"mirror.example:443/v2/app"},
+	},
+	{
 		name:    "three endpoints on one host",
 		servers: [][]string{{"a.example:443", "only=c/app"}},
 		text: `{mirrors: {r.example: {endpoint: ["https://a.example/v2/a", "https://a.example/v2/b", "https://a.example/c"]}},
@@ -309,6 +325,14 @@ var refusals = []struct{ name, keys, text, want string }{
 	{"unknown key of TLS", "", "configs:\n  a.b:\n    tls:\n      ca: x\n", `line 4: unknown key "ca"`},
 	{"key twice", "", "mirrors: {}\nmirrors: {}\n", `line 2: the file: "mirrors" is already on line 1`},
 	{"merge key", "", "mirrors:\n  a.b: &a\n    endpoint: [x.y]\n  c.d:\n    <<: *a\n", "line 5: "},
+	{"one registry in two spellings", "", "mirrors:\n  A.b:\n    endpoint: [x.y]\n  a.B:\n    endpoint: [x.z]\n",
+		"line 4: mirrors: \"a.B\" is the same registry as on line 2"},
+	{"port of a registry", "", "configs:\n  a.b:99999:\n    tls:\n", "line 2: configs: \"a.b:99999\": a port is"},
+	{"port of an endpoint", "", "mirrors:\n  a.b:\n    endpoint: [\"https://[::1]:0\"]\n", "a port is a number"},
+	{"password with a line break", "", "configs:\n  a.b:\n    auth:\n      username: u\n      password: |\n        p\n",
+		"password holds a line break"},
+	{"username with a colon", "", "configs:\n  a.b:\n    auth: {username: \"u:v\", password: p}\n",
+		"username must not hold a colon"},
 	{"no endpoint", "", "mirrors:\n  docker.io:\n", "line 2: mirrors: \"docker.io\" has no endpoint"},
 	{"endpoint that is no list", "", "mirrors:\n  a.b:\n    endpoint: x.y\n",
 		"line 3: mirrors: \"a.b\": endpoint must be a list"},

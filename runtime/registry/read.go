@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -30,7 +31,12 @@ func Read(file string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read registries file: %w", err)
 	}
-	c := Config{file: file, mirrors: map[string]mirror{}, settings: map[string]settings{}}
+	c := Config{
+		file:     file,
+		mirrors:  map[string]mirror{},
+		settings: map[string]settings{},
+		written:  map[string][]string{},
+	}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, second yaml.Node
 	switch err := decoder.Decode(&doc); {
@@ -43,7 +49,7 @@ func Read(file string) (Config, error) {
 		return Config{}, fmt.Errorf("registries file %s: it holds more than one document: remove all after the first "+
 			"`---` between them", file)
 	}
-	r := reader{file: file}
+	r := reader{file: file, written: c.written}
 	r.fields(doc.Content[0], "the file", map[string]func(*yaml.Node){
 		"mirrors": func(n *yaml.Node) {
 			r.entries(n, "mirrors", func(k, v *yaml.Node) { r.mirror(c.mirrors, k, v) })
@@ -64,8 +70,9 @@ func oneLine(err error) string { return strings.Join(strings.Fields(err.Error())
 // reader walks the nodes of a file, so that a fault can name its line and a scalar keeps the text
 // it has in the file: the password 0123 is not the number 83.
 type reader struct {
-	file   string
-	faults []fault
+	file    string
+	faults  []fault
+	written map[string][]string // the Config's
 }
 
 type fault struct {
@@ -160,8 +167,14 @@ func (r *reader) text(what string, into *string) func(*yaml.Node) {
 func (r *reader) name(n *yaml.Node, section string) (string, bool) {
 	name := n.Value
 	switch {
+	case registryHost.MatchString(name) && !validPort(name):
+		r.fault(n, "%s: %q: %w", section, name, errPort)
 	case name == anyName, registryHost.MatchString(name):
-		return canonical(name), true
+		one := canonical(name)
+		if strings.ToLower(name) != name && one != name {
+			r.written[one] = append(r.written[one], name)
+		}
+		return one, true
 	case strings.Contains(name, "*"):
 		r.fault(n, `%s: %q is not supported: name each registry, or use "*" for all others`, section, name)
 	case strings.Contains(name, "://"):
@@ -290,6 +303,16 @@ func (r *reader) login(n *yaml.Node, what string) *Login {
 			}
 		},
 	})
+	for key, value := range map[string]string{"username": l.Username, "password": l.Password,
+		"identity_token": l.IdentityToken} {
+		if strings.ContainsFunc(value, unicode.IsControl) {
+			r.fault(n, "%s: %s holds a line break or another control character: write it on the line of its key", what,
+				key)
+		}
+	}
+	if strings.Contains(l.Username, ":") {
+		r.fault(n, "%s: username must not hold a colon: registries are sent USERNAME:PASSWORD", what)
+	}
 	if l.Auth != "" {
 		decoded, err := base64.StdEncoding.DecodeString(l.Auth)
 		user, password, ok := strings.Cut(string(decoded), ":")
