@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/cmd/settings"
 )
 
@@ -139,7 +140,8 @@ func TestAgentConfig_Refused(t *testing.T) {
 		{"server with a path", "server", "https://192.0.2.1:6443/api", "https://HOST:6443"},
 		{"server port 0", "server", "192.0.2.1:0", "no TCP port"},
 		{"token cut in half", "token", "M10" + strings.Repeat("ab", 20), "cut short"},
-		{"unknown service", "disable", "dnss", "discovery, dns, network-policy"},
+		{"unknown service", "disable", "dnss",
+			strings.Join(agent.Disableable(), ", ")},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			flags := agentFlags(t)

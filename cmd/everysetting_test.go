@@ -40,7 +40,16 @@ func settingRows(t *testing.T) map[string]settingRow {
 	token := "abcdef.0123456789abcdef"
 	etcd := map[string]string{"datastore-endpoint": "https://127.0.0.1:2379", "token": token}
 	pair := maps.Clone(etcd)
-	pair["datastore-certfile"], pair["datastore-keyfile"] = "/tmp/c", "/tmp/k"
+	cert, key := certificate(t)
+	pair["datastore-certfile"], pair["datastore-keyfile"] = cert, key
+	// The same pair under other names.
+	for _, path := range []string{cert, key} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, path+".other", string(data))
+	}
 	kubelet := file("kubelet.yaml",
 		"apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 7\n")
 	scheduler := file("scheduler.yaml",
@@ -90,18 +99,18 @@ func settingRows(t *testing.T) map[string]settingRow {
 			with: map[string]string{"token": token},
 		},
 		"datastore-cafile": {
-			good: "/tmp/ca",
-			any:  "the file is read for each connection, and may come later",
+			good: cert,
+			bad:  dir + "/nowhere",
 			with: etcd,
 		},
 		"datastore-certfile": {
-			good: "/tmp/cert",
-			any:  "the file is read for each connection, and may come later",
+			good: cert + ".other",
+			bad:  dir + "/nowhere",
 			with: pair,
 		},
 		"datastore-keyfile": {
-			good: "/tmp/key",
-			any:  "the file is read for each connection, and may come later",
+			good: key + ".other",
+			bad:  dir + "/nowhere",
 			with: pair,
 		},
 		"datastore-durability": {good: "relaxed", bad: "some"},
