@@ -93,6 +93,7 @@ func newHost(t *testing.T) testHost {
 // clusterObjects is a cluster of one node with a service whose only endpoint is at ip:port.
 func clusterObjects(ip string, port int32) []runtime.Object {
 	tcp, name, yes, node := v1.ProtocolTCP, "http", true, "n1"
+	vip := v1.LoadBalancerIPModeVIP
 	return []runtime.Object{
 		&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"},
 			Spec: v1.NodeSpec{PodCIDR: "10.42.0.0/24", PodCIDRs: []string{"10.42.0.0/24"}}},
@@ -112,6 +113,26 @@ func clusterObjects(ip string, port int32) []runtime.Object {
 		&discovery.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-1",
 				Labels: map[string]string{discovery.LabelServiceName: "web"}},
+			AddressType: discovery.AddressTypeIPv4,
+			Ports:       []discovery.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
+			Endpoints: []discovery.Endpoint{{Addresses: []string{ip}, NodeName: &node,
+				Conditions: discovery.EndpointConditions{Ready: &yes, Serving: &yes}}},
+		},
+		&v1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "balanced"},
+			Spec: v1.ServiceSpec{
+				Type:       v1.ServiceTypeLoadBalancer,
+				ClusterIP:  "10.43.0.81",
+				ClusterIPs: []string{"10.43.0.81"},
+				IPFamilies: []v1.IPFamily{v1.IPv4Protocol},
+				Ports:      []v1.ServicePort{{Name: "http", Protocol: tcp, Port: 8383}},
+			},
+			Status: v1.ServiceStatus{LoadBalancer: v1.LoadBalancerStatus{Ingress: []v1.LoadBalancerIngress{{
+				IP: ip, IPMode: &vip, Ports: []v1.PortStatus{{Port: 8383, Protocol: tcp}}}}}},
+		},
+		&discovery.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "balanced-1",
+				Labels: map[string]string{discovery.LabelServiceName: "balanced"}},
 			AddressType: discovery.AddressTypeIPv4,
 			Ports:       []discovery.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
 			Endpoints: []discovery.Endpoint{{Addresses: []string{ip}, NodeName: &node,
@@ -221,6 +242,21 @@ func testProxyRun(t *testing.T, mode string) {
 	// The service of the cluster DNS has no endpoints, and must not make the proxier reject what
 	// the node answers itself.
 	reaches("http://10.43.0.10:53/", "dns")
+	// A load balancer's port at the host's address is the service's, until a program of the host
+	// listens there.
+	reaches("http://192.0.2.5:8383/", "web")
+	serve(t, "192.0.2.5:8383", "the host's")
+	services := c.Client.CoreV1().Services("default")
+	if s, err := services.Get(ctx, "balanced", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	} else {
+		s.Labels = map[string]string{"changed": ""} // so that the host's ports are looked at
+		if _, err := services.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	reaches("http://192.0.2.5:8383/", "the host's")
+	reaches("http://10.43.0.81:8383/", "web")
 	if got := get("http://127.0.0.1:10256/healthz"); !strings.Contains(got, `"nodeEligible":true`) {
 		t.Errorf("health: %s", got)
 	}
