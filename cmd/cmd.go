@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -210,9 +211,12 @@ func (p program) usageError(path string, flags []cli.Flag) cli.OnUsageErrorFunc 
 
 // unknownFlag says what to do about a flag that a command does not have.
 func unknownFlag(name, path string, flags []cli.Flag) error {
-	answer := habits.Setting(name)
+	answer := cmp.Or(habits.Setting(name), ofOtherRole(name, path))
 	if len(name) == 1 {
 		answer = habits.Short(name)
+		if other := ofOtherRole(strings.TrimPrefix(answer, "use --"), path); other != "" {
+			answer = other
+		}
 		name = "-" + name
 	} else {
 		name = "--" + name
@@ -227,6 +231,25 @@ func unknownFlag(name, path string, flags []cli.Flag) error {
 	hint := settings.Suggest(strings.TrimLeft(name, "-"), known)
 	return fmt.Errorf("unknown flag %s%s; `%s --help` lists the flags", name, strings.Replace(hint, `"`, `"--`, 1),
 		path)
+}
+
+// ofOtherRole answers a setting that only the other role has; "" if path is no role, or the role
+// has it.
+func ofOtherRole(name, path string) string {
+	has := func(all []settings.Setting) bool {
+		return slices.ContainsFunc(all, func(s settings.Setting) bool { return s.Name == name })
+	}
+	server, agent := has(serverSettings()), has(agentSettings())
+	switch {
+	case path == "mote server" && name == "server":
+		return "a machine joins another with `mote agent`; several servers share an etcd: use " +
+			"--datastore-endpoint, see docs/several-servers.md"
+	case path == "mote server" && agent && !server:
+		return "it is a setting of `mote agent`"
+	case path == "mote agent" && server && !agent:
+		return "it is a setting of `mote server`"
+	}
+	return ""
 }
 
 // unknownFlags lists the flags among arguments that are not known. What follows an unknown one may

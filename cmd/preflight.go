@@ -17,8 +17,12 @@ import (
 	"github.com/mote-dev/mote/server"
 )
 
-// kubeletPort is where a kubelet listens unless a kubelet-arg says otherwise.
-const kubeletPort = "10250"
+// Where parts of a node listen unless a kubelet-arg or kube-proxy-arg says otherwise.
+const (
+	kubeletPort  = "10250"
+	proxyHealthz = "0.0.0.0:10256"
+	proxyMetrics = "127.0.0.1:10249"
+)
 
 var errNotRoot = errors.New("permission denied: not running as root: use sudo")
 

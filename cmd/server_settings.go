@@ -19,6 +19,7 @@ import (
 	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/logging"
+	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server"
 )
 
@@ -188,9 +189,26 @@ func configs(v settings.Values, log *zap.Logger) (server.Config, *agent.Config, 
 		Logger:         log,
 	}
 	p.add(a.Validate())
+	p.portOfNode(s.HTTPSListenPort, v, a)
 	p.check(s.Check, a.Check)
 	tellName(s.Logger, v, s.NodeName)
 	return s, a, errors.Join(p.errs...)
+}
+
+// portOfNode refuses a port of the API server that its node opens, too. Both are free beforehand.
+func (p *parser) portOfNode(port int, v settings.Values, a *agent.Config) {
+	for _, other := range []struct{ address, purpose, setting string }{
+		{":" + upstreamflag.Value(a.KubeletArgs, "port", kubeletPort), "the kubelet", "--kubelet-arg port=N"},
+		{upstreamflag.Value(a.ProxyArgs, "healthz-bind-address", proxyHealthz), "the service proxy's health",
+			"--kube-proxy-arg healthz-bind-address=IP:PORT"},
+		{upstreamflag.Value(a.ProxyArgs, "metrics-bind-address", proxyMetrics), "the service proxy's metrics",
+			"--kube-proxy-arg metrics-bind-address=IP:PORT"},
+	} {
+		if _, taken, err := net.SplitHostPort(other.address); err == nil && taken == strconv.Itoa(port) {
+			p.add(fmt.Errorf("https-listen-port %d%s is the port of %s: choose another, or move that with %s", port,
+				v.From("https-listen-port"), other.purpose, other.setting))
+		}
+	}
 }
 
 // token returns the join token of --token or --token-file.

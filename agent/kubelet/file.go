@@ -188,8 +188,11 @@ func readFile(path string) ([]byte, error) {
 	}
 	want := kubeletv1beta1.SchemeGroupVersion.WithKind("KubeletConfiguration")
 	if content["apiVersion"] != want.GroupVersion().String() || content["kind"] != want.Kind {
-		return nil, fmt.Errorf("%s is a %v of %v: a kubelet reads a %s of %s", path, content["kind"],
-			content["apiVersion"], want.Kind, want.GroupVersion())
+		got := "lacks kind or apiVersion"
+		if content["apiVersion"] != nil && content["kind"] != nil {
+			got = fmt.Sprintf("is a %v of %v", content["kind"], content["apiVersion"])
+		}
+		return nil, fmt.Errorf("%s %s: a kubelet reads a %s of %s", path, got, want.Kind, want.GroupVersion())
 	}
 	if err := checkGates(content["featureGates"]); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)

@@ -25,7 +25,8 @@ type own struct {
 
 // owned are the kubelet's settings that are mote's. Those without a key have only a flag.
 var owned = []own{
-	{key: "containerRuntimeEndpoint", why: "the container runtime is in mote's process"},
+	{key: "containerRuntimeEndpoint", why: "the container runtime is in mote's process",
+		flag: "container-runtime-endpoint"},
 	{key: "imageServiceEndpoint", why: "the container runtime is in mote's process",
 		flag: "image-service-endpoint"},
 	{key: "podLogsDir", why: "`mote uninstall` removes the logs from where mote puts them"},
@@ -81,6 +82,7 @@ var owned = []own{
 	{why: "mote has one log: set --debug", flag: "v"},
 	{why: "mote has one log: set --debug", flag: "vmodule"},
 	{why: "mote has one log", flag: "log-flush-frequency"},
+	{why: "set --node-name", flag: "hostname-override"},
 	{why: "mote connects the kubelet", flag: "kubeconfig"},
 	{why: "a node joins with --token", flag: "bootstrap-kubeconfig"},
 	{why: "mote locks its data folder", flag: "lock-file"},

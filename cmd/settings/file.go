@@ -46,7 +46,7 @@ func ReadFiles(path string, required bool, keys Keys) (File, error) {
 	case required:
 		return nil, err
 	default:
-		faults = append(faults, otherName(path))
+		faults = append(faults, danglingLink(path), otherName(path))
 	}
 	fragments, err := fragmentsOf(path)
 	if err != nil {
@@ -56,6 +56,16 @@ func ReadFiles(path string, required bool, keys Keys) (File, error) {
 		faults = append(faults, readFile(all, fragment, keys))
 	}
 	return all, errors.Join(faults...)
+}
+
+// danglingLink refuses a link to a file that is not there: somebody put it there to be read.
+func danglingLink(path string) error {
+	to, err := os.Readlink(path)
+	if err != nil {
+		return nil // no link, or not there at all
+	}
+	return fmt.Errorf("read configuration: %s is a link to %s, which is not there: make that file, or remove the link",
+		path, to)
 }
 
 // otherName refuses a file that nobody reads although it is meant to be: the default file under

@@ -252,6 +252,17 @@ func TestReadFiles_OtherEndings(t *testing.T) {
 	}
 }
 
+func TestReadFiles_LinkToNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.Symlink("gone.yaml", path); err != nil {
+		t.Fatal(err)
+	}
+	_, err := ReadFiles(path, false, keys())
+	if err == nil || !strings.Contains(err.Error(), path+" is a link to gone.yaml, which is not there") {
+		t.Errorf("a link to no file: %v", err)
+	}
+}
+
 func TestReadFiles_Fragments(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	write(t, path, "data-dir: /one\ndebug: true\n")

@@ -27,6 +27,9 @@ import (
 	"github.com/mote-dev/mote/server/pki"
 )
 
+// madeAtStart stands for files that a start makes. Nothing reads them to check the others.
+const madeAtStart = "made-at-start"
+
 // Check tries "flag=value" settings for kube-apiserver's own flags without making a server: it
 // reads the files they name and uses upstream's checks, which read the process's feature gates. It
 // changes nothing.
@@ -37,8 +40,7 @@ func Check(serviceCIDRs []netip.Prefix, args []string) error {
 	}
 	o := options.NewServerRunOptions()
 	o.GenericServerRunOptions.ComponentGlobalsRegistry = trial
-	// Upstream reads none of these files to check their names.
-	const file = "made-at-start"
+	const file = madeAtStart
 	err = fill(o, Config{
 		PKI: &pki.Set{
 			CAFile:                file,
@@ -121,6 +123,7 @@ func checkFiles(o *options.ServerRunOptions) error {
 		_, err := encryptionconfig.LoadEncryptionConfig(ctx, o.Etcd.EncryptionProviderConfigFilepath, false, "")
 		return err
 	})
+	errs = append(errs, checkIdentityFiles(o))
 	if _, err := genericoptions.ParseWatchCacheSizes(o.Etcd.WatchCacheSizes); err != nil {
 		errs = append(errs, fmt.Errorf("kube-apiserver-arg watch-cache-sizes: %w", err))
 	}
