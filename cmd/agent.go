@@ -82,6 +82,7 @@ func agentOptions(a agent.Config) hostcheck.Options {
 		IPv6:       known.HasIPv6(),
 		Cluster:    known.Config,
 		Own:        agent.OwnNetworks(a.DataDir),
+		NodeIPs:    a.NodeIPs,
 		ResolvConf: a.ResolvConf,
 		Ports: []hostcheck.Port{{
 			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),

@@ -102,6 +102,7 @@ func hostOptions(s server.Config, a *agent.Config) hostcheck.Options {
 		}},
 	}
 	if a != nil {
+		o.NodeIPs = a.NodeIPs
 		o.ResolvConf = a.ResolvConf
 		o.Ports = append(o.Ports, hostcheck.Port{
 			Address: net.JoinHostPort(upstreamflag.Value(a.KubeletArgs, "address", ""),

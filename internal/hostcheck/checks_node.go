@@ -236,6 +236,37 @@ func checkNetworks(h Host, o Options) []Result {
 	return results
 }
 
+// checkNodeIPs looks for the node's addresses on the interfaces, as the kubelet does at each status
+// report: without them it reports none, and the node is Ready all the same. It only warns, because
+// the network may set an address after mote's start.
+func checkNodeIPs(h Host, o Options) []Result {
+	if len(o.NodeIPs) == 0 {
+		return nil
+	}
+	uses, err := h.Networks(hostnets.Own{})
+	if err != nil {
+		return unknown("node-ip", err)
+	}
+	var there, missing []string
+	for _, ip := range o.NodeIPs {
+		if slices.ContainsFunc(uses, func(u hostnets.Use) bool {
+			return u.Address && ip.Equal(u.Prefix.Addr().AsSlice())
+		}) {
+			there = append(there, ip.String())
+		} else {
+			missing = append(missing, ip.String())
+		}
+	}
+	if len(missing) == 0 {
+		return ok("node-ip", "%s", strings.Join(there, ", "))
+	}
+	results := warn("node-ip", "no interface has "+strings.Join(missing, ", "),
+		"give --node-ip an address of this machine: until an interface has this one, the node has no address, and "+
+			"pods of other nodes do not reach its pods")
+	results[0].Urgent = true
+	return results
+}
+
 func checkResolvers(h Host, o Options) []Result {
 	var found, local []string
 	for i, file := range resolvconf.Files(o.ResolvConf) {

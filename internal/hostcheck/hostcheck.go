@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -59,6 +60,8 @@ type Options struct {
 	Cluster clusterconfig.Config
 	// Own is what the node makes of the host's networks itself.
 	Own hostnets.Own
+	// NodeIPs are the addresses the node was given; none if it finds its own.
+	NodeIPs []net.IP
 	// ResolvConf is the file that shall name the host's resolvers; empty means /etc/resolv.conf.
 	ResolvConf string
 	// Ports are the ports to be listened on.
@@ -128,7 +131,7 @@ func Run(h Host, o Options) []Result {
 	}
 	if o.Node {
 		checks = append(checks, checkOverlay, checkCgroups, checkLinks, checkPacketFilter, checkBridgeFilter,
-			checkForwarding, checkIPv6, checkConntrack, checkNetworks, checkResolvers,
+			checkForwarding, checkIPv6, checkConntrack, checkNetworks, checkNodeIPs, checkResolvers,
 			checkKmsg, checkSeccomp, checkPropagation, checkInotify, checkSwap)
 	}
 	checks = append(checks, checkMemory, checkSpace, checkClock, checkEntropy)

@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"errors"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -397,6 +398,39 @@ func TestRun_ResolvConf(t *testing.T) {
 	h.files[o.ResolvConf] = "nameserver 192.0.2.2\n"
 	if r := find(t, Run(h, o), "resolvers"); r.Level != OK || r.Found != "192.0.2.2" {
 		t.Errorf("a file with a resolver: %+v", r)
+	}
+}
+
+// An address that is not there does not stop a start, as the network may set it later, but it is
+// said at each one: the kubelet reports a node without addresses then.
+func TestRun_NodeIPs_LookedForOnInterfaces(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		ips   []string
+		level Level
+		found string
+	}{
+		{"there", []string{"192.0.2.10"}, OK, "192.0.2.10"},
+		{"both families there", []string{"192.0.2.10", "2001:db8::10"}, OK, "192.0.2.10, 2001:db8::10"},
+		{"another machine's", []string{"192.0.2.11"}, Warn, "no interface has 192.0.2.11"},
+		{"one of two", []string{"192.0.2.10", "2001:db8::11"}, Warn, "no interface has 2001:db8::11"},
+		{"only a route leads there", []string{"198.51.100.0"}, Warn, "no interface has 198.51.100.0"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			h, o := goodHost(), options
+			h.networks = []hostnets.Use{
+				{Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.10/24"), Address: true},
+				{Interface: "eth0", Prefix: netip.MustParsePrefix("2001:db8::10/64"), Address: true},
+				{Interface: "eth1", Prefix: netip.MustParsePrefix("198.51.100.0/24")},
+			}
+			for _, ip := range row.ips {
+				o.NodeIPs = append(o.NodeIPs, net.ParseIP(ip))
+			}
+			r := find(t, Run(h, o), "node-ip")
+			if r.Level != row.level || r.Found != row.found || r.Urgent != (row.level == Warn) {
+				t.Errorf("%+v, want %s: %s", r, row.level, row.found)
+			}
+		})
 	}
 }
 
