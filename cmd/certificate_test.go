@@ -124,7 +124,7 @@ func TestCertificate_RefusesWithOneLine(t *testing.T) {
 		{"two files", "one at a time", []string{"revoke", admin, admin}},
 		{"flag too late", "comes too late", []string{"revoke", admin, "--reason", "x"}},
 		{"empty name", "--node is empty", []string{"revoke", "--node", ""}},
-		{"words after list", "unexpected argument", []string{"list", "x"}},
+		{"words after list", "unexpected argument \"x\": `mote certificate list` takes", []string{"list", "x"}},
 		{"show without a file", "FILE", []string{"show"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -286,7 +286,7 @@ func unknownFlags(args []string, flags []cli.Flag) []string {
 // noArgs refuses words that the command would silently ignore.
 func noArgs(c *cli.Context) error {
 	if word := c.Args().First(); word != "" {
-		return fmt.Errorf("unexpected argument %q: `mote %s` takes flags only", word, c.Command.Name)
+		return fmt.Errorf("unexpected argument %q: `%s` takes flags only", word, c.Command.HelpName)
 	}
 	return nil
 }

@@ -180,6 +180,9 @@ func containerdState(ctx context.Context, dataDir string) string {
 	list, err := image.List(ctx, datadir.At(dataDir).Agent().Dir())
 	switch {
 	case err == nil:
+		if len(list) == 1 {
+			return containerdReady + ", 1 image"
+		}
 		return fmt.Sprintf("%s, %d images", containerdReady, len(list))
 	case errors.Is(err, image.ErrNotRunning):
 		return "not running"

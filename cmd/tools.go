@@ -22,6 +22,9 @@ import (
 // crictl is an executable of its own in the bundle, as the code of that tool is no library.
 const crictl = "crictl"
 
+// crictlConfig is the file crictl reads unless another is named.
+const crictlConfig = "/etc/crictl.yaml"
+
 func (p program) kubectlCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "kubectl",
@@ -98,9 +101,22 @@ func (p program) crictlCommand() *cli.Command {
 					env = append(env, name+"=unix://"+socket)
 				}
 			}
+			if _, err := os.Stat(crictlConfig); errors.Is(err, fs.ErrNotExist) {
+				env = append(env, p.withoutCrictlConfig(c.Args().Slice())...)
+			}
 			return p.execHelper(crictl, c.Args().Slice(), env)
 		},
 	}
+}
+
+// withoutCrictlConfig is what to add to crictl's environment where its own file is not there: with
+// the name of none, crictl warns at each call that it looked for one. `crictl config` makes the
+// file, so it gets the usual name.
+func (p program) withoutCrictlConfig(args []string) []string {
+	if file, _ := p.lookupEnv("CRI_CONFIG_FILE"); file != "" || slices.Contains(args, "config") {
+		return nil
+	}
+	return []string{"CRI_CONFIG_FILE=" + os.DevNull}
 }
 
 // machineSetting resolves one setting of this machine's mote for a command that takes no flags of
