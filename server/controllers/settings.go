@@ -1,20 +1,29 @@
 package controllers
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/pflag"
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/config"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	kubecontrollerconfig "k8s.io/kubernetes/pkg/controller/apis/config"
+	csrsigningconfig "k8s.io/kubernetes/pkg/controller/certificates/signer/config"
 
 	"github.com/mote-dev/mote/internal/clusterconfig"
 	"github.com/mote-dev/mote/internal/upstream"
 	"github.com/mote-dev/mote/internal/upstreamflag"
 	"github.com/mote-dev/mote/server/pki"
 )
+
+// madeAtStart stands for files that a start makes. Nothing reads them to check the others.
+const madeAtStart = "made-at-start"
 
 // Check tries "flag=value" settings for kube-controller-manager's own flags without making a
 // controller. It uses upstream's checks, which read the process's feature gates, and changes
@@ -24,8 +33,7 @@ func Check(cluster clusterconfig.Config, args []string) error {
 	if err != nil {
 		return err
 	}
-	// Upstream reads none of these files to check their names.
-	const file = "made-at-start"
+	const file = madeAtStart
 	result, err := Config{
 		PKI:       &pki.Set{CAFile: file, CAKeyFile: file, ServiceAccountKeyFile: file},
 		Cluster:   cluster,
@@ -35,7 +43,35 @@ func Check(cluster clusterconfig.Config, args []string) error {
 		return err
 	}
 	_, err = podCIDRSettings(result.ComponentConfig)
-	return err
+	return errors.Join(err, checkFiles(result.ComponentConfig))
+}
+
+// checkFiles reads the files of keys and certificates, which upstream reads when it makes the
+// controllers that use them: too late to refuse them, and some of it goes on without.
+func checkFiles(c kubecontrollerconfig.KubeControllerManagerConfiguration) error {
+	var errs []error
+	read := func(flag, file string, err error) {
+		if file != "" && file != madeAtStart && err != nil {
+			errs = append(errs, fmt.Errorf("kube-controller-manager-arg %q: %w", flag+"="+file, err))
+		}
+	}
+	_, err := cert.CertsFromFile(c.SAController.RootCAFile)
+	read("root-ca-file", c.SAController.RootCAFile, err)
+	_, err = keyutil.PrivateKeyFromFile(c.SAController.ServiceAccountKeyFile)
+	read("service-account-private-key-file", c.SAController.ServiceAccountKeyFile, err)
+	signing := c.CSRSigningController
+	for flag, pair := range map[string]csrsigningconfig.CSRSigningConfiguration{
+		"cluster-signing-cert-file": {CertFile: signing.ClusterSigningCertFile,
+			KeyFile: signing.ClusterSigningKeyFile},
+		"cluster-signing-kubelet-serving-cert-file":       signing.KubeletServingSignerConfiguration,
+		"cluster-signing-kubelet-client-cert-file":        signing.KubeletClientSignerConfiguration,
+		"cluster-signing-kube-apiserver-client-cert-file": signing.KubeAPIServerClientSignerConfiguration,
+		"cluster-signing-legacy-unknown-cert-file":        signing.LegacyUnknownSignerConfiguration,
+	} {
+		_, err := tls.LoadX509KeyPair(pair.CertFile, pair.KeyFile)
+		read(flag, pair.CertFile, err)
+	}
+	return errors.Join(errs...)
 }
 
 // componentConfig takes upstream's defaults and flags and fills in ours. gates are those that
