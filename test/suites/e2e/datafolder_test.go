@@ -61,7 +61,8 @@ func TestDataFolder_ALinkToOverlay(t *testing.T) {
 	own := fmt.Sprintf("mkdir -p %s/agent/containerd && ln -s %s %s && ", target, target, link)
 	for _, folder := range []string{"", own} {
 		out := harness.Output(t, nil, "unshare", "-m", "-n", "sh", "-c",
-			"cut -d' ' -f2 /proc/self/mounts | grep -e '^/run/' -e '^"+dir+"/' | tac | xargs -r umount -l && "+
+			// What another test has mounted below /run may go meanwhile.
+			"cut -d' ' -f2 /proc/self/mounts | grep -e '^/run/' -e '^"+dir+"/' | tac | xargs -rn1 umount -l; "+
 				"for d in /run /var/log "+dir+"; do mount -t tmpfs none $d; done && "+folder+
 				options.Mote+" uninstall --yes --data-dir "+link)
 		t.Logf("in a container: %s", strings.TrimSpace(out))
