@@ -115,6 +115,31 @@ func bind(name, role, group string) *rbacv1.ClusterRoleBinding {
 	}
 }
 
+// freeAddresses removes what a start left that ended in the middle of making kube-dns. The API
+// server allocates a service's addresses before it writes the service, and frees them a minute
+// later if it never did; until then it refuses them to everybody.
+func freeAddresses(ctx context.Context, client kubernetes.Interface, addresses []string) error {
+	for _, a := range addresses {
+		have, err := client.NetworkingV1().IPAddresses().Get(ctx, a, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read IP address %s: %w", a, err)
+		}
+		if of := have.Spec.ParentRef; of == nil || of.Group != "" || of.Resource != "services" ||
+			of.Namespace != metav1.NamespaceSystem || of.Name != "kube-dns" {
+			continue // another service's: applying kube-dns says so
+		}
+		err = client.NetworkingV1().IPAddresses().Delete(ctx, a,
+			metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return fmt.Errorf("free IP address %s of a service that was never made: %w", a, err)
+		}
+	}
+	return nil
+}
+
 // dnsService is the service that charts look for when they need the address of cluster DNS; nil if
 // the cluster has none. Each node answers on that address itself, so service proxies are told to
 // leave it alone.
@@ -132,6 +157,11 @@ func (s *Server) dnsService(ctx context.Context, client kubernetes.Interface) (r
 	have, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("read service kube-system/kube-dns: %w", err)
+	}
+	if apierrors.IsNotFound(err) {
+		if err := freeAddresses(ctx, client, texts); err != nil {
+			return nil, err
+		}
 	}
 	if err == nil && have.Spec.ClusterIP != "" && have.Spec.ClusterIP != texts[0] {
 		s.config.Logger.Warn(

@@ -69,6 +69,34 @@ func TestServer_SystemObjects_AreRestoredAndPruned(t *testing.T) {
 	}
 }
 
+// A start that ends between the address and the service of kube-dns must not keep the next ones
+// from starting.
+func TestServer_SystemObjects_AddressWithoutItsService(t *testing.T) {
+	dir := t.TempDir()
+	first := startInstance(t, dir)
+	services := first.client.CoreV1().Services(metav1.NamespaceSystem)
+	addresses := first.client.NetworkingV1().IPAddresses()
+	address, err := addresses.Get(t.Context(), "10.43.0.10", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := services.Delete(t.Context(), "kube-dns", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	address.ObjectMeta = metav1.ObjectMeta{Name: address.Name, Labels: address.Labels}
+	if _, err := addresses.Create(t.Context(), address, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	first.end(t)
+
+	second := startInstance(t, dir)
+	defer second.end(t)
+	dns, err := second.client.CoreV1().Services(metav1.NamespaceSystem).Get(t.Context(), "kube-dns", metav1.GetOptions{})
+	if err != nil || dns.Spec.ClusterIP != "10.43.0.10" {
+		t.Errorf("kube-dns has address %q, %v", dns.Spec.ClusterIP, err)
+	}
+}
+
 // revisions are those of objects that nothing changes between two starts.
 func revisions(t *testing.T, i *instance) map[string]string {
 	t.Helper()
