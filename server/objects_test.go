@@ -91,7 +91,8 @@ func TestServer_SystemObjects_AddressWithoutItsService(t *testing.T) {
 
 	second := startInstance(t, dir)
 	defer second.end(t)
-	dns, err := second.client.CoreV1().Services(metav1.NamespaceSystem).Get(t.Context(), "kube-dns", metav1.GetOptions{})
+	services = second.client.CoreV1().Services(metav1.NamespaceSystem)
+	dns, err := services.Get(t.Context(), "kube-dns", metav1.GetOptions{})
 	if err != nil || dns.Spec.ClusterIP != "10.43.0.10" {
 		t.Errorf("kube-dns has address %q, %v", dns.Spec.ClusterIP, err)
 	}

@@ -17,18 +17,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// leaseRemoved has the next pass look for entries of pods that are gone. The lease may be one that
+// no pass has seen: of a pod that came and went in between.
+func (n *Network) leaseRemoved() {
+	n.mu.Lock()
+	n.leaseGone = true
+	n.mu.Unlock()
+	n.poke(false)
+}
+
+// forgetLeases calls forgetGone for the leases given back since the last pass.
+func (n *Network) forgetLeases(self Node) error {
+	n.mu.Lock()
+	removed := n.leaseGone
+	n.leaseGone = false
+	n.mu.Unlock()
+	err := n.forgetGone(self, removed)
+	if err != nil && removed {
+		n.mu.Lock()
+		n.leaseGone = true
+		n.mu.Unlock()
+	}
+	return err
+}
+
 // forgetGone deletes the connection tracking entries of pods that went since the last call, and on
-// the first call those of pods that went while nothing watched. Without that a UDP client that goes
+// the first call those of pods that went while nothing watched. removed says that a lease was given
+// back, even if no call has seen it. Without that a UDP client that goes
 // on sending keeps its entry alive, which leads to the old pod whatever the rules say by then: a
 // hostPort that another pod took over, a NodePort, an address that was given to a new pod.
 //
 // A pod is gone once its address has no lease: the CNI plugins remove the port mappings first.
-func (n *Network) forgetGone(self Node) error {
+func (n *Network) forgetGone(self Node, removed bool) error {
 	leases, err := readLeases(n.cfg.StateDir)
 	if err != nil || leases == nil {
 		return err
 	}
-	went := n.leases == nil
+	went := n.leases == nil || removed
 	for ip := range n.leases {
 		went = went || !leases[ip]
 	}

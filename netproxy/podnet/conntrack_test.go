@@ -106,12 +106,25 @@ func TestNetwork_ForgetGone(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := n.forgetGone(self); err != nil {
+		if err := n.forgetLeases(self); err != nil {
 			t.Fatal(err)
 		}
 		if got := ports(); got != step.want {
 			t.Errorf("after %s: entries %s, want %s", step.name, got, step.want)
 		}
+	}
+
+	// A pod that comes and goes between two passes leaves an entry and no lease.
+	short := flow(unix.IPPROTO_UDP, "192.0.2.1:10", "192.0.2.5:5303", "10.42.3.8:53")
+	if err := netlink.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, short); err != nil {
+		t.Fatal(err)
+	}
+	n.leaseRemoved()
+	if err := n.forgetLeases(self); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ports(), "6 7 8 9"; got != want {
+		t.Errorf("after a pod that no pass has seen: entries %s, want %s", got, want)
 	}
 }
 

@@ -53,6 +53,7 @@ type Network struct {
 	nodes        remembered
 	known        bool // nodes are known, so an absent peer is really gone
 	rulesChanged bool // the next pass compares the rules
+	leaseGone    bool // an address was given back since the last pass
 	note         string
 
 	leases  map[netip.Addr]bool // of the last pass; nil before the first; only the loop uses it
@@ -169,7 +170,7 @@ func (n *Network) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return watchLinks(ctx, n.log, func() { n.poke(false) }) })
 	g.Go(func() error { return watchRules(ctx, n.log, n.ruleEvent) })
-	g.Go(func() error { return n.watchLeases(ctx, func() { n.poke(false) }) })
+	g.Go(func() error { return n.watchLeases(ctx, n.leaseRemoved) })
 	g.Go(func() error { return n.keepMapped(ctx) })
 	g.Go(func() error { return n.loop.Run(ctx) })
 	return g.Wait()
@@ -245,7 +246,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 	if known && len(self.PodCIDRs) > 0 {
 		mtu := podMTU(n.cfg.MTU, links.mtu, n.cfg.Cluster.NetworkBackend, firstAddr(self.Addrs))
 		errs = append(errs, remember(n.cfg.StateDir, nodes), n.ensurePeers(ctx, self, nodes.Peers, mtu),
-			n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu), n.forgetGone(self))
+			n.ensureConflist(self, mtu), n.ensureBridgeMTU(mtu), n.forgetLeases(self))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -62,7 +62,8 @@ func TestDataFolder_ALinkToOverlay(t *testing.T) {
 	for _, folder := range []string{"", own} {
 		out := harness.Output(t, nil, "unshare", "-m", "-n", "sh", "-c",
 			// What another test has mounted below /run may go meanwhile.
-			"cut -d' ' -f2 /proc/self/mounts | grep -e '^/run/' -e '^"+dir+"/' | tac | xargs -rn1 umount -l 2>/dev/null; "+
+			"cut -d' ' -f2 /proc/self/mounts | grep -e '^/run/' -e '^"+dir+"/' | tac | "+
+				"xargs -rn1 umount -l 2>/dev/null; "+
 				"for d in /run /var/log "+dir+"; do mount -t tmpfs none $d; done && "+folder+
 				options.Mote+" uninstall --yes --data-dir "+link)
 		t.Logf("in a container: %s", strings.TrimSpace(out))
