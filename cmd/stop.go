@@ -5,38 +5,28 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/mote-dev/mote/agent"
 	"github.com/mote-dev/mote/agent/dns"
-	"github.com/mote-dev/mote/cmd/settings"
 	"github.com/mote-dev/mote/internal/datadir"
 	"github.com/mote-dev/mote/netproxy"
 	"github.com/mote-dev/mote/runtime/recovery"
 )
 
 func (p program) stopCommand() *cli.Command {
-	all := []settings.Setting{dataDirSetting}
 	return &cli.Command{
 		Name:  "stop",
 		Usage: "stop mote on this machine; with --pods also its pods and their network",
 		Description: "Stops the service, or the process that runs on the data folder. Pods run on unless --pods is " +
 			"given.\nAll data stays: the next start brings everything back.",
-		Flags: append(flags(all), flag(configSetting),
+		Flags: append(flags(dataFolderSettings), flag(configSetting),
 			&cli.BoolFlag{Name: "pods", Usage: "also end all pods, and remove their network from the machine"}),
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
-				return err
-			}
-			v, err := p.settings(c, all)
+			dataDir, _, err := p.dataFolder(c)
 			if err != nil {
 				return err
-			}
-			dataDir := filepath.Clean(v.String("data-dir"))
-			if !filepath.IsAbs(dataDir) || dataDir == "/" {
-				return fmt.Errorf("data-dir %q is no folder of a mote: give the one the server was given", dataDir)
 			}
 			if os.Geteuid() != 0 {
 				return errNotRoot

@@ -52,25 +52,14 @@ func (p program) ctrCommand() *cli.Command {
 			"containerd of the mote in MOTE_DATA_DIR, in the k8s.io namespace.",
 		SkipFlagParsing: true,
 		Action: func(c *cli.Context) error {
-			dir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+			socket, err := p.toolSocket(c.Args().Slice(), "CONTAINERD_ADDRESS")
 			if err != nil {
 				return err
 			}
-			socket := layout.For(datadir.At(dir).Agent().Dir()).Socket
-			if address, _ := p.lookupEnv("CONTAINERD_ADDRESS"); address == "" {
-				if err := p.toolMayConnect(c.Args().Slice(), socket); err != nil {
-					return err
-				}
-			}
-			env := os.Environ()
-			for name, value := range map[string]string{
+			env := p.withDefaults(map[string]string{
 				"CONTAINERD_ADDRESS":   socket,
 				"CONTAINERD_NAMESPACE": "k8s.io",
-			} {
-				if _, set := p.lookupEnv(name); !set {
-					env = append(env, name+"="+value)
-				}
-			}
+			})
 			return p.execHelper("ctr", c.Args().Slice(), env)
 		},
 	}
@@ -85,28 +74,45 @@ func (p program) crictlCommand() *cli.Command {
 			"connects to the containerd of the mote in MOTE_DATA_DIR.",
 		SkipFlagParsing: true,
 		Action: func(c *cli.Context) error {
-			dir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+			socket, err := p.toolSocket(c.Args().Slice(), "CONTAINER_RUNTIME_ENDPOINT")
 			if err != nil {
 				return err
 			}
-			socket := layout.For(datadir.At(dir).Agent().Dir()).Socket
-			if endpoint, _ := p.lookupEnv("CONTAINER_RUNTIME_ENDPOINT"); endpoint == "" {
-				if err := p.toolMayConnect(c.Args().Slice(), socket); err != nil {
-					return err
-				}
-			}
-			env := os.Environ()
-			for _, name := range []string{"CONTAINER_RUNTIME_ENDPOINT", "IMAGE_SERVICE_ENDPOINT"} {
-				if _, set := p.lookupEnv(name); !set {
-					env = append(env, name+"=unix://"+socket)
-				}
-			}
+			env := p.withDefaults(map[string]string{
+				"CONTAINER_RUNTIME_ENDPOINT": "unix://" + socket,
+				"IMAGE_SERVICE_ENDPOINT":     "unix://" + socket,
+			})
 			if _, err := os.Stat(crictlConfig); errors.Is(err, fs.ErrNotExist) {
 				env = append(env, p.withoutCrictlConfig(c.Args().Slice())...)
 			}
 			return p.execHelper(crictl, c.Args().Slice(), env)
 		},
 	}
+}
+
+// toolSocket returns the socket of this machine's containerd for a tool. If neither args nor the
+// variable name another one, the user must be allowed to connect to it.
+func (p program) toolSocket(args []string, variable string) (string, error) {
+	dir, err := p.machineSetting("data-dir", server.DefaultDataDir)
+	if err != nil {
+		return "", err
+	}
+	socket := layout.For(datadir.At(dir).Agent().Dir()).Socket
+	if other, _ := p.lookupEnv(variable); other != "" {
+		return socket, nil
+	}
+	return socket, p.toolMayConnect(args, socket)
+}
+
+// withDefaults is the environment with the variables that are not set in it.
+func (p program) withDefaults(variables map[string]string) []string {
+	env := os.Environ()
+	for name, value := range variables {
+		if _, set := p.lookupEnv(name); !set {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 // withoutCrictlConfig is what to add to crictl's environment where its own file is not there: with

@@ -38,26 +38,18 @@ const restartPatience = 10 * time.Second
 const pollEvery = 100 * time.Millisecond
 
 func (p program) uninstallCommand() *cli.Command {
-	all := []settings.Setting{dataDirSetting}
 	return &cli.Command{
 		Name:  "uninstall",
 		Usage: "stop mote and its pods on this machine and remove everything it made",
 		Description: "Removes pods, their network, the cluster's data and keys. Leaves alone file systems mounted " +
 			"inside the data folder,\n" +
 			"the configuration in /etc/mote, and the executable itself. It is safe to repeat.",
-		Flags: append(flags(all), flag(configSetting),
+		Flags: append(flags(dataFolderSettings), flag(configSetting),
 			&cli.BoolFlag{Name: "yes", Usage: "confirm: without it, nothing is removed"}),
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
-				return err
-			}
-			v, err := p.settings(c, all)
+			dataDir, given, err := p.dataFolder(c)
 			if err != nil {
 				return err
-			}
-			dataDir := filepath.Clean(v.String("data-dir"))
-			if !filepath.IsAbs(dataDir) || dataDir == "/" {
-				return fmt.Errorf("data-dir %q is no folder of a mote: give the one the server was given", dataDir)
 			}
 			if !c.Bool("yes") {
 				return fmt.Errorf("this removes the cluster in %s with all its data: repeat with --yes", dataDir)
@@ -65,7 +57,7 @@ func (p program) uninstallCommand() *cli.Command {
 			if os.Geteuid() != 0 {
 				return errNotRoot
 			}
-			links, err := linksTo(dataDir, v.Given("data-dir"), server.DefaultDataDir)
+			links, err := linksTo(dataDir, given, server.DefaultDataDir)
 			if err != nil {
 				return err
 			}
@@ -85,6 +77,26 @@ func (p program) uninstallCommand() *cli.Command {
 			return u.run(c.Context)
 		},
 	}
+}
+
+// dataFolderSettings are those of commands that act on the data folder and on what runs over it.
+var dataFolderSettings = []settings.Setting{dataDirSetting}
+
+// dataFolder resolves the data folder of such a command, and refuses what cannot be one. given is
+// the path as it was written.
+func (p program) dataFolder(c *cli.Context) (dir, given string, err error) {
+	if err := noArgs(c); err != nil {
+		return "", "", err
+	}
+	v, err := p.settings(c, dataFolderSettings)
+	if err != nil {
+		return "", "", err
+	}
+	dir = filepath.Clean(v.String("data-dir"))
+	if !filepath.IsAbs(dir) || dir == "/" {
+		return "", "", fmt.Errorf("data-dir %q is no folder of a mote: give the one the server was given", dir)
+	}
+	return dir, v.Given("data-dir"), nil
 }
 
 // linksTo returns those of paths that are themselves links to the data folder. Who made a link made
