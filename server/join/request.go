@@ -18,11 +18,11 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/apiserver/pkg/authentication/user"
 
 	"github.com/mote-dev/mote/internal/joinapi"
+	"github.com/mote-dev/mote/internal/nodename"
 )
 
 const (
@@ -87,8 +87,7 @@ func (s *Service) readRequest(w http.ResponseWriter, r *http.Request) (joinapi.R
 // checkRequest refuses requests that no later time could make right.
 func (s *Service) checkRequest(request joinapi.Request) error {
 	name := request.NodeName
-	// The name becomes the value of a label, which is no longer than that.
-	if len(validation.IsDNS1123Subdomain(name)) > 0 || len(name) > validation.DNS1123LabelMaxLength {
+	if nodename.Validate(name) != nil {
 		return refuse(joinapi.CodeBadRequest,
 			"node-name %q is no DNS label: choose one with --node-name, of at most 63 lower case letters, digits and "+
 				"'-' between letters or digits", shorten(name))
