@@ -74,8 +74,8 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 	}
 	endpoints := endpointFilter{proxier}
 	ranges := &serviceRanges{changed: services.OnServiceCIDRsChanged, known: make(map[string][]string)}
-	nodes, slices := p.gate.Core().V1().Nodes().Informer(), p.gate.Discovery().V1().EndpointSlices().Informer()
-	serversChanged := func() { p.serversChanged(slices.GetStore(), network) }
+	nodes, endpointSlices := p.gate.Core().V1().Nodes().Informer(), p.gate.Discovery().V1().EndpointSlices().Informer()
+	serversChanged := func() { p.serversChanged(endpointSlices.GetStore(), network) }
 	changed := func() {
 		// Before the first list is complete, missing nodes would count as deleted.
 		if nodes.HasSynced() {
@@ -97,14 +97,14 @@ func (p *Proxy) watch(proxier proxy.Provider, network *podnet.Network) (*watch, 
 		{all, handlers(services.OnServiceAdd, services.OnServiceUpdate, services.OnServiceDelete)},
 		{all, cache.ResourceEventHandlerFuncs{AddFunc: wanted, UpdateFunc: func(_, obj any) { wanted(obj) }}},
 		{
-			slices,
+			endpointSlices,
 			handlers(endpoints.OnEndpointSliceAdd, endpoints.OnEndpointSliceUpdate, endpoints.OnEndpointSliceDelete),
 		},
 		{
 			p.gate.Networking().V1().ServiceCIDRs().Informer(),
 			handlers(ranges.set, func(_, c *networking.ServiceCIDR) { ranges.set(c) }, ranges.remove),
 		},
-		{slices, cache.FilteringResourceEventHandler{
+		{endpointSlices, cache.FilteringResourceEventHandler{
 			FilterFunc: func(obj any) bool {
 				s, ok := obj.(*discovery.EndpointSlice)
 				return ok && ofServers(s)
