@@ -109,7 +109,11 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	w := &world{dir: dir, hosts: map[string]*fakeRegistry{}}
 	ca := authority()
 	client := issue("client", &ca)
@@ -189,7 +193,8 @@ func (r *fakeRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 		scope := req.FormValue("scope")
-		json.NewEncoder(w).Encode(map[string]string{"token": "for " + scope, "access_token": "for " + scope})
+		// A client that hangs up shows in what the test pulls.
+		_ = json.NewEncoder(w).Encode(map[string]string{"token": "for " + scope, "access_token": "for " + scope})
 		return
 	}
 	if r.login != "" && !r.authorized(w, req) {
@@ -211,10 +216,10 @@ func (r *fakeRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Docker-Content-Digest", digest.FromBytes(manifest).String())
 		w.Header().Set("Content-Length", fmt.Sprint(len(manifest)))
 		if req.Method == http.MethodGet {
-			w.Write(manifest)
+			_, _ = w.Write(manifest)
 		}
 	case strings.Contains(req.URL.Path, "/blobs/"):
-		w.Write(layer)
+		_, _ = w.Write(layer)
 	default:
 		http.NotFound(w, req)
 	}
