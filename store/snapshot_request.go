@@ -70,9 +70,10 @@ func listenForCopies(path string) (net.Listener, error) {
 func (s *snapshots) serveListener(ctx context.Context, l net.Listener) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	// Ends a blocked Accept. If the loop sees the end of ctx first, this does not run any more.
-	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	defer func() { _ = l.Close() }()
+	wg.Go(func() {
+		<-ctx.Done()
+		_ = l.Close() // ends a blocked Accept
+	})
 	pauses := retry.Backoff{First: 50 * time.Millisecond, Last: 5 * time.Second}
 	var failures retry.Failures
 	for ctx.Err() == nil {
